@@ -1,0 +1,31 @@
+"""FaMUS: training classifiers on noisy labels with Hugging Face transformers."""
+
+from famus_hf.data import load_noisy_dataset
+from famus_hf.data.noise import corrupt_labels
+from famus_hf.hub import load_famus
+from famus_hf.layer_sampler import AllLayers, LayerSampler, LearnedSampler
+from famus_hf.meta_learners import MetaLearner, MWNet
+from famus_hf.models import build_backbone
+from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
+from famus_hf.stages import meta_gradient
+from famus_hf.trainer import FaMUSTrainer
+from famus_hf.training_args import FaMUSTrainingArguments
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AllLayers",
+    "FaMUSTrainer",
+    "FaMUSTrainingArguments",
+    "LayerSampler",
+    "LearnedSampler",
+    "MWNet",
+    "MetaLearner",
+    "WideResNetConfig",
+    "WideResNetForImageClassification",
+    "build_backbone",
+    "corrupt_labels",
+    "load_famus",
+    "load_noisy_dataset",
+    "meta_gradient",
+]

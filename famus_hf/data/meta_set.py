@@ -1,0 +1,89 @@
+"""The clean meta set: held out of the training split, class-balanced, never corrupted, never also in train."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+
+def default_num_meta(num_train: int, num_labels: int) -> int:
+    """min(1000, 10 % of the training split), rounded down to a multiple of the number of classes."""
+    return min(1000, num_train // 10) // num_labels * num_labels
+
+
+def class_balanced_holdout(
+    labels: Sequence[int] | np.ndarray, num_meta: int, num_labels: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Splits rows into a class-balanced meta set and the rest.
+
+    Args:
+        labels: Shape (N,), clean class indices.
+        num_meta: Size of the meta set. What is left over after an even split goes to the first classes, one each.
+        num_labels: C.
+        seed: Of the draw.
+
+    Returns:
+        Rows of the meta set and rows of the rest, each in ascending order.
+
+    Raises:
+        ValueError: Fewer examples than classes were asked for, or a class has too few.
+    """
+    if num_meta < num_labels:
+        raise ValueError(
+            f"num_meta={num_meta} leaves some of the {num_labels} classes without a meta example: "
+            f"choose at least {num_labels}"
+        )
+    labels = np.asarray(labels)
+    generator = np.random.default_rng(seed)
+    chosen = []
+    for label in range(num_labels):
+        wanted = num_meta // num_labels + (label < num_meta % num_labels)
+        rows = np.flatnonzero(labels == label)
+        if len(rows) <= wanted:
+            raise ValueError(
+                f"num_meta={num_meta} takes {wanted} examples of each class, but class {label} has {len(rows)} in all: "
+                f"choose a smaller num_meta"
+            )
+        chosen.append(generator.choice(rows, wanted, replace=False))
+    meta = np.sort(np.concatenate(chosen))
+    return meta, np.setdiff1d(np.arange(len(labels)), meta)
+
+
+def check_no_overlap(train_index: Sequence[int], meta_index: Sequence[int]) -> None:
+    """Raises ValueError if a row of the source split is both in train and in the meta set."""
+    shared = sorted(set(train_index) & set(meta_index))
+    if shared:
+        raise ValueError(
+            f"{len(shared)} meta examples are also in the training set (index {', '.join(map(str, shared[:3]))}"
+            f"{', …' if len(shared) > 3 else ''}): a meta set must be held out of it"
+        )
+
+
+class MetaBatchSampler:
+    """An endless stream of meta batches in which the batch of a step is a function of (seed, step) alone.
+
+    The meta set is shuffled anew whenever less than a batch of it is left.
+
+    Args:
+        size: Examples in the meta set.
+        batch_size: m; at most `size` are taken.
+        seed: Of the shuffles.
+        start: The step to begin with.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, start: int = 0):
+        self.size = size
+        self.batch_size = min(batch_size, size)
+        self.seed = seed
+        self.start = start
+
+    def batch(self, step: int) -> list[int]:
+        """Rows of the meta set for this step, all different."""
+        round_, place = divmod(step, self.size // self.batch_size)
+        order = np.random.default_rng((self.seed, round_)).permutation(self.size)
+        return order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.start
+        while True:
+            yield self.batch(step)
+            step += 1

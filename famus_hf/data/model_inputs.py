@@ -1,0 +1,118 @@
+"""Raw images and labels as the tensors that a model takes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel, ViTImageProcessorPil
+
+from famus_hf.data.noise import realised_noise_rate
+
+MEMORY_LIMIT = 2 * 1024**3  # bytes of processed images that are kept in memory; larger sets are processed as they come
+STATISTICS_SAMPLES = 1000
+
+
+class ModelInputs(torch.utils.data.Dataset):
+    """A data set with a raw `image` column as `pixel_values` and `labels`, with `index` and `clean_label` kept along.
+
+    Images go through the image processor once and stay in memory where they fit in `MEMORY_LIMIT`.
+
+    Args:
+        dataset: Columns `image`, `label` and any of `index`, `clean_label`.
+        image_processor: From transformers, or any callable with its signature.
+
+    Raises:
+        ValueError: Some images can't be read; says how many and which.
+    """
+
+    def __init__(self, dataset: Dataset, image_processor: BaseImageProcessor):
+        self.image_processor = image_processor
+        self.images = dataset.select_columns("image")
+        columns = {"labels": "label", "index": "index", "clean_label": "clean_label"}
+        self.records = {new: dataset[old][:] for new, old in columns.items() if old in dataset.column_names}
+        self.pixel_values: Tensor | None = None
+        if len(dataset) and len(dataset) * self._process([0]).nbytes <= MEMORY_LIMIT:
+            self._process_all()
+
+    @property
+    def realised_noise_rate(self) -> float:
+        """Share of labels that differ from the clean ones, which must be known."""
+        return realised_noise_rate(np.asarray(self.records["labels"]), np.asarray(self.records["clean_label"]))
+
+    def _process(self, rows: Sequence[int]) -> Tensor:
+        images = [image.convert("RGB") for image in self.images[list(rows)]["image"]]
+        return self.image_processor(images, return_tensors="pt")["pixel_values"]
+
+    def _process_all(self, chunk: int = 256) -> None:
+        parts: list[Tensor] = []
+        unreadable: list[int] = []
+        show = len(self) > 20_000
+        for start in tqdm(range(0, len(self), chunk), desc="Processing images", unit_scale=chunk, disable=not show):
+            rows = range(start, min(start + chunk, len(self)))
+            try:
+                parts.append(self._process(rows))
+            except (OSError, SyntaxError, ValueError):  # PIL's ways to say that an image is broken
+                unreadable += [row for row in rows if not self._readable(row)]
+                if not unreadable:
+                    raise
+        if unreadable:
+            names = [self.records["index"][row] if "index" in self.records else row for row in unreadable[:5]]
+            raise ValueError(
+                f"{len(unreadable)} of {len(self)} images can't be read (index {', '.join(map(str, names))}"
+                f"{', …' if len(unreadable) > 5 else ''}): remove or repair them"
+            )
+        self.pixel_values = torch.cat(parts)
+
+    def _readable(self, row: int) -> bool:
+        try:
+            self._process([row])
+        except (OSError, SyntaxError, ValueError):
+            return False
+        return True
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        pixel_values = self._process([row])[0] if self.pixel_values is None else self.pixel_values[row]
+        return {"pixel_values": pixel_values, **{name: values[row] for name, values in self.records.items()}}
+
+
+def as_model_inputs(dataset: Any, image_processor: Any) -> Any:
+    """`ModelInputs` of a data set with raw images; anything else is returned as it is."""
+    if isinstance(dataset, dict):
+        return {name: as_model_inputs(split, image_processor) for name, split in dataset.items()}
+    if not has_raw_images(dataset) or image_processor is None:
+        return dataset
+    return ModelInputs(dataset, image_processor)
+
+
+def has_raw_images(dataset: Any) -> bool:
+    """Whether this is a `datasets.Dataset` with an `image` column that nothing has been done to yet."""
+    return isinstance(dataset, Dataset) and "image" in dataset.column_names and dataset.format["type"] is None
+
+
+def default_image_processor(model: Any, dataset: Dataset) -> BaseImageProcessor:
+    """The processor that came with a pretrained model, else one made from the data.
+
+    The latter keeps the size of the first image and normalises each colour channel to zero mean and unit variance over
+    (at most 1000) training images.
+    """
+    source = getattr(getattr(model, "config", None), "_name_or_path", "")
+    if isinstance(model, PreTrainedModel) and source:
+        return AutoImageProcessor.from_pretrained(source)
+    rows = np.random.default_rng(0).permutation(len(dataset))[:STATISTICS_SAMPLES]
+    images = [image.convert("RGB") for image in dataset.select(np.sort(rows))["image"]]
+    width, height = dataset[0]["image"].size
+    values = np.concatenate([np.asarray(image, dtype=np.float64).reshape(-1, 3) for image in images]) / 255
+    return ViTImageProcessorPil(
+        size={"height": height, "width": width},
+        do_resize=True,
+        do_convert_rgb=True,
+        image_mean=values.mean(0).round(4).tolist(),
+        image_std=values.std(0).clip(1e-3).round(4).tolist(),
+    )

@@ -1,0 +1,199 @@
+"""Where images and labels come from: digits, folders of MNIST-format idx files, the Hub.
+
+Each source gives a DatasetDict with the splits `train` and `test`, columns `image` and `label` (a ClassLabel), and
+`clean_label` where the data bring one.
+"""
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
+
+# Short name → Hub id, image column, label column. Their labels count as clean.
+HUB_DATASETS = {
+    "cifar10": ("uoft-cs/cifar10", "img", "label"),
+    "cifar100": ("uoft-cs/cifar100", "img", "fine_label"),
+    "fashion_mnist": ("zalando-datasets/fashion_mnist", "image", "label"),
+}
+FASHION_MNIST_CLASSES = [
+    "T-shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
+]  # fmt: skip
+IDX_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+TEST_SEED = 0  # of every test split that is made here: it never follows the run's seed
+TEST_SHARE = 0.2
+
+
+def load_source(
+    name: str,
+    config_name: str | None = None,
+    image_column_name: str | None = None,
+    label_column_name: str | None = None,
+    clean_label_column_name: str | None = None,
+) -> DatasetDict:
+    """Loads a data set by name: `digits`, a folder of idx files, a short name of `HUB_DATASETS` or any Hub id.
+
+    Args:
+        name: The data set.
+        config_name: Its configuration on the Hub.
+        image_column_name: Default: the only image column.
+        label_column_name: Default: the only ClassLabel column.
+        clean_label_column_name: A column with the true labels beside wrong ones, if there is one.
+
+    Raises:
+        ValueError: One sentence that says what is wrong and what to do.
+    """
+    if name == "digits":
+        return _load_digits()
+    if Path(name).is_dir():
+        return _load_idx_folder(Path(name))
+    hub_id, image_default, label_default = HUB_DATASETS.get(name, (name, None, None))
+    splits = _load_from_hub(hub_id, config_name)
+    return DatasetDict(
+        {
+            split: _standard_columns(
+                dataset,
+                image_column_name or image_default,
+                label_column_name or label_default,
+                clean_label_column_name,
+            )
+            for split, dataset in splits.items()
+        }
+    )
+
+
+def labels_known_clean(name: str) -> bool:
+    """Whether the labels of this source are taken as clean when nothing was corrupted."""
+    return name == "digits" or name in HUB_DATASETS or Path(name).is_dir()
+
+
+def _load_digits() -> DatasetDict:
+    """1797 real 8×8 images inside scikit-learn; the test split of 20 % is fixed, stratified by class."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    features = Features({"image": Image(mode="L"), "label": ClassLabel(names=[str(name) for name in range(10)])})
+    whole = Dataset.from_dict({"image": list(images), "label": digits.target}, features=features)
+    return whole.train_test_split(TEST_SHARE, stratify_by_column="label", seed=TEST_SEED)
+
+
+def _load_idx_folder(folder: Path) -> DatasetDict:
+    """The four files of MNIST's format, gzipped or not, as in Debian's package dataset-fashion-mnist."""
+    splits = {}
+    for split, file_names in IDX_FILES.items():
+        paths = tuple(_find_idx_file(folder, file_name) for file_name in file_names)
+        images, labels = map(_read_idx, paths)
+        if len(images) != len(labels) or len(labels) == 0:
+            raise ValueError(f"{str(paths[0])!r} has {len(images)} images, {str(paths[1])!r} {len(labels)} labels")
+        classes = [str(label) for label in range(int(labels.max()) + 1)]
+        if "fashion" in folder.resolve().name.lower():
+            classes = FASHION_MNIST_CLASSES
+        splits[split] = Dataset.from_generator(
+            _idx_rows,
+            gen_kwargs={"paths": paths, "stamps": tuple(path.stat().st_mtime_ns for path in paths)},
+            features=Features({"image": Image(mode="L"), "label": ClassLabel(names=classes)}),
+        )
+    return DatasetDict(splits)
+
+
+def _find_idx_file(folder: Path, file_name: str) -> Path:
+    for path in (folder / file_name, folder / f"{file_name}.gz"):
+        if path.is_file():
+            return path
+    raise ValueError(
+        f"folder {str(folder)!r} has no {file_name} or {file_name}.gz: a folder data set needs the four idx files of "
+        "MNIST's format (Debian's package dataset-fashion-mnist brings them)"
+    )
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """An idx file of unsigned bytes as an array. Raises ValueError if the header and the size disagree."""
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        content = file.read()
+    dimensions = content[3] if content[:3] == b"\x00\x00\x08" else 0
+    shape = np.frombuffer(content, ">u4", dimensions, offset=4).astype(int) if dimensions else np.zeros(1, int)
+    if not dimensions or len(content) != 4 + 4 * dimensions + shape.prod():
+        raise ValueError(f"{str(path)!r} is not an idx file of unsigned bytes, or it is cut short: fetch it again")
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+def _idx_rows(paths: tuple[Path, ...], stamps: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+    """Rows of one split; `stamps` only makes the cache notice changed files."""
+    for image, label in zip(*map(_read_idx, paths), strict=True):
+        yield {"image": image, "label": int(label)}
+
+
+def _load_from_hub(hub_id: str, config_name: str | None) -> DatasetDict:
+    """Splits `train` and `test` of a Hub data set; without a test split, `validation` or a fixed 20 % of train."""
+    if "/" not in hub_id:
+        known = ", ".join(["digits", *HUB_DATASETS])
+        raise ValueError(
+            f"data set {hub_id!r} is unknown: choose one of {known}, a Hub id such as 'user/name', "
+            "or a folder of idx files"
+        )
+    try:
+        splits = load_dataset(hub_id, config_name)
+    except Exception as error:  # the client raises a dozen unrelated types for a missing network, id or config
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"data set {hub_id!r} could not be loaded ({type(error).__name__}: {reason}): check id and network, "
+            "or use --dataset_name digits or a local folder of idx files, which need none"
+        ) from error
+    if "train" not in splits:
+        raise ValueError(f"data set {hub_id!r} has the splits {', '.join(splits)}, but no 'train'")
+    for test in ("test", "validation", "valid"):
+        if test in splits:
+            return DatasetDict({"train": splits["train"], "test": splits[test]})
+    return splits["train"].train_test_split(TEST_SHARE, seed=TEST_SEED)
+
+
+def _standard_columns(dataset: Dataset, image: str | None, label: str | None, clean_label: str | None) -> Dataset:
+    """Renames the columns to `image`, `label` and `clean_label`, drops the others, makes labels ClassLabels."""
+    image = _one_column(dataset, image, Image, "image")
+    label = _one_column(dataset, label, ClassLabel, "label")
+    names = {image: "image", label: "label"}
+    if clean_label is not None:
+        names[_one_column(dataset, clean_label, ClassLabel, "clean_label")] = "clean_label"
+    dataset = dataset.select_columns(list(names)).rename_columns({old: new for old, new in names.items() if old != new})
+    if not isinstance(dataset.features["image"], Image):
+        raise ValueError(f"column {image!r} holds {dataset.features['image']}, which is not an image")
+    return _as_class_labels(dataset, label)
+
+
+def _one_column(dataset: Dataset, wanted: str | None, kind: type, role: str) -> str:
+    columns = dataset.column_names
+    if wanted is not None:
+        if wanted not in columns:
+            raise ValueError(f"{role} column {wanted!r} is not in the data set, which has {', '.join(columns)}")
+        return wanted
+    found = [name for name, feature in dataset.features.items() if isinstance(feature, kind)]
+    if len(found) != 1:
+        raise ValueError(
+            f"{len(found)} columns of the data set could be the {role} column ({', '.join(found) or 'none'}): "
+            f"name one of {', '.join(columns)} with --{role}_column_name"
+        )
+    return found[0]
+
+
+def _as_class_labels(dataset: Dataset, original_name: str) -> Dataset:
+    feature = dataset.features["label"]
+    if not isinstance(feature, ClassLabel):
+        countable = isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "string", "large_string"))
+        if not countable:
+            raise ValueError(
+                f"label column {original_name!r} holds {feature}, which are not classes: "
+                "choose a column of class names or integer class indices"
+            )
+        dataset = dataset.class_encode_column("label")
+    labels = np.asarray(dataset["label"][:])
+    if len(labels) and labels.min() < 0:
+        raise ValueError(f"label column {original_name!r} holds {labels.min()}, which is no class: remove those rows")
+    if "clean_label" in dataset.features:
+        dataset = dataset.cast_column("clean_label", dataset.features["label"])
+    return dataset

@@ -1,0 +1,120 @@
+"""The derivative of a training batch's logits along a direction in weight space: ż = (∂z/∂w)·d (torch only).
+
+It is all that the meta gradient needs from the network beside ordinary gradients. Three ways to get the same numbers:
+
+| way | how | good when |
+|---|---|---|
+| forward | dual tensors on the layers of the direction, one more forward pass | many layers, or low ones |
+| reverse | vector-Jacobian product, differentiated by its vector; reuses the retained graph | few layers near the top |
+| finite | central difference of two forward passes | kernels without either derivative |
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from famus_hf.passes import cloned_buffers, differentiable_attention, model_logits, random_state_kept
+
+DERIVATIVES = ("auto", "forward", "reverse", "finite")
+
+# Above this share of the forward pass, forward mode costs less than reverse twice (measured: scripts/benchmark.py).
+REVERSE_SHARE = 0.7
+
+
+@dataclass
+class TrainingPass:
+    """One forward pass of the training batch at w, whose graph is kept until the step ends.
+
+    Attributes:
+        model: The network itself, not a wrapper around it.
+        inputs: Keyword arguments of its forward, without labels.
+        labels: Shape (n,).
+        logits: Shape (n, C), with graph.
+        random_state: The generators' state before the pass, so that another pass draws the same dropout masks.
+    """
+
+    model: nn.Module
+    inputs: Mapping[str, Any]
+    labels: Tensor
+    logits: Tensor
+    random_state: list[Tensor]
+
+
+def logit_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor], derivative: str) -> Tensor:
+    """ż = (∂z/∂w)·d, shape (n, C), detached.
+
+    Args:
+        training_pass: The training batch's forward pass at w.
+        direction: Parameter name → tensor of that parameter's shape; parameters left out count as zero.
+        derivative: `"forward"`, `"reverse"` or `"finite"`.
+    """
+    ways = {"forward": _forward_tangent, "reverse": _reverse_tangent, "finite": _finite_tangent}
+    return ways[derivative](training_pass, direction)
+
+
+def _forward_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]) -> Tensor:
+    model, inputs = training_pass.model, training_pass.inputs
+    device = training_pass.logits.device
+    with (
+        torch.no_grad(),
+        random_state_kept(device, training_pass.random_state),
+        differentiable_attention(),
+        forward_ad.dual_level(),
+    ):
+        duals = {
+            name: forward_ad.make_dual(model.get_parameter(name).detach(), tangent)
+            for name, tangent in direction.items()
+        }
+        logits = model_logits(model, inputs, {**duals, **cloned_buffers(model)})
+        tangent = forward_ad.unpack_dual(logits).tangent
+    return torch.zeros_like(training_pass.logits) if tangent is None else tangent.detach()
+
+
+def _reverse_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]) -> Tensor:
+    logits = training_pass.logits
+    parameters = [training_pass.model.get_parameter(name) for name in direction]
+    # The vector-Jacobian product is linear in `cotangent`, so its derivative does not depend on the value chosen here.
+    cotangent = torch.ones_like(logits, requires_grad=True)
+    products = torch.autograd.grad(
+        logits, parameters, cotangent, create_graph=True, retain_graph=True, allow_unused=True
+    )
+    used = [
+        (product, tangent)
+        for product, tangent in zip(products, direction.values(), strict=True)
+        if product is not None and product.requires_grad
+    ]
+    if not used:
+        return torch.zeros_like(logits)
+    (tangent,) = torch.autograd.grad([p for p, _ in used], cotangent, [t for _, t in used], allow_unused=True)
+    return torch.zeros_like(logits) if tangent is None else tangent.detach()
+
+
+def _finite_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]) -> Tensor:
+    """Central difference in place: the weights are restored bit for bit, whatever happens in between."""
+    model, inputs = training_pass.model, training_pass.inputs
+    device = training_pass.logits.device
+    parameters = [model.get_parameter(name) for name in direction]
+    tangents = list(direction.values())
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tangent) for tangent in tangents]))
+    if norm == 0:
+        return torch.zeros_like(training_pass.logits)
+    # Small enough to cross few kinks of a ReLU network, large enough to stay clear of rounding.
+    step = float(torch.finfo(norm.dtype).eps ** 0.4 / norm)
+    # `.data` leaves the version counters alone: the retained graph of the training pass stays valid.
+    weights = [parameter.data for parameter in parameters]
+    originals = [weight.clone() for weight in weights]
+    shifted = []
+    try:
+        for sign in (1, -1):
+            for weight, original, tangent in zip(weights, originals, tangents, strict=True):
+                torch.add(original, tangent, alpha=sign * step, out=weight)
+            with torch.no_grad(), random_state_kept(device, training_pass.random_state):
+                shifted.append(model_logits(model, inputs, cloned_buffers(model)))
+    finally:
+        for weight, original in zip(weights, originals, strict=True):
+            weight.copy_(original)
+    return (shifted[0] - shifted[1]) / (2 * step)

@@ -1,0 +1,174 @@
+"""Layer samplers Γ: through which layers the meta gradient flows in a step (torch only).
+
+A sampler is made with its settings and told later which layers there are (`build`). In each step it turns the virtual
+gradients of those layers into gates r of shape (L,), 0 or 1.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from famus_hf.layers import Layer, pool_gradient
+
+MAX_WIDTH = 4096  # a longer pooled gradient (an embedding's) is average-pooled to this width
+
+
+class LayerSampler(nn.Module):
+    """What a sampler must say: the gates of a step.
+
+    Attributes:
+        widths: Candidate layer → D_out, in order of the layers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widths: dict[str, int] = {}
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, for `meta_net/config.json`."""
+        return {}
+
+    def build(self, widths: Mapping[str, int]) -> None:
+        """Tells the sampler its candidate layers. widths: layer → D_out, in order of the layers."""
+        self.widths = dict(widths)
+
+    def forward(self, pooled: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        """Gates r of shape (L,), 0 or 1.
+
+        Args:
+            pooled: Candidate layer → its pooled virtual gradient ḡ of shape (D_out,).
+            generator: Source of all randomness, on the CPU.
+        """
+        raise NotImplementedError
+
+
+class AllLayers(LayerSampler):
+    """Every candidate layer is on in every step: the exact base method."""
+
+    def forward(self, pooled: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        return torch.ones(len(self.widths))
+
+
+class LearnedSampler(LayerSampler):
+    """FaMUS: one small network per layer decides from the layer's virtual gradient (Eq. 8).
+
+    FC(D_out → hidden_size), PReLU, FC(hidden_size → 2), Gumbel-softmax (hard, straight-through). The networks of layers
+    of equal width are stacked and evaluated as one.
+
+    Args:
+        hidden_size: Width between the two fully connected layers.
+        temperature: Of the Gumbel-softmax. Paper: not stated (its released code uses 5).
+        initial_bias: Log-odds of a layer being on before anything is learned. Paper: not stated. The second fully
+            connected layer starts from zero weights, so that at first only this bias and the noise decide.
+    """
+
+    def __init__(self, hidden_size: int = 128, temperature: float = 1.0, initial_bias: float = 0.0):
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature={temperature} must be greater than 0")
+        self.hidden_size = hidden_size
+        self.temperature = temperature
+        self.initial_bias = initial_bias
+        self.stacks = nn.ModuleDict()
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "hidden_size": self.hidden_size,
+            "temperature": self.temperature,
+            "initial_bias": self.initial_bias,
+        }
+
+    def build(self, widths: Mapping[str, int]) -> None:
+        super().build({name: min(width, MAX_WIDTH) for name, width in widths.items()})
+        for width in sorted(set(self.widths.values())):
+            members = [layer for layer, own in self.widths.items() if own == width]
+            self.stacks[str(width)] = _StackedGates(len(members), width, self.hidden_size, self.initial_bias)
+
+    def log_odds(self, pooled: Mapping[str, Tensor]) -> Tensor:
+        """Unnormalised log-probabilities (off, on) of each candidate layer, shape (L, 2).
+
+        Args:
+            pooled: Candidate layer → its pooled virtual gradient ḡ of shape (D_out,).
+        """
+        rows: dict[str, Tensor] = {}
+        for width, stack in self.stacks.items():
+            members = [layer for layer, own in self.widths.items() if own == int(width)]
+            inputs = torch.stack([sampler_input(pooled[layer]) for layer in members])
+            rows.update(zip(members, stack(inputs).unbind(), strict=True))
+        return torch.stack([rows[layer] for layer in self.widths])
+
+    def forward(self, pooled: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        """Hard samples, whose gradient is that of the soft ones (straight-through)."""
+        scores = self.log_odds(pooled)
+        exponential = torch.empty(scores.shape).exponential_(generator=generator)
+        noise = -exponential.clamp_min(torch.finfo(torch.float32).tiny).log()  # Gumbel(0, 1)
+        soft = F.softmax((scores + noise.to(scores)) / self.temperature, dim=1)[:, 1]
+        hard = (soft.detach() > 0.5).to(soft)
+        return hard + (soft - soft.detach())
+
+
+class _StackedGates(nn.Module):
+    """The gate networks of `count` layers of one width, side by side."""
+
+    def __init__(self, count: int, width: int, hidden_size: int, initial_bias: float):
+        super().__init__()
+        bound = width**-0.5  # as in nn.Linear
+        self.hidden_weight = nn.Parameter(torch.empty(count, width, hidden_size).uniform_(-bound, bound))
+        self.hidden_bias = nn.Parameter(torch.empty(count, 1, hidden_size).uniform_(-bound, bound))
+        self.slope = nn.Parameter(torch.full((count, 1, 1), 0.25))  # of the PReLU
+        self.output_weight = nn.Parameter(torch.zeros(count, hidden_size, 2))
+        self.output_bias = nn.Parameter(torch.tensor([-initial_bias / 2, initial_bias / 2]).repeat(count, 1, 1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """inputs: (count, width). Returns (count, 2)."""
+        hidden = torch.baddbmm(self.hidden_bias, inputs.unsqueeze(1), self.hidden_weight)  # (count, 1, hidden)
+        hidden = torch.where(hidden >= 0, hidden, self.slope * hidden)
+        return torch.baddbmm(self.output_bias, hidden, self.output_weight).squeeze(1)
+
+
+def sampler_input(pooled: Tensor) -> Tensor:
+    """A layer's pooled virtual gradient, ready for its sampler: detached, standardised, at most `MAX_WIDTH` values.
+
+    Paper: not standardised; raw values near 1e-4 carry no signal through the first layer.
+
+    Args:
+        pooled: Shape (D_out,).
+    """
+    values = pooled.detach().float()
+    if len(values) > MAX_WIDTH:
+        values = F.adaptive_avg_pool1d(values.unsqueeze(0), MAX_WIDTH).squeeze(0)
+    if len(values) == 1:
+        return values
+    return (values - values.mean()) / (values.std(unbiased=False) + 1e-9)
+
+
+def gate_gradient(
+    gates: Tensor,
+    slopes: Tensor,
+    *,
+    expected_layers: float,
+    sparsity_weight: float,
+) -> Tensor:
+    """∂L/∂r of shape (L,): the gate's own effect on L_c where it is on, and Eq. (10) for every gate.
+
+    Args:
+        gates: r, shape (L,), 0 or 1.
+        slopes: −α⟨v_l, g_l⟩, shape (L,); read only where the gate is on (for a layer that is off v_l does not exist).
+        expected_layers: K.
+        sparsity_weight: λ1.
+    """
+    r = gates.detach()
+    return torch.where(r > 0, slopes, torch.zeros_like(slopes)) + 2 * sparsity_weight * (r.sum() - expected_layers)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """A CPU generator that is a function of (seed, step) alone, the same on all processes."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+def pooled_gradients(layers: Sequence[Layer], gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """ḡ of Eq. (8) for each layer: name → shape (D_out,). gradient: g by parameter name."""
+    return {layer.name: pool_gradient([gradient[name] for name in layer.parameters]) for layer in layers}

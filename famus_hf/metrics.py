@@ -1,0 +1,30 @@
+"""Metrics computed offline, as `evaluate.Metric` objects with evaluate's names (`evaluate.load` needs the network)."""
+
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from sklearn.metrics import accuracy_score
+from transformers import EvalPrediction
+
+
+class Accuracy(evaluate.Metric):
+    """Share of correct predictions, `{"accuracy": …}`; a stand-in for `evaluate.load("accuracy")`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Share of predictions that equal the reference.",
+            citation="",
+            inputs_description="predictions and references: class indices.",
+            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
+        )
+
+    def _compute(self, predictions: Any, references: Any, **kwargs: Any) -> dict[str, float]:
+        return {"accuracy": float(accuracy_score(references, predictions))}
+
+
+def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """`compute_metrics` of a Trainer: top-1 accuracy in [0, 1] of logits of shape (n, C)."""
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    return {"accuracy": float(accuracy_score(prediction.label_ids, np.argmax(logits, axis=1)))}

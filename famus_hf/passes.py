@@ -1,0 +1,81 @@
+"""Forward passes that leave no trace: substituted tensors, thrown-away buffers, restored generators (torch only)."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+RECORD_COLUMNS = ("index", "clean_label")  # travel with a batch for the logs; never enter the model
+
+
+def split_inputs(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor, dict[str, Any]]:
+    """A Trainer's batch → keyword arguments of the model, labels (n,), record columns."""
+    model_inputs = {name: value for name, value in inputs.items() if name not in ("labels", *RECORD_COLUMNS)}
+    return model_inputs, inputs["labels"], {name: inputs[name] for name in RECORD_COLUMNS if name in inputs}
+
+
+def get_random_state(device: torch.device) -> list[Tensor]:
+    """State of torch's generators that a pass on this device draws from."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+def set_random_state(device: torch.device, states: list[Tensor]) -> None:
+    """Puts back what `get_random_state` returned."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
+@contextmanager
+def random_state_kept(device: torch.device, start: list[Tensor] | None = None) -> Iterator[None]:
+    """Whatever the body draws, the generators stand afterwards where they stood before.
+
+    Args:
+        device: Where the body computes.
+        start: A state to begin the body with (default: the present one).
+    """
+    before = get_random_state(device)
+    if start is not None:
+        set_random_state(device, start)
+    try:
+        yield
+    finally:
+        set_random_state(device, before)
+
+
+def differentiable_attention() -> Any:
+    """Selects the only attention kernel that has forward mode and double backward (no effect on other operations)."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def model_logits(model: nn.Module, inputs: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Logits of shape (n, C), optionally with some parameters and buffers replaced by `tensors`.
+
+    Raises:
+        TypeError: The output has no `logits` of shape (n, C).
+    """
+    outputs = model(**inputs) if tensors is None else functional_call(model, dict(tensors), (), dict(inputs))
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        seen = f"logits of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(outputs).__name__
+        raise TypeError(f"the model returned {seen}; FaMUS needs an output with .logits of shape (batch, classes)")
+    return logits
+
+
+def cloned_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the buffers, for a pass whose running statistics are thrown away."""
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def logits_without_trace(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """Logits (n, C) of a pass that leaves buffers and random state as they were."""
+    device = next(model.parameters()).device
+    with random_state_kept(device):
+        return model_logits(model, inputs, cloned_buffers(model))

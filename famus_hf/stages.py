@@ -1,0 +1,289 @@
+"""Virtual-Train, Meta-Train and Actual-Train as functions of tensors (torch only).
+
+Symbols: n training batch, m meta batch, C classes, w weights of the network, θ of the meta-learner, α learning rate
+of w, J(w, θ) the meta-learner's training loss, ŵ the virtual weights, L_c the mean cross-entropy of the meta batch at
+ŵ. With v = ∂L_c/∂ŵ held constant, the meta gradient is ∂L_c/∂θ = −α ∂/∂θ ⟨v, ∇_w J(w, θ)⟩, and J depends on w only
+through the logits: one directional derivative of the logits (`derivatives.logit_tangent`) replaces the second-order
+graph, exactly, for any set of layers.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from famus_hf.derivatives import DERIVATIVES, REVERSE_SHARE, TrainingPass, logit_tangent
+from famus_hf.layer_sampler import gate_gradient
+from famus_hf.layers import (
+    Layer,
+    find_layers,
+    parameters_by_layer,
+    parameters_of,
+    pool_gradient,
+    select_layers,
+    unpool_gradient,
+)
+from famus_hf.losses import cross_entropy
+from famus_hf.meta_learners import MetaLearner, PerExampleLoss
+from famus_hf.passes import (
+    cloned_buffers,
+    differentiable_attention,
+    get_random_state,
+    model_logits,
+    random_state_kept,
+    split_inputs,
+)
+
+
+def virtual_gradient(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """g = ∇_w J(w, θ) of Eq. (3) by parameter name; the graph of `loss` (a scalar) is kept for Actual-Train."""
+    gradients = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, materialize_grads=True)
+    return dict(zip(parameters, gradients, strict=True))
+
+
+def virtual_parameters(
+    parameters: Mapping[str, Tensor], gradient: Mapping[str, Tensor], learning_rate: float
+) -> dict[str, Tensor]:
+    """ŵ = w − α g of Eq. (3), by parameter name: no momentum, no weight decay."""
+    with torch.no_grad():
+        steps = [gradient[name] for name in parameters]
+        values = torch._foreach_add(list(parameters.values()), steps, alpha=-learning_rate)
+    return dict(zip(parameters, values, strict=True))
+
+
+def validation_gradient(
+    model: nn.Module,
+    virtual: Mapping[str, Tensor],
+    inputs: Mapping[str, Any],
+    labels: Tensor,
+    names: Iterable[str],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """v = ∂L_c/∂ŵ of Eq. (4) for the named parameters only; nothing is formed for the others. Leaves no trace.
+
+    Args:
+        model: The network.
+        virtual: ŵ by parameter name.
+        inputs: The meta batch's keyword arguments of the model.
+        labels: Shape (m,).
+        names: Parameters of the layers that are on.
+
+    Returns:
+        L_c (a detached scalar) and v by parameter name.
+    """
+    leaves = {name: virtual[name].detach().requires_grad_() for name in names}
+    with random_state_kept(labels.device), torch.enable_grad():
+        logits = model_logits(model, inputs, {**virtual, **leaves, **cloned_buffers(model)})
+        loss = cross_entropy(logits, labels).mean()
+        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True) if leaves else ()
+    return loss.detach(), dict(zip(leaves, gradients, strict=True))
+
+
+def gradient_of_slope(
+    meta_learner: MetaLearner, logits: Tensor, tangent: Tensor, labels: Tensor, per_example_loss: PerExampleLoss
+) -> dict[str, Tensor]:
+    """∂/∂θ of the slope of J along a direction d, ⟨∂J/∂z (z; θ), ż⟩: first order in θ, on tensors of n × C.
+
+    Args:
+        meta_learner: Ψ.
+        logits: z, shape (n, C).
+        tangent: ż = (∂z/∂w)·d, shape (n, C).
+        labels: Shape (n,).
+        per_example_loss: ℓ.
+
+    Returns:
+        The gradient by name in `meta_learner.named_parameters()`.
+    """
+    with torch.enable_grad():
+        z = logits.detach().requires_grad_()
+        loss = meta_learner.training_loss(z, labels, per_example_loss)
+        (loss_gradient,) = torch.autograd.grad(loss, z, create_graph=True)
+        slope = (loss_gradient * tangent).sum()
+        named = dict(meta_learner.named_parameters())
+        gradients = torch.autograd.grad(slope, list(named.values()), materialize_grads=True)
+    return dict(zip(named, gradients, strict=True))
+
+
+def choose_derivative(derivative: str, layers: Sequence[Layer]) -> str:
+    """Resolves `"auto"` by how much of the network lies above the lowest of the given layers."""
+    if derivative != "auto":
+        return derivative
+    return "reverse" if max(layer.share for layer in layers) <= REVERSE_SHARE else "forward"
+
+
+@dataclass(frozen=True)
+class MetaObjective:
+    """The settings of Eq. (12): L = L_c + λ1·(Σ_l r_l − K)² + λ2·‖ḡ_L^tra − ḡ_L^val‖².
+
+    Attributes:
+        expected_layers: K.
+        sparsity_weight: λ1.
+        gradient_match_weight: λ2.
+        derivative: A key of `famus_hf.derivatives.DERIVATIVES`.
+    """
+
+    expected_layers: float = 4.0
+    sparsity_weight: float = 0.0
+    gradient_match_weight: float = 0.0
+    derivative: str = "auto"
+
+
+@dataclass(frozen=True)
+class MetaTrain:
+    """What one Meta-Train step found.
+
+    Attributes:
+        meta_loss: L_c, or None where no layer was evaluated.
+        learner_gradient: g' by name of θ; empty where no layer was evaluated (θ then stays as it is).
+        gate_gradient: ∂L/∂r, shape (L,), for the layer sampler.
+        active_layers: Σ_l r_l.
+    """
+
+    meta_loss: Tensor | None
+    learner_gradient: dict[str, Tensor]
+    gate_gradient: Tensor
+    active_layers: int
+
+
+def meta_train(
+    training_pass: TrainingPass,
+    meta_learner: MetaLearner,
+    per_example_loss: PerExampleLoss,
+    meta_inputs: Mapping[str, Any],
+    meta_labels: Tensor,
+    gradient: Mapping[str, Tensor],
+    learning_rate: float,
+    candidates: Sequence[Layer],
+    gates: Tensor,
+    last_layer: Layer,
+    objective: MetaObjective,
+) -> MetaTrain:
+    """The gradients of Eq. (12) w.r.t. θ and the gates (Eq. 4, 6–12). A layer that is off is not computed.
+
+    Args:
+        training_pass: The training batch's forward pass at w, with its graph.
+        meta_learner: Ψ.
+        per_example_loss: ℓ.
+        meta_inputs: The meta batch's keyword arguments of the model.
+        meta_labels: Shape (m,).
+        gradient: g = ∇_w J of Virtual-Train, by name of every trainable parameter.
+        learning_rate: α.
+        candidates: The layers that have a gate, in order.
+        gates: r, shape (L,), 0 or 1.
+        last_layer: L, evaluated for Eq. (11) even where its gate is off.
+        objective: K, λ1, λ2.
+    """
+    model = training_pass.model
+    switched_on = [r > 0 for r in gates.tolist()]  # the one host synchronisation of a step
+    on = [layer for layer, is_on in zip(candidates, switched_on, strict=True) if is_on]
+    matched = [last_layer] if objective.gradient_match_weight > 0 else []
+    evaluated = on + [layer for layer in matched if layer not in on]
+    slopes = torch.zeros_like(gates)
+    meta_loss, learner_gradient = None, {}
+    if evaluated:
+        parameters = {name: model.get_parameter(name) for name in gradient}
+        virtual = virtual_parameters(parameters, gradient, learning_rate)
+        names = parameters_of(evaluated)
+        meta_loss, validation = validation_gradient(model, virtual, meta_inputs, meta_labels, names)
+        del virtual
+        direction = {name: -learning_rate * validation[name] for name in parameters_of(on)}
+        if gates.requires_grad and on:
+            slopes[gates.detach() > 0] = torch.stack(
+                [
+                    torch.stack([(direction[name] * gradient[name]).sum() for name in layer.parameters]).sum()
+                    for layer in on
+                ]
+            ).to(slopes)
+        for layer in matched:
+            _add_matching_direction(direction, layer, gradient, validation, objective.gradient_match_weight)
+        way = choose_derivative(objective.derivative, evaluated)
+        tangent = logit_tangent(training_pass, direction, way)
+        learner_gradient = gradient_of_slope(
+            meta_learner, training_pass.logits, tangent, training_pass.labels, per_example_loss
+        )
+    return MetaTrain(
+        meta_loss,
+        learner_gradient,
+        gate_gradient(
+            gates,
+            slopes,
+            expected_layers=objective.expected_layers,
+            sparsity_weight=objective.sparsity_weight,
+        ),
+        len(on),
+    )
+
+
+def _add_matching_direction(
+    direction: dict[str, Tensor],
+    layer: Layer,
+    gradient: Mapping[str, Tensor],
+    validation: Mapping[str, Tensor],
+    weight: float,
+) -> None:
+    """Adds 2λ2·Poolᵀ(ḡ^tra − ḡ^val) on layer L: the slope of J along it has the θ-gradient of λ2·L_g (Eq. 11).
+
+    Paper: ḡ^val is held constant here, though it too depends on θ through ŵ.
+    """
+    own = [gradient[name] for name in layer.parameters]
+    difference = pool_gradient(own) - pool_gradient([validation[name] for name in layer.parameters])
+    for name, spread in zip(layer.parameters, unpool_gradient(2 * weight * difference, own), strict=True):
+        direction[name] = direction[name] + spread if name in direction else spread
+
+
+def meta_gradient(
+    model: nn.Module,
+    meta_learner: MetaLearner,
+    train_inputs: Mapping[str, Any],
+    meta_inputs: Mapping[str, Any],
+    *,
+    learning_rate: float,
+    layers: Sequence[str] | None = None,
+    derivative: str = "auto",
+) -> dict[str, Tensor]:
+    """The gradient of L_c w.r.t. the meta-learner's parameters through the named layers (Eq. 7, 9), usable alone.
+
+    Model, buffers, `.grad` and random state stay as they were; the model's own train or eval mode is used.
+
+    Args:
+        model: Any classifier whose output has `.logits` of shape (n, C).
+        meta_learner: Ψ, for example `MWNet()`.
+        train_inputs: A training batch as a Trainer passes it, `labels` of shape (n,) included.
+        meta_inputs: A meta batch likewise, `labels` of shape (m,).
+        learning_rate: α of the virtual step.
+        layers: Paths in `model.named_modules()` of modules that directly own trainable parameters (`""` is the root);
+            None means all.
+        derivative: `"auto"`, `"forward"`, `"reverse"` or `"finite"` (see `famus_hf.derivatives`).
+
+    Returns:
+        The gradient by name in `meta_learner.named_parameters()`.
+
+    Raises:
+        ValueError: An unknown layer or derivative.
+    """
+    if derivative not in DERIVATIVES:
+        raise ValueError(f"derivative={derivative!r} is unknown: choose one of {', '.join(DERIVATIVES)}")
+    on = parameters_by_layer(model) if layers is None else select_layers(model, layers)
+    if not on:
+        return {name: torch.zeros_like(parameter) for name, parameter in meta_learner.named_parameters()}
+    inputs, labels, _ = split_inputs(train_inputs)
+    if derivative == "auto":
+        if layers is None:
+            derivative = "forward"
+        else:
+            derivative = choose_derivative("auto", [la for la in find_layers(model, inputs) if la.name in on])
+    device = next(model.parameters()).device
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    random_state = get_random_state(device)
+    with random_state_kept(device), torch.enable_grad(), differentiable_attention():
+        logits = model_logits(model, inputs, cloned_buffers(model))
+        training_pass = TrainingPass(model, inputs, labels, logits, random_state)
+        loss = meta_learner.training_loss(logits, labels, cross_entropy)
+        virtual = virtual_parameters(parameters, virtual_gradient(loss, parameters), learning_rate)
+        names = [name for tensors in on.values() for name in tensors]
+        meta_batch, meta_labels, _ = split_inputs(meta_inputs)
+        _, validation = validation_gradient(model, virtual, meta_batch, meta_labels, names)
+        direction = {name: -learning_rate * gradient for name, gradient in validation.items()}
+        tangent = logit_tangent(training_pass, direction, derivative)
+    return gradient_of_slope(meta_learner, logits, tangent, labels, cross_entropy)

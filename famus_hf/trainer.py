@@ -1,0 +1,401 @@
+"""FaMUSTrainer: transformers' Trainer whose training step runs Virtual-Train, Meta-Train and Actual-Train."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
+
+from famus_hf import hub
+from famus_hf.data.meta_set import MetaBatchSampler, check_no_overlap
+from famus_hf.data.model_inputs import ModelInputs, as_model_inputs, default_image_processor, has_raw_images
+from famus_hf.derivatives import TrainingPass
+from famus_hf.layer_sampler import AllLayers, LayerSampler, LearnedSampler
+from famus_hf.layers import Layer, find_layers
+from famus_hf.losses import cross_entropy
+from famus_hf.meta_learners import MetaLearner, MWNet
+from famus_hf.meta_model import MetaModel
+from famus_hf.model_card import facts_of_run, render_model_card
+from famus_hf.passes import RECORD_COLUMNS, differentiable_attention, get_random_state, model_logits, split_inputs
+from famus_hf.stages import MetaObjective, virtual_gradient
+from famus_hf.training_args import FaMUSTrainingArguments
+
+META_STATE = "meta_state.pt"
+
+
+class FaMUSTrainer(Trainer):
+    """Trains a classifier on noisy labels; a meta-learner, taught by a clean meta set, weighs the examples.
+
+    Paper: Xu, Zhu, Jiang, Yang, "Faster Meta Update Strategy for Noise-Robust Deep Learning", CVPR 2021,
+    arXiv:2104.15092.
+
+    Takes Trainer's arguments, and:
+
+    Args:
+        model: Any network whose forward accepts `labels` and returns `.logits` of shape (n, C).
+        args: Settings; a plain TrainingArguments is not enough.
+        meta_dataset: The clean meta set, in the same form as `train_dataset`; not part of it.
+        meta_learner: An object instead of `args.meta_learner`, for example `MWNet()`.
+        layer_sampler: An object instead of `args.layer_sampler`, for example `LearnedSampler()`.
+
+    Data sets are either raw (`datasets.Dataset` with `image` and `label`), converted with `processing_class` (default:
+    made from data and model), or any map-style data set that already yields model inputs and `labels`. The columns
+    `index` and `clean_label` are kept for the logs and never enter the model.
+
+    Raises:
+        ValueError, TypeError: One sentence, before training starts.
+    """
+
+    args: FaMUSTrainingArguments
+    model: nn.Module
+    train_dataset: Any
+    _tag_names = ("famus", "noisy-labels")
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: FaMUSTrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *arguments: Any,
+        meta_dataset: Any = None,
+        meta_learner: MetaLearner | None = None,
+        layer_sampler: LayerSampler | None = None,
+        **keywords: Any,
+    ):
+        args = FaMUSTrainingArguments("famus_output") if args is None else args
+        if not isinstance(args, FaMUSTrainingArguments):
+            raise TypeError(f"args is a {type(args).__name__}: FaMUSTrainer needs FaMUSTrainingArguments")
+        if processing_class is None and has_raw_images(train_dataset):
+            processing_class = default_image_processor(model, train_dataset)
+        convert = partial(as_model_inputs, image_processor=processing_class)
+        super().__init__(
+            model,
+            args,
+            data_collator,
+            convert(train_dataset),
+            convert(eval_dataset),
+            processing_class,
+            *arguments,
+            **keywords,
+        )
+        self.model_accepts_loss_kwargs = False  # each micro-batch is normalised by itself
+        self.meta_dataset = convert(meta_dataset)
+        self.meta: MetaModel | None = None
+        self._meta_batches: Iterator[dict[str, Any]] | None = None
+        self._averages: dict[str, list[Tensor]] = defaultdict(list)
+        self._card: dict[str, Any] = {}
+        self._check_batch_size()
+        if meta_learner is not None or args.meta_learner != "none":
+            self._check_meta_learning_is_possible()
+            self.meta = self._make_meta_model(meta_learner, layer_sampler)
+
+    # ---- Set-up, before training ----
+
+    def _make_meta_model(self, meta_learner: MetaLearner | None, layer_sampler: LayerSampler | None) -> MetaModel:
+        args = self.args
+        with torch.random.fork_rng(devices=[]):  # plain and meta training of one seed see the same batches
+            torch.manual_seed(args.seed)
+            if layer_sampler is None and args.layer_sampler == "learned":
+                layer_sampler = LearnedSampler(
+                    temperature=args.sampler_temperature, initial_bias=args.sampler_initial_bias
+                )
+            return MetaModel(
+                self.model,
+                meta_learner or MWNet(weight_normalization=args.weight_normalization),
+                layer_sampler or AllLayers(),
+                self._probe_layers(),
+                num_candidates=args.num_candidate_layers,
+                objective=MetaObjective(
+                    args.expected_layers,
+                    args.sparsity_weight or 0.0,
+                    args.gradient_match_weight or 0.0,
+                    "reverse" if args.bf16 else args.derivative,  # see FaMUSTrainingArguments
+                ),
+                learning_rate=args.meta_learning_rate,
+                optimizer=args.meta_optim,
+                sampler_learning_rate=args.sampler_learning_rate,
+                seed=args.seed,
+                device=args.device,
+            )
+
+    def _check_batch_size(self) -> None:
+        batch, size = (
+            self.args.train_batch_size,
+            len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
+        )
+        if size is not None and self.args.dataloader_drop_last and size < batch:
+            raise ValueError(
+                f"the training set has {size} examples, less than one batch of {batch}: "
+                "lower per_device_train_batch_size or set dataloader_drop_last to False"
+            )
+
+    def _check_meta_learning_is_possible(self) -> None:
+        if self.meta_dataset is None:
+            raise ValueError("meta_dataset is missing: give a small set of examples with trusted labels")
+        if len(self.meta_dataset) == 0:
+            raise ValueError("meta_dataset is empty: give at least a few examples of every class")
+        if self.args.world_size > 1 or self.args.n_gpu > 1:
+            raise ValueError(
+                f"{max(self.args.world_size, self.args.n_gpu)} devices were found, and the meta step runs on one: "
+                "start one process (accelerate launch --num_processes 1) that sees one device"
+            )
+        if self.compute_loss_func is not None:
+            raise ValueError("compute_loss_func returns one number, but FaMUS weighs examples: leave it out")
+        problem = getattr(getattr(self.model, "config", None), "problem_type", None)
+        if problem in ("multi_label_classification", "regression"):
+            raise ValueError(f"the model's problem_type is {problem!r}: FaMUS weighs examples of one class each")
+        train, meta = self.train_dataset, self.meta_dataset
+        if isinstance(train, ModelInputs) and isinstance(meta, ModelInputs):
+            if len(set(meta.records["labels"])) < 2:
+                raise ValueError("the meta set holds a single class: it needs examples of every class")
+            if "index" in train.records and "index" in meta.records:
+                check_no_overlap(train.records["index"], meta.records["index"])
+
+    def _probe_layers(self) -> list[Layer]:
+        """Layers in order of their first call, from a pass over two training examples; checks the labels on the way."""
+        examples = [self.train_dataset[row] for row in range(min(2, len(self.train_dataset)))]
+        inputs, labels, _ = split_inputs(self._prepare_inputs(self.data_collator(examples)))
+        if labels.dim() != 1 or labels.is_floating_point():
+            raise ValueError(
+                f"labels of shape {tuple(labels.shape)} and type {labels.dtype} are not one class index per example"
+            )
+        with torch.no_grad():
+            layers = find_layers(self.model, inputs)
+        self._check_labels()
+        return layers
+
+    def _check_labels(self) -> None:
+        num_labels = getattr(getattr(self.model, "config", None), "num_labels", None)
+        for name, dataset in (("training", self.train_dataset), ("meta", self.meta_dataset)):
+            labels = dataset.records["labels"] if isinstance(dataset, ModelInputs) else []
+            wrong = [label for label in labels if label < 0 or (num_labels is not None and label >= num_labels)]
+            if wrong:
+                raise ValueError(
+                    f"{len(wrong)} labels of the {name} set are not in 0..{num_labels and num_labels - 1} "
+                    f"(the first is {wrong[0]}): remove these examples or build the model with more classes"
+                )
+
+    # ---- The training step ----
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Virtual-Train, Meta-Train and Actual-Train on one batch. Returns the detached training loss."""
+        if self.meta is None:
+            return super().training_step(model, inputs)
+        model.train()
+        training_pass = self._forward(model, self._prepare_inputs(inputs))
+        gradient = self._virtual_train(self.meta, training_pass)  # Eq. (3)
+        self._meta_train(self.meta, training_pass, gradient)  # Eq. (4), (6)–(12)
+        return self._actual_train(self.meta, training_pass, inputs.get("clean_label"))  # Eq. (5)
+
+    def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> TrainingPass:
+        """The training batch's only forward pass at w, shared by Virtual-Train and Actual-Train."""
+        batch, labels, _ = split_inputs(inputs)
+        random_state = get_random_state(labels.device)
+        may_reverse = self.args.derivative in ("auto", "reverse")
+        with self.compute_loss_context_manager(), differentiable_attention() if may_reverse else nullcontext():
+            logits = model_logits(model, batch)
+        return TrainingPass(self.model, batch, labels, logits, random_state)
+
+    def _virtual_train(self, meta: MetaModel, training_pass: TrainingPass) -> dict[str, Tensor]:
+        """∇_w J(w, θ); ŵ = w − α ∇_w J is formed where it is used."""
+        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return virtual_gradient(self._training_loss(meta, training_pass), parameters)
+
+    def _meta_train(self, meta: MetaModel, training_pass: TrainingPass, gradient: dict[str, Tensor]) -> None:
+        """One step of θ and of the layer sampler on a meta batch at ŵ."""
+        batch, labels, _ = split_inputs(self._next_meta_batch(meta))
+        found = meta.step(training_pass, self._per_example_loss, batch, labels, gradient, self._get_learning_rate())
+        self._averages["mean_active_layers"].append(torch.tensor(float(found.active_layers)))
+        if found.meta_loss is not None:
+            self._averages["meta_loss"].append(found.meta_loss)
+
+    def _actual_train(self, meta: MetaModel, training_pass: TrainingPass, clean_labels: Tensor | None) -> Tensor:
+        """Backward of J(w, θ') on the graph of the shared forward pass; the Trainer's optimizer does the step."""
+        loss = self._training_loss(meta, training_pass) / self.current_gradient_accumulation_steps
+        if clean_labels is not None:
+            self._record_weights(meta, training_pass, clean_labels.to(loss.device))
+        self.accelerator.backward(loss)
+        meta.meta_learner.zero_grad()  # J depends on θ too, but θ moves in Meta-Train alone
+        return loss.detach()
+
+    def _training_loss(self, meta: MetaModel, training_pass: TrainingPass) -> Tensor:
+        return meta.meta_learner.training_loss(training_pass.logits, training_pass.labels, self._per_example_loss)
+
+    def _per_example_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(logits, labels, self.args.label_smoothing_factor)
+
+    def _next_meta_batch(self, meta: MetaModel) -> dict[str, Any]:
+        if self._meta_batches is None:
+            size, wanted = len(self.meta_dataset), self.args.meta_batch_size or self.args.per_device_train_batch_size
+            loader = DataLoader(
+                self.meta_dataset,
+                batch_sampler=MetaBatchSampler(size, wanted, self.args.seed, start=meta.steps),
+                collate_fn=self.data_collator,
+                num_workers=self.args.dataloader_num_workers,
+                pin_memory=self.args.dataloader_pin_memory,
+                generator=torch.Generator(),  # its own: the loader must not draw from the global one
+            )
+            self._meta_batches = iter(loader)
+        return self._prepare_inputs(next(self._meta_batches))
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return super()._prepare_inputs({name: value for name, value in inputs.items() if name not in RECORD_COLUMNS})
+
+    # ---- Logs ----
+
+    @torch.no_grad()
+    def _record_weights(self, meta: MetaModel, training_pass: TrainingPass, clean_labels: Tensor) -> None:
+        losses = self._per_example_loss(training_pass.logits, training_pass.labels)
+        weights = meta.meta_learner.example_weights(losses)
+        if weights is None:
+            return
+        relative = weights * len(weights)  # 1 is what plain training gives every example
+        wrong = training_pass.labels != clean_labels
+        for name, group in (("mean_weight_clean", relative[~wrong]), ("mean_weight_noisy", relative[wrong])):
+            if len(group):
+                self._averages[name].append(group.mean())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update({name: torch.stack(values).mean().item() for name, values in self._averages.items() if values})
+            self._averages.clear()
+        super().log(logs, start_time)
+
+    # ---- Optimizer and schedule ----
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """With SGD all parameters decay, as in the paper's recipes; otherwise transformers' rule."""
+        if OptimizerNames(self.args.optim) == OptimizerNames.SGD:
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        constant = SchedulerType(self.args.lr_scheduler_type) == SchedulerType.CONSTANT
+        if self.lr_scheduler is None and constant and self.args.lr_milestones:
+            steps = [round(m * num_training_steps) if m < 1 else round(m) for m in self.args.lr_milestones]
+            target: Any = optimizer or self.optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.MultiStepLR(target, sorted(steps))  # type: ignore[assignment]
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    # ---- Evaluation ----
+
+    def _get_dataloader(self, *arguments: Any, is_training: bool = False, **keywords: Any) -> DataLoader:
+        """transformers drops the last batch of evaluation sets too, and so would judge on a part of the test set."""
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(*arguments, is_training=is_training, **keywords)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def evaluate(self, eval_dataset: Any = None, *arguments: Any, **keywords: Any) -> dict[str, float]:
+        return super().evaluate(as_model_inputs(eval_dataset, self.processing_class), *arguments, **keywords)
+
+    def predict(self, test_dataset: Any, *arguments: Any, **keywords: Any) -> Any:
+        return super().predict(as_model_inputs(test_dataset, self.processing_class), *arguments, **keywords)
+
+    # ---- Checkpoints ----
+
+    def train(self, *arguments: Any, **keywords: Any) -> Any:
+        self._meta_batches = None
+        return super().train(*arguments, **keywords)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and self.meta is not None:
+            folder = output_dir or str(self.args.output_dir)
+            hub.save_meta_net(folder, self.meta.meta_learner, self.meta.layer_sampler)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save and self.meta is not None:
+            torch.save(self.meta.state_dict(), Path(output_dir) / META_STATE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.meta is not None:
+            path = Path(checkpoint) / META_STATE
+            if not path.is_file():
+                raise ValueError(
+                    f"checkpoint {checkpoint!r} has no {META_STATE}: it is of a run without a meta-learner"
+                )
+            self.meta.load_state_dict(torch.load(path, map_location=self.args.device, weights_only=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_meta_net(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_meta_net(str(self.state.best_model_checkpoint))
+
+    def _load_meta_net(self, checkpoint: str) -> None:
+        if self.meta is not None:
+            folder = Path(checkpoint) / hub.META_NET
+            hub.load_tensors(self.meta.meta_learner, folder / "model.safetensors")
+            hub.load_tensors(self.meta.layer_sampler, folder / "layer_sampler.safetensors")
+
+    # ---- Hub ----
+
+    def create_model_card(self, **facts: Any) -> None:  # type: ignore[override]
+        """Writes README.md into the output folder. Facts given once are kept for later calls.
+
+        Args:
+            facts: `dataset_name`, `dataset_id`, `noise_description`, `license`, `tags`, `model_name` and
+                `metrics` (a name → accuracy in [0, 1]).
+        """
+        if self.is_world_process_zero():
+            self._card.update({name: value for name, value in facts.items() if value is not None})
+            render_model_card({**facts_of_run(self), **self._card}).save(Path(str(self.args.output_dir)) / "README.md")
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **facts: Any,
+    ) -> Any:
+        """Saves the run and uploads the output folder: backbone, processor, `meta_net/`, noise.parquet, model card.
+
+        Checkpoints and pickles (`training_args.bin`) stay on disk. Arguments as in transformers; `facts` go to
+        `create_model_card`.
+        """
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token or self.args.hub_token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**facts)
+        self._finish_current_push()
+        return self._upload(commit_message, blocking, token, revision)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero() and self.args.hub_strategy == "every_save":
+            self.push_to_hub(commit_message=f"Training in progress, step {self.state.global_step}", blocking=True)
+
+    def _upload(self, commit_message: str | None, blocking: bool, token: str | None, revision: str | None) -> Any:
+        return HfApi().upload_folder(
+            repo_id=str(self.hub_model_id),
+            folder_path=str(self.args.output_dir),
+            commit_message=commit_message,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            run_as_future=not blocking,  # type: ignore[call-overload]
+            allow_patterns=list(hub.PUSHED_FILES),
+            ignore_patterns=list(hub.NOT_PUSHED),
+        )

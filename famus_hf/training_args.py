@@ -1,0 +1,166 @@
+"""FaMUSTrainingArguments: transformers' TrainingArguments with the paper's defaults and its own settings."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames, SchedulerType
+
+from famus_hf.derivatives import DERIVATIVES
+
+META_LEARNERS = ("mw-net", "none")
+LAYER_SAMPLERS = ("learned", "all")
+META_OPTIMIZERS = ("sgd", "adam")
+
+
+@dataclass
+class FaMUSTrainingArguments(TrainingArguments):
+    """Every argument of transformers' TrainingArguments, and FaMUS's own.
+
+    Defaults that differ from transformers': SGD with momentum 0.9 on all parameters, a constant learning rate divided
+    by ten at `lr_milestones`, no gradient clipping, batches of 100, the last incomplete batch dropped, no column
+    removed from the data.
+
+    Raises:
+        ValueError: One sentence: what was seen, what is allowed.
+    """
+
+    per_device_train_batch_size: int = field(default=100, metadata={"help": "Training examples per step and device."})
+    learning_rate: float = field(default=0.05, metadata={"help": "Initial learning rate α of the network."})
+    weight_decay: float = field(default=5e-4, metadata={"help": "Weight decay of the network's optimizer."})
+    optim: OptimizerNames | str = field(
+        default="sgd", metadata={"help": "The network's optimizer; sgd has momentum 0.9 unless optim_args says else."}
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping of the actual step; 0 is none."})
+    lr_scheduler_type: SchedulerType | str = field(
+        default="constant",
+        metadata={"help": "Learning rate schedule; constant is divided by ten at each of lr_milestones."},
+    )
+    dataloader_drop_last: bool = field(
+        default=True, metadata={"help": "Drop the last incomplete training batch (a batch of one breaks batch norm)."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the trainer itself keeps index and clean_label apart."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "See transformers' TrainingArguments."}
+    )
+    lr_milestones: list[float] = field(
+        default_factory=lambda: [0.5, 0.75],
+        metadata={
+            "help": "With the constant schedule, when the learning rate is divided by ten: below 1 a share of the run, "
+            "else a number of steps. Give the flag without values for a truly constant rate."
+        },
+    )
+    meta_learner: str = field(
+        default="mw-net", metadata={"help": "Who weighs the examples, Ψ: mw-net, or none for plain training."}
+    )
+    layer_sampler: str = field(
+        default="learned",
+        metadata={"help": "Which layers carry the meta gradient: learned (FaMUS) or all (the exact base method)."},
+    )
+    expected_layers: float = field(default=4.0, metadata={"help": "K of Eq. 10: layers to be on, on average."})
+    candidate_layers: str = field(
+        default="all", metadata={"help": "Layers that the sampler may switch on: all, or a number N for the top N."}
+    )
+    sparsity_weight: float | None = field(
+        default=None, metadata={"help": "λ1 of Eq. 12. Default: 0.1 for the learned sampler, else 0."}
+    )
+    gradient_match_weight: float | None = field(
+        default=None, metadata={"help": "λ2 of Eq. 12. Default: 0.1 for the learned sampler, else 0."}
+    )
+    meta_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate β of the meta-learner."})
+    meta_optim: str = field(
+        default="sgd", metadata={"help": "Optimizer of the meta-learner: sgd (momentum 0.9) or adam."}
+    )
+    sampler_learning_rate: float = field(
+        default=0.1, metadata={"help": "Learning rate δ of the layer sampler (SGD, momentum 0.9)."}
+    )
+    sampler_temperature: float = field(
+        default=1.0, metadata={"help": "Temperature of the sampler's Gumbel-softmax (not stated in the paper)."}
+    )
+    sampler_initial_bias: float = field(
+        default=0.0, metadata={"help": "Log-odds of a layer being on at the start (not stated in the paper)."}
+    )
+    weight_normalization: str = field(
+        default="sum",
+        metadata={"help": "Example weights divided by their sum over the batch (sum) or by its size (mean)."},
+    )
+    meta_batch_size: int | None = field(
+        default=None, metadata={"help": "Meta examples per step and device. Default: per_device_train_batch_size."}
+    )
+    derivative: str = field(
+        default="auto",
+        metadata={"help": "How the directional derivative is taken: auto, forward, reverse or finite (differences)."},
+    )
+
+    def __post_init__(self) -> None:
+        self._check_choice("meta_learner", META_LEARNERS)
+        self._check_choice("layer_sampler", LAYER_SAMPLERS)
+        self._check_choice("meta_optim", META_OPTIMIZERS)
+        self._check_choice("derivative", DERIVATIVES)
+        self._check_choice("weight_normalization", ("sum", "mean"))
+        self._check_numbers()
+        self._refuse_what_is_not_supported()
+        if OptimizerNames(self.optim) == OptimizerNames.SGD and self.optim_args is None:
+            self.optim_args = "momentum=0.9"
+        learned = self.layer_sampler == "learned"
+        if self.sparsity_weight is None:
+            self.sparsity_weight = 0.1 if learned else 0.0
+        if self.gradient_match_weight is None:
+            self.gradient_match_weight = 0.1 if learned else 0.0
+        if self.data_seed is None:
+            self.data_seed = self.seed  # else the order of the data hangs on whoever last seeded torch
+        if self.meta_batch_size is None:
+            self.meta_batch_size = self.per_device_train_batch_size
+        super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False
+
+    @property
+    def num_candidate_layers(self) -> int | None:
+        """N of the top N candidate layers; None means all."""
+        return None if self.candidate_layers == "all" else int(self.candidate_layers)
+
+    def _check_choice(self, name: str, allowed: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(allowed)}")
+
+    def _check_numbers(self) -> None:
+        if self.candidate_layers != "all" and not (self.candidate_layers.isdigit() and int(self.candidate_layers) > 0):
+            raise ValueError(f"candidate_layers={self.candidate_layers!r} must be 'all' or a whole number from 1")
+        at_least_zero = ("sparsity_weight", "gradient_match_weight", "meta_learning_rate", "sampler_learning_rate")
+        for name in at_least_zero:
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name}={value} must not be negative")
+        for name in ("expected_layers", "sampler_temperature", "meta_batch_size"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value} must be greater than 0")
+        if any(not milestone > 0 for milestone in self.lr_milestones):
+            raise ValueError(f"lr_milestones={self.lr_milestones} must all be greater than 0")
+
+    def _refuse_what_is_not_supported(self) -> None:
+        refused = {
+            "fp16": "use --bf16, which needs no loss scaling",
+            "torch_compile": "leave it out",
+            "deepspeed": "leave it out",
+            "fsdp": "leave it out",
+            "auto_find_batch_size": "set per_device_train_batch_size",
+        }
+        for name, advice in refused.items():
+            if getattr(self, name) and self.meta_learner != "none":
+                raise ValueError(f"{name} does not work with a meta-learner yet: {advice}")
+        if self.bf16 and self.derivative in ("forward", "finite") and self.meta_learner != "none":
+            raise ValueError(
+                f"derivative={self.derivative!r} does not work with bf16 (batch norm mixes precisions in forward mode, "
+                "and differences drown in rounding): use auto or reverse"
+            )
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True would drop the columns that hold images: leave it False")
+        if self.hub_strategy in ("checkpoint", "all_checkpoints"):
+            raise ValueError(
+                f"hub_strategy={self.hub_strategy!r} would push the pickles of a local checkpoint: "
+                "choose 'end' or 'every_save'"
+            )

@@ -1,0 +1,362 @@
+"""Trains an image classifier on noisy labels with FaMUS, evaluates it and leaves a folder ready for the Hub.
+
+    accelerate launch scripts/run_famus.py --dataset_name digits --noise 0.4 --compare
+
+Every flag of transformers' TrainingArguments works, and those listed by --help. `--config file.yaml` sets defaults;
+flags win. With --compare, plain training and MW-Net (all layers) run first, on the same data, schedule and seed.
+"""
+
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    EarlyStoppingCallback,
+    HfArgumentParser,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_noisy_dataset
+from famus_hf.data.noise import NOISE_TYPES, write_noise_file
+from famus_hf.data.sources import HUB_DATASETS
+from famus_hf.metrics import compute_accuracy
+from famus_hf.models import BACKBONES
+
+TINY_DATASETS = ("digits", "fashion_mnist")  # data sets, beside idx folders, whose default backbone is `tiny`
+
+
+@dataclass
+class ModelArguments:
+    """The network."""
+
+    backbone: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Network trained from scratch: {', '.join(BACKBONES)}. Default: tiny for small images, "
+            "else wide-resnet-28-10."
+        },
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A pretrained image classifier on the Hub or on disk, instead of --backbone."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of --model_name_or_path."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run Python code that comes with --model_name_or_path."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """The data and their labels."""
+
+    dataset_name: str = field(
+        default="digits",
+        metadata={"help": f"digits, {', '.join(HUB_DATASETS)}, a Hub id, or a folder of MNIST-format idx files."},
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    image_column_name: str | None = field(default=None, metadata={"help": "Default: the only image column."})
+    label_column_name: str | None = field(default=None, metadata={"help": "Default: the only ClassLabel column."})
+    clean_label_column_name: str | None = field(
+        default=None, metadata={"help": "Column of true labels, where the data's own labels are the noisy ones."}
+    )
+    noise: float = field(default=0.0, metadata={"help": "Rate of label noise to add, from 0 to below 1."})
+    noise_type: str = field(default="symmetric", metadata={"help": f"One of {', '.join(NOISE_TYPES)}."})
+    num_meta: int | None = field(
+        default=None,
+        metadata={"help": "Clean meta examples held out of train. Default: min(1000, 10 % of train), class-balanced."},
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many training examples."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many test examples."})
+    compare: bool = field(
+        default=False, metadata={"help": "Also train plainly and with MW-Net (all layers), and print them beside."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after so many evaluations without a better accuracy on the meta set."},
+    )
+
+
+class StepTimer(TrainerCallback):
+    """Seconds of each training step, without data loading, evaluation and checkpoints."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        self.seconds.append(time.perf_counter() - self.started)
+
+
+def fail(message: object) -> NoReturn:
+    """Ends the program with one sentence on standard error."""
+    print(f"run_famus.py: error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, FaMUSTrainingArguments]:
+    """Flags, and below them the values of `--config file.yaml`."""
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, FaMUSTrainingArguments), description=__doc__.split("\n\n")[0]
+    )
+    parser.add_argument("--config", default=None, help="YAML file of defaults; flags win.")
+    parser.error = fail
+    known = {option for action in parser._actions for option in action.option_strings}
+    place = next((i for i, flag in enumerate(argv) if flag.split("=")[0] == "--config"), None)
+    from_file: list[str] = []
+    if place is not None:
+        path = argv[place].partition("=")[2] or (argv[place + 1] if place + 1 < len(argv) else "")
+        from_file = flags_of_yaml(Path(path), known)
+        argv = argv[:place] + argv[place + (1 if "=" in argv[place] else 2) :]
+    flags = [*from_file, *argv]
+    if not any(flag.split("=")[0] == "--eval_strategy" for flag in flags):
+        flags += ["--eval_strategy", "epoch"]
+    model_args, data_args, args, _ = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+    if args.output_dir == "trainer_output":
+        args.output_dir = str(Path("outputs") / Path(data_args.dataset_name).name)
+    return model_args, data_args, args
+
+
+def flags_of_yaml(path: Path, known: set[str]) -> list[str]:
+    """The file's values as flags, so that types are converted as on the command line (`1e-3` stays a number)."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        fail(f"--config {path} can't be read: {error}")
+    if not isinstance(values, dict):
+        fail(f"--config {path} must hold a mapping of flag names to values")
+    flags: list[str] = []
+    for name, value in values.items():
+        if f"--{name}" not in known:
+            fail(f"--config {path} has the unknown name {name!r}: use the names of the flags, without dashes")
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
+
+
+def build_model(model_args: ModelArguments, dataset_name: str, classes: list[str]) -> tuple[Any, Any]:
+    """The network and, where it is pretrained, its image processor."""
+    if model_args.backbone is not None and model_args.model_name_or_path is not None:
+        raise ValueError("--backbone and --model_name_or_path contradict each other: give one of them")
+    if model_args.model_name_or_path is None:
+        small = dataset_name in TINY_DATASETS or Path(dataset_name).is_dir()
+        return build_backbone(model_args.backbone or ("tiny" if small else "wide-resnet-28-10"), classes), None
+    source = {"revision": model_args.model_revision, "trust_remote_code": model_args.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(
+            model_args.model_name_or_path,
+            id2label=dict(enumerate(classes)),
+            label2id={label: index for index, label in enumerate(classes)},
+            **source,
+        )
+        model = AutoModelForImageClassification.from_pretrained(
+            model_args.model_name_or_path, config=config, ignore_mismatched_sizes=True, **source
+        )
+        return model, AutoImageProcessor.from_pretrained(model_args.model_name_or_path, **source)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"model {model_args.model_name_or_path!r} could not be loaded: {reason}") from error
+
+
+def select_on_meta_set(args: FaMUSTrainingArguments, data_args: DataArguments, data: Any) -> Any:
+    """What is evaluated during training. Whatever is selected is selected on the meta set, never on the test set."""
+    if not args.load_best_model_at_end and data_args.early_stopping_patience is None:
+        return data["test"]
+    if "meta" not in data:
+        raise ValueError("--load_best_model_at_end and early stopping select on the meta set: set --num_meta above 0")
+    if args.metric_for_best_model in (None, "loss"):
+        args.metric_for_best_model = "meta_accuracy"
+    if not args.metric_for_best_model.removeprefix("eval_").startswith("meta_"):
+        raise ValueError(
+            f"--metric_for_best_model {args.metric_for_best_model} would select on the test set: "
+            "use meta_accuracy or meta_loss"
+        )
+    args.greater_is_better = not args.metric_for_best_model.endswith("loss")
+    return {"test": data["test"], "meta": data["meta"]}
+
+
+def resolve_checkpoint(args: FaMUSTrainingArguments) -> str | None:
+    """`--resume_from_checkpoint`: a folder, or `true` for the newest one in the output folder."""
+    wanted = args.resume_from_checkpoint
+    if wanted is None or str(wanted).lower() == "false":
+        return None
+    if str(wanted).lower() == "true":
+        newest = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+        if newest is None:
+            raise ValueError(f"--resume_from_checkpoint true found no checkpoint in {args.output_dir!r}")
+        return newest
+    if not (Path(wanted) / "trainer_state.json").is_file():
+        raise ValueError(f"--resume_from_checkpoint {wanted!r} is no checkpoint folder (it has no trainer_state.json)")
+    return wanted
+
+
+class Run:
+    """One training run: set up without training, then trained and written down."""
+
+    def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: FaMUSTrainingArguments, data: Any):
+        self.name, self.data_args, self.args, self.data = method_name(args), data_args, args, data
+        set_seed(args.seed)
+        classes = data["train"].features["label"].names
+        model, processor = build_model(model_args, data_args.dataset_name, classes)
+        self.timer = StepTimer()
+        self.trainer = FaMUSTrainer(
+            model,
+            args,
+            train_dataset=data["train"],
+            eval_dataset=select_on_meta_set(args, data_args, data),
+            processing_class=processor,
+            meta_dataset=data.get("meta"),
+            compute_metrics=compute_accuracy,
+            callbacks=[self.timer],
+        )
+        if data_args.early_stopping_patience is not None:
+            self.trainer.add_callback(EarlyStoppingCallback(data_args.early_stopping_patience))
+
+    def train(self, checkpoint: str | None) -> dict[str, Any]:
+        """Trains, evaluates on the test set and writes the output folder. Returns what all_results.json holds."""
+        trainer = self.trainer
+        set_seed(self.args.seed)  # every run of a comparison sees the same batches
+        trainer.train(resume_from_checkpoint=checkpoint)
+        metrics = trainer.evaluate(self.data["test"])
+        accuracies = [
+            entry[key]
+            for entry in trainer.state.log_history
+            for key in ("eval_accuracy", "eval_test_accuracy")
+            if key in entry
+        ]
+        results = {
+            "method": self.name,
+            "eval_accuracy": metrics["eval_accuracy"],
+            "best_eval_accuracy": max(accuracies),
+            "eval_loss": metrics["eval_loss"],
+            "train_seconds_per_step": statistics.median(self.timer.seconds) if self.timer.seconds else None,
+            "realised_noise_rate": self.realised_noise_rate,
+            "mean_active_layers": trainer.meta.mean_active_layers if trainer.meta else 0.0,
+            "global_step": trainer.state.global_step,
+            "seed": self.args.seed,
+        }
+        trainer.save_model(_internal_call=True)
+        trainer.save_state()
+        if trainer.is_world_process_zero():
+            self.write_records(results)
+        self.push_or_write_card(results)
+        return results
+
+    @property
+    def realised_noise_rate(self) -> float:
+        return self.trainer.train_dataset.realised_noise_rate
+
+    def write_records(self, results: dict[str, Any]) -> None:
+        folder, train = Path(self.args.output_dir), self.data["train"]
+        (folder / "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_noise_file(
+            folder / "noise.parquet",
+            train["index"][:],
+            train["label"][:],
+            train["clean_label"][:],
+            {
+                "dataset_name": self.data_args.dataset_name,
+                "noise": self.data_args.noise,
+                "noise_type": self.data_args.noise_type,
+                "seed": self.args.seed,
+                "realised_noise_rate": results["realised_noise_rate"],
+            },
+        )
+
+    def push_or_write_card(self, results: dict[str, Any]) -> None:
+        data_args = self.data_args
+        name = data_args.dataset_name
+        facts = {
+            "dataset_name": Path(name).name if Path(name).is_dir() else name,
+            "dataset_id": HUB_DATASETS.get(name, (name if "/" in name and not Path(name).is_dir() else None,))[0],
+            "noise_description": f"{data_args.noise_type}, {100 * data_args.noise:g} %" if data_args.noise else "none",
+            "metrics": {"last": results["eval_accuracy"], "best": results["best_eval_accuracy"]},
+        }
+        if self.args.push_to_hub:
+            self.trainer.push_to_hub(**facts)
+        else:
+            self.trainer.create_model_card(**facts)
+
+
+def baselines_of(args: FaMUSTrainingArguments) -> list[FaMUSTrainingArguments]:
+    """The two runs that a FaMUS run is compared with; everything but the meta step is the same."""
+
+    def variant(name: str, **changes: Any) -> FaMUSTrainingArguments:
+        folder = str(Path(args.output_dir) / name)
+        return dataclasses.replace(args, output_dir=folder, push_to_hub=False, resume_from_checkpoint=None, **changes)
+
+    return [
+        variant("plain", meta_learner="none"),
+        variant("mw-net", meta_learner="mw-net", layer_sampler="all", sparsity_weight=0.0, gradient_match_weight=0.0),
+    ]
+
+
+def method_name(args: FaMUSTrainingArguments) -> str:
+    if args.meta_learner == "none":
+        return "plain"
+    return "FaMUS, learned sampler" if args.layer_sampler == "learned" else "MW-Net, all layers"
+
+
+def format_table(rows: list[dict[str, Any]]) -> str:
+    """The runs side by side, one line each."""
+    lines = [
+        f"{'method':<24}{'last acc.':>10}{'best acc.':>10}{'s/step':>9}{'noise':>8}{'layers on':>11}",
+        "-" * 72,
+    ]
+    for row in rows:
+        seconds = row["train_seconds_per_step"]
+        lines.append(
+            f"{row['method']:<24}{100 * row['eval_accuracy']:>9.2f}%{100 * row['best_eval_accuracy']:>9.2f}%"
+            f"{'–' if seconds is None else format(seconds, '.4f'):>9}{100 * row['realised_noise_rate']:>7.1f}%"
+            f"{row['mean_active_layers']:>11.2f}"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    try:
+        model_args, data_args, args = parse_arguments(argv)
+        checkpoint = resolve_checkpoint(args)
+        data = load_noisy_dataset(
+            data_args.dataset_name,
+            config_name=data_args.dataset_config_name,
+            noise=data_args.noise,
+            noise_type=data_args.noise_type,
+            num_meta=data_args.num_meta,
+            seed=args.seed,
+            image_column_name=data_args.image_column_name,
+            label_column_name=data_args.label_column_name,
+            clean_label_column_name=data_args.clean_label_column_name,
+            max_train_samples=data_args.max_train_samples,
+            max_eval_samples=data_args.max_eval_samples,
+        )
+        settings = [*(baselines_of(args) if data_args.compare else []), args]
+        runs = [Run(model_args, data_args, own, data) for own in settings]
+    except (ValueError, TypeError, OSError) as error:
+        if "debug" in argv or "--log_level=debug" in argv:
+            raise
+        fail(error)
+    rows = []
+    for run in runs:
+        print(f"\n=== {run.name} → {run.args.output_dir}", flush=True)
+        rows.append(run.train(checkpoint if run.args is args else None))
+    print(f"\n{data_args.dataset_name}, {data_args.noise_type} noise {data_args.noise:g}, seed {args.seed}\n")
+    print(format_table(rows), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

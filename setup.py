@@ -1,0 +1,43 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="famus_hf",
+    version="0.1.0",
+    description="Training on noisy labels with FaMUS (Faster Meta Update Strategy, CVPR 2021) for Hugging Face",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["famus_hf", "famus_hf.*"]),
+    package_data={"famus_hf": ["model_card_template.md", "py.typed"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "accelerate>=1.15,<2",
+        "datasets>=5.2,<6",
+        "evaluate>=0.4.6,<0.5",
+        "huggingface-hub>=2.4,<3",
+        "jinja2>=3.1",
+        "numpy>=2",
+        "pillow>=11",
+        "pyarrow>=20",
+        "pyyaml>=6",
+        "safetensors>=0.7",
+        "scikit-learn>=1.6",
+        "torch>=2.9",
+        "transformers>=5.23,<6",
+    ],
+    extras_require={
+        "test": ["mypy>=2", "pytest>=9", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "ruff>=0.17", "types-PyYAML"],
+        "plots": ["matplotlib>=3.10"],
+        "logging": ["tensorboard>=2.20", "trackio", "wandb"],
+    },
+    keywords=["noisy labels", "meta-learning", "FaMUS", "transformers", "robust training"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

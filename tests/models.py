@@ -1,0 +1,64 @@
+"""Tiny networks and batches of every kind that the meta gradient is tested on, in float64."""
+
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
+
+from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
+
+CLASSES = 4
+
+
+class GroupNormNet(nn.Module):
+    """Two convolutions with group norm, dropout, and a classifier whose parameters belong to the root module."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm1 = nn.GroupNorm(2, 8)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(2, 8)
+        self.dropout = nn.Dropout(0.2)
+        self.weight = nn.Parameter(torch.randn(CLASSES, 8) * 0.3)
+
+    def forward(self, pixel_values, labels=None):
+        hidden = torch.tanh(self.norm1(self.conv1(pixel_values)))
+        hidden = self.dropout(torch.tanh(self.norm2(self.conv2(hidden))).mean((2, 3)))
+        return SimpleNamespace(logits=hidden @ self.weight.t())
+
+
+def build_model(kind, dtype=torch.float64, seed=0):
+    torch.manual_seed(seed)
+    if kind == "batch norm":
+        model = WideResNetForImageClassification(WideResNetConfig(depth=10, widen_factor=1, num_labels=CLASSES))
+    elif kind == "group norm":
+        model = GroupNormNet()
+    elif kind == "vit":
+        config = ViTConfig(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=8,
+            patch_size=4, num_labels=CLASSES, hidden_dropout_prob=0.1,
+        )  # fmt: skip
+        model = ViTForImageClassification(config)
+    elif kind == "bert":
+        config = BertConfig(
+            vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+            max_position_embeddings=16, num_labels=CLASSES,
+        )  # fmt: skip
+        model = BertForSequenceClassification(config)
+    for parameter in model.parameters():  # away from the symmetric start, where many gradients vanish
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    return model.to(dtype).train()
+
+
+def build_batch(kind, size=6, dtype=torch.float64, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(CLASSES, (size,), generator=generator)
+    if kind == "bert":
+        mask = torch.ones(size, 7, dtype=torch.long)
+        mask[0, 4:] = 0
+        return {
+            "input_ids": torch.randint(40, (size, 7), generator=generator), "attention_mask": mask, "labels": labels
+        }  # fmt: skip
+    return {"pixel_values": torch.randn(size, 3, 8, 8, generator=generator, dtype=dtype), "labels": labels}

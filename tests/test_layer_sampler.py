@@ -1,0 +1,241 @@
+"""Gates: their distribution, their gradients (Eq. 8, 10–12) by hand and by brute force, and what being off saves."""
+
+import brute_force
+import pytest
+import torch
+from models import build_batch, build_model
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from famus_hf.derivatives import TrainingPass
+from famus_hf.layer_sampler import (
+    AllLayers,
+    LearnedSampler,
+    gate_gradient,
+    pooled_gradients,
+    sampler_input,
+    step_generator,
+)
+from famus_hf.layers import find_layers, pool_gradient, unpool_gradient
+from famus_hf.losses import cross_entropy
+from famus_hf.meta_learners import MWNet
+from famus_hf.passes import cloned_buffers, get_random_state, model_logits, split_inputs
+from famus_hf.stages import MetaObjective, meta_train, virtual_gradient
+
+LEARNING_RATE = 0.3
+
+
+@pytest.fixture
+def setting():
+    """A batch-norm net, its layers, and one training pass at w in float64."""
+    torch.manual_seed(0)
+    model, meta_learner = build_model("batch norm"), MWNet().double()
+    train, meta = build_batch("batch norm", 6, seed=1), build_batch("batch norm", 5, seed=2)
+    inputs, labels, _ = split_inputs(train)
+    layers = find_layers(model, inputs)
+    logits = model_logits(model, inputs, cloned_buffers(model))
+    training_pass = TrainingPass(model, inputs, labels, logits, get_random_state(labels.device))
+    loss = meta_learner.training_loss(logits, labels, cross_entropy)
+    gradient = virtual_gradient(loss, dict(model.named_parameters()))
+    return model, meta_learner, train, meta, layers, training_pass, gradient
+
+
+def run_meta_train(setting, gates, **objective):
+    _, meta_learner, _, meta, layers, training_pass, gradient = setting
+    inputs, labels, _ = split_inputs(meta)
+    return meta_train(
+        training_pass, meta_learner, cross_entropy, inputs, labels, gradient, LEARNING_RATE, layers, gates,
+        layers[-1], MetaObjective(**objective),
+    )  # fmt: skip
+
+
+def some_gates(count, *on):
+    gates = torch.zeros(count, dtype=torch.float64)
+    gates[list(on)] = 1
+    return gates.requires_grad_()
+
+
+def test_gates_are_on_as_often_as_their_log_odds_say():
+    sampler = LearnedSampler(initial_bias=1.0)
+    sampler.build({f"layer {i}": 8 for i in range(50)})
+    pooled = {f"layer {i}": torch.randn(8) for i in range(50)}
+    share = torch.stack([sampler(pooled, step_generator(0, step)) for step in range(400)]).mean()
+    assert share.item() == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), abs=0.01)  # 20 000 draws
+
+
+def test_gates_are_a_function_of_seed_and_step():
+    sampler = LearnedSampler()
+    sampler.build({f"layer {i}": 8 for i in range(40)})
+    pooled = {f"layer {i}": torch.randn(8) for i in range(40)}
+    torch.manual_seed(1)
+    first = sampler(pooled, step_generator(3, 7))
+    torch.manual_seed(2)
+    assert torch.equal(first, sampler(pooled, step_generator(3, 7)))
+    assert not torch.equal(first, sampler(pooled, step_generator(3, 8)))
+    assert not torch.equal(first, sampler(pooled, step_generator(4, 7)))
+
+
+def test_stacked_samplers_equal_one_network_per_layer():
+    torch.manual_seed(0)
+    widths = {"a": 6, "b": 3, "c": 6}
+    sampler = LearnedSampler()
+    sampler.build(widths)
+    for stack in sampler.stacks.values():
+        torch.nn.init.normal_(stack.output_weight)
+    pooled = {name: torch.randn(width) for name, width in widths.items()}
+    found = sampler.log_odds(pooled)
+    for row, (name, width) in enumerate(widths.items()):
+        stack = sampler.stacks[str(width)]
+        member = [other for other in widths if widths[other] == width].index(name)
+        hidden = sampler_input(pooled[name]) @ stack.hidden_weight[member] + stack.hidden_bias[member, 0]
+        hidden = torch.nn.functional.prelu(hidden, stack.slope[member].flatten())
+        expected = hidden @ stack.output_weight[member] + stack.output_bias[member, 0]
+        torch.testing.assert_close(found[row], expected)
+
+
+def test_sampler_input_is_standardised_detached_and_bounded():
+    values = sampler_input(torch.randn(10_000, requires_grad=True) * 1e-5)
+    assert len(values) == 4096 and not values.requires_grad
+    assert abs(values.mean()) < 1e-4 and abs(values.std(unbiased=False) - 1) < 1e-3
+    assert sampler_input(torch.tensor([3.0])).tolist() == [3.0]
+    assert sampler_input(torch.full((5,), 2.0)).abs().max() == 0
+
+
+def test_pooling_averages_all_but_the_first_dimension_and_keeps_biases():
+    weight, bias, scale = torch.arange(24.0).reshape(2, 3, 2, 2), torch.tensor([5.0, 6.0]), torch.tensor(7.0)
+    pooled = pool_gradient([weight, bias, scale])
+    assert pooled.tolist() == [5.5, 17.5, 5.0, 6.0, 7.0]
+
+
+def test_unpooling_is_the_transpose_of_pooling():
+    tensors = [torch.randn(4, 3, 2), torch.randn(5), torch.randn(())]
+    pooled = torch.randn(10)
+    spread = unpool_gradient(pooled, tensors)
+    assert [s.shape for s in spread] == [t.shape for t in tensors]
+    left = pooled @ pool_gradient(tensors)
+    torch.testing.assert_close(left, sum((s * t).sum() for s, t in zip(spread, tensors, strict=True)))
+
+
+def test_sparsity_gradient_by_hand():
+    gates = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+    slopes = torch.tensor([0.5, 9.0, 0.0, -0.25, 0.0, 0.0])
+    found = gate_gradient(gates, slopes, expected_layers=2.0, sparsity_weight=0.1)
+    # λ1·(5 − 2)² has the derivative 2·0.1·3 = 0.6 for every gate; the slope counts only where the gate is on
+    assert found.tolist() == pytest.approx([1.1, 0.6, 0.6, 0.35, 0.6, 0.6])
+
+
+def test_gate_gradient_equals_brute_force(setting):
+    model, meta_learner, train, meta, layers, _, _ = setting
+    on = [1, 4, len(layers) - 1]
+    gates = some_gates(len(layers), *on)
+    found = run_meta_train(setting, gates, sparsity_weight=0.1, expected_layers=4)
+    named = {layer.name: gate for layer, gate in zip(layers, gates, strict=True)}
+    value, _, _ = brute_force.meta_loss(
+        model, meta_learner, train, meta, LEARNING_RATE, [layers[i].name for i in on], named
+    )
+    total = value + 0.1 * (gates.sum() - 4) ** 2
+    (expected,) = torch.autograd.grad(total, gates)
+    torch.testing.assert_close(found.gate_gradient, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.meta_loss, value.detach())
+
+
+@pytest.mark.parametrize("derivative", ["forward", "reverse"])
+@pytest.mark.parametrize("last_is_on", [True, False])
+def test_gradient_match_equals_brute_force(setting, derivative, last_is_on):
+    """λ2·‖ḡ_L^tra(θ) − ḡ_L^val‖² with ḡ_L^val constant, differentiated by autograd through ∇_w J(w, θ)."""
+    model, meta_learner, train, meta, layers, _, _ = setting
+    on = [2, 5] + ([len(layers) - 1] if last_is_on else [])
+    found = run_meta_train(setting, some_gates(len(layers), *on), gradient_match_weight=0.1, derivative=derivative)
+    names = [layers[i].name for i in on]
+    value, gradients, virtual = brute_force.meta_loss(model, meta_learner, train, meta, LEARNING_RATE, names)
+    last = layers[-1].parameters
+    validation = torch.autograd.grad(value, [virtual[name] for name in last], retain_graph=True)
+    training_pool = pool_gradient([gradients[name] for name in last])
+    matching = ((training_pool - pool_gradient(validation).detach()) ** 2).sum()
+    expected = torch.autograd.grad(value + 0.1 * matching, list(meta_learner.parameters()))
+    for tensor, reference in zip(found.learner_gradient.values(), expected, strict=True):
+        torch.testing.assert_close(tensor, reference, rtol=1e-8, atol=1e-12)
+
+
+def test_no_layer_on_and_no_matching_skips_the_meta_pass(setting):
+    model = setting[0]
+    calls = []
+    handle = model.register_forward_hook(lambda *arguments: calls.append(1))
+    gates = some_gates(len(setting[4]))
+    found = run_meta_train(setting, gates, sparsity_weight=0.1, expected_layers=4)
+    handle.remove()
+    assert calls == []
+    assert found.meta_loss is None and found.learner_gradient == {} and found.active_layers == 0
+    assert found.gate_gradient.tolist() == pytest.approx([2 * 0.1 * -4] * len(gates))
+
+
+class ConvolutionGradients(TorchDispatchMode):
+    """Shapes of the convolution weights whose gradient was really computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.formed = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function == torch.ops.aten.convolution_backward.default and args[-1][1]:
+            self.formed.append(tuple(args[2].shape[:2]))
+        return function(*args, **(kwargs or {}))
+
+
+class ConvChain(torch.nn.Sequential):
+    def __init__(self):
+        convs = [torch.nn.Conv1d(i, i + 1, 1, dtype=torch.float64) for i in (2, 3, 4, 5)]
+        super().__init__(*[module for conv in convs for module in (conv, torch.nn.Tanh())])
+
+    def forward(self, x):
+        return {"logits": super().forward(x).mean(2)}
+
+
+@pytest.mark.parametrize("derivative", ["forward", "reverse", "finite"])
+def test_gradients_of_a_layer_that_is_off_are_never_formed(derivative):
+    model, meta_learner = ConvChain(), MWNet().double()
+    inputs, labels = {"x": torch.randn(5, 2, 3, dtype=torch.float64)}, torch.arange(5)
+    layers = find_layers(model, inputs)
+    logits = model_logits(model, inputs)
+    training_pass = TrainingPass(model, inputs, labels, logits, get_random_state(labels.device))
+    loss = meta_learner.training_loss(logits, labels, cross_entropy)
+    gradient = virtual_gradient(loss, dict(model.named_parameters()))
+    with ConvolutionGradients() as computed:
+        meta_train(
+            training_pass, meta_learner, cross_entropy, inputs, labels, gradient, LEARNING_RATE, layers,
+            some_gates(4, 2), layers[-1], MetaObjective(derivative=derivative),
+        )  # fmt: skip
+    # of the four layers only the third, (5, 4): v at ŵ, and with reverse once more at w
+    assert computed.formed == [(5, 4)] * (2 if derivative == "reverse" else 1)
+
+
+def test_gradients_through_single_layers_add_up_and_the_others_contribute_nothing(setting):
+    count = len(setting[4])
+    both = run_meta_train(setting, some_gates(count, 3, 6)).learner_gradient
+    alone = [run_meta_train(setting, some_gates(count, i)).learner_gradient for i in (3, 6)]
+    for name, tensor in both.items():
+        torch.testing.assert_close(tensor, alone[0][name] + alone[1][name], rtol=1e-9, atol=1e-13)
+
+
+def test_layers_stand_in_order_of_their_first_call_and_frozen_ones_are_none():
+    model = build_model("batch norm")
+    model.blocks[1].conv1.weight.requires_grad_(False)
+    inputs, _, _ = split_inputs(build_batch("batch norm"))
+    names = [layer.name for layer in find_layers(model, inputs)]
+    assert names[0] == "stem" and names[-2:] == ["bn", "classifier"]
+    assert names.index("blocks.1.bn1") < names.index("blocks.1.shortcut") < names.index("blocks.1.bn2")
+    assert "blocks.1.conv1" not in names
+    shares = [layer.share for layer in find_layers(model, inputs)]
+    assert shares[0] == 1 and shares == sorted(shares, reverse=True)
+
+
+def test_all_layers_switches_everything_on():
+    sampler = AllLayers()
+    sampler.build({"a": 2, "b": 3})
+    assert sampler({}).tolist() == [1, 1]
+
+
+def test_pooled_gradients_have_the_width_of_their_layer(setting):
+    model, layers, gradient = setting[0], setting[4], setting[6]
+    pooled = pooled_gradients(layers, gradient)
+    for layer in layers:
+        assert len(pooled[layer.name]) == sum(model.get_parameter(name).shape[0] for name in layer.parameters)

@@ -1,0 +1,340 @@
+"""FaMUSTrainer as a Trainer: exact over a whole run, no traces, logs, checkpoints, what it refuses."""
+
+import brute_force
+import pytest
+import torch
+from models import CLASSES, build_batch, build_model
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
+
+from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, LearnedSampler, MWNet
+from famus_hf.metrics import compute_accuracy
+
+
+class Examples(torch.utils.data.Dataset):
+    """Small random images that already are model inputs, with a record column each."""
+
+    def __init__(self, size, first_index=0, seed=0, dtype=torch.float32):
+        self.batch = build_batch("batch norm", size, dtype=dtype, seed=seed)
+        self.first_index = first_index
+
+    def __len__(self):
+        return len(self.batch["labels"])
+
+    def __getitem__(self, row):
+        label = int(self.batch["labels"][row])
+        return {
+            "pixel_values": self.batch["pixel_values"][row],
+            "labels": label,
+            "index": self.first_index + row,
+            "clean_label": (label + (row % 3 == 0)) % CLASSES,
+        }
+
+
+def make_args(folder, **changes):
+    settings = {
+        "per_device_train_batch_size": 8, "max_steps": 6, "logging_steps": 2, "save_strategy": "no", "seed": 5,
+        "disable_tqdm": True, "use_cpu": True, "meta_learning_rate": 0.05, "report_to": "none", "meta_optim": "sgd",
+    }  # fmt: skip
+    return FaMUSTrainingArguments(str(folder), **{**settings, **changes})
+
+
+def make_trainer(folder, kind="batch norm", dtype=torch.float32, keywords=None, **changes):
+    return FaMUSTrainer(
+        build_model(kind, dtype),
+        make_args(folder, **changes),
+        train_dataset=Examples(40, dtype=dtype),
+        eval_dataset=Examples(19, 2000, seed=7, dtype=dtype),
+        meta_dataset=Examples(11, 1000, seed=8, dtype=dtype),
+        compute_metrics=compute_accuracy,
+        **(keywords or {}),
+    )
+
+
+class RecordingCollator:
+    """Keeps the batches of the training set and of the meta set apart, in order."""
+
+    def __init__(self):
+        self.train, self.meta = [], []
+
+    def __call__(self, examples):
+        batch = default_data_collator(examples)
+        which = self.meta if 1000 <= examples[0]["index"] < 2000 else self.train
+        which.append({name: batch[name] for name in ("pixel_values", "labels")})
+        return batch
+
+
+@pytest.mark.parametrize("derivative", ["forward", "reverse"])
+def test_twenty_steps_with_all_layers_equal_published_mw_net(tmp_path, derivative):
+    steps, milestones = 20, [10, 15]
+    collator = RecordingCollator()
+    trainer = make_trainer(
+        tmp_path,
+        dtype=torch.float64,
+        max_steps=steps,
+        layer_sampler="all",
+        derivative=derivative,
+        learning_rate=0.1,
+        lr_milestones=milestones,
+        keywords={"meta_learner": MWNet().double(), "data_collator": collator},
+    )
+    model, meta_learner = build_model("batch norm"), MWNet().double()
+    model.load_state_dict(trainer.model.state_dict())
+    meta_learner.load_state_dict(trainer.meta.meta_learner.state_dict())
+    collator.train.clear()  # of the probe
+    trainer.train()
+
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    meta_optimizer = torch.optim.SGD(meta_learner.parameters(), 0.05, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
+    for train, meta in zip(collator.train[:steps], collator.meta, strict=False):
+        gradient = brute_force.meta_gradient(model, meta_learner, train, meta, schedule.get_last_lr()[0])
+        for name, parameter in meta_learner.named_parameters():
+            parameter.grad = gradient[name]
+        meta_optimizer.step()
+        losses = torch.nn.functional.cross_entropy(
+            model(train["pixel_values"]).logits, train["labels"], reduction="none"
+        )
+        weights = meta_learner(losses.detach()).detach()
+        optimizer.zero_grad()
+        (weights / weights.sum() * losses).sum().backward()
+        optimizer.step()
+        schedule.step()
+    assert trainer.state.global_step == steps
+    for ours, published in (
+        (trainer.model.state_dict(), model.state_dict()),
+        (trainer.meta.meta_learner.state_dict(), meta_learner.state_dict()),
+    ):
+        for name in published:
+            torch.testing.assert_close(ours[name], published[name], rtol=1e-8, atol=1e-10, msg=name)
+    start = build_model("batch norm").classifier.weight
+    assert (trainer.model.classifier.weight - start).norm() > 1e-2, "the run must have gone somewhere"
+
+
+@pytest.mark.parametrize("kind", ["batch norm", "group norm", "vit"])
+@pytest.mark.parametrize("derivative", ["forward", "reverse", "finite"])
+def test_virtual_and_meta_passes_leave_no_trace(tmp_path, kind, derivative):
+    """Buffers and random state after a step are those of one plain forward pass; no `.grad` is left but w's own."""
+    trainer = make_trainer(tmp_path, kind, derivative=derivative)
+    trainer.create_optimizer_and_scheduler(10)
+    trainer.current_gradient_accumulation_steps = 1
+    batch = default_data_collator([trainer.train_dataset[row] for row in range(8)])
+    reference = build_model(kind, torch.float32)
+    reference.load_state_dict(trainer.model.state_dict())
+    weights = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+
+    torch.manual_seed(3)
+    reference(pixel_values=batch["pixel_values"])
+    expected_state = torch.get_rng_state()
+    torch.manual_seed(3)
+    trainer.training_step(trainer.model, batch)
+
+    assert torch.equal(torch.get_rng_state(), expected_state)
+    for name, buffer in reference.named_buffers():
+        assert torch.equal(buffer, trainer.model.get_buffer(name)), name
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, weights[name]), name
+    for module in (trainer.meta.meta_learner, trainer.meta.layer_sampler):
+        assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_plain_mode_is_transformers_trainer(tmp_path):
+    ours = make_trainer(tmp_path / "a", meta_learner="none")
+    ours.train()
+    args = TrainingArguments(
+        str(tmp_path / "b"), per_device_train_batch_size=8, max_steps=6, seed=5, use_cpu=True, disable_tqdm=True,
+        optim="sgd", optim_args="momentum=0.9", learning_rate=0.05, weight_decay=5e-4, max_grad_norm=0,
+        lr_scheduler_type="constant", dataloader_drop_last=True, save_strategy="no", report_to="none",
+    )  # fmt: skip
+    model = build_model("batch norm", torch.float32)
+    decayed = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(decayed, ours.lr_scheduler.milestones)
+    Trainer(model, args, train_dataset=Examples(40), optimizers=(decayed, schedule)).train()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, ours.model.state_dict()[name]), name
+
+
+def test_logs_meta_loss_active_layers_and_weights_of_clean_and_noisy_examples(tmp_path):
+    trainer = make_trainer(tmp_path, eval_strategy="steps", eval_steps=3)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 3
+    for name in ("meta_loss", "mean_active_layers", "mean_weight_clean", "mean_weight_noisy"):
+        assert all(torch.isfinite(torch.tensor(entry[name])) for entry in logs), name
+    assert trainer.meta.steps == 6
+    logged = sum(entry["mean_active_layers"] for entry in logs) / 3
+    assert logged == pytest.approx(trainer.meta.mean_active_layers)
+    assert any("eval_accuracy" in entry for entry in trainer.state.log_history)
+
+
+def test_evaluation_sees_the_whole_test_set_although_training_drops_the_last_batch(tmp_path):
+    trainer = make_trainer(tmp_path, per_device_eval_batch_size=8)
+    assert trainer.args.dataloader_drop_last
+    assert len(trainer.predict(trainer.eval_dataset).label_ids) == 19
+    assert sum(len(batch["labels"]) for batch in trainer.get_train_dataloader()) == 40
+
+
+def state_of(trainer):
+    """Everything that must come back after a resume: w, θ, η and all optimizers, flat by name."""
+    tensors = {f"w.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
+    tensors |= {f"theta.{name}": tensor for name, tensor in trainer.meta.meta_learner.state_dict().items()}
+    tensors |= {f"eta.{name}": tensor for name, tensor in trainer.meta.layer_sampler.state_dict().items()}
+    optimizers = {
+        "w": trainer.optimizer, "theta": trainer.meta.learner_optimizer, "eta": trainer.meta.sampler_optimizer
+    }  # fmt: skip
+    for owner, optimizer in optimizers.items():
+        for place, state in optimizer.state_dict()["state"].items():
+            values = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+            tensors |= {f"{owner}.state.{place}.{name}": value for name, value in values.items()}
+    return tensors
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("meta_optim, kind", [("sgd", "batch norm"), ("adam", "vit")])
+def test_resuming_after_any_checkpoint_is_bit_identical(tmp_path, accumulation, meta_optim, kind):
+    """Five steps an epoch (three with accumulation), so checkpoints fall inside and at the end of epochs."""
+    settings = {
+        "max_steps": 8, "save_strategy": "steps", "save_steps": 1, "meta_optim": meta_optim, "learning_rate": 0.1,
+        "gradient_accumulation_steps": accumulation, "lr_milestones": [4, 6],
+    }  # fmt: skip
+    whole = make_trainer(tmp_path, kind, **settings)
+    whole.train()
+    expected = state_of(whole)
+    for step in (1, 3, 5, 7):
+        resumed = make_trainer(tmp_path, kind, **{**settings, "save_strategy": "no"})
+        torch.manual_seed(step)  # whatever a new process happens to start with
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        found = state_of(resumed)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected), step
+        assert resumed.meta.steps == whole.meta.steps
+        assert resumed.meta.active_layers == whole.meta.active_layers
+
+
+def test_best_checkpoint_brings_back_its_own_meta_net(tmp_path):
+    class Degrade(TrainerCallback):
+        """Worsens the reported loss as training goes on, so that the first checkpoint is the best."""
+
+        def on_evaluate(self, args, state, control, metrics, **keywords):
+            metrics["eval_order"] = float(state.global_step)
+
+    trainer = make_trainer(
+        tmp_path, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2, save_total_limit=1,
+        load_best_model_at_end=True, metric_for_best_model="order", greater_is_better=False,
+        keywords={"callbacks": [Degrade()]},
+    )  # fmt: skip
+    trainer.train()
+    best = tmp_path / "checkpoint-2"
+    assert trainer.state.best_model_checkpoint == str(best)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    fresh = make_trainer(tmp_path / "fresh")
+    fresh._load_from_checkpoint(str(best))
+    for module, other in (
+        (trainer.meta.meta_learner, fresh.meta.meta_learner),
+        (trainer.meta.layer_sampler, fresh.meta.layer_sampler),
+        (trainer.model, fresh.model),
+    ):
+        for name, tensor in other.state_dict().items():
+            assert torch.equal(tensor, module.state_dict()[name]), name
+
+
+def test_early_stopping_stops(tmp_path):
+    trainer = make_trainer(
+        tmp_path, max_steps=30, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
+        learning_rate=0.0, load_best_model_at_end=True, save_total_limit=1, metric_for_best_model="accuracy",
+        keywords={"callbacks": [EarlyStoppingCallback(2)]},
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.global_step < 30
+
+
+def test_bf16_trains_and_keeps_float32_weights(tmp_path):
+    trainer = make_trainer(tmp_path, bf16=True)
+    before = trainer.model.classifier.weight.clone()
+    trainer.train()
+    assert trainer.model.classifier.weight.dtype == torch.float32
+    assert torch.isfinite(trainer.model.classifier.weight).all()
+    assert not torch.equal(before, trainer.model.classifier.weight)
+
+
+def test_adamw_with_a_linear_schedule_trains(tmp_path):
+    trainer = make_trainer(tmp_path, optim="adamw_torch", lr_scheduler_type="linear", learning_rate=1e-3)
+    trainer.train()
+    assert trainer.state.log_history[-2]["learning_rate"] < 1e-3
+
+
+def test_theta_and_sampler_move_and_stay_where_there_is_nothing_to_learn(tmp_path):
+    trainer = make_trainer(tmp_path)
+    before = {name: tensor.clone() for name, tensor in trainer.meta.meta_learner.state_dict().items()}
+    gates = {name: tensor.clone() for name, tensor in trainer.meta.layer_sampler.state_dict().items()}
+    trainer.train()
+    assert any(not torch.equal(before[n], t) for n, t in trainer.meta.meta_learner.state_dict().items())
+    assert any(not torch.equal(gates[n], t) for n, t in trainer.meta.layer_sampler.state_dict().items())
+    never = make_trainer(
+        tmp_path,
+        gradient_match_weight=0.0,
+        sparsity_weight=0.0,
+        keywords={"layer_sampler": LearnedSampler(initial_bias=-60)},
+    )
+    never.train()  # all gates stay off: no meta pass, θ stays
+    assert never.meta.active_layers == 0
+    assert all(torch.equal(before[n], t) for n, t in never.meta.meta_learner.state_dict().items())
+
+
+def test_label_smoothing_reaches_the_training_loss(tmp_path):
+    losses = {}
+    for smoothing in (0.0, 0.5):
+        trainer = make_trainer(tmp_path, label_smoothing_factor=smoothing, max_steps=1, logging_steps=1)
+        trainer.train()
+        losses[smoothing] = trainer.state.log_history[0]["loss"]
+    assert losses[0.0] != losses[0.5]
+
+
+REFUSED = {
+    "unknown meta-learner": ({"meta_learner": "mwnet"}, "choose one of mw-net, none"),
+    "unknown sampler": ({"layer_sampler": "some"}, "choose one of learned, all"),
+    "unknown derivative": ({"derivative": "backward"}, "choose one of auto"),
+    "negative weight": ({"sparsity_weight": -1.0}, "must not be negative"),
+    "candidate layers": ({"candidate_layers": "0"}, "whole number from 1"),
+    "fp16": ({"fp16": True}, "--bf16"),
+    "bf16 in forward mode": ({"bf16": True, "derivative": "forward"}, "use auto or reverse"),
+    "milestones": ({"lr_milestones": [0.0]}, "greater than 0"),
+    "columns": ({"remove_unused_columns": True}, "leave it False"),
+    "pickles to the Hub": ({"hub_strategy": "all_checkpoints"}, "pickles"),
+    "batch larger than the set": ({"per_device_train_batch_size": 41}, "less than one batch of 41"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_contradictions_are_refused_before_training(tmp_path, case):
+    changes, sentence = REFUSED[case]
+    with pytest.raises(ValueError, match=sentence):
+        make_trainer(tmp_path, **changes)
+
+
+def test_models_that_do_not_classify_are_refused(tmp_path):
+    model = build_model("vit", torch.float32)
+    model.config.problem_type = "multi_label_classification"
+    with pytest.raises(ValueError, match="one class each"):
+        FaMUSTrainer(model, make_args(tmp_path), train_dataset=Examples(40), meta_dataset=Examples(8))
+
+    class NoLogits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(3, 2)
+
+        def forward(self, pixel_values, labels=None):
+            return self.linear(pixel_values.mean((2, 3)))
+
+    with pytest.raises(TypeError, match=r"\.logits of shape \(batch, classes\)"):
+        FaMUSTrainer(NoLogits(), make_args(tmp_path), train_dataset=Examples(40), meta_dataset=Examples(8))
+
+
+def test_a_missing_or_empty_meta_set_is_refused(tmp_path):
+    for meta_dataset, sentence in ((None, "is missing"), (Examples(0), "is empty")):
+        with pytest.raises(ValueError, match=sentence):
+            FaMUSTrainer(
+                build_model("vit", torch.float32),
+                make_args(tmp_path),
+                train_dataset=Examples(40),
+                meta_dataset=meta_dataset,
+            )
