@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import HfApi
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
@@ -25,7 +25,14 @@ from famus_hf.losses import cross_entropy
 from famus_hf.meta_learners import MetaLearner, MWNet
 from famus_hf.meta_model import MetaModel
 from famus_hf.model_card import facts_of_run, render_model_card
-from famus_hf.passes import RECORD_COLUMNS, differentiable_attention, get_random_state, model_logits, split_inputs
+from famus_hf.passes import (
+    RECORD_COLUMNS,
+    differentiable_attention,
+    get_random_state,
+    model_logits,
+    random_state_kept,
+    split_inputs,
+)
 from famus_hf.stages import MetaObjective, virtual_gradient
 from famus_hf.training_args import FaMUSTrainingArguments
 
@@ -105,7 +112,7 @@ class FaMUSTrainer(Trainer):
 
     def _make_meta_model(self, meta_learner: MetaLearner | None, layer_sampler: LayerSampler | None) -> MetaModel:
         args = self.args
-        with torch.random.fork_rng(devices=[]):  # plain and meta training of one seed see the same batches
+        with random_state_kept(args.device):  # plain and meta training of one seed see the same batches
             torch.manual_seed(args.seed)
             if layer_sampler is None and args.layer_sampler == "learned":
                 layer_sampler = LearnedSampler(
@@ -186,6 +193,16 @@ class FaMUSTrainer(Trainer):
                     f"{len(wrong)} labels of the {name} set are not in 0..{num_labels and num_labels - 1} "
                     f"(the first is {wrong[0]}): remove these examples or build the model with more classes"
                 )
+
+    @property
+    def meta_learner(self) -> MetaLearner | None:
+        """Ψ, or None in plain training."""
+        return None if self.meta is None else self.meta.meta_learner
+
+    @property
+    def layer_sampler(self) -> LayerSampler | None:
+        """Γ, or None in plain training."""
+        return None if self.meta is None else self.meta.layer_sampler
 
     # ---- The training step ----
 
@@ -292,12 +309,12 @@ class FaMUSTrainer(Trainer):
 
     # ---- Evaluation ----
 
-    def _get_dataloader(self, *arguments: Any, is_training: bool = False, **keywords: Any) -> DataLoader:
+    def _get_dataloader(self, dataset: Any, *arguments: Any, **keywords: Any) -> DataLoader:
         """transformers drops the last batch of evaluation sets too, and so would judge on a part of the test set."""
         drop_last = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = drop_last and is_training
+        self.args.dataloader_drop_last = drop_last and keywords.get("is_training", False)
         try:
-            return super()._get_dataloader(*arguments, is_training=is_training, **keywords)
+            return super()._get_dataloader(dataset, *arguments, **keywords)
         finally:
             self.args.dataloader_drop_last = drop_last
 
@@ -335,12 +352,30 @@ class FaMUSTrainer(Trainer):
             self.meta.load_state_dict(torch.load(path, map_location=self.args.device, weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if isinstance(self.model, PreTrainedModel):
+            self._load_network(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._load_meta_net(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        super()._load_best_model()
-        self._load_meta_net(str(self.state.best_model_checkpoint))
+        best = str(self.state.best_model_checkpoint)
+        if isinstance(self.model, PreTrainedModel):
+            self._load_network(self.model, best)
+        else:
+            super()._load_best_model()
+        self._load_meta_net(best)
+
+    def _load_network(self, network: PreTrainedModel, checkpoint: str) -> None:
+        """Reads the weights as `from_pretrained` does.
+
+        transformers 5.23 saves some networks (ViT among them) under names that only `from_pretrained` translates back;
+        its own Trainer leaves those weights as they are, with a warning.
+        """
+        if not (Path(checkpoint) / "config.json").is_file():
+            raise ValueError(f"{checkpoint!r} holds no checkpoint (it has no config.json)")
+        saved = type(network).from_pretrained(checkpoint, config=network.config)
+        network.load_state_dict(saved.state_dict())
 
     def _load_meta_net(self, checkpoint: str) -> None:
         if self.meta is not None:

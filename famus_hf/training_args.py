@@ -9,7 +9,7 @@ from famus_hf.derivatives import DERIVATIVES
 
 META_LEARNERS = ("mw-net", "none")
 LAYER_SAMPLERS = ("learned", "all")
-META_OPTIMIZERS = ("sgd", "adam")
+META_OPTIMIZERS = ("adam", "sgd")
 
 
 @dataclass
@@ -25,6 +25,8 @@ class FaMUSTrainingArguments(TrainingArguments):
     """
 
     per_device_train_batch_size: int = field(default=100, metadata={"help": "Training examples per step and device."})
+    per_device_eval_batch_size: int = field(default=250, metadata={"help": "Evaluated examples at once and device."})
+    num_train_epochs: float = field(default=40.0, metadata={"help": "Passes over the training set."})
     learning_rate: float = field(default=0.05, metadata={"help": "Initial learning rate α of the network."})
     weight_decay: float = field(default=5e-4, metadata={"help": "Weight decay of the network's optimizer."})
     optim: OptimizerNames | str = field(
@@ -68,9 +70,9 @@ class FaMUSTrainingArguments(TrainingArguments):
     gradient_match_weight: float | None = field(
         default=None, metadata={"help": "λ2 of Eq. 12. Default: 0.1 for the learned sampler, else 0."}
     )
-    meta_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate β of the meta-learner."})
+    meta_learning_rate: float = field(default=3e-3, metadata={"help": "Learning rate β of the meta-learner."})
     meta_optim: str = field(
-        default="sgd", metadata={"help": "Optimizer of the meta-learner: sgd (momentum 0.9) or adam."}
+        default="adam", metadata={"help": "Optimizer of the meta-learner: adam, or sgd (momentum 0.9)."}
     )
     sampler_learning_rate: float = field(
         default=0.1, metadata={"help": "Learning rate δ of the layer sampler (SGD, momentum 0.9)."}

@@ -35,6 +35,13 @@ from famus_hf.models import BACKBONES
 
 TINY_DATASETS = ("digits", "fashion_mnist")  # data sets, beside idx folders, whose default backbone is `tiny`
 
+DEFAULTS = {  # of this script, where transformers' own would neither evaluate nor save a short run
+    "--eval_strategy": "epoch",
+    "--save_strategy": "epoch",
+    "--save_total_limit": "2",
+    "--logging_strategy": "epoch",
+}
+
 
 @dataclass
 class ModelArguments:
@@ -121,8 +128,8 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, FaM
         from_file = flags_of_yaml(Path(path), known)
         argv = argv[:place] + argv[place + (1 if "=" in argv[place] else 2) :]
     flags = [*from_file, *argv]
-    if not any(flag.split("=")[0] == "--eval_strategy" for flag in flags):
-        flags += ["--eval_strategy", "epoch"]
+    given = {flag.split("=")[0] for flag in flags}
+    flags += [f"{flag}={value}" for flag, value in DEFAULTS.items() if flag not in given]
     model_args, data_args, args, _ = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     if args.output_dir == "trainer_output":
         args.output_dir = str(Path("outputs") / Path(data_args.dataset_name).name)

@@ -5,7 +5,7 @@ from datasets import Dataset, DatasetDict
 
 from famus_hf.data.meta_set import check_no_overlap, class_balanced_holdout, default_num_meta
 from famus_hf.data.noise import check_noise, corrupt_labels
-from famus_hf.data.sources import labels_known_clean, load_source
+from famus_hf.data.sources import check_source_name, labels_known_clean, load_source
 
 SUBSET_SEED = 0  # of max_train_samples and max_eval_samples
 
@@ -46,6 +46,7 @@ def load_noisy_dataset(
     Raises:
         ValueError: One sentence that says what is wrong and what to do.
     """
+    check_source_name(name)
     check_noise(noise, noise_type)
     if clean_label_column_name is not None and noise > 0:
         raise ValueError(

@@ -67,6 +67,15 @@ def load_source(
     )
 
 
+def check_source_name(name: str) -> None:
+    """Raises ValueError on a name that is neither a built-in data set nor a folder nor could be a Hub id."""
+    if name not in ("digits", *HUB_DATASETS) and "/" not in name and not Path(name).is_dir():
+        raise ValueError(
+            f"data set {name!r} is unknown: choose one of {', '.join(['digits', *HUB_DATASETS])}, "
+            "a Hub id such as 'user/name', or a folder of idx files"
+        )
+
+
 def labels_known_clean(name: str) -> bool:
     """Whether the labels of this source are taken as clean when nothing was corrupted."""
     return name == "digits" or name in HUB_DATASETS or Path(name).is_dir()
@@ -131,12 +140,6 @@ def _idx_rows(paths: tuple[Path, ...], stamps: tuple[int, ...]) -> Iterator[dict
 
 def _load_from_hub(hub_id: str, config_name: str | None) -> DatasetDict:
     """Splits `train` and `test` of a Hub data set; without a test split, `validation` or a fixed 20 % of train."""
-    if "/" not in hub_id:
-        known = ", ".join(["digits", *HUB_DATASETS])
-        raise ValueError(
-            f"data set {hub_id!r} is unknown: choose one of {known}, a Hub id such as 'user/name', "
-            "or a folder of idx files"
-        )
     try:
         splits = load_dataset(hub_id, config_name)
     except Exception as error:  # the client raises a dozen unrelated types for a missing network, id or config

@@ -1,0 +1,142 @@
+"""A Hub of one user on the loopback interface: enough of its HTTP interface to create, upload, list and download.
+
+    with LoopbackHub() as hub:
+        subprocess.run([...], env={**os.environ, **hub.environment(tmp_path)})
+        hub.files["user/name"]["config.json"]
+
+Files are kept in memory. The client runs in a process of its own, since huggingface_hub reads HF_ENDPOINT at import.
+"""
+
+import base64
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0" * 40
+
+
+class LoopbackHub:
+    def __init__(self):
+        self.files: dict[str, dict[str, bytes]] = {}  # repository → path → content
+        self.unanswered: list[str] = []  # requests that this Hub does not know
+
+    def __enter__(self):
+        hub = self
+
+        class Handler(_Handler):
+            pass
+
+        Handler.hub = hub
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error):
+        self.server.shutdown()
+        self.server.server_close()
+
+    @property
+    def endpoint(self):
+        return f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def environment(self, home):
+        """Variables under which a process talks to this Hub alone, with a cache of its own."""
+        return {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_TOKEN": "hf_loopback", "HF_HUB_OFFLINE": "0"}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: LoopbackHub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments):
+        pass
+
+    def reply(self, content, status=200, headers=(), send_body=True):
+        if not isinstance(content, bytes):
+            content = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("X-Repo-Commit", COMMIT)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.end_headers()
+        if send_body:
+            self.wfile.write(content)
+
+    def body(self):
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def do_POST(self):
+        path, body = unquote(urlsplit(self.path).path), self.body()
+        parts = path.strip("/").split("/")
+        if path == "/api/repos/create":
+            wanted = json.loads(body)
+            repository = f"{wanted.get('organization') or 'user'}/{wanted['name']}"
+            self.hub.files.setdefault(repository, {})
+            self.reply({"url": f"{self.hub.endpoint}/{repository}", "name": repository})
+        elif path == "/api/validate-yaml":
+            self.reply({"errors": [], "warnings": []})
+        elif parts[:2] == ["api", "models"] and parts[4] == "preupload":
+            names = [file["path"] for file in json.loads(body)["files"]]
+            self.reply({"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]})
+        elif parts[:2] == ["api", "models"] and parts[4] == "commit":
+            for line in body.decode().splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    value = entry["value"]
+                    self.hub.files["/".join(parts[2:4])][value["path"]] = base64.b64decode(value["content"])
+            url = f"{self.hub.endpoint}/{'/'.join(parts[2:4])}/commit/{COMMIT}"
+            self.reply({"success": True, "commitUrl": url, "commitOid": COMMIT})
+        else:
+            self.unknown()
+
+    def do_GET(self, send_body=True):
+        path = unquote(urlsplit(self.path).path)
+        parts = path.strip("/").split("/")
+        if path == "/api/whoami-v2":
+            self.reply({"name": "user", "type": "user", "orgs": [], "auth": {}}, send_body=send_body)
+        elif parts[:2] in (["api", "models"], ["api", "datasets"]) and "/".join(parts[2:4]) in self.hub.files:
+            self.describe("/".join(parts[2:4]), parts[4:], send_body)
+        elif "resolve" in parts:
+            place = parts.index("resolve")
+            repository = "/".join(parts[place - 2 : place])
+            self.download(self.hub.files.get(repository, {}).get("/".join(parts[place + 2 :])), send_body)
+        else:
+            self.unknown(send_body)
+
+    def do_HEAD(self):
+        self.do_GET(send_body=False)
+
+    def describe(self, repository, rest, send_body):
+        files = self.hub.files[repository]
+        if rest[:1] == ["tree"]:
+            folder = "/".join(rest[2:])
+            tree = [
+                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for name, content in files.items()
+                if name.startswith(folder)
+            ]
+            self.reply(tree, send_body=send_body)
+        else:
+            siblings = [{"rfilename": name} for name in files]
+            about = {
+                "id": repository,
+                "sha": COMMIT,
+                "siblings": siblings,
+                "private": False,
+                "tags": [],
+                "downloads": 0,
+            }
+            self.reply({**about, "likes": 0, "lastModified": "2026-01-01T00:00:00.000Z"}, send_body=send_body)
+
+    def download(self, content, send_body):
+        if content is None:
+            self.reply(b"", 404, [("X-Error-Code", "EntryNotFound")], send_body)
+        else:
+            self.reply(content, headers=[("ETag", f'"{hashlib.sha1(content).hexdigest()}"')], send_body=send_body)
+
+    def unknown(self, send_body=True):
+        self.hub.unanswered.append(f"{self.command} {self.path}")
+        self.reply(b"", 404, [("X-Error-Code", "RepoNotFound")], send_body)

@@ -1,0 +1,168 @@
+"""What a run leaves on disk and on the Hub, and how it comes back."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from loopback_hub import LoopbackHub
+from test_trainer import make_trainer
+
+from famus_hf import LearnedSampler, MWNet, load_famus, load_noisy_dataset
+from famus_hf.hub import load_meta_net, save_meta_net
+
+
+def assert_same_parameters(module, other):
+    assert type(module) is type(other)
+    assert module.state_dict().keys() == other.state_dict().keys()
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_a_saved_run_loads_again(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    trainer.save_model()
+    model, meta_learner, layer_sampler, processor = load_famus(tmp_path)
+    assert_same_parameters(model, trainer.model)
+    assert_same_parameters(meta_learner, trainer.meta_learner)
+    assert_same_parameters(layer_sampler, trainer.layer_sampler)
+    assert layer_sampler.widths == trainer.layer_sampler.widths
+    assert processor is None and not model.training
+
+
+def test_a_plain_run_loads_without_meta_net(tmp_path):
+    trainer = make_trainer(tmp_path, meta_learner="none")
+    trainer.save_model()
+    model, meta_learner, layer_sampler, _ = load_famus(tmp_path)
+    assert model is not None and meta_learner is None and layer_sampler is None
+
+
+def test_settings_of_meta_net_survive(tmp_path):
+    sampler = LearnedSampler(hidden_size=7, temperature=2.0, initial_bias=-1.0)
+    sampler.build({"a": 5, "": 9000})
+    save_meta_net(tmp_path, MWNet(hidden_size=11, weight_normalization="mean"), sampler)
+    meta_learner, loaded = load_meta_net(tmp_path)
+    assert meta_learner.config() == {"hidden_size": 11, "weight_normalization": "mean"}
+    assert loaded.config() == sampler.config()
+    assert_same_parameters(loaded, sampler)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "config.json").write_text("{"),
+        lambda folder: (folder / "config.json").write_text("[]"),
+        lambda folder: (folder / "config.json").unlink(),
+        lambda folder: (folder / "model.safetensors").write_bytes(b"\x80\x04."),
+        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: (folder / "config.json").write_text(json.dumps({"meta_learner": {"type": "os.system"}})),
+        lambda folder: (folder / "config.json").write_text(
+            json.dumps({"meta_learner": {"type": "mw-net", "hidden_size": 3}})
+        ),
+    ],
+)
+def test_damaged_meta_nets_are_refused_in_one_sentence(tmp_path, damage):
+    save_meta_net(tmp_path, MWNet(), None)
+    damage(tmp_path / "meta_net")
+    with pytest.raises(ValueError, match="is no meta-net of famus_hf"):
+        load_meta_net(tmp_path)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        load_famus(tmp_path)
+
+
+TRAIN_AND_PUSH = """
+from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_noisy_dataset
+data = load_noisy_dataset("digits", noise=0.4, max_train_samples=400, max_eval_samples=50)
+model = build_backbone("tiny", data["train"].features["label"].names)
+args = FaMUSTrainingArguments(
+    {folder!r}, max_steps=2, save_steps=1, save_strategy="steps", hub_strategy="every_save", push_to_hub=True,
+    hub_model_id="user/digits-famus", use_cpu=True, report_to="none", per_device_train_batch_size=20,
+)
+trainer = FaMUSTrainer(
+    model, args, train_dataset=data["train"], eval_dataset=data["test"], meta_dataset=data["meta"]
+)
+trainer.train()
+trainer.push_to_hub(dataset_name="digits")
+"""
+LOAD = """
+import torch
+from famus_hf import load_famus, load_noisy_dataset
+model, meta_learner, layer_sampler, processor = load_famus("user/digits-famus")
+local = load_famus({folder!r})
+for part, other in zip((model, meta_learner, layer_sampler), local):
+    for name, tensor in part.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+image = load_noisy_dataset("digits", num_meta=0)["test"][0]["image"]
+from transformers import pipeline
+print(len(pipeline("image-classification", "user/digits-famus", device="cpu")(image)))
+"""
+LOAD_WITHOUT_FAMUS = """
+import sys
+sys.modules["famus_hf"] = None  # as if it were not installed
+from PIL import Image
+from transformers import pipeline
+classify = pipeline("image-classification", "user/digits-famus", trust_remote_code=True, device="cpu")
+print(len(classify(Image.new("L", (8, 8)))))
+"""
+
+
+def run_python(code, environment, folder):
+    command = [sys.executable, "-c", code.replace("{folder!r}", repr(str(folder)))]
+    result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def test_push_and_load_over_http(tmp_path):
+    with LoopbackHub() as hub:
+        environment = hub.environment(tmp_path / "home")
+        output = run_python(TRAIN_AND_PUSH, environment, tmp_path / "run")
+        pushed = hub.files["user/digits-famus"]
+        assert {
+            "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "wide_resnet.py",
+            "meta_net/config.json", "meta_net/model.safetensors", "meta_net/layer_sampler.safetensors",
+        } <= set(pushed)  # fmt: skip
+        assert not [name for name in pushed if name.endswith((".bin", ".pt", ".pth", ".pkl")) or "checkpoint-" in name]
+        assert not any(b"hf_loopback" in content for content in pushed.values())
+        assert "hf_loopback" not in output
+        assert run_python(LOAD, environment, tmp_path / "run").strip().endswith("5")
+        assert run_python(LOAD_WITHOUT_FAMUS, environment, tmp_path).strip().endswith("5")
+
+
+def test_the_card_says_what_was_trained_on_what(tmp_path):
+    from huggingface_hub import ModelCard
+
+    trainer = make_trainer(tmp_path, eval_strategy="steps", eval_steps=3)
+    trainer.train()
+    trainer.create_model_card(dataset_name="digits", noise_description="symmetric, 40 %", license="apache-2.0")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.library_name == "transformers" and card.data.license == "apache-2.0"
+    accuracies = [entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
+    found = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert found["last"] == pytest.approx(accuracies[-1], abs=1e-6)
+    assert found["best"] == pytest.approx(max(accuracies), abs=1e-6)
+    for text in ("huggingface.co/papers/2104.15092", "symmetric, 40 %", "MWNet", "load_famus(", "@inproceedings"):
+        assert text in card.text
+
+
+def test_the_pipeline_classifies_like_the_trainer(tmp_path):
+    from transformers import pipeline
+
+    from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone
+
+    data = load_noisy_dataset("digits", noise=0.4, max_train_samples=300, max_eval_samples=20)
+    names = data["train"].features["label"].names
+    args = FaMUSTrainingArguments(str(tmp_path), max_steps=3, use_cpu=True, save_strategy="no", report_to="none")
+    trainer = FaMUSTrainer(build_backbone("tiny", names), args, train_dataset=data["train"], meta_dataset=data["meta"])
+    trainer.train()
+    trainer.save_model()
+    expected = trainer.predict(data["test"]).predictions.argmax(1)
+    classify = pipeline("image-classification", str(tmp_path), device="cpu")
+    found = [prediction[0]["label"] for prediction in classify(list(data["test"]["image"]))]
+    assert found == [names[label] for label in expected]

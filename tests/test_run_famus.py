@@ -1,0 +1,155 @@
+"""scripts/run_famus.py: what it leaves behind, and what it says to wrong input."""
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from famus_hf import load_famus
+from famus_hf.data.noise import read_noise_file
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "run_famus.py"
+specification = importlib.util.spec_from_file_location("run_famus", SCRIPT)
+run_famus = importlib.util.module_from_spec(specification)
+sys.modules["run_famus"] = run_famus
+specification.loader.exec_module(run_famus)
+
+SMALL = [
+    "--dataset_name", "digits", "--noise", "0.4", "--max_train_samples", "400", "--max_eval_samples", "60",
+    "--num_train_epochs", "2", "--per_device_train_batch_size", "40", "--use_cpu", "--disable_tqdm", "true",
+]  # fmt: skip
+
+
+def test_a_run_leaves_everything_that_the_readme_promises(tmp_path, capsys):
+    run_famus.main([*SMALL, "--compare", "--output_dir", str(tmp_path), "--seed", "3"])
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {
+        "config.json", "model.safetensors", "preprocessor_config.json", "meta_net", "noise.parquet", "all_results.json",
+        "trainer_state.json", "README.md",
+    } <= names  # fmt: skip
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    assert 0 <= results["eval_accuracy"] <= results["best_eval_accuracy"] <= 1
+    assert results["train_seconds_per_step"] > 0 and 0 < results["mean_active_layers"] < 17
+    columns, metadata = read_noise_file(tmp_path / "noise.parquet")
+    wrong = sum(a != b for a, b in zip(columns["label"], columns["clean_label"], strict=True))
+    assert results["realised_noise_rate"] == pytest.approx(wrong / len(columns["index"]))
+    assert metadata["seed"] == 3 and metadata["realised_noise_rate"] == results["realised_noise_rate"]
+    model, meta_learner, layer_sampler, processor = load_famus(tmp_path)
+    assert model.config.id2label[3] == "3" and None not in (meta_learner, layer_sampler, processor)
+    table = capsys.readouterr().out
+    for method in ("plain", "MW-Net, all layers", "FaMUS, learned sampler"):
+        assert re.search(rf"^{method} +\d+\.\d\d% +\d+\.\d\d% +\d+\.\d+ +\d+\.\d% +\d+\.\d\d$", table, re.MULTILINE)
+    plain = json.loads((tmp_path / "plain" / "all_results.json").read_text())
+    assert plain["mean_active_layers"] == 0 and plain["realised_noise_rate"] == results["realised_noise_rate"]
+
+
+def test_resuming_through_the_command_line_gives_the_same_result(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run_famus.main([*SMALL, "--output_dir", str(whole)])
+    run_famus.main([*SMALL, "--output_dir", str(parts)])
+    for name in ("model.safetensors", "all_results.json"):
+        (parts / name).unlink()
+    newest = max(parts.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    shutil.rmtree(newest)  # as if the run had been killed after the checkpoint before
+    run_famus.main([*SMALL, "--output_dir", str(parts), "--resume_from_checkpoint", "true"])
+    for name in ("model.safetensors", "meta_net/model.safetensors", "meta_net/layer_sampler.safetensors"):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
+    first, second = (json.loads((folder / "all_results.json").read_text()) for folder in (whole, parts))
+    for name in ("eval_accuracy", "best_eval_accuracy", "mean_active_layers", "global_step"):
+        assert first[name] == second[name], name
+
+
+def test_config_file_sets_defaults_and_flags_win(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("learning_rate: 1e-3\nnoise: 0.2\nlr_milestones: [0.25, 1e+1]\nbf16: true\nmeta_optim: sgd\n")
+    _, data_args, args = run_famus.parse_arguments(["--config", str(config), "--noise", "0.3", "--use_cpu"])
+    assert args.learning_rate == 1e-3 and args.lr_milestones == [0.25, 10.0] and args.bf16 is True
+    assert args.meta_optim == "sgd" and data_args.noise == 0.3
+    _, data_args, _ = run_famus.parse_arguments([f"--config={config}", "--use_cpu"])
+    assert data_args.noise == 0.2
+
+
+def test_best_model_is_selected_on_the_meta_set(tmp_path):
+    run_famus.main([
+        *SMALL, "--output_dir", str(tmp_path), "--load_best_model_at_end", "--save_strategy", "epoch",
+        "--early_stopping_patience", "1",
+    ])  # fmt: skip
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    meta = [entry["eval_meta_accuracy"] for entry in state["log_history"] if "eval_meta_accuracy" in entry]
+    assert state["best_metric"] == max(meta)
+
+
+def test_pretrained_models_load_from_disk(tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4
+    )
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "vit")
+    run_famus.main([*SMALL, "--output_dir", str(tmp_path / "run"), "--model_name_or_path", str(tmp_path / "vit")])
+    model, _, _, processor = load_famus(tmp_path / "run")
+    assert type(model).__name__ == "ViTForImageClassification" and model.config.num_labels == 10
+    assert processor.size["height"] == 8
+
+
+WRONG_INPUT = {
+    "unknown data set": (["--dataset_name", "digit"], "data set 'digit' is unknown: choose one of digits, cifar10"),
+    "no network": (
+        ["--dataset_name", "cifar10", "--noise", "0.4"],
+        "check id and network, or use --dataset_name digits",
+    ),
+    "noise": (["--noise", "1.0"], "noise=1.0 is not a rate"),
+    "noise type": (["--noise_type", "sym"], "noise_type='sym' is unknown: choose one of symmetric, pair"),
+    "not a number": (["--noise", "much"], "argument --noise: invalid float value: 'much'"),
+    "unknown flag": (["--noize", "0.4"], "not used by the HfArgumentParser: ['--noize', '0.4']"),
+    "empty meta set": (["--num_meta", "0"], "meta_dataset is missing"),
+    "one-class meta set": (["--num_meta", "1"], "choose at least 10"),
+    "meta set too large": (["--num_meta", "1400"], "choose a smaller num_meta"),
+    "two models": (["--backbone", "tiny", "--model_name_or_path", "x/y"], "contradict each other"),
+    "unknown backbone": (["--backbone", "resnet"], "choose one of tiny, wide-resnet-28-10"),
+    "no such model": (["--model_name_or_path", "/nowhere"], "model '/nowhere' could not be loaded"),
+    "noise on noisy data": (["--clean_label_column_name", "c"], "contradict each other"),
+    "selection on the test set": (
+        ["--load_best_model_at_end", "--save_strategy", "epoch", "--metric_for_best_model", "accuracy"],
+        "would select on the test set",
+    ),
+    "no checkpoint": (["--resume_from_checkpoint", "/nowhere"], "is no checkpoint folder"),
+    "nothing to resume": (["--resume_from_checkpoint", "true"], "found no checkpoint"),
+    "batch too large": (["--per_device_train_batch_size", "500"], "less than one batch of 500"),
+    "config missing": (["--config", "/nowhere.yaml"], "--config /nowhere.yaml can't be read"),
+    "precisions": (["--bf16", "--derivative", "forward"], "use auto or reverse"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_INPUT)
+def test_wrong_input_gets_one_sentence_before_training(tmp_path, capsys, monkeypatch, case):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    flags, sentence = WRONG_INPUT[case]
+    monkeypatch.setattr(run_famus.FaMUSTrainer, "train", lambda *arguments, **keywords: pytest.fail("it trains"))
+    with pytest.raises(SystemExit) as end:
+        run_famus.main([*SMALL, "--output_dir", str(tmp_path / "run"), *flags])
+    assert end.value.code not in (0, None)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("run_famus.py: error: ") and sentence in error, error
+    assert "Traceback" not in error
+
+
+def test_accelerate_launch_and_plain_python_say_the_same(tmp_path):
+    flags = [str(SCRIPT), "--dataset_name", "digit"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1", *flags]
+    for command in (launch, [sys.executable, *flags]):
+        result = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ), timeout=300
+        )
+        assert result.returncode != 0
+        assert "run_famus.py: error: data set 'digit' is unknown" in result.stderr
+        assert "Traceback" not in result.stderr
+        assert list(tmp_path.iterdir()) == []
