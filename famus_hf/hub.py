@@ -21,7 +21,7 @@ META_LEARNERS: dict[str, type[MetaLearner]] = {"mw-net": MWNet}
 LAYER_SAMPLERS: dict[str, type[LayerSampler]] = {"learned": LearnedSampler, "all": AllLayers}
 # What a push uploads: nothing that is not safetensors, JSON, text, Python of a backbone, or the record of the noise.
 PUSHED_FILES = ("*.json", "*.safetensors", "*.txt", "*.py", "*.model", "README.md", "noise.parquet", "*.png")
-NOT_PUSHED = ("checkpoint-*", "_*", "*/_*", "runs/*")
+NOT_PUSHED = ("checkpoint-*", "_*", "*/_*", "runs/*", "trainer_state.json")
 
 
 def save_meta_net(folder: str | Path, meta_learner: MetaLearner | None, layer_sampler: LayerSampler | None) -> None:

@@ -38,19 +38,29 @@ class MWNet(MetaLearner):
         hidden_size: Width of the hidden layer.
         weight_normalization: `"sum"`: V̂ = V / Σ_j V_j over the batch and no further 1/n, the practice of MW-Net and
             FaMUS. `"mean"`: V̂ = V / n. Paper: Eq. (3) writes the latter.
+        initial_scale: Of the output layer's initial parameters, relative to torch's default. Paper: torch's default,
+            1; then some seeds start with much trust in high losses, drift up to V = 1 for every loss and stay there.
     """
 
-    def __init__(self, hidden_size: int = 100, weight_normalization: str = "sum"):
+    def __init__(self, hidden_size: int = 100, weight_normalization: str = "sum", initial_scale: float = 0.1):
         super().__init__()
         if weight_normalization not in ("sum", "mean"):
             raise ValueError(f"weight_normalization={weight_normalization!r} is unknown: choose 'sum' or 'mean'")
         self.hidden_size = hidden_size
         self.weight_normalization = weight_normalization
+        self.initial_scale = initial_scale
         self.hidden = nn.Linear(1, hidden_size)
         self.output = nn.Linear(hidden_size, 1)
+        with torch.no_grad():
+            for parameter in self.output.parameters():
+                parameter.mul_(initial_scale)
 
     def config(self) -> dict[str, Any]:
-        return {"hidden_size": self.hidden_size, "weight_normalization": self.weight_normalization}
+        return {
+            "hidden_size": self.hidden_size,
+            "weight_normalization": self.weight_normalization,
+            "initial_scale": self.initial_scale,
+        }
 
     def forward(self, losses: Tensor) -> Tensor:
         """losses: shape (n,), detached. Returns the raw weights V in (0, 1), shape (n,), before normalisation."""

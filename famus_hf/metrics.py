@@ -27,4 +27,5 @@ class Accuracy(evaluate.Metric):
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
     """`compute_metrics` of a Trainer: top-1 accuracy in [0, 1] of logits of shape (n, C)."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    return {"accuracy": float(accuracy_score(prediction.label_ids, np.argmax(logits, axis=1)))}
+    result = Accuracy().compute(predictions=np.argmax(logits, axis=1), references=prediction.label_ids)
+    return dict(result or {})

@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh ""
 accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-    scripts/run_famus.py --dataset_name digits --noise 0.4 --compare "$@"
+    scripts/run_famus.py --dataset_name digits --noise 0.4 --num_train_epochs 25 --compare "$@"

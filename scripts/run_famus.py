@@ -81,7 +81,9 @@ class DataArguments:
     noise_type: str = field(default="symmetric", metadata={"help": f"One of {', '.join(NOISE_TYPES)}."})
     num_meta: int | None = field(
         default=None,
-        metadata={"help": "Clean meta examples held out of train. Default: min(1000, 10 % of train), class-balanced."},
+        metadata={
+            "help": "Clean meta examples held out of train. Default: a tenth of train, at most 1000, class-balanced."
+        },
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many training examples."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many test examples."})
@@ -127,9 +129,7 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, FaM
         path = argv[place].partition("=")[2] or (argv[place + 1] if place + 1 < len(argv) else "")
         from_file = flags_of_yaml(Path(path), known)
         argv = argv[:place] + argv[place + (1 if "=" in argv[place] else 2) :]
-    flags = [*from_file, *argv]
-    given = {flag.split("=")[0] for flag in flags}
-    flags += [f"{flag}={value}" for flag, value in DEFAULTS.items() if flag not in given]
+    flags = [*[f"{flag}={value}" for flag, value in DEFAULTS.items()], *from_file, *argv]  # the last one wins
     model_args, data_args, args, _ = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     if args.output_dir == "trainer_output":
         args.output_dir = str(Path("outputs") / Path(data_args.dataset_name).name)
@@ -303,7 +303,7 @@ def baselines_of(args: FaMUSTrainingArguments) -> list[FaMUSTrainingArguments]:
     """The two runs that a FaMUS run is compared with; everything but the meta step is the same."""
 
     def variant(name: str, **changes: Any) -> FaMUSTrainingArguments:
-        folder = str(Path(args.output_dir) / name)
+        folder = f"{args.output_dir}-{name}"
         return dataclasses.replace(args, output_dir=folder, push_to_hub=False, resume_from_checkpoint=None, **changes)
 
     return [

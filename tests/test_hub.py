@@ -43,9 +43,10 @@ def test_a_plain_run_loads_without_meta_net(tmp_path):
 def test_settings_of_meta_net_survive(tmp_path):
     sampler = LearnedSampler(hidden_size=7, temperature=2.0, initial_bias=-1.0)
     sampler.build({"a": 5, "": 9000})
-    save_meta_net(tmp_path, MWNet(hidden_size=11, weight_normalization="mean"), sampler)
+    settings = {"hidden_size": 11, "weight_normalization": "mean", "initial_scale": 1.0}
+    save_meta_net(tmp_path, MWNet(**settings), sampler)
     meta_learner, loaded = load_meta_net(tmp_path)
-    assert meta_learner.config() == {"hidden_size": 11, "weight_normalization": "mean"}
+    assert meta_learner.config() == settings
     assert loaded.config() == sampler.config()
     assert_same_parameters(loaded, sampler)
 
@@ -166,3 +167,24 @@ def test_the_pipeline_classifies_like_the_trainer(tmp_path):
     classify = pipeline("image-classification", str(tmp_path), device="cpu")
     found = [prediction[0]["label"] for prediction in classify(list(data["test"]["image"]))]
     assert found == [names[label] for label in expected]
+
+
+def test_evaluate_finds_the_accuracy_that_the_run_claims(tmp_path):
+    """The saved checkpoint, judged once more through its pipeline by evaluate."""
+    import evaluate
+
+    from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone
+    from famus_hf.metrics import Accuracy, compute_accuracy
+
+    data = load_noisy_dataset("digits", noise=0.4, max_train_samples=300, max_eval_samples=40)
+    model = build_backbone("tiny", data["train"].features["label"].names)
+    args = FaMUSTrainingArguments(str(tmp_path), max_steps=6, use_cpu=True, save_strategy="no", report_to="none")
+    trainer = FaMUSTrainer(
+        model, args, train_dataset=data["train"], meta_dataset=data["meta"], compute_metrics=compute_accuracy
+    )
+    trainer.train()
+    trainer.save_model()
+    found = evaluate.evaluator("image-classification").compute(
+        model_or_pipeline=str(tmp_path), data=data["test"], metric=Accuracy(), label_mapping=model.config.label2id
+    )
+    assert found["accuracy"] == trainer.evaluate(data["test"])["eval_accuracy"] > 0.1
