@@ -12,14 +12,14 @@ import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0" * 40
 
 
 class LoopbackHub:
-    def __init__(self):
-        self.files: dict[str, dict[str, bytes]] = {}  # repository → path → content
+    def __init__(self, files=None):
+        self.files: dict[str, dict[str, bytes]] = dict(files or {})  # repository → path → content
         self.unanswered: list[str] = []  # requests that this Hub does not know
 
     def __enter__(self):
@@ -44,6 +44,11 @@ class LoopbackHub:
     def environment(self, home):
         """Variables under which a process talks to this Hub alone, with a cache of its own."""
         return {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_TOKEN": "hf_loopback", "HF_HUB_OFFLINE": "0"}
+
+
+def entry(name, content):
+    """A file as the Hub lists it."""
+    return {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -89,6 +94,10 @@ class _Handler(BaseHTTPRequestHandler):
                     self.hub.files["/".join(parts[2:4])][value["path"]] = base64.b64decode(value["content"])
             url = f"{self.hub.endpoint}/{'/'.join(parts[2:4])}/commit/{COMMIT}"
             self.reply({"success": True, "commitUrl": url, "commitOid": COMMIT})
+        elif parts[:1] == ["api"] and parts[4:5] == ["paths-info"]:
+            wanted = parse_qs(body.decode()).get("paths") or json.loads(body)["paths"]
+            files = self.hub.files.get("/".join(parts[2:4]), {})
+            self.reply([entry(name, files[name]) for name in wanted if name in files])
         else:
             self.unknown()
 
@@ -112,13 +121,15 @@ class _Handler(BaseHTTPRequestHandler):
     def describe(self, repository, rest, send_body):
         files = self.hub.files[repository]
         if rest[:1] == ["tree"]:
-            folder = "/".join(rest[2:])
-            tree = [
-                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                for name, content in files.items()
-                if name.startswith(folder)
-            ]
-            self.reply(tree, send_body=send_body)
+            prefix = "".join(f"{part}/" for part in rest[2:])
+            below = {name: content for name, content in files.items() if name.startswith(prefix)}
+            if "recursive=true" not in urlsplit(self.path).query.lower():
+                folders = {prefix + name[len(prefix) :].split("/")[0] for name in below if "/" in name[len(prefix) :]}
+                below = {name: content for name, content in below.items() if "/" not in name[len(prefix) :]}
+                tree = [{"type": "directory", "path": folder, "oid": COMMIT, "size": 0} for folder in folders]
+                self.reply(tree + [entry(*item) for item in below.items()], send_body=send_body)
+            else:
+                self.reply([entry(*item) for item in below.items()], send_body=send_body)
         else:
             siblings = [{"rfilename": name} for name in files]
             about = {

@@ -14,6 +14,7 @@ from famus_hf.data.noise import realised_noise_rate
 
 MEMORY_LIMIT = 2 * 1024**3  # bytes of processed images that are kept in memory; larger sets are processed as they come
 STATISTICS_SAMPLES = 1000
+UNREADABLE = (OSError, SyntaxError, ValueError)  # PIL's ways to say that an image is broken
 
 
 class ModelInputs(torch.utils.data.Dataset):
@@ -35,7 +36,8 @@ class ModelInputs(torch.utils.data.Dataset):
         columns = {"labels": "label", "index": "index", "clean_label": "clean_label"}
         self.records = {new: dataset[old][:] for new, old in columns.items() if old in dataset.column_names}
         self.pixel_values: Tensor | None = None
-        if len(dataset) and len(dataset) * self._process([0]).nbytes <= MEMORY_LIMIT:
+        first = next((row for row in range(len(dataset)) if self._readable(row)), 0)
+        if len(dataset) and len(dataset) * self._process([first]).nbytes <= MEMORY_LIMIT:
             self._process_all()
 
     @property
@@ -55,7 +57,7 @@ class ModelInputs(torch.utils.data.Dataset):
             rows = range(start, min(start + chunk, len(self)))
             try:
                 parts.append(self._process(rows))
-            except (OSError, SyntaxError, ValueError):  # PIL's ways to say that an image is broken
+            except UNREADABLE:
                 unreadable += [row for row in rows if not self._readable(row)]
                 if not unreadable:
                     raise
@@ -70,7 +72,7 @@ class ModelInputs(torch.utils.data.Dataset):
     def _readable(self, row: int) -> bool:
         try:
             self._process([row])
-        except (OSError, SyntaxError, ValueError):
+        except UNREADABLE:
             return False
         return True
 
@@ -99,15 +101,17 @@ def has_raw_images(dataset: Any) -> bool:
 def default_image_processor(model: Any, dataset: Dataset) -> BaseImageProcessor:
     """The processor that came with a pretrained model, else one made from the data.
 
-    The latter keeps the size of the first image and normalises each colour channel to zero mean and unit variance over
-    (at most 1000) training images.
+    The latter normalises each colour channel to zero mean and unit variance over (at most 1000) training images, and
+    keeps the size of the first of them.
     """
     source = getattr(getattr(model, "config", None), "_name_or_path", "")
     if isinstance(model, PreTrainedModel) and source:
         return AutoImageProcessor.from_pretrained(source)
     rows = np.random.default_rng(0).permutation(len(dataset))[:STATISTICS_SAMPLES]
-    images = [image.convert("RGB") for image in dataset.select(np.sort(rows))["image"]]
-    width, height = dataset[0]["image"].size
+    images = [image for row in np.sort(rows) if (image := _decoded(dataset, int(row))) is not None]
+    if not images:
+        raise ValueError(f"none of {len(rows)} images of the training set can be read: check the image column")
+    width, height = images[0].size
     values = np.concatenate([np.asarray(image, dtype=np.float64).reshape(-1, 3) for image in images]) / 255
     return ViTImageProcessorPil(
         size={"height": height, "width": width},
@@ -116,3 +120,11 @@ def default_image_processor(model: Any, dataset: Dataset) -> BaseImageProcessor:
         image_mean=values.mean(0).round(4).tolist(),
         image_std=values.std(0).clip(1e-3).round(4).tolist(),
     )
+
+
+def _decoded(dataset: Dataset, row: int) -> Any:
+    """The image in RGB, or None if it is broken (`ModelInputs` counts and names those)."""
+    try:
+        return dataset[row]["image"].convert("RGB")
+    except UNREADABLE:
+        return None

@@ -48,10 +48,15 @@ def load_source(
     Raises:
         ValueError: One sentence that says what is wrong and what to do.
     """
-    if name == "digits":
-        return _load_digits()
-    if Path(name).is_dir():
-        return _load_idx_folder(Path(name))
+    if name == "digits" or Path(name).is_dir():
+        named = [
+            column for column in (config_name, image_column_name, label_column_name, clean_label_column_name) if column
+        ]
+        if named:
+            raise ValueError(
+                f"{name!r} has images and labels alone: leave out the configuration or column {named[0]!r}"
+            )
+        return _load_digits() if name == "digits" else _load_idx_folder(Path(name))
     hub_id, image_default, label_default = HUB_DATASETS.get(name, (name, None, None))
     splits = _load_from_hub(hub_id, config_name)
     return DatasetDict(
