@@ -4,6 +4,7 @@ Only safetensors and JSON are read; no file is executed and nothing is unpickled
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ META_LEARNERS: dict[str, type[MetaLearner]] = {"mw-net": MWNet}
 LAYER_SAMPLERS: dict[str, type[LayerSampler]] = {"learned": LearnedSampler, "all": AllLayers}
 # What a push uploads: nothing that is not safetensors, JSON, text, Python of a backbone, or the record of the noise.
 PUSHED_FILES = ("*.json", "*.safetensors", "*.txt", "*.py", "*.model", "README.md", "noise.parquet", "*.png")
-NOT_PUSHED = ("checkpoint-*", "_*", "*/_*", "runs/*", "trainer_state.json")
+NOT_PUSHED = ("trainer_state.json",)  # holds paths of the machine
 
 
 def save_meta_net(folder: str | Path, meta_learner: MetaLearner | None, layer_sampler: LayerSampler | None) -> None:
@@ -29,9 +30,11 @@ def save_meta_net(folder: str | Path, meta_learner: MetaLearner | None, layer_sa
 
     A part without parameters is in config.json alone.
     """
+    target = Path(folder) / META_NET
+    if target.is_dir():
+        shutil.rmtree(target)  # of another run: its files would be taken for this one's
     if meta_learner is None:
         return
-    target = Path(folder) / META_NET
     target.mkdir(parents=True, exist_ok=True)
     config = {"meta_learner": {"type": _type_name(meta_learner, META_LEARNERS), **meta_learner.config()}}
     _save_tensors(meta_learner, target / "model.safetensors")
@@ -96,11 +99,25 @@ def load_famus(
         raise ValueError(
             f"{str(repo_or_folder)!r} has no config.json: a run's output folder or Hub repository is needed"
         )
-    model = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True)
+    model = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
     has_processor = (folder / "preprocessor_config.json").is_file()
-    processor = AutoImageProcessor.from_pretrained(folder) if has_processor else None
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False) if has_processor else None
     meta_learner, layer_sampler = load_meta_net(folder)
     return model, meta_learner, layer_sampler, processor
+
+
+def files_to_push(folder: str | Path) -> list[str]:
+    """Names of the folder's own files and those of `meta_net/` that a push uploads; other folders stay on disk."""
+    root = Path(folder)
+    paths = [*root.iterdir(), *(root / META_NET).glob("*")]
+    return [
+        path.relative_to(root).as_posix()
+        for path in sorted(paths)
+        if path.is_file()
+        and not path.name.startswith(".")
+        and path.name not in NOT_PUSHED
+        and any(path.match(pattern) for pattern in PUSHED_FILES)
+    ]
 
 
 def _type_name(part: Any, known: dict[str, type[Any]]) -> str:

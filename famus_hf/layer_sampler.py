@@ -21,7 +21,10 @@ class LayerSampler(nn.Module):
 
     Attributes:
         widths: Candidate layer → D_out, in order of the layers.
+        needs_gradients: Whether the gates depend on the virtual gradients; where not, `forward` gets none.
     """
+
+    needs_gradients = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,6 +68,8 @@ class LearnedSampler(LayerSampler):
             connected layer starts from zero weights, so that at first only this bias and the noise decide.
     """
 
+    needs_gradients = True
+
     def __init__(self, hidden_size: int = 128, temperature: float = 1.0, initial_bias: float = 0.0):
         super().__init__()
         if temperature <= 0:
@@ -82,7 +87,12 @@ class LearnedSampler(LayerSampler):
         }
 
     def build(self, widths: Mapping[str, int]) -> None:
-        super().build({name: min(width, MAX_WIDTH) for name, width in widths.items()})
+        widths = {name: min(width, MAX_WIDTH) for name, width in widths.items()}
+        if self.stacks and widths == self.widths:
+            return  # keeps what it has learned
+        if self.stacks:
+            raise ValueError(f"the layer sampler was made for {len(self.widths)} other layers: make a new one")
+        super().build(widths)
         for width in sorted(set(self.widths.values())):
             members = [layer for layer, own in self.widths.items() if own == width]
             self.stacks[str(width)] = _StackedGates(len(members), width, self.hidden_size, self.initial_bias)

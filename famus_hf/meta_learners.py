@@ -64,6 +64,7 @@ class MWNet(MetaLearner):
 
     def forward(self, losses: Tensor) -> Tensor:
         """losses: shape (n,), detached. Returns the raw weights V in (0, 1), shape (n,), before normalisation."""
+        losses = losses.to(self.hidden.weight.dtype)
         hidden = torch.relu(self.hidden(losses.unsqueeze(1)))  # (n, hidden_size)
         return torch.sigmoid(self.output(hidden)).squeeze(1)
 
@@ -78,4 +79,4 @@ class MWNet(MetaLearner):
     def training_loss(self, logits: Tensor, labels: Tensor, per_example_loss: PerExampleLoss) -> Tensor:
         """J(w, θ) = Σ_i V̂_i(θ) ℓ_i(w) (Eq. 1); the losses that enter Ψ are detached."""
         losses = per_example_loss(logits, labels)
-        return (self.example_weights(losses.detach().to(self.hidden.weight.dtype)) * losses).sum()
+        return (self.example_weights(losses.detach()) * losses).sum()

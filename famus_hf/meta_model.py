@@ -81,7 +81,7 @@ class MetaModel:
         learning_rate: float,
     ) -> MetaTrain:
         """One Meta-Train step: moves θ and η. Arguments as in `stages.meta_train`."""
-        pooled = pooled_gradients(self.candidates, gradient) if self.sampler_optimizer else {}
+        pooled = pooled_gradients(self.candidates, gradient) if self.layer_sampler.needs_gradients else {}
         gates = self.layer_sampler(pooled, step_generator(self.seed, self.steps))
         found = meta_train(
             training_pass,

@@ -54,6 +54,9 @@ def facts_of_run(trainer: "FaMUSTrainer") -> dict[str, Any]:
         realised = f"{100 * train.realised_noise_rate:.2f} %"
     name = Path(str(args.output_dir)).absolute().name
     learner = "none" if meta is None else type(meta.meta_learner).__name__
+    selection = "Test accuracy was recorded while training and selected nothing;"
+    if args.load_best_model_at_end and not str(args.metric_for_best_model).removeprefix("eval_").startswith("meta_"):
+        selection = f"The checkpoint was selected by {args.metric_for_best_model} on the evaluation set;"
     settings: dict[str, Any] = {"backbone": type(trainer.model).__name__, "meta-learner": learner}
     if meta is not None:
         settings["layer sampler"] = type(meta.layer_sampler).__name__
@@ -75,6 +78,7 @@ def facts_of_run(trainer: "FaMUSTrainer") -> dict[str, Any]:
         "num_train": 0 if train is None else len(train),  # type: ignore[arg-type]
         "num_meta": 0 if trainer.meta_dataset is None else len(trainer.meta_dataset),
         "training_mode": learner,
+        "selection": selection,
         "metrics": {"last": accuracies[-1], "best": max(accuracies)} if accuracies else {},
         "settings": settings,
     }

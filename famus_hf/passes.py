@@ -1,9 +1,11 @@
 """Forward passes that leave no trace: substituted tensors, thrown-away buffers, restored generators (torch only)."""
 
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -48,6 +50,17 @@ def random_state_kept(device: torch.device, start: list[Tensor] | None = None) -
         yield
     finally:
         set_random_state(device, before)
+
+
+@contextmanager
+def python_random_state_kept() -> Iterator[None]:
+    """The same for the generators of Python and numpy, from which data sets draw."""
+    before = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
 
 
 def differentiable_attention() -> Any:

@@ -76,7 +76,9 @@ def validation_gradient(
     with random_state_kept(labels.device), torch.enable_grad():
         logits = model_logits(model, inputs, {**virtual, **leaves, **cloned_buffers(model)})
         loss = cross_entropy(logits, labels).mean()
-        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True) if leaves else ()
+        if not loss.requires_grad:  # the forward pass uses none of these parameters
+            return loss, {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     return loss.detach(), dict(zip(leaves, gradients, strict=True))
 
 
@@ -101,6 +103,8 @@ def gradient_of_slope(
         (loss_gradient,) = torch.autograd.grad(loss, z, create_graph=True)
         slope = (loss_gradient * tangent).sum()
         named = dict(meta_learner.named_parameters())
+        if not named:
+            return {}
         gradients = torch.autograd.grad(slope, list(named.values()), materialize_grads=True)
     return dict(zip(named, gradients, strict=True))
 

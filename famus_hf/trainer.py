@@ -1,6 +1,7 @@
 """FaMUSTrainer: transformers' Trainer whose training step runs Virtual-Train, Meta-Train and Actual-Train."""
 
-from collections import defaultdict
+import copy
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -9,20 +10,25 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
+from transformers.utils import PushToHubMixin, logging
 
-from famus_hf import hub
-from famus_hf.data.meta_set import MetaBatchSampler, check_no_overlap
-from famus_hf.data.model_inputs import ModelInputs, as_model_inputs, default_image_processor, has_raw_images
+from famus_hf import checks, hub
+from famus_hf.data.meta_set import MetaBatchSampler
+from famus_hf.data.model_inputs import (
+    as_model_inputs,
+    default_image_processor,
+    has_raw_images,
+)
 from famus_hf.derivatives import TrainingPass
-from famus_hf.layer_sampler import AllLayers, LayerSampler, LearnedSampler
-from famus_hf.layers import Layer, find_layers
+from famus_hf.layer_sampler import LayerSampler
 from famus_hf.losses import cross_entropy
-from famus_hf.meta_learners import MetaLearner, MWNet
+from famus_hf.meta_learners import MetaLearner
 from famus_hf.meta_model import MetaModel
 from famus_hf.model_card import facts_of_run, render_model_card
 from famus_hf.passes import (
@@ -30,13 +36,23 @@ from famus_hf.passes import (
     differentiable_attention,
     get_random_state,
     model_logits,
+    python_random_state_kept,
     random_state_kept,
     split_inputs,
 )
-from famus_hf.stages import MetaObjective, virtual_gradient
+from famus_hf.set_up import make_meta_model
+from famus_hf.stages import virtual_gradient
 from famus_hf.training_args import FaMUSTrainingArguments
 
 META_STATE = "meta_state.pt"
+
+
+logger = logging.get_logger(__name__)
+
+
+def step_decay(milestones: list[int], step: int) -> float:
+    """Factor of the learning rate at a step: a tenth for each milestone that is reached."""
+    return 0.1 ** bisect_right(milestones, step)
 
 
 class FaMUSTrainer(Trainer):
@@ -101,98 +117,15 @@ class FaMUSTrainer(Trainer):
         self.meta_dataset = convert(meta_dataset)
         self.meta: MetaModel | None = None
         self._meta_batches: Iterator[dict[str, Any]] | None = None
-        self._averages: dict[str, list[Tensor]] = defaultdict(list)
+        self._averages: dict[str, tuple[Tensor, int]] = {}  # name → sum and count since the last log
         self._card: dict[str, Any] = {}
-        self._check_batch_size()
+        self._given = (meta_learner, layer_sampler)
+        if self.train_dataset is None:
+            return  # made for evaluation only
+        checks.check_batch_size(self)
         if meta_learner is not None or args.meta_learner != "none":
-            self._check_meta_learning_is_possible()
-            self.meta = self._make_meta_model(meta_learner, layer_sampler)
-
-    # ---- Set-up, before training ----
-
-    def _make_meta_model(self, meta_learner: MetaLearner | None, layer_sampler: LayerSampler | None) -> MetaModel:
-        args = self.args
-        with random_state_kept(args.device):  # plain and meta training of one seed see the same batches
-            torch.manual_seed(args.seed)
-            if layer_sampler is None and args.layer_sampler == "learned":
-                layer_sampler = LearnedSampler(
-                    temperature=args.sampler_temperature, initial_bias=args.sampler_initial_bias
-                )
-            return MetaModel(
-                self.model,
-                meta_learner or MWNet(weight_normalization=args.weight_normalization),
-                layer_sampler or AllLayers(),
-                self._probe_layers(),
-                num_candidates=args.num_candidate_layers,
-                objective=MetaObjective(
-                    args.expected_layers,
-                    args.sparsity_weight or 0.0,
-                    args.gradient_match_weight or 0.0,
-                    "reverse" if args.bf16 else args.derivative,  # see FaMUSTrainingArguments
-                ),
-                learning_rate=args.meta_learning_rate,
-                optimizer=args.meta_optim,
-                sampler_learning_rate=args.sampler_learning_rate,
-                seed=args.seed,
-                device=args.device,
-            )
-
-    def _check_batch_size(self) -> None:
-        batch, size = (
-            self.args.train_batch_size,
-            len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
-        )
-        if size is not None and self.args.dataloader_drop_last and size < batch:
-            raise ValueError(
-                f"the training set has {size} examples, less than one batch of {batch}: "
-                "lower per_device_train_batch_size or set dataloader_drop_last to False"
-            )
-
-    def _check_meta_learning_is_possible(self) -> None:
-        if self.meta_dataset is None:
-            raise ValueError("meta_dataset is missing: give a small set of examples with trusted labels")
-        if len(self.meta_dataset) == 0:
-            raise ValueError("meta_dataset is empty: give at least a few examples of every class")
-        if self.args.world_size > 1 or self.args.n_gpu > 1:
-            raise ValueError(
-                f"{max(self.args.world_size, self.args.n_gpu)} devices were found, and the meta step runs on one: "
-                "start one process (accelerate launch --num_processes 1) that sees one device"
-            )
-        if self.compute_loss_func is not None:
-            raise ValueError("compute_loss_func returns one number, but FaMUS weighs examples: leave it out")
-        problem = getattr(getattr(self.model, "config", None), "problem_type", None)
-        if problem in ("multi_label_classification", "regression"):
-            raise ValueError(f"the model's problem_type is {problem!r}: FaMUS weighs examples of one class each")
-        train, meta = self.train_dataset, self.meta_dataset
-        if isinstance(train, ModelInputs) and isinstance(meta, ModelInputs):
-            if len(set(meta.records["labels"])) < 2:
-                raise ValueError("the meta set holds a single class: it needs examples of every class")
-            if "index" in train.records and "index" in meta.records:
-                check_no_overlap(train.records["index"], meta.records["index"])
-
-    def _probe_layers(self) -> list[Layer]:
-        """Layers in order of their first call, from a pass over two training examples; checks the labels on the way."""
-        examples = [self.train_dataset[row] for row in range(min(2, len(self.train_dataset)))]
-        inputs, labels, _ = split_inputs(self._prepare_inputs(self.data_collator(examples)))
-        if labels.dim() != 1 or labels.is_floating_point():
-            raise ValueError(
-                f"labels of shape {tuple(labels.shape)} and type {labels.dtype} are not one class index per example"
-            )
-        with torch.no_grad():
-            layers = find_layers(self.model, inputs)
-        self._check_labels()
-        return layers
-
-    def _check_labels(self) -> None:
-        num_labels = getattr(getattr(self.model, "config", None), "num_labels", None)
-        for name, dataset in (("training", self.train_dataset), ("meta", self.meta_dataset)):
-            labels = dataset.records["labels"] if isinstance(dataset, ModelInputs) else []
-            wrong = [label for label in labels if label < 0 or (num_labels is not None and label >= num_labels)]
-            if wrong:
-                raise ValueError(
-                    f"{len(wrong)} labels of the {name} set are not in 0..{num_labels and num_labels - 1} "
-                    f"(the first is {wrong[0]}): remove these examples or build the model with more classes"
-                )
+            checks.check_meta_learning_is_possible(self)
+            self.meta = make_meta_model(self, *(self._given if self.model_init is None else copy.deepcopy(self._given)))
 
     @property
     def meta_learner(self) -> MetaLearner | None:
@@ -220,8 +153,10 @@ class FaMUSTrainer(Trainer):
         """The training batch's only forward pass at w, shared by Virtual-Train and Actual-Train."""
         batch, labels, _ = split_inputs(inputs)
         random_state = get_random_state(labels.device)
-        may_reverse = self.args.derivative in ("auto", "reverse")
-        with self.compute_loss_context_manager(), differentiable_attention() if may_reverse else nullcontext():
+        if labels.min() < 0:
+            raise ValueError(f"a training batch holds the label {int(labels.min())}: every example needs a class")
+        exact = self.args.derivative != "finite"
+        with self.compute_loss_context_manager(), differentiable_attention() if exact else nullcontext():
             logits = model_logits(model, batch)
         return TrainingPass(self.model, batch, labels, logits, random_state)
 
@@ -234,9 +169,9 @@ class FaMUSTrainer(Trainer):
         """One step of θ and of the layer sampler on a meta batch at ŵ."""
         batch, labels, _ = split_inputs(self._next_meta_batch(meta))
         found = meta.step(training_pass, self._per_example_loss, batch, labels, gradient, self._get_learning_rate())
-        self._averages["mean_active_layers"].append(torch.tensor(float(found.active_layers)))
+        self._average("mean_active_layers", torch.tensor(float(found.active_layers)))
         if found.meta_loss is not None:
-            self._averages["meta_loss"].append(found.meta_loss)
+            self._average("meta_loss", found.meta_loss)
 
     def _actual_train(self, meta: MetaModel, training_pass: TrainingPass, clean_labels: Tensor | None) -> Tensor:
         """Backward of J(w, θ') on the graph of the shared forward pass; the Trainer's optimizer does the step."""
@@ -265,7 +200,9 @@ class FaMUSTrainer(Trainer):
                 generator=torch.Generator(),  # its own: the loader must not draw from the global one
             )
             self._meta_batches = iter(loader)
-        return self._prepare_inputs(next(self._meta_batches))
+        with random_state_kept(self.args.device), python_random_state_kept():  # an augmentation may draw
+            batch = next(self._meta_batches)
+        return self._prepare_inputs(batch)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         return super()._prepare_inputs({name: value for name, value in inputs.items() if name not in RECORD_COLUMNS})
@@ -282,11 +219,15 @@ class FaMUSTrainer(Trainer):
         wrong = training_pass.labels != clean_labels
         for name, group in (("mean_weight_clean", relative[~wrong]), ("mean_weight_noisy", relative[wrong])):
             if len(group):
-                self._averages[name].append(group.mean())
+                self._average(name, group.mean())
+
+    def _average(self, name: str, value: Tensor) -> None:
+        total, count = self._averages.get(name, (torch.zeros_like(value), 0))
+        self._averages[name] = (total + value, count + 1)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs.update({name: torch.stack(values).mean().item() for name, values in self._averages.items() if values})
+            logs.update({name: (total / count).item() for name, (total, count) in self._averages.items()})
             self._averages.clear()
         super().log(logs, start_time)
 
@@ -303,11 +244,22 @@ class FaMUSTrainer(Trainer):
         if self.lr_scheduler is None and constant and self.args.lr_milestones:
             steps = [round(m * num_training_steps) if m < 1 else round(m) for m in self.args.lr_milestones]
             target: Any = optimizer or self.optimizer
-            self.lr_scheduler = torch.optim.lr_scheduler.MultiStepLR(target, sorted(steps))  # type: ignore[assignment]
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(target, partial(step_decay, sorted(steps)))
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
     # ---- Evaluation ----
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """A network of the user's own need not compute a loss."""
+        if not isinstance(self.model, (PreTrainedModel, PushToHubMixin)):
+            batch, labels, _ = split_inputs(inputs)
+            logits = model_logits(model, batch)
+            loss = self._per_example_loss(logits, labels).mean()
+            return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _get_dataloader(self, dataset: Any, *arguments: Any, **keywords: Any) -> DataLoader:
         """transformers drops the last batch of evaluation sets too, and so would judge on a part of the test set."""
@@ -327,14 +279,17 @@ class FaMUSTrainer(Trainer):
     # ---- Checkpoints ----
 
     def train(self, *arguments: Any, **keywords: Any) -> Any:
-        self._meta_batches = None
-        return super().train(*arguments, **keywords)
+        if self.meta is not None and self.model_init is not None:  # as the network, so everything that learns
+            self.meta = make_meta_model(self, *copy.deepcopy(self._given))
+        try:
+            return super().train(*arguments, **keywords)
+        finally:
+            self._meta_batches = None  # ends its workers
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if self.args.should_save and self.meta is not None:
-            folder = output_dir or str(self.args.output_dir)
-            hub.save_meta_net(folder, self.meta.meta_learner, self.meta.layer_sampler)
+        if self.args.should_save:
+            hub.save_meta_net(output_dir or str(self.args.output_dir), self.meta_learner, self.layer_sampler)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -346,9 +301,7 @@ class FaMUSTrainer(Trainer):
         if checkpoint is not None and self.meta is not None:
             path = Path(checkpoint) / META_STATE
             if not path.is_file():
-                raise ValueError(
-                    f"checkpoint {checkpoint!r} has no {META_STATE}: it is of a run without a meta-learner"
-                )
+                raise ValueError(f"checkpoint {checkpoint!r} has no {META_STATE}: it was saved without optimizers")
             self.meta.load_state_dict(torch.load(path, map_location=self.args.device, weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -380,8 +333,15 @@ class FaMUSTrainer(Trainer):
     def _load_meta_net(self, checkpoint: str) -> None:
         if self.meta is not None:
             folder = Path(checkpoint) / hub.META_NET
-            hub.load_tensors(self.meta.meta_learner, folder / "model.safetensors")
-            hub.load_tensors(self.meta.layer_sampler, folder / "layer_sampler.safetensors")
+            try:
+                hub.load_tensors(self.meta.meta_learner, folder / "model.safetensors")
+                hub.load_tensors(self.meta.layer_sampler, folder / "layer_sampler.safetensors")
+            except (OSError, RuntimeError, SafetensorError) as error:
+                reason = str(error).splitlines()[0]
+                raise ValueError(
+                    f"checkpoint {checkpoint!r} does not fit: its meta-learner or layer sampler is missing or was made "
+                    f"with other settings ({reason})"
+                ) from error
 
     # ---- Hub ----
 
@@ -431,6 +391,5 @@ class FaMUSTrainer(Trainer):
             token=token or self.args.hub_token,
             revision=revision or self.args.hub_revision,
             run_as_future=not blocking,  # type: ignore[call-overload]
-            allow_patterns=list(hub.PUSHED_FILES),
-            ignore_patterns=list(hub.NOT_PUSHED),
+            allow_patterns=hub.files_to_push(str(self.args.output_dir)),
         )

@@ -43,6 +43,9 @@ class FaMUSTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False: the trainer itself keeps index and clean_label apart."}
     )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Resume callbacks too, so that early stopping goes on counting."}
+    )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "See transformers' TrainingArguments."}
     )
@@ -102,14 +105,11 @@ class FaMUSTrainingArguments(TrainingArguments):
         self._check_choice("derivative", DERIVATIVES)
         self._check_choice("weight_normalization", ("sum", "mean"))
         self._check_numbers()
-        self._refuse_what_is_not_supported()
+        if self.meta_learner != "none":
+            self.check_meta_learning_is_supported()
+        self._check_transformers_settings()
         if OptimizerNames(self.optim) == OptimizerNames.SGD and self.optim_args is None:
             self.optim_args = "momentum=0.9"
-        learned = self.layer_sampler == "learned"
-        if self.sparsity_weight is None:
-            self.sparsity_weight = 0.1 if learned else 0.0
-        if self.gradient_match_weight is None:
-            self.gradient_match_weight = 0.1 if learned else 0.0
         if self.data_seed is None:
             self.data_seed = self.seed  # else the order of the data hangs on whoever last seeded torch
         if self.meta_batch_size is None:
@@ -143,22 +143,29 @@ class FaMUSTrainingArguments(TrainingArguments):
         if any(not milestone > 0 for milestone in self.lr_milestones):
             raise ValueError(f"lr_milestones={self.lr_milestones} must all be greater than 0")
 
-    def _refuse_what_is_not_supported(self) -> None:
+    def check_meta_learning_is_supported(self) -> None:
+        """Raises ValueError on settings that do not go with a meta-learner."""
         refused = {
             "fp16": "use --bf16, which needs no loss scaling",
             "torch_compile": "leave it out",
             "deepspeed": "leave it out",
             "fsdp": "leave it out",
             "auto_find_batch_size": "set per_device_train_batch_size",
+            "gradient_checkpointing": "leave it out",
+            "activation_checkpointing": "leave it out",
         }
         for name, advice in refused.items():
-            if getattr(self, name) and self.meta_learner != "none":
+            if getattr(self, name):
                 raise ValueError(f"{name} does not work with a meta-learner yet: {advice}")
-        if self.bf16 and self.derivative in ("forward", "finite") and self.meta_learner != "none":
+        if self.bf16 and self.derivative in ("forward", "finite"):
             raise ValueError(
                 f"derivative={self.derivative!r} does not work with bf16 (batch norm mixes precisions in forward mode, "
                 "and differences drown in rounding): use auto or reverse"
             )
+        if self.label_names not in (None, ["labels"]):
+            raise ValueError(f"label_names={self.label_names} can't be used: rename the column to 'labels'")
+
+    def _check_transformers_settings(self) -> None:
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the columns that hold images: leave it False")
         if self.hub_strategy in ("checkpoint", "all_checkpoints"):

@@ -183,6 +183,8 @@ def select_on_meta_set(args: FaMUSTrainingArguments, data_args: DataArguments, d
     """What is evaluated during training. Whatever is selected is selected on the meta set, never on the test set."""
     if not args.load_best_model_at_end and data_args.early_stopping_patience is None:
         return data["test"]
+    if args.eval_strategy == "no":
+        raise ValueError("--load_best_model_at_end and early stopping need evaluations: leave --eval_strategy at epoch")
     if "meta" not in data:
         raise ValueError("--load_best_model_at_end and early stopping select on the meta set: set --num_meta above 0")
     if args.metric_for_best_model in (None, "loss"):
@@ -208,6 +210,8 @@ def resolve_checkpoint(args: FaMUSTrainingArguments) -> str | None:
         return newest
     if not (Path(wanted) / "trainer_state.json").is_file():
         raise ValueError(f"--resume_from_checkpoint {wanted!r} is no checkpoint folder (it has no trainer_state.json)")
+    if args.meta_learner != "none" and not (Path(wanted) / "meta_net" / "config.json").is_file():
+        raise ValueError(f"--resume_from_checkpoint {wanted!r} is of plain training: add --meta_learner none")
     return wanted
 
 
@@ -276,7 +280,7 @@ class Run:
             train["label"][:],
             train["clean_label"][:],
             {
-                "dataset_name": self.data_args.dataset_name,
+                "dataset_name": Path(self.data_args.dataset_name).name,
                 "noise": self.data_args.noise,
                 "noise_type": self.data_args.noise_type,
                 "seed": self.args.seed,
@@ -306,9 +310,10 @@ def baselines_of(args: FaMUSTrainingArguments) -> list[FaMUSTrainingArguments]:
         folder = f"{args.output_dir}-{name}"
         return dataclasses.replace(args, output_dir=folder, push_to_hub=False, resume_from_checkpoint=None, **changes)
 
+    no_auxiliary_losses = {"sparsity_weight": 0.0, "gradient_match_weight": 0.0}
     return [
         variant("plain", meta_learner="none"),
-        variant("mw-net", meta_learner="mw-net", layer_sampler="all", sparsity_weight=0.0, gradient_match_weight=0.0),
+        variant("mw-net", meta_learner="mw-net", layer_sampler="all", candidate_layers="all", **no_auxiliary_losses),
     ]
 
 

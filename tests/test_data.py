@@ -12,7 +12,7 @@ from famus_hf import build_backbone, corrupt_labels, load_noisy_dataset
 from famus_hf.data.meta_set import MetaBatchSampler, check_no_overlap, class_balanced_holdout, default_num_meta
 from famus_hf.data.model_inputs import ModelInputs, default_image_processor
 from famus_hf.data.noise import read_noise_file, write_noise_file
-from famus_hf.data.sources import FASHION_MNIST_CLASSES, _as_class_labels, _standard_columns, load_source
+from famus_hf.data.sources import FASHION_MNIST_CLASSES, _standard_columns, load_source, with_shared_classes
 
 LABELS = np.repeat(np.arange(10), 2000)
 
@@ -167,6 +167,16 @@ def test_incomplete_idx_folders_are_refused(idx_folder):
     path.write_bytes(content[:-3])
     with pytest.raises(ValueError, match="cut short"):
         load_source(str(idx_folder))
+    path.write_bytes(content[:6])  # shorter than its own header
+    with pytest.raises(ValueError, match="cut short"):
+        load_source(str(idx_folder))
+    path.write_bytes(content)
+    packed = idx_folder / "train-images-idx3-ubyte.gz"
+    whole = packed.read_bytes()
+    packed.write_bytes(whole[:-20])
+    with pytest.raises(ValueError, match=r"train-images.*cut short"):
+        load_source(str(idx_folder))
+    packed.write_bytes(whole)
     write_idx(path, np.zeros(3))
     with pytest.raises(ValueError, match=r"20 images.*3 labels"):
         load_source(str(idx_folder))
@@ -194,13 +204,52 @@ def test_columns_are_found_or_named():
         _standard_columns(rows(fine=fine), "fine", "img", None)
 
 
-def test_labels_that_are_not_classes_are_refused():
-    strings = _as_class_labels(rows(label=(Value("string"), ["cat", "dog", "cat"])), "label")
-    assert strings.features["label"].names == ["cat", "dog"]
-    with pytest.raises(ValueError, match="not classes"):
-        _as_class_labels(rows(label=(Value("float32"), [0.5, 1.0, 2.0])), "label")
-    with pytest.raises(ValueError, match="holds -1"):
-        _as_class_labels(rows(label=(ClassLabel(names=list("ab")), [0, -1, 1])), "label")
+def test_classes_are_the_same_in_all_splits_and_in_clean_labels():
+    train = rows(label=(Value("int64"), [10, 2, 0]), clean_label=(Value("int64"), [2, 2, 1]))
+    test = rows(label=(Value("int64"), [2, 10, 2]))
+    splits = with_shared_classes({"train": train, "test": test})
+    assert splits["train"].features["label"].names == ["0", "1", "2", "10"]
+    assert splits["train"].features == {**splits["train"].features, "clean_label": splits["test"].features["label"]}
+    assert (splits["train"]["label"][:], splits["train"]["clean_label"][:]) == ([3, 2, 0], [2, 2, 1])
+    assert splits["test"]["label"][:] == [2, 3, 2]
+    named = rows(
+        label=(ClassLabel(names=["cat", "dog"]), [0, 1, 1]), clean_label=(ClassLabel(names=["dog", "cat"]), [1, 0, 1])
+    )
+    splits = with_shared_classes({"train": named})
+    assert splits["train"]["label"][:] == [0, 1, 1] and splits["train"]["clean_label"][:] == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "feature, values, sentence",
+    [
+        (Value("float32"), [0.5, 1.0, 2.0], "not classes"),
+        (ClassLabel(names=list("ab")), [0, -1, 1], "hold -1"),
+        (Value("int64"), [0, -100, 1], "hold -100"),
+        (Value("string"), ["a", None, "b"], "1 of 3 rows have no label"),
+    ],
+)
+def test_labels_that_are_not_classes_are_refused(feature, values, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        with_shared_classes({"train": rows(label=(feature, values))})
+
+
+def test_clean_labels_of_the_data_make_a_clean_meta_and_test_set(monkeypatch):
+    generator = np.random.default_rng(0)
+    clean = np.arange(120) % 3
+    noisy = np.where(generator.random(120) < 0.5, generator.integers(3, size=120), clean)
+    images = [PILImage.new("RGB", (4, 4)) for _ in clean]
+    names = ClassLabel(names=list("abc"))
+    whole = Dataset.from_dict(
+        {"image": images, "label": noisy, "true": clean}, Features({"image": Image(), "label": names, "true": names})
+    )
+    monkeypatch.setattr(
+        "famus_hf.data.sources._load_from_hub",
+        lambda *arguments: {"train": whole.select(range(90)), "test": whole.select(range(90, 120))},
+    )
+    data = load_noisy_dataset("user/set", label_column_name="label", clean_label_column_name="true", num_meta=9)
+    for split in ("meta", "test"):
+        assert data[split]["label"][:] == [clean[row + 90 * (split == "test")] for row in data[split]["index"][:]]
+    assert data["train"]["label"][:] == [noisy[row] for row in data["train"]["index"][:]]
 
 
 @pytest.mark.parametrize(

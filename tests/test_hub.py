@@ -11,7 +11,7 @@ from loopback_hub import LoopbackHub
 from test_trainer import make_trainer
 
 from famus_hf import LearnedSampler, MWNet, load_famus, load_noisy_dataset
-from famus_hf.hub import load_meta_net, save_meta_net
+from famus_hf.hub import files_to_push, load_meta_net, save_meta_net
 
 
 def assert_same_parameters(module, other):
@@ -70,6 +70,21 @@ def test_damaged_meta_nets_are_refused_in_one_sentence(tmp_path, damage):
     damage(tmp_path / "meta_net")
     with pytest.raises(ValueError, match="is no meta-net of famus_hf"):
         load_meta_net(tmp_path)
+
+
+def test_saving_a_plain_run_removes_the_meta_net_of_another(tmp_path):
+    save_meta_net(tmp_path, MWNet(), None)
+    save_meta_net(tmp_path, None, None)
+    assert load_meta_net(tmp_path) == (None, None)
+
+
+def test_a_push_takes_the_run_and_nothing_else_of_the_folder(tmp_path):
+    kept = ["config.json", "model.safetensors", "README.md", "noise.parquet", "meta_net/config.json"]
+    left = [".env.json", "training_args.bin", "trainer_state.json", "other/secrets.json", "checkpoint-5/config.json"]
+    for name in (*kept, *left):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert sorted(files_to_push(tmp_path)) == sorted(kept)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -1,12 +1,15 @@
 """FaMUSTrainer as a Trainer: exact over a whole run, no traces, logs, checkpoints, what it refuses."""
 
+import random
+
 import brute_force
+import numpy as np
 import pytest
 import torch
 from models import CLASSES, build_batch, build_model
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
-from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, LearnedSampler, MWNet
+from famus_hf import AllLayers, FaMUSTrainer, FaMUSTrainingArguments, LearnedSampler, MWNet
 from famus_hf.metrics import compute_accuracy
 
 
@@ -147,7 +150,7 @@ def test_plain_mode_is_transformers_trainer(tmp_path):
     )  # fmt: skip
     model = build_model("batch norm", torch.float32)
     decayed = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(decayed, ours.lr_scheduler.milestones)
+    schedule = torch.optim.lr_scheduler.LambdaLR(decayed, lambda step: 0.1 ** ((step >= 3) + (step >= 4)))
     Trainer(model, args, train_dataset=Examples(40), optimizers=(decayed, schedule)).train()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, ours.model.state_dict()[name]), name
@@ -297,6 +300,8 @@ REFUSED = {
     "candidate layers": ({"candidate_layers": "0"}, "whole number from 1"),
     "fp16": ({"fp16": True}, "--bf16"),
     "bf16 in forward mode": ({"bf16": True, "derivative": "forward"}, "use auto or reverse"),
+    "checkpointing": ({"activation_checkpointing": True}, "leave it out"),
+    "label names": ({"label_names": ["target"]}, "rename the column"),
     "milestones": ({"lr_milestones": [0.0]}, "greater than 0"),
     "columns": ({"remove_unused_columns": True}, "leave it False"),
     "pickles to the Hub": ({"hub_strategy": "all_checkpoints"}, "pickles"),
@@ -327,6 +332,146 @@ def test_models_that_do_not_classify_are_refused(tmp_path):
 
     with pytest.raises(TypeError, match=r"\.logits of shape \(batch, classes\)"):
         FaMUSTrainer(NoLogits(), make_args(tmp_path), train_dataset=Examples(40), meta_dataset=Examples(8))
+
+
+class PlainModule(torch.nn.Module):
+    """A user's own network: logits, no loss, no config."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, CLASSES)
+
+    def forward(self, pixel_values, labels=None):
+        return {"logits": self.linear(pixel_values.mean((2, 3)))}
+
+
+@pytest.mark.parametrize("meta_learner", ["mw-net", "none"])
+def test_a_users_own_module_trains_evaluates_and_resumes(tmp_path, meta_learner):
+    def trainer():
+        args = make_args(
+            tmp_path,
+            save_strategy="steps",
+            save_steps=3,
+            eval_strategy="steps",
+            eval_steps=3,
+            meta_learner=meta_learner,
+        )
+        torch.manual_seed(0)
+        return FaMUSTrainer(
+            PlainModule(), args, train_dataset=Examples(40), eval_dataset=Examples(19), meta_dataset=Examples(8, 1000),
+            compute_metrics=compute_accuracy,
+        )  # fmt: skip
+
+    whole = trainer()
+    whole.train()
+    assert 0 <= whole.evaluate()["eval_accuracy"] <= 1
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_a_second_training_starts_from_the_initial_learning_rate(tmp_path):
+    trainer = make_trainer(tmp_path, lr_milestones=[2], logging_steps=1)
+    rates = []
+    for _ in range(2):
+        trainer.train()
+        rates.append([entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry])
+    assert rates[0] == rates[1]
+    assert rates[0] == pytest.approx([0.05, 0.05, 0.005, 0.005, 0.005, 0.005])
+
+
+def test_model_init_starts_everything_that_learns_anew(tmp_path):
+    trainer = FaMUSTrainer(
+        None, make_args(tmp_path), train_dataset=Examples(40), meta_dataset=Examples(8, 1000),
+        model_init=lambda: build_model("batch norm", torch.float32),
+    )  # fmt: skip
+    trainer.train()
+    first = state_of(trainer)
+    trainer.train()
+    second = state_of(trainer)
+    assert trainer.meta.steps == 6
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_auxiliary_losses_follow_the_sampler_that_is_used(tmp_path):
+    exact = make_trainer(tmp_path, keywords={"layer_sampler": AllLayers()}).meta.objective
+    assert (exact.sparsity_weight, exact.gradient_match_weight) == (0, 0)
+    learned = make_trainer(tmp_path, layer_sampler="all", keywords={"layer_sampler": LearnedSampler()}).meta.objective
+    assert (learned.sparsity_weight, learned.gradient_match_weight) == (0.1, 0.1)
+
+
+def test_a_trained_sampler_keeps_what_it_has_learned(tmp_path):
+    first = make_trainer(tmp_path)
+    first.train()
+    learned = {name: tensor.clone() for name, tensor in first.layer_sampler.state_dict().items()}
+    second = make_trainer(tmp_path, keywords={"layer_sampler": first.layer_sampler})
+    assert all(torch.equal(learned[name], tensor) for name, tensor in second.layer_sampler.state_dict().items())
+    with pytest.raises(ValueError, match="made for 17 other layers"):
+        make_trainer(tmp_path, kind="vit", keywords={"layer_sampler": first.layer_sampler})
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
+    make_trainer(tmp_path / "plain", meta_learner="none", save_strategy="steps", save_steps=6).train()
+    make_trainer(tmp_path / "famus", save_strategy="steps", save_steps=6).train()
+    for folder, settings in (("plain", {}), ("famus", {"candidate_layers": "5"})):
+        with pytest.raises(ValueError, match="does not fit"):
+            make_trainer(tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / folder / "checkpoint-6"))
+
+
+def test_networks_without_forward_mode_fall_back_to_finite_differences(tmp_path):
+    class Recurrent(PlainModule):
+        def __init__(self):
+            super().__init__()
+            self.recurrent = torch.nn.LSTM(8, 3, batch_first=True)
+
+        def forward(self, pixel_values, labels=None):
+            return {"logits": self.linear(self.recurrent(pixel_values.mean(1))[0][:, -1])}
+
+    trainer = FaMUSTrainer(Recurrent(), make_args(tmp_path), train_dataset=Examples(40), meta_dataset=Examples(8, 1000))
+    trainer.train()
+    assert trainer.meta.objective.derivative == "finite"
+
+
+def test_meta_examples_that_draw_random_numbers_leave_the_training_alone(tmp_path):
+    """The network's dropout draws the same masks, whether or not the meta set draws for itself."""
+
+    class Drawing(Examples):
+        def __getitem__(self, row):
+            torch.rand(3), np.random.rand(), random.random()
+            return super().__getitem__(row)
+
+    weights = []
+    for kind in (Examples, Drawing):
+        trainer = FaMUSTrainer(
+            build_model("vit", torch.float32), make_args(tmp_path), train_dataset=Examples(40),
+            meta_dataset=kind(8, 1000, seed=8),
+        )  # fmt: skip
+        trainer.train()
+        weights.append(trainer.model.classifier.weight)
+    assert torch.equal(*weights)
+
+
+def test_labels_that_are_no_classes_are_refused_in_ready_made_inputs(tmp_path):
+    class Ignored(Examples):
+        def __getitem__(self, row):
+            return {**super().__getitem__(row), "labels": -100 if row == self.where else 0}
+
+    for where in (0, 39):  # seen before training, or in the batch that holds it
+        dataset = Ignored(40)
+        dataset.where = where
+        with pytest.raises(ValueError, match="-100"):
+            FaMUSTrainer(
+                build_model("batch norm", torch.float32), make_args(tmp_path), train_dataset=dataset,
+                meta_dataset=Examples(8, 1000),
+            ).train()  # fmt: skip
+
+
+def test_a_trainer_for_evaluation_alone_needs_no_training_data(tmp_path):
+    trainer = FaMUSTrainer(
+        build_model("batch norm", torch.float32), make_args(tmp_path), compute_metrics=compute_accuracy
+    )
+    assert 0 <= trainer.evaluate(Examples(19))["eval_accuracy"] <= 1
 
 
 def test_a_missing_or_empty_meta_set_is_refused(tmp_path):

@@ -52,14 +52,19 @@ def load_noisy_dataset(
         raise ValueError(
             f"noise={noise} and clean_label_column_name contradict each other: the data bring their own noise"
         )
+    if num_meta is not None and num_meta < 0:
+        raise ValueError(f"num_meta={num_meta} must not be negative: 0 makes no meta set")
     if noise == 0 and num_meta != 0 and clean_label_column_name is None and not labels_known_clean(name):
         raise ValueError(
             f"the labels of {name!r} are not known to be clean, so no clean meta set can be held out of them: "
-            "name a column of true labels with clean_label_column_name, or add noise to test on"
+            "name a column of true labels with clean_label_column_name, add noise to test on, or set num_meta to 0 "
+            "for plain training (meta_learner none)"
         )
     splits = load_source(name, config_name, image_column_name, label_column_name, clean_label_column_name)
     train = _subset(_with_record_columns(splits["train"]), max_train_samples, "max_train_samples")
     test = _subset(_with_record_columns(splits["test"]), max_eval_samples, "max_eval_samples")
+    if clean_label_column_name is not None:
+        test = _with_labels(test, test["clean_label"][:])
     num_labels = train.features["label"].num_classes
     clean_labels = np.asarray(train["clean_label"][:])
     if num_meta is None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from PIL.Image import DecompressionBombError
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel, ViTImageProcessorPil
@@ -14,7 +15,8 @@ from famus_hf.data.noise import realised_noise_rate
 
 MEMORY_LIMIT = 2 * 1024**3  # bytes of processed images that are kept in memory; larger sets are processed as they come
 STATISTICS_SAMPLES = 1000
-UNREADABLE = (OSError, SyntaxError, ValueError)  # PIL's ways to say that an image is broken
+# PIL's ways to say that an image is broken; AttributeError: there is none
+UNREADABLE = (OSError, SyntaxError, ValueError, AttributeError, DecompressionBombError)
 
 
 class ModelInputs(torch.utils.data.Dataset):
@@ -36,8 +38,10 @@ class ModelInputs(torch.utils.data.Dataset):
         columns = {"labels": "label", "index": "index", "clean_label": "clean_label"}
         self.records = {new: dataset[old][:] for new, old in columns.items() if old in dataset.column_names}
         self.pixel_values: Tensor | None = None
-        first = next((row for row in range(len(dataset)) if self._readable(row)), 0)
-        if len(dataset) and len(dataset) * self._process([first]).nbytes <= MEMORY_LIMIT:
+        first = next((row for row in range(len(dataset)) if self._readable(row)), None)
+        if first is None and len(dataset):
+            raise ValueError(f"none of {len(dataset)} images can be read: check the image column")
+        if first is not None and len(dataset) * self._process([first]).nbytes <= MEMORY_LIMIT:
             self._process_all()
 
     @property
@@ -91,6 +95,15 @@ def as_model_inputs(dataset: Any, image_processor: Any) -> Any:
     if not has_raw_images(dataset) or image_processor is None:
         return dataset
     return ModelInputs(dataset, image_processor)
+
+
+def known_labels(dataset: Any) -> list[int]:
+    """The labels of a data set that can tell them without being read through, else none."""
+    if isinstance(dataset, ModelInputs):
+        return dataset.records["labels"]
+    if isinstance(dataset, Dataset) and "labels" in dataset.column_names:
+        return [label for label in dataset["labels"][:] if isinstance(label, int)]
+    return []
 
 
 def has_raw_images(dataset: Any) -> bool:

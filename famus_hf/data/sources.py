@@ -5,6 +5,7 @@ Each source gives a DatasetDict with the splits `train` and `test`, columns `ima
 """
 
 import gzip
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,14 +60,10 @@ def load_source(
         return _load_digits() if name == "digits" else _load_idx_folder(Path(name))
     hub_id, image_default, label_default = HUB_DATASETS.get(name, (name, None, None))
     splits = _load_from_hub(hub_id, config_name)
-    return DatasetDict(
+    columns = (image_column_name or image_default, label_column_name or label_default)
+    return with_shared_classes(
         {
-            split: _standard_columns(
-                dataset,
-                image_column_name or image_default,
-                label_column_name or label_default,
-                clean_label_column_name,
-            )
+            split: _standard_columns(dataset, *columns, clean_label_column_name, clean_is_needed=split == "train")
             for split, dataset in splits.items()
         }
     )
@@ -100,14 +97,16 @@ def _load_digits() -> DatasetDict:
 def _load_idx_folder(folder: Path) -> DatasetDict:
     """The four files of MNIST's format, gzipped or not, as in Debian's package dataset-fashion-mnist."""
     splits = {}
+    found = [_read_idx(_find_idx_file(folder, file_names[1])) for file_names in IDX_FILES.values()]
+    num_classes = 1 + max((int(labels.max()) for labels in found if labels.size), default=0)
+    classes = [str(label) for label in range(num_classes)]
+    if "fashion" in folder.resolve().name.lower() and num_classes == len(FASHION_MNIST_CLASSES):
+        classes = FASHION_MNIST_CLASSES
     for split, file_names in IDX_FILES.items():
         paths = tuple(_find_idx_file(folder, file_name) for file_name in file_names)
         images, labels = map(_read_idx, paths)
         if len(images) != len(labels) or len(labels) == 0:
             raise ValueError(f"{str(paths[0])!r} has {len(images)} images, {str(paths[1])!r} {len(labels)} labels")
-        classes = [str(label) for label in range(int(labels.max()) + 1)]
-        if "fashion" in folder.resolve().name.lower():
-            classes = FASHION_MNIST_CLASSES
         splits[split] = Dataset.from_generator(
             _idx_rows,
             gen_kwargs={"paths": paths, "stamps": tuple(path.stat().st_mtime_ns for path in paths)},
@@ -128,13 +127,17 @@ def _find_idx_file(folder: Path, file_name: str) -> Path:
 
 def _read_idx(path: Path) -> np.ndarray:
     """An idx file of unsigned bytes as an array. Raises ValueError if the header and the size disagree."""
-    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-        content = file.read()
-    dimensions = content[3] if content[:3] == b"\x00\x00\x08" else 0
-    shape = np.frombuffer(content, ">u4", dimensions, offset=4).astype(int) if dimensions else np.zeros(1, int)
-    if not dimensions or len(content) != 4 + 4 * dimensions + shape.prod():
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            content = file.read()
+    except (OSError, EOFError, zlib.error):
+        content = b""
+    dimensions = content[3] if len(content) > 3 and content[:3] == b"\x00\x00\x08" else 0
+    start = 4 + 4 * dimensions
+    shape = np.frombuffer(content[4:start], ">u4").astype(int) if dimensions and len(content) >= start else None
+    if shape is None or len(content) != start + shape.prod():
         raise ValueError(f"{str(path)!r} is not an idx file of unsigned bytes, or it is cut short: fetch it again")
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 def _idx_rows(paths: tuple[Path, ...], stamps: tuple[int, ...]) -> Iterator[dict[str, Any]]:
@@ -161,17 +164,19 @@ def _load_from_hub(hub_id: str, config_name: str | None) -> DatasetDict:
     return splits["train"].train_test_split(TEST_SHARE, seed=TEST_SEED)
 
 
-def _standard_columns(dataset: Dataset, image: str | None, label: str | None, clean_label: str | None) -> Dataset:
-    """Renames the columns to `image`, `label` and `clean_label`, drops the others, makes labels ClassLabels."""
+def _standard_columns(
+    dataset: Dataset, image: str | None, label: str | None, clean_label: str | None, clean_is_needed: bool = True
+) -> Dataset:
+    """Renames the columns to `image`, `label` and `clean_label` and drops the others."""
     image = _one_column(dataset, image, Image, "image")
     label = _one_column(dataset, label, ClassLabel, "label")
     names = {image: "image", label: "label"}
-    if clean_label is not None:
+    if clean_label is not None and (clean_is_needed or clean_label in dataset.column_names):
         names[_one_column(dataset, clean_label, ClassLabel, "clean_label")] = "clean_label"
     dataset = dataset.select_columns(list(names)).rename_columns({old: new for old, new in names.items() if old != new})
     if not isinstance(dataset.features["image"], Image):
         raise ValueError(f"column {image!r} holds {dataset.features['image']}, which is not an image")
-    return _as_class_labels(dataset, label)
+    return dataset
 
 
 def _one_column(dataset: Dataset, wanted: str | None, kind: type, role: str) -> str:
@@ -189,19 +194,47 @@ def _one_column(dataset: Dataset, wanted: str | None, kind: type, role: str) -> 
     return found[0]
 
 
-def _as_class_labels(dataset: Dataset, original_name: str) -> Dataset:
-    feature = dataset.features["label"]
-    if not isinstance(feature, ClassLabel):
-        countable = isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "string", "large_string"))
-        if not countable:
+def with_shared_classes(splits: dict[str, Dataset]) -> DatasetDict:
+    """Makes `label` and `clean_label` of all splits ClassLabels with the same names in the same order.
+
+    Names are matched by name; integers and strings become the sorted union of what occurs anywhere.
+    """
+    columns = [
+        (split, column) for split in splits for column in ("label", "clean_label") if column in splits[split].features
+    ]
+    values = {place: _class_values(splits[place[0]], place[1]) for place in columns}
+    feature = splits["train"].features["label"]
+    names = list(feature.names) if isinstance(feature, ClassLabel) else []
+    found = {value for own in values.values() for value in own} - set(names)
+    names += [str(value) for value in sorted(found, key=lambda value: (isinstance(value, str), value))]
+    shared = ClassLabel(names=names)
+    place_of = {name: place for place, name in enumerate(names)}
+    for split, column in columns:
+        numbers = [place_of[str(value)] for value in values[split, column]]
+        splits[split] = splits[split].remove_columns(column).add_column(column, numbers, feature=shared)
+    return DatasetDict(splits)
+
+
+def _class_values(dataset: Dataset, column: str) -> list[Any]:
+    """The class of each row, as a name where the column has names. Raises ValueError on what is no class."""
+    feature = dataset.features[column]
+    values = dataset[column][:]
+    missing = sum(value is None for value in values)
+    if missing:
+        raise ValueError(f"{missing} of {len(values)} rows have no {column}: remove those rows")
+    if isinstance(feature, ClassLabel):
+        wrong = [value for value in values if not 0 <= value < feature.num_classes]
+        if wrong:
             raise ValueError(
-                f"label column {original_name!r} holds {feature}, which are not classes: "
-                "choose a column of class names or integer class indices"
+                f"{len(wrong)} rows of column {column} hold {wrong[0]}, which is no class: remove those rows"
             )
-        dataset = dataset.class_encode_column("label")
-    labels = np.asarray(dataset["label"][:])
-    if len(labels) and labels.min() < 0:
-        raise ValueError(f"label column {original_name!r} holds {labels.min()}, which is no class: remove those rows")
-    if "clean_label" in dataset.features:
-        dataset = dataset.cast_column("clean_label", dataset.features["label"])
-    return dataset
+        return feature.int2str(values)
+    if not (isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "string", "large_string"))):
+        raise ValueError(
+            f"the {column} column holds {feature}, which are not classes: "
+            "choose a column of class names or integer class indices"
+        )
+    wrong = [value for value in values if isinstance(value, int) and value < 0]
+    if wrong:
+        raise ValueError(f"{len(wrong)} rows of column {column} hold {wrong[0]}, which is no class: remove those rows")
+    return values

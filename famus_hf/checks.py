@@ -1,0 +1,80 @@
+"""What FaMUSTrainer refuses before training starts, each in one sentence: what was seen, what is allowed."""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from famus_hf.data.meta_set import check_no_overlap
+from famus_hf.data.model_inputs import ModelInputs, known_labels
+
+if TYPE_CHECKING:
+    from famus_hf.trainer import FaMUSTrainer
+
+
+def check_batch_size(trainer: "FaMUSTrainer") -> None:
+    """Raises ValueError if dropping the last incomplete batch would drop everything."""
+    args, train = trainer.args, trainer.train_dataset
+    if args.dataloader_drop_last and hasattr(train, "__len__") and len(train) < args.train_batch_size:
+        raise ValueError(
+            f"the training set has {len(train)} examples, less than one batch of {args.train_batch_size}: "
+            "lower per_device_train_batch_size or set dataloader_drop_last to False"
+        )
+
+
+def check_meta_learning_is_possible(trainer: "FaMUSTrainer") -> None:
+    """Raises ValueError on settings, devices, models and data sets that do not go with a meta-learner."""
+    args = trainer.args
+    args.check_meta_learning_is_supported()
+    if trainer.accelerator.mixed_precision == "fp16":
+        raise ValueError("fp16 (asked for by accelerate) does not work with a meta-learner yet: use bf16")
+    if args.world_size > 1 or args.n_gpu > 1:
+        raise ValueError(
+            f"{max(args.world_size, args.n_gpu)} devices were found, and the meta step runs on one: "
+            "start one process (accelerate launch --num_processes 1) that sees one device"
+        )
+    if trainer.compute_loss_func is not None:
+        raise ValueError("compute_loss_func returns one number, but FaMUS weighs examples: leave it out")
+    problem = getattr(getattr(trainer.model, "config", None), "problem_type", None)
+    if problem in ("multi_label_classification", "regression"):
+        raise ValueError(f"the model's problem_type is {problem!r}: FaMUS weighs examples of one class each")
+    _check_data_sets(trainer)
+
+
+def _check_data_sets(trainer: "FaMUSTrainer") -> None:
+    train, meta = trainer.train_dataset, trainer.meta_dataset
+    if meta is None:
+        raise ValueError("meta_dataset is missing: give a small set of examples with trusted labels")
+    for name, dataset in (("train_dataset", train), ("meta_dataset", meta)):
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise ValueError(f"{name} is a {type(dataset).__name__}: a map-style data set, with a length, is needed")
+        if len(dataset) == 0:
+            raise ValueError(f"{name} is empty: give at least a few examples of every class")
+    if len(set(known_labels(meta))) == 1:
+        raise ValueError("the meta set holds a single class: it needs examples of every class")
+    if isinstance(train, ModelInputs) and isinstance(meta, ModelInputs):
+        check_no_overlap(train.records.get("index", []), meta.records.get("index", []))
+
+
+def check_labels(trainer: "FaMUSTrainer", batch_labels: Tensor) -> None:
+    """Raises ValueError on labels that are not one class index per example.
+
+    Args:
+        trainer: Its data sets are checked as far as they can tell their labels without being read through.
+        batch_labels: The labels of a few training examples, as they reach the model.
+    """
+    if batch_labels.dim() != 1 or batch_labels.is_floating_point():
+        raise ValueError(
+            f"labels of shape {tuple(batch_labels.shape)} and type {batch_labels.dtype} are not one class index per "
+            "example"
+        )
+    num_labels = getattr(getattr(trainer.model, "config", None), "num_labels", None)
+    sets = (("training", [*known_labels(trainer.train_dataset), *batch_labels.tolist()]),
+            ("meta", known_labels(trainer.meta_dataset)))  # fmt: skip
+    for name, labels in sets:
+        wrong = [label for label in labels if label < 0 or (num_labels is not None and label >= num_labels)]
+        if wrong:
+            allowed = "at least 0" if num_labels is None else f"in 0..{num_labels - 1}"
+            raise ValueError(
+                f"{len(wrong)} labels of the {name} set are not {allowed} (the first is {wrong[0]}): "
+                "remove these examples or build the model with more classes"
+            )
