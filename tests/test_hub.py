@@ -158,7 +158,7 @@ def test_the_card_says_what_was_trained_on_what(tmp_path):
     trainer.train()
     trainer.create_model_card(dataset_name="digits", noise_description="symmetric, 40 %", license="apache-2.0")
     card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.library_name == "transformers" and card.data.license == "apache-2.0"
+    assert card.data.to_dict()["library_name"] == "transformers" and card.data.license == "apache-2.0"
     accuracies = [entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
     found = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert found["last"] == pytest.approx(accuracies[-1], abs=1e-6)
