@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
-from transformers.utils import PushToHubMixin, logging
+from transformers.utils import PushToHubMixin
 
 from famus_hf import checks, hub
 from famus_hf.data.meta_set import MetaBatchSampler
@@ -45,9 +45,6 @@ from famus_hf.stages import virtual_gradient
 from famus_hf.training_args import FaMUSTrainingArguments
 
 META_STATE = "meta_state.pt"
-
-
-logger = logging.get_logger(__name__)
 
 
 def step_decay(milestones: list[int], step: int) -> float:
@@ -81,7 +78,6 @@ class FaMUSTrainer(Trainer):
     args: FaMUSTrainingArguments
     model: nn.Module
     train_dataset: Any
-    _tag_names = ("famus", "noisy-labels")
 
     def __init__(
         self,
@@ -254,7 +250,7 @@ class FaMUSTrainer(Trainer):
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """A network of the user's own need not compute a loss."""
-        if not isinstance(self.model, (PreTrainedModel, PushToHubMixin)):
+        if not isinstance(self.model, PushToHubMixin):
             batch, labels, _ = split_inputs(inputs)
             logits = model_logits(model, batch)
             loss = self._per_example_loss(logits, labels).mean()

@@ -215,6 +215,10 @@ def test_classes_are_the_same_in_all_splits_and_in_clean_labels():
     named = rows(
         label=(ClassLabel(names=["cat", "dog"]), [0, 1, 1]), clean_label=(ClassLabel(names=["dog", "cat"]), [1, 0, 1])
     )
+    numbered = rows(label=(ClassLabel(names=["cat", "dog"]), [0, 1, 1]), clean_label=(Value("int64"), [1, 0, 1]))
+    splits = with_shared_classes({"train": numbered})
+    assert splits["train"].features["clean_label"].names == ["cat", "dog"], "bare numbers count in the labels' names"
+    assert splits["train"]["clean_label"][:] == [1, 0, 1]
     splits = with_shared_classes({"train": named})
     assert splits["train"]["label"][:] == [0, 1, 1] and splits["train"]["clean_label"][:] == [0, 1, 0]
 

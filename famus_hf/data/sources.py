@@ -202,9 +202,9 @@ def with_shared_classes(splits: dict[str, Dataset]) -> DatasetDict:
     columns = [
         (split, column) for split in splits for column in ("label", "clean_label") if column in splits[split].features
     ]
-    values = {place: _class_values(splits[place[0]], place[1]) for place in columns}
     feature = splits["train"].features["label"]
     names = list(feature.names) if isinstance(feature, ClassLabel) else []
+    values = {place: _class_values(splits[place[0]], place[1], names) for place in columns}
     found = {value for own in values.values() for value in own} - set(names)
     names += [str(value) for value in sorted(found, key=lambda value: (isinstance(value, str), value))]
     shared = ClassLabel(names=names)
@@ -215,26 +215,29 @@ def with_shared_classes(splits: dict[str, Dataset]) -> DatasetDict:
     return DatasetDict(splits)
 
 
-def _class_values(dataset: Dataset, column: str) -> list[Any]:
-    """The class of each row, as a name where the column has names. Raises ValueError on what is no class."""
+def _class_values(dataset: Dataset, column: str, names: list[str]) -> list[Any]:
+    """The class of each row, as a name where there are names. Raises ValueError on what is no class.
+
+    Args:
+        dataset: One split.
+        column: `label` or `clean_label`.
+        names: Of the training labels, if they have any: integers without names of their own then count in these.
+    """
     feature = dataset.features[column]
     values = dataset[column][:]
     missing = sum(value is None for value in values)
     if missing:
         raise ValueError(f"{missing} of {len(values)} rows have no {column}: remove those rows")
     if isinstance(feature, ClassLabel):
-        wrong = [value for value in values if not 0 <= value < feature.num_classes]
-        if wrong:
-            raise ValueError(
-                f"{len(wrong)} rows of column {column} hold {wrong[0]}, which is no class: remove those rows"
-            )
-        return feature.int2str(values)
-    if not (isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "string", "large_string"))):
+        names = feature.names
+    elif not (isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "string", "large_string"))):
         raise ValueError(
             f"the {column} column holds {feature}, which are not classes: "
             "choose a column of class names or integer class indices"
         )
-    wrong = [value for value in values if isinstance(value, int) and value < 0]
+    if not values or isinstance(values[0], str):
+        return values
+    wrong = [value for value in values if value < 0 or (names and value >= len(names))]
     if wrong:
         raise ValueError(f"{len(wrong)} rows of column {column} hold {wrong[0]}, which is no class: remove those rows")
-    return values
+    return [names[value] for value in values] if names else values
