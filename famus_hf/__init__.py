@@ -3,7 +3,7 @@
 from famus_hf.data import load_noisy_dataset
 from famus_hf.data.noise import corrupt_labels
 from famus_hf.hub import load_famus
-from famus_hf.layer_sampler import AllLayers, LayerSampler, LearnedSampler
+from famus_hf.layer_sampler import AllLayers, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
 from famus_hf.meta_learners import MetaLearner, MWNet
 from famus_hf.models import build_backbone
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
@@ -15,12 +15,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AllLayers",
+    "BlockSampler",
     "FaMUSTrainer",
     "FaMUSTrainingArguments",
     "LayerSampler",
     "LearnedSampler",
     "MWNet",
     "MetaLearner",
+    "RandomLayers",
     "WideResNetConfig",
     "WideResNetForImageClassification",
     "build_backbone",

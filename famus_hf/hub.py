@@ -5,6 +5,7 @@ Only safetensors and JSON are read; no file is executed and nothing is unpickled
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from famus_hf.layer_sampler import AllLayers, LayerSampler, LearnedSampler
+from famus_hf.layer_sampler import AllLayers, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
+from famus_hf.layers import Layer
 from famus_hf.meta_learners import MetaLearner, MWNet
 
 META_NET = "meta_net"
 META_LEARNERS: dict[str, type[MetaLearner]] = {"mw-net": MWNet}
-LAYER_SAMPLERS: dict[str, type[LayerSampler]] = {"learned": LearnedSampler, "all": AllLayers}
+LAYER_SAMPLERS: dict[str, type[LayerSampler]] = {
+    "learned": LearnedSampler,
+    "all": AllLayers,
+    "block": BlockSampler,
+    "random": RandomLayers,
+}
 # What a push uploads: nothing that is not safetensors, JSON, text, Python of a backbone, or the record of the noise.
 PUSHED_FILES = ("*.json", "*.safetensors", "*.txt", "*.py", "*.model", "README.md", "noise.parquet", "*.png")
 NOT_PUSHED = ("trainer_state.json",)  # holds paths of the machine
@@ -42,7 +49,7 @@ def save_meta_net(folder: str | Path, meta_learner: MetaLearner | None, layer_sa
         config["layer_sampler"] = {
             "type": _type_name(layer_sampler, LAYER_SAMPLERS),
             **layer_sampler.config(),
-            "widths": layer_sampler.widths,
+            "layers": [asdict(layer) for layer in layer_sampler.layers],
         }
         _save_tensors(layer_sampler, target / "layer_sampler.safetensors")
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -65,9 +72,9 @@ def load_meta_net(folder: str | Path) -> tuple[MetaLearner | None, LayerSampler 
         if "layer_sampler" not in config:
             return meta_learner, None
         sampler = dict(config["layer_sampler"])
-        widths = sampler.pop("widths")
+        layers = [Layer(**{**entry, "parameters": tuple(entry["parameters"])}) for entry in sampler.pop("layers")]
         layer_sampler = LAYER_SAMPLERS[sampler.pop("type")](**sampler)
-        layer_sampler.build(widths)
+        layer_sampler.build(layers)
         load_tensors(layer_sampler, source / "layer_sampler.safetensors")
     except (OSError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{str(source)!r} is no meta-net of famus_hf ({type(error).__name__}: {error})") from error

@@ -1,7 +1,7 @@
 """Layer samplers Γ: through which layers the meta gradient flows in a step (torch only).
 
-A sampler is made with its settings and told later which layers there are (`build`). In each step it turns the virtual
-gradients of those layers into gates r of shape (L,), 0 or 1.
+A sampler is made with its settings and told later which layers there are (`build`). In each step it decides gates r of
+shape (L,), 0 or 1; the learned one from the virtual gradients of those layers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ class LayerSampler(nn.Module):
     """What a sampler must say: the gates of a step.
 
     Attributes:
-        widths: Candidate layer → D_out, in order of the layers.
+        layers: The candidate layers, in order.
         needs_gradients: Whether the gates depend on the virtual gradients; where not, `forward` gets none.
     """
 
@@ -28,15 +28,15 @@ class LayerSampler(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.widths: dict[str, int] = {}
+        self.layers: list[Layer] = []
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, for `meta_net/config.json`."""
         return {}
 
-    def build(self, widths: Mapping[str, int]) -> None:
-        """Tells the sampler its candidate layers. widths: layer → D_out, in order of the layers."""
-        self.widths = dict(widths)
+    def build(self, layers: Sequence[Layer]) -> None:
+        """Tells the sampler its candidate layers, in order. Raises ValueError where it can't choose among them."""
+        self.layers = list(layers)
 
     def forward(self, pooled: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
         """Gates r of shape (L,), 0 or 1.
@@ -49,10 +49,64 @@ class LayerSampler(nn.Module):
 
 
 class AllLayers(LayerSampler):
-    """Every candidate layer is on in every step: the exact base method."""
+    """Every candidate layer, always: the exact base method, or with few candidates its fixed top layers."""
 
     def forward(self, pooled: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
-        return torch.ones(len(self.widths))
+        return torch.ones(len(self.layers))
+
+
+class BlockSampler(LayerSampler):
+    """The layers of one residual block, always (Table 4, "pre-specified block").
+
+    Args:
+        block: b, from 1 for the lowest block.
+    """
+
+    def __init__(self, block: int):
+        super().__init__()
+        self.block = block
+
+    def config(self) -> dict[str, Any]:
+        return {"block": self.block}
+
+    def build(self, layers: Sequence[Layer]) -> None:
+        super().build(layers)
+        blocks = {layer.block: layer.name for layer in reversed(layers) if layer.block is not None}
+        if self.block not in blocks:
+            known = ", ".join(f"{block} (from {blocks[block]})" for block in sorted(blocks)) or "none"
+            raise ValueError(
+                f"residual block {self.block} is not among the candidate layers: the blocks there are {known}"
+            )
+
+    def forward(self, pooled: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        return torch.tensor([float(layer.block == self.block) for layer in self.layers])
+
+
+class RandomLayers(LayerSampler):
+    """s layers, drawn uniformly without replacement in each step (Table 4, "random layers").
+
+    Args:
+        num_layers: s.
+    """
+
+    def __init__(self, num_layers: int = 4):
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"num_layers={num_layers} must be at least 1")
+        self.num_layers = num_layers
+
+    def config(self) -> dict[str, Any]:
+        return {"num_layers": self.num_layers}
+
+    def build(self, layers: Sequence[Layer]) -> None:
+        super().build(layers)
+        if self.num_layers > len(layers):
+            raise ValueError(f"{self.num_layers} random layers can't be drawn from {len(layers)} candidate layers")
+
+    def forward(self, pooled: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        gates = torch.zeros(len(self.layers))
+        gates[torch.randperm(len(self.layers), generator=generator)[: self.num_layers]] = 1
+        return gates
 
 
 class LearnedSampler(LayerSampler):
@@ -86,16 +140,20 @@ class LearnedSampler(LayerSampler):
             "initial_bias": self.initial_bias,
         }
 
-    def build(self, widths: Mapping[str, int]) -> None:
-        widths = {name: min(width, MAX_WIDTH) for name, width in widths.items()}
-        if self.stacks and widths == self.widths:
+    def build(self, layers: Sequence[Layer]) -> None:
+        widths = [(layer.name, layer.width) for layer in layers]
+        if self.stacks and widths == [(layer.name, layer.width) for layer in self.layers]:
             return  # keeps what it has learned
         if self.stacks:
-            raise ValueError(f"the layer sampler was made for {len(self.widths)} other layers: make a new one")
-        super().build(widths)
-        for width in sorted(set(self.widths.values())):
-            members = [layer for layer, own in self.widths.items() if own == width]
-            self.stacks[str(width)] = _StackedGates(len(members), width, self.hidden_size, self.initial_bias)
+            raise ValueError(f"the layer sampler was made for {len(self.layers)} other layers: make a new one")
+        super().build(layers)
+        for width in sorted({min(width, MAX_WIDTH) for _, width in widths}):
+            self.stacks[str(width)] = _StackedGates(
+                len(self._members(width)), width, self.hidden_size, self.initial_bias
+            )
+
+    def _members(self, width: int) -> list[str]:
+        return [layer.name for layer in self.layers if min(layer.width, MAX_WIDTH) == width]
 
     def log_odds(self, pooled: Mapping[str, Tensor]) -> Tensor:
         """Unnormalised log-probabilities (off, on) of each candidate layer, shape (L, 2).
@@ -105,10 +163,10 @@ class LearnedSampler(LayerSampler):
         """
         rows: dict[str, Tensor] = {}
         for width, stack in self.stacks.items():
-            members = [layer for layer, own in self.widths.items() if own == int(width)]
+            members = self._members(int(width))
             inputs = torch.stack([sampler_input(pooled[layer]) for layer in members])
             rows.update(zip(members, stack(inputs).unbind(), strict=True))
-        return torch.stack([rows[layer] for layer in self.widths])
+        return torch.stack([rows[layer.name] for layer in self.layers])
 
     def forward(self, pooled: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
         """Hard samples, whose gradient is that of the soft ones (straight-through)."""

@@ -21,12 +21,16 @@ class Layer:
     Attributes:
         name: The module's path in `model.named_modules()` (`""` is the root).
         parameters: Full names of its trainable tensors.
+        width: D_out, the length of its pooled gradient.
         share: Share in [0, 1] of a forward pass's floating-point operations that run from its first call to the end.
+        block: Index of its residual block from 1, in order of the blocks' first layers; None outside of blocks.
     """
 
     name: str
     parameters: tuple[str, ...]
-    share: float
+    width: int
+    share: float = 1.0
+    block: int | None = None
 
 
 def parameters_by_layer(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -76,7 +80,41 @@ def find_layers(model: nn.Module, inputs: Mapping[str, Any]) -> list[Layer]:
         return name
 
     names = sorted(owned, key=lambda name: order[called_ancestor(name)])
-    return [Layer(name, owned[name], 1 - first_call[called_ancestor(name)] / total) for name in names]
+    block_of = _residual_blocks(model, names)
+    return [
+        Layer(
+            name,
+            owned[name],
+            pooled_width([model.get_parameter(tensor).shape for tensor in owned[name]]),
+            1 - first_call[called_ancestor(name)] / total,
+            block_of.get(name),
+        )
+        for name in names
+    ]
+
+
+def _residual_blocks(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
+    """Layer name → index of its block from 1. A block is the innermost numbered module (an element of a ModuleList or
+    Sequential) around at least two layers that hold a matrix or a kernel: `blocks.3`, `encoder.layer.0`."""
+
+    def is_numbered(path: str) -> bool:
+        return path.rpartition(".")[2].isdigit()
+
+    inside: dict[str, list[str]] = {}  # numbered module → layers in it
+    for name in names:
+        parts = name.split(".")
+        for end in range(1, len(parts)):
+            path = ".".join(parts[:end])
+            if is_numbered(path):
+                inside.setdefault(path, []).append(name)
+    matrices = {
+        path: sum(any(p.dim() > 1 for p in model.get_submodule(name).parameters(recurse=False)) for name in layers)
+        for path, layers in inside.items()
+    }
+    candidates = [path for path, count in matrices.items() if count >= 2]
+    innermost = [path for path in candidates if not any(other.startswith(path + ".") for other in candidates)]
+    ordered = sorted(innermost, key=lambda path: names.index(inside[path][0]))
+    return {name: index for index, path in enumerate(ordered, 1) for name in inside[path]}
 
 
 def parameters_of(layers: Sequence[Layer]) -> list[str]:
@@ -108,10 +146,9 @@ def pool_gradient(gradients: Sequence[Tensor]) -> Tensor:
     return torch.cat([g.flatten(1).mean(1) if g.dim() > 1 else g.reshape(-1) for g in gradients])
 
 
-def pooled_widths(model: nn.Module, layers: Sequence[Layer]) -> dict[str, int]:
-    """Layer name → D_out, the length of its pooled gradient."""
-    shapes = {layer.name: [model.get_parameter(name).shape for name in layer.parameters] for layer in layers}
-    return {name: sum(shape[0] if shape else 1 for shape in own) for name, own in shapes.items()}
+def pooled_width(shapes: Sequence[torch.Size]) -> int:
+    """D_out, the length of the pooled gradient of a layer whose tensors have these shapes."""
+    return sum(shape[0] if shape else 1 for shape in shapes)
 
 
 def unpool_gradient(pooled: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

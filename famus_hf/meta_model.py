@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from famus_hf.derivatives import TrainingPass
 from famus_hf.layer_sampler import LayerSampler, pooled_gradients, step_generator
-from famus_hf.layers import Layer, pooled_widths
+from famus_hf.layers import Layer
 from famus_hf.meta_learners import MetaLearner, PerExampleLoss
 from famus_hf.stages import MetaObjective, MetaTrain, meta_train
 
@@ -26,7 +26,6 @@ class MetaModel:
         active_layers: Layers that were on, summed over these steps.
 
     Args:
-        network: The network whose layers these are.
         meta_learner: Ψ.
         layer_sampler: Γ, not yet built.
         layers: From `find_layers`.
@@ -41,7 +40,6 @@ class MetaModel:
 
     def __init__(
         self,
-        network: nn.Module,
         meta_learner: MetaLearner,
         layer_sampler: LayerSampler,
         layers: Sequence[Layer],
@@ -56,7 +54,7 @@ class MetaModel:
     ):
         self.layers = list(layers)
         self.candidates = self.layers if num_candidates is None else self.layers[-num_candidates:]
-        layer_sampler.build(pooled_widths(network, self.candidates))
+        layer_sampler.build(self.candidates)
         self.meta_learner = meta_learner.to(device)
         self.layer_sampler = layer_sampler.to(device)
         self.objective = objective

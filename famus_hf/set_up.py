@@ -7,12 +7,13 @@ from transformers.utils import logging
 
 from famus_hf.checks import check_labels
 from famus_hf.derivatives import TrainingPass, logit_tangent
-from famus_hf.layer_sampler import AllLayers, LayerSampler, LearnedSampler
+from famus_hf.layer_sampler import AllLayers, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
 from famus_hf.layers import Layer, find_layers
 from famus_hf.meta_learners import MetaLearner, MWNet
 from famus_hf.meta_model import MetaModel
 from famus_hf.passes import get_random_state, logits_without_trace, random_state_kept, split_inputs
 from famus_hf.stages import MetaObjective
+from famus_hf.training_args import FaMUSTrainingArguments
 
 if TYPE_CHECKING:
     from famus_hf.trainer import FaMUSTrainer
@@ -25,16 +26,14 @@ def make_meta_model(
 ) -> MetaModel:
     """The objects given, else those that `trainer.args` name, told of the network's layers."""
     args = trainer.args
-    learned = isinstance(layer_sampler, LearnedSampler) or (layer_sampler is None and args.layer_sampler == "learned")
-    default_weight = 0.1 if learned else 0.0  # of λ1 and λ2
     with random_state_kept(args.device):  # plain and meta training of one seed see the same batches
         torch.manual_seed(args.seed)
-        if layer_sampler is None and learned:
-            layer_sampler = LearnedSampler(temperature=args.sampler_temperature, initial_bias=args.sampler_initial_bias)
+        if layer_sampler is None:
+            layer_sampler = _make_layer_sampler(args)
+        default_weight = 0.1 if isinstance(layer_sampler, LearnedSampler) else 0.0  # of λ1 and λ2
         return MetaModel(
-            trainer.model,
             meta_learner or MWNet(weight_normalization=args.weight_normalization),
-            layer_sampler or AllLayers(),
+            layer_sampler,
             _probe_layers(trainer),
             num_candidates=args.num_candidate_layers,
             objective=MetaObjective(
@@ -49,6 +48,16 @@ def make_meta_model(
             seed=args.seed,
             device=args.device,
         )
+
+
+def _make_layer_sampler(args: FaMUSTrainingArguments) -> LayerSampler:
+    if args.layer_sampler == "learned":
+        return LearnedSampler(temperature=args.sampler_temperature, initial_bias=args.sampler_initial_bias)
+    if args.layer_sampler == "block":
+        return BlockSampler(int(args.sampler_block or 0))
+    if args.layer_sampler == "random":
+        return RandomLayers(args.random_layers)
+    return AllLayers()
 
 
 def _usable_derivative(trainer: "FaMUSTrainer") -> str:

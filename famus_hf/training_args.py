@@ -8,7 +8,7 @@ from transformers.training_args import OptimizerNames, SchedulerType
 from famus_hf.derivatives import DERIVATIVES
 
 META_LEARNERS = ("mw-net", "none")
-LAYER_SAMPLERS = ("learned", "all")
+LAYER_SAMPLERS = ("learned", "all", "block", "random")
 META_OPTIMIZERS = ("adam", "sgd")
 
 
@@ -61,8 +61,15 @@ class FaMUSTrainingArguments(TrainingArguments):
     )
     layer_sampler: str = field(
         default="learned",
-        metadata={"help": "Which layers carry the meta gradient: learned (FaMUS) or all (the exact base method)."},
+        metadata={
+            "help": "Which layers carry the meta gradient: learned (FaMUS), all (the exact base method), block (one "
+            "residual block, see sampler_block) or random (a few, drawn in each step, see random_layers)."
+        },
     )
+    sampler_block: int | None = field(
+        default=None, metadata={"help": "Residual block of layer_sampler block, from 1 for the lowest."}
+    )
+    random_layers: int = field(default=4, metadata={"help": "Layers of layer_sampler random."})
     expected_layers: float = field(default=4.0, metadata={"help": "K of Eq. 10: layers to be on, on average."})
     candidate_layers: str = field(
         default="all", metadata={"help": "Layers that the sampler may switch on: all, or a number N for the top N."}
@@ -105,6 +112,7 @@ class FaMUSTrainingArguments(TrainingArguments):
         self._check_choice("derivative", DERIVATIVES)
         self._check_choice("weight_normalization", ("sum", "mean"))
         self._check_numbers()
+        self._check_sampler()
         if self.meta_learner != "none":
             self.check_meta_learning_is_supported()
         self._check_transformers_settings()
@@ -136,12 +144,19 @@ class FaMUSTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"{name}={value} must not be negative")
-        for name in ("expected_layers", "sampler_temperature", "meta_batch_size"):
+        for name in ("expected_layers", "sampler_temperature", "meta_batch_size", "random_layers"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}={value} must be greater than 0")
         if any(not milestone > 0 for milestone in self.lr_milestones):
             raise ValueError(f"lr_milestones={self.lr_milestones} must all be greater than 0")
+
+    def _check_sampler(self) -> None:
+        if (self.layer_sampler == "block") != (self.sampler_block is not None):
+            raise ValueError(
+                f"layer_sampler={self.layer_sampler!r} with sampler_block={self.sampler_block}: layer_sampler 'block' "
+                "and a number for sampler_block belong together"
+            )
 
     def check_meta_learning_is_supported(self) -> None:
         """Raises ValueError on settings that do not go with a meta-learner."""

@@ -155,6 +155,23 @@ def flags_of_yaml(path: Path, known: set[str]) -> list[str]:
     return flags
 
 
+def load_data(data_args: DataArguments, seed: int) -> Any:
+    """Train, meta and test as the flags say."""
+    return load_noisy_dataset(
+        data_args.dataset_name,
+        config_name=data_args.dataset_config_name,
+        noise=data_args.noise,
+        noise_type=data_args.noise_type,
+        num_meta=data_args.num_meta,
+        seed=seed,
+        image_column_name=data_args.image_column_name,
+        label_column_name=data_args.label_column_name,
+        clean_label_column_name=data_args.clean_label_column_name,
+        max_train_samples=data_args.max_train_samples,
+        max_eval_samples=data_args.max_eval_samples,
+    )
+
+
 def build_model(model_args: ModelArguments, dataset_name: str, classes: list[str]) -> tuple[Any, Any]:
     """The network and, where it is pretrained, its image processor."""
     if model_args.backbone is not None and model_args.model_name_or_path is not None:
@@ -343,19 +360,7 @@ def main(argv: list[str]) -> None:
     try:
         model_args, data_args, args = parse_arguments(argv)
         checkpoint = resolve_checkpoint(args)
-        data = load_noisy_dataset(
-            data_args.dataset_name,
-            config_name=data_args.dataset_config_name,
-            noise=data_args.noise,
-            noise_type=data_args.noise_type,
-            num_meta=data_args.num_meta,
-            seed=args.seed,
-            image_column_name=data_args.image_column_name,
-            label_column_name=data_args.label_column_name,
-            clean_label_column_name=data_args.clean_label_column_name,
-            max_train_samples=data_args.max_train_samples,
-            max_eval_samples=data_args.max_eval_samples,
-        )
+        data = load_data(data_args, args.seed)
         settings = [*(baselines_of(args) if data_args.compare else []), args]
         runs = [Run(model_args, data_args, own, data) for own in settings]
     except (ValueError, TypeError, OSError) as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -88,13 +89,25 @@ class ModelInputs(torch.utils.data.Dataset):
         return {"pixel_values": pixel_values, **{name: values[row] for name, values in self.records.items()}}
 
 
+_in_use: WeakValueDictionary[tuple[str, str], ModelInputs] = WeakValueDictionary()
+
+
 def as_model_inputs(dataset: Any, image_processor: Any) -> Any:
-    """`ModelInputs` of a data set with raw images; anything else is returned as it is."""
+    """`ModelInputs` of a data set with raw images; anything else is returned as it is.
+
+    The same data set under the same settings is processed once, for as long as somebody holds the result.
+    """
     if isinstance(dataset, dict):
         return {name: as_model_inputs(split, image_processor) for name, split in dataset.items()}
     if not has_raw_images(dataset) or image_processor is None:
         return dataset
-    return ModelInputs(dataset, image_processor)
+    if not isinstance(image_processor, BaseImageProcessor):
+        return ModelInputs(dataset, image_processor)  # a callable of unknown settings
+    key = (dataset._fingerprint, image_processor.to_json_string())
+    inputs = _in_use.get(key)
+    if inputs is None:
+        inputs = _in_use[key] = ModelInputs(dataset, image_processor)
+    return inputs
 
 
 def known_labels(dataset: Any) -> list[int]:

@@ -7,9 +7,11 @@ from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClas
 AutoConfig.register("wide_resnet", WideResNetConfig)
 AutoModelForImageClassification.register(WideResNetConfig, WideResNetForImageClassification)
 
-# `tiny` has 0.08 M parameters: three pre-activation blocks of widths 16, 32, 64, for small images and few cores.
+# `tiny` and `small` have 0.08 M parameters: three pre-activation blocks of widths 16, 32, 64, for few cores; `tiny` for
+# images of about 8×8, `small`, which halves height and width at once, of about 28×28.
 BACKBONES = {
     "tiny": {"depth": 10, "widen_factor": 1},
+    "small": {"depth": 10, "widen_factor": 1, "stem_stride": 2},
     "wide-resnet-28-10": {"depth": 28, "widen_factor": 10},
     "wide-resnet-40-2": {"depth": 40, "widen_factor": 2},
 }

@@ -1,0 +1,184 @@
+"""The paper's ablation tables on any data set: method × sampler × auxiliary losses, several seeds, plain beside them.
+
+    python scripts/reproduce.py --table 3 --dataset_name /usr/share/datasets/fashion-mnist --jobs 2
+    python scripts/reproduce.py --table 4 --dataset_name cifar100 --backbone wide-resnet-28-10 --num_train 49000 \\
+        --noise symmetric:0.6 --max_steps 20000 --blocks 4 8 12 --random_layers 4 8 16
+
+Prints a Markdown table: last and best test accuracy (mean ± sample standard deviation over the seeds; "best" is the
+highest of eight evaluations and selected nothing), milliseconds of a step, their ratio to a plain Trainer step timed in
+the same run (a twin network takes a plain step now and then), and the layers that were on. Each run leaves a folder
+below --output_dir; a run whose all_results.json is there is not repeated, so that an interrupted table goes on. Flags
+that this script does not know go to every run, as in run_famus.py.
+"""
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from run_famus import Run, load_data, parse_arguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+PLAIN_EVERY = 10  # steps of a run between two plain steps of its twin
+EVALUATIONS = 8  # of a run, evenly spaced; the last one is at its end
+
+
+def rows_of(options: argparse.Namespace) -> dict[str, list[str]]:
+    """Row of the table → flags of run_famus.py."""
+    learned = ["--layer_sampler=learned"]
+    rows = {"plain training": ["--meta_learner=none"], "MW-Net, all layers (L_c)": ["--layer_sampler=all"]}
+    if options.table == 3:
+        rows["sampler, L_c + L_g"] = [*learned, "--sparsity_weight=0"]
+        rows["sampler, L_c + L_r"] = [*learned, "--gradient_match_weight=0"]
+    else:
+        rows |= {f"block {b}": ["--layer_sampler=block", f"--sampler_block={b}"] for b in options.blocks}
+        rows |= {f"random, s = {s}": ["--layer_sampler=random", f"--random_layers={s}"] for s in options.random_layers}
+        rows["top 4, fixed"] = ["--layer_sampler=all", "--candidate_layers=4"]
+    rows["FaMUS (K = 4)"] = learned
+    return rows
+
+
+class PlainTwin(TrainerCallback):
+    """Times a plain Trainer step of a twin network on the same batch size, every `PLAIN_EVERY` steps of a run."""
+
+    def __init__(self, run: Run):
+        args = TrainingArguments(
+            run.args.output_dir, optim="sgd", optim_args="momentum=0.9", max_grad_norm=0.0, report_to="none",
+            per_device_train_batch_size=run.args.per_device_train_batch_size, use_cpu=run.args.use_cpu,
+        )  # fmt: skip
+        trainer = run.trainer
+        self.twin = Trainer(copy.deepcopy(trainer.model), args, train_dataset=trainer.train_dataset)
+        self.twin.create_optimizer()
+        self.twin.current_gradient_accumulation_steps = 1
+        examples = [trainer.train_dataset[row] for row in range(args.per_device_train_batch_size)]
+        batch = trainer.data_collator(examples)
+        self.batch = {name: value for name, value in batch.items() if name not in ("index", "clean_label")}
+        self.seconds: list[float] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        if state.global_step % PLAIN_EVERY == 0:
+            started = time.perf_counter()
+            self.twin.training_step(self.twin.model, dict(self.batch))
+            self.twin.optimizer.step()
+            self.twin.model.zero_grad()
+            self.seconds.append(time.perf_counter() - started)
+
+
+def trimmed_mean(values: list[float]) -> float:
+    """The mean without the slowest tenth: gates change the cost of a step, the machine's hiccups are left out."""
+    return statistics.fmean(sorted(values)[: max(1, round(0.9 * len(values)))])
+
+
+def train_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: list[str]) -> None:
+    """Every row of the table for one noise and one seed, on the same data."""
+    noise_type, _, rate = noise.partition(":")
+    data, first = None, None
+    for name, flags in rows_of(options).items():
+        folder = folder_of(options, noise, name, seed)
+        if (folder / "all_results.json").is_file() or (options.rows and name not in options.rows):
+            continue
+        argv = [
+            f"--output_dir={folder}", f"--dataset_name={options.dataset_name}", f"--backbone={options.backbone}",
+            f"--seed={seed}", f"--noise={rate}", f"--noise_type={noise_type}", f"--num_meta={options.num_meta}",
+            f"--max_train_samples={options.num_train + options.num_meta}", "--save_strategy=no", "--report_to=none",
+            "--disable_tqdm=true", f"--eval_steps={1 / EVALUATIONS}", "--eval_strategy=steps", *passed_on, *flags,
+        ]  # fmt: skip
+        model_args, data_args, args = parse_arguments(argv)
+        data = data or load_data(data_args, args.seed)
+        print(f"=== {noise}, seed {seed}: {name} → {folder}", flush=True)
+        run = Run(model_args, data_args, args, data)
+        first = first or run  # holds the processed images, which the other rows share
+        twin = PlainTwin(run)
+        run.trainer.add_callback(twin)
+        results = run.train(None)
+        results["train_seconds_per_step"] = trimmed_mean(run.timer.seconds)
+        results["plain_seconds_per_step"] = trimmed_mean(twin.seconds)
+        results["train_seconds"] = sum(run.timer.seconds)
+        (folder / "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def folder_of(options: argparse.Namespace, noise: str, name: str, seed: int) -> Path:
+    plain_name = "".join(c if c.isalnum() else "-" for c in name.lower())
+    return Path(options.output_dir) / f"{noise.replace(':', '-')}" / f"{plain_name}-{seed}"
+
+
+def format_mean(values: Iterable[float], digits: int = 1) -> str:
+    values = list(values)
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+
+def format_table(options: argparse.Namespace, noise: str) -> str:
+    """The finished runs of one noise as a Markdown table."""
+    lines = [
+        "| | last, % | best, % | ms a step | ratio to plain | layers on | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in rows_of(options):
+        files = [folder_of(options, noise, name, seed) / "all_results.json" for seed in options.seeds]
+        runs = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+        if runs:
+            lines.append(
+                f"| {name} | {format_mean(100 * run['eval_accuracy'] for run in runs)} "
+                f"| {format_mean(100 * run['best_eval_accuracy'] for run in runs)} "
+                f"| {statistics.fmean(1000 * run['train_seconds_per_step'] for run in runs):.0f} "
+                f"| {format_mean((r['train_seconds_per_step'] / r['plain_seconds_per_step'] for r in runs), 2)} "
+                f"| {statistics.fmean(run['mean_active_layers'] for run in runs):.1f} | {len(runs)} |"
+            )
+    return "\n".join(lines)
+
+
+def run_jobs(options: argparse.Namespace, argv: list[str]) -> None:
+    """One process for each noise and seed, `--jobs` at a time, the cores shared out among them."""
+    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+
+    def run(noise: str, seed: int) -> int:
+        command = [sys.executable, __file__, *argv, "--jobs=1", "--seeds", str(seed), "--noise", noise]
+        return subprocess.run(command, env=environment).returncode
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        codes = list(pool.map(lambda job: run(*job), [(n, s) for s in options.seeds for n in options.noise]))
+    if any(codes):
+        sys.exit(f"reproduce.py: error: {sum(map(bool, codes))} of {len(codes)} processes failed")
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--table", type=int, choices=(3, 4), required=True, help="3: losses; 4: sampling strategies")
+    parser.add_argument("--dataset_name", default="/usr/share/datasets/fashion-mnist", help="as in run_famus.py")
+    parser.add_argument("--backbone", default="small", help="as in run_famus.py")
+    parser.add_argument("--num_train", type=int, default=10_000, help="noisy training examples")
+    parser.add_argument("--num_meta", type=int, default=1000, help="clean meta examples")
+    parser.add_argument("--noise", nargs="+", default=["pair:0.4", "symmetric:0.6"], help="noise type and rate")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of data, noise and training")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[1, 2, 3], help="residual blocks of table 4")
+    parser.add_argument("--random_layers", type=int, nargs="+", default=[4, 8], help="numbers s of table 4")
+    parser.add_argument("--rows", nargs="+", help="only these rows, by name")
+    parser.add_argument("--output_dir", default="outputs/tables", help="a folder for each run is made below")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time, one for each noise and seed")
+    options, passed_on = parser.parse_known_args(argv)
+    if not any(flag.split("=")[0] in ("--num_train_epochs", "--max_steps") for flag in passed_on):
+        passed_on = ["--num_train_epochs=16", *passed_on]
+    if options.jobs > 1:
+        run_jobs(options, argv)
+    else:
+        for noise in options.noise:
+            for seed in options.seeds:
+                train_rows(options, noise, seed, passed_on)
+    for noise in options.noise:
+        print(f"\n{options.dataset_name}, {noise}, {options.num_train} training images\n{format_table(options, noise)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
