@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from famus_hf.budget import Budget
 from famus_hf.layers import Layer, pool_gradient
 
 MAX_WIDTH = 4096  # a longer pooled gradient (an embedding's) is average-pooled to this width
@@ -132,6 +133,7 @@ class LearnedSampler(LayerSampler):
         self.temperature = temperature
         self.initial_bias = initial_bias
         self.stacks = nn.ModuleDict()
+        self.budget: Budget | None = None  # of a run, on top of what is learned
 
     def config(self) -> dict[str, Any]:
         return {
@@ -171,6 +173,9 @@ class LearnedSampler(LayerSampler):
     def forward(self, pooled: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
         """Hard samples, whose gradient is that of the soft ones (straight-through)."""
         scores = self.log_odds(pooled)
+        if self.budget is not None:
+            shift = self.budget.shift(scores[:, 1] - scores[:, 0])
+            scores = scores + torch.stack([torch.zeros_like(shift), shift], dim=1)
         exponential = torch.empty(scores.shape).exponential_(generator=generator)
         noise = -exponential.clamp_min(torch.finfo(torch.float32).tiny).log()  # Gumbel(0, 1)
         soft = F.softmax((scores + noise.to(scores)) / self.temperature, dim=1)[:, 1]
@@ -213,23 +218,16 @@ def sampler_input(pooled: Tensor) -> Tensor:
     return (values - values.mean()) / (values.std(unbiased=False) + 1e-9)
 
 
-def gate_gradient(
-    gates: Tensor,
-    slopes: Tensor,
-    *,
-    expected_layers: float,
-    sparsity_weight: float,
-) -> Tensor:
-    """∂L/∂r of shape (L,): the gate's own effect on L_c where it is on, and Eq. (10) for every gate.
+def sparsity_gradient(gates: Tensor, *, expected_layers: float, sparsity_weight: float) -> Tensor:
+    """The gradient of λ1·(Σ_l r_l − K)² (Eq. 10) by each gate, shape (L,).
 
     Args:
         gates: r, shape (L,), 0 or 1.
-        slopes: −α⟨v_l, g_l⟩, shape (L,); read only where the gate is on (for a layer that is off v_l does not exist).
         expected_layers: K.
         sparsity_weight: λ1.
     """
     r = gates.detach()
-    return torch.where(r > 0, slopes, torch.zeros_like(slopes)) + 2 * sparsity_weight * (r.sum() - expected_layers)
+    return torch.full_like(r, 2 * sparsity_weight) * (r.sum() - expected_layers)
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

@@ -1,21 +1,154 @@
-"""Per-example losses (torch only)."""
+"""Per-example losses ℓ: logits (n, C) and labels → (n,), in at least float32 (torch only).
+
+Labels are class indices of shape (n,) or, but for LDAM, soft targets of shape (n, C) whose rows sum to 1. Every loss
+serves alone (its mean is then the training loss) or below any meta-learner.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+BASE_LOSSES = ("ce", "focal", "class-balanced", "ldam")
+
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of each example, in at least float32.
+    """Cross-entropy of each example.
 
     Args:
         logits: Shape (n, C).
-        labels: Shape (n,), class indices in [0, C).
+        labels: Shape (n,) or (n, C).
         label_smoothing: Share of the target spread evenly over all classes, in [0, 1).
 
     Returns:
         Shape (n,).
     """
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+    return F.cross_entropy(_at_least_float32(logits), labels, reduction="none", label_smoothing=label_smoothing)
+
+
+class CrossEntropyLoss:
+    """Cross-entropy with label smoothing.
+
+    Args:
+        label_smoothing: Share of the target spread evenly over all classes, in [0, 1).
+    """
+
+    def __init__(self, label_smoothing: float = 0.0):
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1)")
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(logits, labels, self.label_smoothing)
+
+
+class FocalLoss:
+    """Σ_c t_c (1 − p_c)^γ (−log p_c), p = softmax(logits), t = target (Lin et al., ICCV 2017, arXiv:1708.02002).
+
+    Args:
+        gamma: γ; 0 gives cross-entropy.
+        label_smoothing: As in `CrossEntropyLoss`.
+    """
+
+    def __init__(self, gamma: float = 2.0, label_smoothing: float = 0.0):
+        if not gamma >= 0:
+            raise ValueError(f"gamma={gamma} must not be negative")
+        self.gamma = gamma
+        self.smoothed = CrossEntropyLoss(label_smoothing)
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        log_p = F.log_softmax(_at_least_float32(logits), dim=1)
+        targets = _soft_targets(labels, log_p, self.smoothed.label_smoothing)
+        # (1 − p)^γ from log p: a power of exactly 0 would have an infinite derivative where γ < 1
+        others = -torch.expm1(log_p.clamp_max(-torch.finfo(log_p.dtype).eps))
+        return -(targets * others**self.gamma * log_p).sum(1)
+
+
+class ClassBalancedLoss:
+    """Cross-entropy times the inverse effective number of the label's class (Cui et al., CVPR 2019, arXiv:1901.05555).
+
+    Args:
+        class_counts: Training examples of each class, C of them.
+        beta: β of the effective number (1 − β^n)/(1 − β).
+        label_smoothing: As in `CrossEntropyLoss`.
+    """
+
+    def __init__(self, class_counts: Sequence[int], beta: float = 0.9999, label_smoothing: float = 0.0):
+        self.class_weights = class_balanced_weights(class_counts, beta)
+        self.smoothed = CrossEntropyLoss(label_smoothing)
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return weights_of_labels(self.class_weights, labels) * self.smoothed(logits, labels)
+
+
+class LDAMLoss:
+    """Label-distribution-aware margins (Cao et al., NeurIPS 2019, arXiv:1906.07413): CE(s·(z − Δ_y·1_y), y).
+
+    Δ_y is proportional to n_y^(−1/4). Made for a classifier whose logits are cosines
+    (`WideResNetConfig(cosine_classifier=True)`), to which s gives back a scale.
+
+    Args:
+        class_counts: Training examples n_y of each class, C of them.
+        max_margin: Δ of the rarest class.
+        scale: s.
+        reweight_from: Share of the training run after which class-balanced weights set in (deferred re-weighting, DRW);
+            1 means never.
+        beta: β of these weights.
+
+    Attributes:
+        progress: Share of the training run that is over; the trainer keeps it up to date.
+    """
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        reweight_from: float = 0.8,
+        beta: float = 0.9999,
+    ):
+        if not (max_margin > 0 and scale > 0):
+            raise ValueError(f"max_margin={max_margin} and scale={scale} must be greater than 0")
+        margins = torch.tensor(class_counts, dtype=torch.float64).clamp_min(1) ** -0.25
+        self.margins = (margins * (max_margin / margins.max())).float()
+        self.class_weights = class_balanced_weights(class_counts, beta)
+        self.scale = scale
+        self.reweight_from = reweight_from
+        self.progress = 0.0
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if labels.dim() != 1:
+            raise ValueError("LDAM needs class indices as labels: it has no margin for soft targets")
+        logits = _at_least_float32(logits)
+        margins = weights_of_labels(self.margins, labels).to(logits)
+        lowered = logits - F.one_hot(labels, logits.shape[1]) * margins.unsqueeze(1)
+        losses = cross_entropy(self.scale * lowered, labels)
+        if self.progress < self.reweight_from:
+            return losses
+        return weights_of_labels(self.class_weights, labels).to(losses) * losses
+
+
+def class_balanced_weights(class_counts: Sequence[int], beta: float) -> Tensor:
+    """(1 − β)/(1 − β^n) of each class, scaled to a mean of 1 over the classes; shape (C,). A class without examples
+    counts as one with one."""
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta={beta} must lie in [0, 1)")
+    counts = torch.tensor(class_counts, dtype=torch.float64).clamp_min(1)
+    weights = (1 - beta) / (1 - beta**counts)
+    return (weights / weights.mean()).float()
+
+
+def weights_of_labels(class_weights: Tensor, labels: Tensor) -> Tensor:
+    """The weight of each example's label, or its mean under soft targets; shape (n,)."""
+    class_weights = class_weights.to(labels.device)
+    return class_weights[labels] if labels.dim() == 1 else labels @ class_weights.to(labels.dtype)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _soft_targets(labels: Tensor, like: Tensor, label_smoothing: float) -> Tensor:
+    targets = labels.to(like) if labels.dim() == 2 else F.one_hot(labels, like.shape[1]).to(like)
+    return targets * (1 - label_smoothing) + label_smoothing / like.shape[1] if label_smoothing else targets

@@ -1,20 +1,42 @@
-"""Meta-learners Ψ(·; θ): what the training loss is as a function of logits, labels and θ (torch only)."""
+"""Meta-learners Ψ(·; θ): what the training loss is as a function of logits, labels and θ, and how θ moves (torch only).
 
-from collections.abc import Callable
+A meta-learner of your own is a subclass of `MetaLearner` that says its `training_loss` in terms of its parameters.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-PerExampleLoss = Callable[[Tensor, Tensor], Tensor]  # logits (n, C), labels (n,) → (n,)
+PerExampleLoss = Callable[[Tensor, Tensor], Tensor]  # logits (n, C), labels (n,) or (n, C) → (n,)
 
 
 class MetaLearner(nn.Module):
-    """What a meta-learner must say: its training loss as a function of logits, labels and its own parameters θ."""
+    """What a meta-learner must say: its training loss as a function of logits, labels and its own parameters θ.
+
+    Attributes:
+        has_virtual_step: False where J does not move w before θ is known (L2R: its weights start at zero): then ŵ = w.
+        default_optimizer: Of θ where the user names none, `"adam"` or `"sgd"`.
+        default_learning_rate: β, likewise.
+        momentum: Of `"sgd"`.
+    """
+
+    has_virtual_step = True
+    default_optimizer = "adam"
+    default_learning_rate = 3e-3
+    momentum = 0.9
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, for `meta_net/config.json`."""
-        raise NotImplementedError
+        return {}
+
+    def begin_step(self, labels: Tensor) -> None:
+        """Called before each training step, for a θ that lives for one step. labels: of the training batch, (n, …)."""
+
+    def theta(self) -> dict[str, Tensor]:
+        """θ by name: what the meta gradient is taken of. Default: the module's parameters."""
+        return dict(self.named_parameters())
 
     def example_weights(self, losses: Tensor) -> Tensor | None:
         """V̂ of a batch for the logs, shape (n,), from losses of shape (n,); None where there are no such weights."""
@@ -25,10 +47,23 @@ class MetaLearner(nn.Module):
 
         Args:
             logits: Shape (n, C).
-            labels: Shape (n,).
+            labels: Shape (n,), or (n, C) for soft targets.
             per_example_loss: ℓ.
         """
         raise NotImplementedError
+
+    def move(self, gradient: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None) -> None:
+        """θ ← θ − β·g' by the optimizer. gradient: g' by name in `theta()`."""
+        if optimizer is None:
+            return
+        for name, parameter in self.named_parameters():
+            parameter.grad = gradient[name]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def outcome(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `famus_hf.meta_gradient` returns. Default: the gradient itself."""
+        return dict(gradient)
 
 
 class MWNet(MetaLearner):
@@ -40,15 +75,24 @@ class MWNet(MetaLearner):
             FaMUS. `"mean"`: V̂ = V / n. Paper: Eq. (3) writes the latter.
         initial_scale: Of the output layer's initial parameters, relative to torch's default. Paper: torch's default,
             1; then some seeds start with much trust in high losses, drift up to V = 1 for every loss and stay there.
+        detach_losses: Whether the losses that enter Ψ are constants (the authors' practice for noisy labels). False:
+            J depends on w through the weights, too (their code for long tails).
     """
 
-    def __init__(self, hidden_size: int = 100, weight_normalization: str = "sum", initial_scale: float = 0.1):
+    def __init__(
+        self,
+        hidden_size: int = 100,
+        weight_normalization: str = "sum",
+        initial_scale: float = 0.1,
+        detach_losses: bool = True,
+    ):
         super().__init__()
         if weight_normalization not in ("sum", "mean"):
             raise ValueError(f"weight_normalization={weight_normalization!r} is unknown: choose 'sum' or 'mean'")
         self.hidden_size = hidden_size
         self.weight_normalization = weight_normalization
         self.initial_scale = initial_scale
+        self.detach_losses = detach_losses
         self.hidden = nn.Linear(1, hidden_size)
         self.output = nn.Linear(hidden_size, 1)
         with torch.no_grad():
@@ -60,10 +104,11 @@ class MWNet(MetaLearner):
             "hidden_size": self.hidden_size,
             "weight_normalization": self.weight_normalization,
             "initial_scale": self.initial_scale,
+            "detach_losses": self.detach_losses,
         }
 
     def forward(self, losses: Tensor) -> Tensor:
-        """losses: shape (n,), detached. Returns the raw weights V in (0, 1), shape (n,), before normalisation."""
+        """losses: shape (n,). Returns the raw weights V in (0, 1), shape (n,), before normalisation."""
         losses = losses.to(self.hidden.weight.dtype)
         hidden = torch.relu(self.hidden(losses.unsqueeze(1)))  # (n, hidden_size)
         return torch.sigmoid(self.output(hidden)).squeeze(1)
@@ -73,10 +118,124 @@ class MWNet(MetaLearner):
         weights = self(losses)
         if self.weight_normalization == "mean":
             return weights / len(weights)
-        total = weights.sum()
-        return weights / torch.where(total == 0, torch.ones_like(total), total)
+        return divided_by_sum(weights)
 
     def training_loss(self, logits: Tensor, labels: Tensor, per_example_loss: PerExampleLoss) -> Tensor:
-        """J(w, θ) = Σ_i V̂_i(θ) ℓ_i(w) (Eq. 1); the losses that enter Ψ are detached."""
+        """J(w, θ) = Σ_i V̂_i(θ) ℓ_i(w) (Eq. 1)."""
         losses = per_example_loss(logits, labels)
-        return (self.example_weights(losses.detach()) * losses).sum()
+        return (self.example_weights(losses.detach() if self.detach_losses else losses) * losses).sum()
+
+
+class L2R(MetaLearner):
+    """Learning to Reweight (Ren et al., ICML 2018, arXiv:1803.09050): no parameters, fresh weights in each step.
+
+    The weights ε of the virtual step are zero, so ŵ = w; then `u_i = max(0, −∂L_c/∂ε_i)`, in which the learning rate
+    cancels, and V̂ = u / Σ_j u_j, all zero if the sum is zero. In a step in which no layer is on nothing is known of the
+    examples, and all weigh 1/n.
+    """
+
+    has_virtual_step = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = torch.empty(0)  # of the present batch, (n,)
+
+    def begin_step(self, labels: Tensor) -> None:
+        self.weights = torch.full((len(labels),), 1 / len(labels), device=labels.device, requires_grad=True)
+
+    def theta(self) -> dict[str, Tensor]:
+        return {"weights": self.weights}
+
+    def example_weights(self, losses: Tensor) -> Tensor:
+        return self.weights.detach()
+
+    def training_loss(self, logits: Tensor, labels: Tensor, per_example_loss: PerExampleLoss) -> Tensor:
+        """J = Σ_i ε_i ℓ_i(w); linear in ε, so its gradient by ε is the same at ε = 0 and at the present weights."""
+        losses = per_example_loss(logits, labels)
+        return (self.weights.to(losses) * losses).sum()
+
+    def move(self, gradient: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None) -> None:
+        self.weights = self.outcome(gradient)["weights"].requires_grad_()
+
+    def outcome(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights V̂ that follow from the gradient by ε."""
+        return {"weights": divided_by_sum((-gradient["weights"]).clamp(min=0))}
+
+
+class MLC(MetaLearner):
+    """Meta loss correction (Wang, Hu, Hu, CVPR 2020): a noise transition matrix T of shape (C, C) corrects the loss.
+
+    T starts from the identity and moves as T ← max(T − β ∂L_c/∂T, 0), then each column (logits) or row (probabilities)
+    is divided by its sum. Test predictions are those of the uncorrected logits.
+
+    Args:
+        num_labels: C.
+        form: `"logits"`: ℓ(z·T), the form of the authors' code. `"probabilities"`: ℓ(log(softmax(z)·T)), the forward
+            correction of the literature, T_jk = P(given label k | true label j).
+        keep_matrix: Whether T goes on learning from step to step. False: it starts from the identity in each step, as
+            in the authors' code.
+        reduction: Of the per-example losses: `"mean"`, or `"sum"` as in the authors' code.
+    """
+
+    default_optimizer = "sgd"
+    default_learning_rate = 0.11
+    momentum = 0.0
+
+    def __init__(self, num_labels: int, form: str = "logits", keep_matrix: bool = True, reduction: str = "mean"):
+        super().__init__()
+        if form not in ("logits", "probabilities"):
+            raise ValueError(f"form={form!r} is unknown: choose 'logits' or 'probabilities'")
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction={reduction!r} is unknown: choose 'mean' or 'sum'")
+        if num_labels < 2:
+            raise ValueError(f"num_labels={num_labels} must be at least 2")
+        self.num_labels = num_labels
+        self.form = form
+        self.keep_matrix = keep_matrix
+        self.reduction = reduction
+        self.matrix = nn.Parameter(torch.eye(num_labels))
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "num_labels": self.num_labels,
+            "form": self.form,
+            "keep_matrix": self.keep_matrix,
+            "reduction": self.reduction,
+        }
+
+    def begin_step(self, labels: Tensor) -> None:
+        if not self.keep_matrix:
+            with torch.no_grad():
+                self.matrix.copy_(torch.eye(self.num_labels))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """logits: shape (n, C). Returns the logits of the given, possibly wrong, labels; shape (n, C)."""
+        if logits.shape[1] != self.num_labels:
+            raise ValueError(f"MLC was made for {self.num_labels} classes, and the network has {logits.shape[1]}")
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        with torch.autocast(logits.device.type, enabled=False):
+            if self.form == "logits":
+                return logits @ self.matrix.to(logits)
+            probabilities = logits.softmax(1) @ self.matrix.to(logits)
+            return probabilities.clamp_min(torch.finfo(logits.dtype).tiny).log()
+
+    def training_loss(self, logits: Tensor, labels: Tensor, per_example_loss: PerExampleLoss) -> Tensor:
+        losses = per_example_loss(self(logits), labels)
+        return losses.sum() if self.reduction == "sum" else losses.mean()
+
+    def move(self, gradient: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None) -> None:
+        super().move(gradient, optimizer)
+        dim = 0 if self.form == "logits" else 1
+        with torch.no_grad():
+            self.matrix.clamp_(min=0)
+            total = self.matrix.sum(dim, keepdim=True)
+            empty = total == 0  # a class that lost everything starts over
+            identity = torch.eye(self.num_labels).to(self.matrix)
+            self.matrix.copy_(torch.where(empty, identity, self.matrix / torch.where(empty, 1, total)))
+
+
+def divided_by_sum(weights: Tensor) -> Tensor:
+    """weights / Σ weights, all zero if the sum is zero. weights: shape (n,), at least 0."""
+    total = weights.sum()
+    return weights / torch.where(total == 0, torch.ones_like(total), total)

@@ -1,18 +1,23 @@
 """What learns in Meta-Train, with optimizers and counters: the meta-learner θ and the layer sampler η (torch only)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from famus_hf.budget import Budget, LayerCosts
 from famus_hf.derivatives import TrainingPass
-from famus_hf.layer_sampler import LayerSampler, pooled_gradients, step_generator
-from famus_hf.layers import Layer
+from famus_hf.faults import all_finite, log_once
+from famus_hf.layer_sampler import LayerSampler, LearnedSampler, pooled_gradients, sparsity_gradient, step_generator
+from famus_hf.layers import Layer, parameters_of
 from famus_hf.meta_learners import MetaLearner, PerExampleLoss
-from famus_hf.stages import MetaObjective, MetaTrain, meta_train
+from famus_hf.stages import Clock, MetaObjective, MetaTrain, meta_train, no_clock
+from famus_hf.virtual_step import VirtualStep
 
-MOMENTUM = 0.9  # of both SGD optimizers
+SAMPLER_MOMENTUM = 0.9
+SLOPE_DECAY = 0.95  # of the running mean size of the gates' slopes
 
 
 class MetaModel:
@@ -23,7 +28,9 @@ class MetaModel:
         layers: All layers of the network in order of their first call.
         candidates: Those that have a gate.
         steps: Meta steps so far; meta batch and gates of a step are functions of (seed, steps).
-        active_layers: Layers that were on, summed over these steps.
+        times_on: In how many of these steps each candidate layer was on, of length L.
+        budget: What the gates may cost, instead of Eq. (10); None without one.
+        clock: Takes the time of the parts of a step.
 
     Args:
         meta_learner: Ψ.
@@ -31,9 +38,11 @@ class MetaModel:
         layers: From `find_layers`.
         num_candidates: Top N layers that may be on; None means all.
         objective: Eq. (12).
-        learning_rate: β.
-        optimizer: Of θ: `"sgd"` (momentum 0.9) or `"adam"`.
+        learning_rate: β; None means the meta-learner's own default.
+        optimizer: Of θ: `"sgd"` or `"adam"`; None means the meta-learner's own default.
         sampler_learning_rate: δ; SGD, momentum 0.9.
+        relative_slopes: Divide the gates' effects on L_c by their running mean size. Paper: not, so that they shrink
+            with α and with the loss, and Eq. (10), which treats all layers alike, decides nearly alone.
         seed: Of the gates' noise.
         device: Where everything lives.
     """
@@ -46,9 +55,10 @@ class MetaModel:
         *,
         num_candidates: int | None = None,
         objective: MetaObjective,
-        learning_rate: float = 1e-3,
-        optimizer: str = "sgd",
+        learning_rate: float | None = None,
+        optimizer: str | None = None,
         sampler_learning_rate: float = 0.1,
+        relative_slopes: bool = False,
         seed: int = 0,
         device: torch.device | None = None,
     ):
@@ -57,17 +67,48 @@ class MetaModel:
         layer_sampler.build(self.candidates)
         self.meta_learner = meta_learner.to(device)
         self.layer_sampler = layer_sampler.to(device)
+        if not meta_learner.has_virtual_step:  # Eq. (11) pulls on θ alone
+            objective = replace(objective, gradient_match_weight=0.0)
         self.objective = objective
         self.seed = seed
-        self.learner_optimizer = _make_optimizer(self.meta_learner, optimizer, learning_rate)
-        self.sampler_optimizer = _make_optimizer(self.layer_sampler, "sgd", sampler_learning_rate)
+        self.learner_optimizer = _make_optimizer(
+            self.meta_learner,
+            optimizer or meta_learner.default_optimizer,
+            meta_learner.default_learning_rate if learning_rate is None else learning_rate,
+            meta_learner.momentum,
+        )
+        self.sampler_optimizer = _make_optimizer(self.layer_sampler, "sgd", sampler_learning_rate, SAMPLER_MOMENTUM)
         self.steps = 0
-        self.active_layers = 0
+        self.times_on = [0] * len(self.candidates)
+        self.relative_slopes = relative_slopes
+        self.slope_size = torch.zeros((), device=device)  # running mean of |slope| over the gates that were on
+        self.budget: Budget | None = None
+        self.clock: Clock = no_clock
+
+    def set_budget(self, budget: Budget, clock: Clock) -> None:
+        """Replaces Eq. (10) by the budget, and has the clock measure what it really takes."""
+        if not isinstance(self.layer_sampler, LearnedSampler):
+            raise ValueError(f"a budget needs a LearnedSampler: {type(self.layer_sampler).__name__} chooses by itself")
+        self.budget, self.clock = budget, clock
+        self.layer_sampler.budget = budget
 
     @property
     def mean_active_layers(self) -> float:
         """Layers that were on, averaged over all steps so far."""
-        return self.active_layers / max(self.steps, 1)
+        return sum(self.times_on) / max(self.steps, 1)
+
+    @property
+    def share_of_steps_on(self) -> dict[str, float]:
+        """Candidate layer → share of the steps so far in which it was on."""
+        return {
+            layer.name: times / max(self.steps, 1) for layer, times in zip(self.candidates, self.times_on, strict=True)
+        }
+
+    def virtual_names(self, network: nn.Module) -> list[str]:
+        """Parameters by which Virtual-Train differentiates: all, or what the sampler needs where ŵ = w, or none."""
+        if self.meta_learner.has_virtual_step:
+            return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+        return parameters_of(self.candidates) if self.layer_sampler.needs_gradients else []
 
     def step(
         self,
@@ -76,7 +117,7 @@ class MetaModel:
         meta_inputs: Mapping[str, Any],
         meta_labels: Tensor,
         gradient: Mapping[str, Tensor],
-        learning_rate: float,
+        virtual_step: VirtualStep,
     ) -> MetaTrain:
         """One Meta-Train step: moves θ and η. Arguments as in `stages.meta_train`."""
         pooled = pooled_gradients(self.candidates, gradient) if self.layer_sampler.needs_gradients else {}
@@ -88,24 +129,37 @@ class MetaModel:
             meta_inputs,
             meta_labels,
             gradient,
-            learning_rate,
+            virtual_step,
             self.candidates,
             gates,
             self.layers[-1],
             self.objective,
+            self.clock,
         )
-        if self.learner_optimizer is not None and found.learner_gradient:
-            for name, parameter in self.meta_learner.named_parameters():
-                parameter.grad = found.learner_gradient[name]
-            self.learner_optimizer.step()
-            self.learner_optimizer.zero_grad()
-        if self.sampler_optimizer is not None:
-            gates.backward(found.gate_gradient)
-            self.sampler_optimizer.step()
-            self.sampler_optimizer.zero_grad()
+        if not all_finite([*found.learner_gradient.values(), found.gate_slopes]):
+            log_once("a meta gradient was not finite: θ and the layer sampler stay as they are in such a step")
+        else:
+            if found.learner_gradient:
+                self.meta_learner.move(found.learner_gradient, self.learner_optimizer)
+            if self.sampler_optimizer is not None:
+                gates.backward(self._scaled(found.gate_slopes) + self._sparsity_gradient(gates))
+                self.sampler_optimizer.step()
+                self.sampler_optimizer.zero_grad()
         self.steps += 1
-        self.active_layers += found.active_layers
+        self.times_on = [times + on for times, on in zip(self.times_on, found.switched_on, strict=True)]
         return found
+
+    def _scaled(self, slopes: Tensor) -> Tensor:
+        if not self.relative_slopes:
+            return slopes
+        size = slopes.abs().sum() / (slopes != 0).sum().clamp_min(1)
+        decay = SLOPE_DECAY if self.slope_size > 0 else 0.0
+        self.slope_size = decay * self.slope_size + (1 - decay) * size.to(self.slope_size)
+        return slopes / self.slope_size.clamp_min(torch.finfo(torch.float32).tiny).to(slopes)
+
+    def _sparsity_gradient(self, gates: Tensor) -> Tensor:
+        weight = self.objective.sparsity_weight if self.budget is None else 0.0  # the budget is kept without Eq. (10)
+        return sparsity_gradient(gates, expected_layers=self.objective.expected_layers, sparsity_weight=weight)
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizers and counters; the parameters themselves are in `meta_net/`."""
@@ -113,7 +167,9 @@ class MetaModel:
             "learner_optimizer": self.learner_optimizer and self.learner_optimizer.state_dict(),
             "sampler_optimizer": self.sampler_optimizer and self.sampler_optimizer.state_dict(),
             "steps": self.steps,
-            "active_layers": self.active_layers,
+            "times_on": self.times_on,
+            "slope_size": self.slope_size,
+            "costs": self.budget and asdict(self.budget.costs),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -123,14 +179,19 @@ class MetaModel:
             if optimizer is not None:
                 optimizer.load_state_dict(state[name])
         self.steps = state["steps"]
-        self.active_layers = state["active_layers"]
+        self.times_on = state["times_on"]
+        self.slope_size = state["slope_size"]
+        if self.budget is not None and state["costs"] is not None:  # as measured at the start of the run
+            self.set_budget(Budget(self.budget.share, LayerCosts(**state["costs"])), self.clock)
 
 
-def _make_optimizer(module: nn.Module, name: str, learning_rate: float) -> torch.optim.Optimizer | None:
+def _make_optimizer(
+    module: nn.Module, name: str, learning_rate: float, momentum: float
+) -> torch.optim.Optimizer | None:
     """None for a module without parameters."""
     parameters = list(module.parameters())
     if not parameters:
         return None
     if name == "adam":
         return torch.optim.Adam(parameters, learning_rate)
-    return torch.optim.SGD(parameters, learning_rate, momentum=MOMENTUM)
+    return torch.optim.SGD(parameters, learning_rate, momentum=momentum)

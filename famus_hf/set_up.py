@@ -2,16 +2,31 @@
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import Tensor
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from famus_hf.budget import Budget, LayerCosts
 from famus_hf.checks import check_labels
+from famus_hf.data.model_inputs import known_labels
 from famus_hf.derivatives import TrainingPass, logit_tangent
+from famus_hf.layer_costs import Stopwatch, measure_layer_costs, num_timings
 from famus_hf.layer_sampler import AllLayers, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
-from famus_hf.layers import Layer, find_layers
-from famus_hf.meta_learners import MetaLearner, MWNet
+from famus_hf.layers import find_layers
+from famus_hf.losses import ClassBalancedLoss, CrossEntropyLoss, FocalLoss, LDAMLoss
+from famus_hf.meta_learners import L2R, MLC, MetaLearner, MWNet, PerExampleLoss
 from famus_hf.meta_model import MetaModel
-from famus_hf.passes import get_random_state, logits_without_trace, random_state_kept, split_inputs
+from famus_hf.passes import (
+    cloned_buffers,
+    differentiable_attention,
+    get_random_state,
+    logits_without_trace,
+    model_logits,
+    random_state_kept,
+    split_inputs,
+)
 from famus_hf.stages import MetaObjective
 from famus_hf.training_args import FaMUSTrainingArguments
 
@@ -28,31 +43,75 @@ def make_meta_model(
     args = trainer.args
     with random_state_kept(args.device):  # plain and meta training of one seed see the same batches
         torch.manual_seed(args.seed)
+        inputs, labels, _ = split_inputs(_examples(trainer, trainer.train_dataset, 2))
+        check_labels(trainer, labels)
+        with torch.no_grad():
+            layers = find_layers(trainer.model, inputs)
+            num_labels = logits_without_trace(trainer.model, inputs).shape[1]
         if layer_sampler is None:
             layer_sampler = _make_layer_sampler(args)
         default_weight = 0.1 if isinstance(layer_sampler, LearnedSampler) else 0.0  # of λ1 and λ2
-        return MetaModel(
-            meta_learner or MWNet(weight_normalization=args.weight_normalization),
+        meta = MetaModel(
+            meta_learner or _make_meta_learner(args, num_labels),
             layer_sampler,
-            _probe_layers(trainer),
+            layers,
             num_candidates=args.num_candidate_layers,
             objective=MetaObjective(
                 args.expected_layers,
                 default_weight if args.sparsity_weight is None else args.sparsity_weight,
                 default_weight if args.gradient_match_weight is None else args.gradient_match_weight,
-                _usable_derivative(trainer),
+                _usable_derivative(trainer, inputs, labels),
             ),
             learning_rate=args.meta_learning_rate,
             optimizer=args.meta_optim,
             sampler_learning_rate=args.sampler_learning_rate,
+            relative_slopes=args.sampler_relative_slopes,
             seed=args.seed,
             device=args.device,
         )
+        if args.meta_budget is not None:
+            costs = _measure_costs(trainer, meta)
+            meta.set_budget(Budget(args.meta_budget, costs), Stopwatch(args.device))
+        return meta
+
+
+def make_base_loss(trainer: "FaMUSTrainer") -> PerExampleLoss:
+    """The per-example loss that `trainer.args` name. Raises ValueError where it needs class counts and has none."""
+    args = trainer.args
+    smoothing = args.label_smoothing_factor
+    if args.base_loss == "ce":
+        return CrossEntropyLoss(smoothing)
+    if args.base_loss == "focal":
+        return FocalLoss(args.focal_gamma, smoothing)
+    labels = known_labels(trainer.train_dataset)
+    if not labels:
+        raise ValueError(
+            f"base_loss={args.base_loss!r} needs the number of examples of each class, which this train_dataset does "
+            "not tell: give FaMUSTrainer a base_loss object made with class_counts"
+        )
+    num_labels = getattr(getattr(trainer.model, "config", None), "num_labels", 0)
+    counts = np.bincount(labels, minlength=num_labels).tolist()
+    if args.base_loss == "class-balanced":
+        return ClassBalancedLoss(counts, args.class_balance_beta, smoothing)
+    if smoothing > 0:
+        raise ValueError("label_smoothing_factor does not go with base_loss 'ldam', which has margins instead")
+    return LDAMLoss(counts, args.ldam_max_margin, args.ldam_scale, args.ldam_reweight_from, args.class_balance_beta)
+
+
+def _make_meta_learner(args: FaMUSTrainingArguments, num_labels: int) -> MetaLearner:
+    if args.meta_learner == "l2r":
+        return L2R()
+    if args.meta_learner == "mlc":
+        return MLC(num_labels, args.mlc_form, args.mlc_keep_matrix)
+    return MWNet(weight_normalization=args.weight_normalization)
 
 
 def _make_layer_sampler(args: FaMUSTrainingArguments) -> LayerSampler:
     if args.layer_sampler == "learned":
-        return LearnedSampler(temperature=args.sampler_temperature, initial_bias=args.sampler_initial_bias)
+        bias = args.sampler_initial_bias
+        if bias is None:  # with a budget: what it surely pays for is nearly always on
+            bias = 0.0 if args.meta_budget is None else 4.0
+        return LearnedSampler(temperature=args.sampler_temperature, initial_bias=bias)
     if args.layer_sampler == "block":
         return BlockSampler(int(args.sampler_block or 0))
     if args.layer_sampler == "random":
@@ -60,7 +119,7 @@ def _make_layer_sampler(args: FaMUSTrainingArguments) -> LayerSampler:
     return AllLayers()
 
 
-def _usable_derivative(trainer: "FaMUSTrainer") -> str:
+def _usable_derivative(trainer: "FaMUSTrainer", inputs: dict[str, Any], labels: Tensor) -> str:
     """`args.derivative`, unless mixed precision or an operation of the network leaves only one way.
 
     Under bf16 autocast batch norm mixes precisions in forward mode, and finite differences drown in rounding.
@@ -69,7 +128,6 @@ def _usable_derivative(trainer: "FaMUSTrainer") -> str:
         return "reverse"
     if trainer.args.derivative != "auto":
         return trainer.args.derivative
-    inputs, labels, _ = split_inputs(_probe_batch(trainer))
     logits = logits_without_trace(trainer.model, inputs)
     probe = TrainingPass(trainer.model, inputs, labels, logits, get_random_state(labels.device))
     direction = {name: torch.ones_like(p) for name, p in trainer.model.named_parameters() if p.requires_grad}
@@ -81,14 +139,34 @@ def _usable_derivative(trainer: "FaMUSTrainer") -> str:
     return "auto"
 
 
-def _probe_batch(trainer: "FaMUSTrainer") -> dict[str, Any]:
-    examples = [trainer.train_dataset[row] for row in range(min(2, len(trainer.train_dataset)))]
+def _measure_costs(trainer: "FaMUSTrainer", meta: MetaModel) -> LayerCosts:
+    """On a training batch and a meta batch of the sizes that training will see."""
+    args, model = trainer.args, trainer.model
+    inputs, labels, _ = split_inputs(_examples(trainer, trainer.train_dataset, args.train_batch_size))
+    meta_inputs, meta_labels, _ = split_inputs(_examples(trainer, trainer.meta_dataset, args.meta_batch_size))
+    was_training = model.training
+    model.train()
+    try:
+        random_state = get_random_state(labels.device)
+        with trainer.compute_loss_context_manager(), differentiable_attention():
+            logits = model_logits(model, inputs, cloned_buffers(model))
+        training_pass = TrainingPass(model, inputs, labels, logits, random_state)
+        show = args.should_log and not args.disable_tqdm
+        with tqdm(total=num_timings(len(meta.candidates)), desc="Timing layers", disable=not show) as bar:
+            return measure_layer_costs(
+                training_pass,
+                meta_inputs,
+                meta_labels,
+                meta.candidates,
+                meta.objective.derivative,
+                always=meta.objective.gradient_match_weight > 0,
+                on_progress=bar.update,
+            )
+    finally:
+        model.train(was_training)
+
+
+def _examples(trainer: "FaMUSTrainer", dataset: Any, count: int | None) -> dict[str, Any]:
+    """The first examples of a data set as a batch on the device."""
+    examples = [dataset[row] for row in range(min(count or 1, len(dataset)))]
     return trainer._prepare_inputs(trainer.data_collator(examples))
-
-
-def _probe_layers(trainer: "FaMUSTrainer") -> list[Layer]:
-    """Layers in order of their first call, from a pass over two training examples."""
-    inputs, labels, _ = split_inputs(_probe_batch(trainer))
-    check_labels(trainer, labels)
-    with torch.no_grad():
-        return find_layers(trainer.model, inputs)

@@ -1,4 +1,4 @@
-"""Virtual-Train, Meta-Train and Actual-Train as functions of tensors (torch only).
+"""Meta-Train as functions of tensors (torch only); Virtual-Train is in `virtual_step`.
 
 Symbols: n training batch, m meta batch, C classes, w weights of the network, θ of the meta-learner, α learning rate
 of w, J(w, θ) the meta-learner's training loss, ŵ the virtual weights, L_c the mean cross-entropy of the meta batch at
@@ -7,7 +7,8 @@ through the logits: one directional derivative of the logits (`derivatives.logit
 graph, exactly, for any set of layers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from famus_hf.derivatives import DERIVATIVES, REVERSE_SHARE, TrainingPass, logit_tangent
-from famus_hf.layer_sampler import gate_gradient
 from famus_hf.layers import (
     Layer,
     find_layers,
@@ -35,22 +35,14 @@ from famus_hf.passes import (
     random_state_kept,
     split_inputs,
 )
+from famus_hf.virtual_step import VirtualStep, virtual_gradient, virtual_parameters
+
+Clock = Callable[[str], AbstractContextManager[Any]]
 
 
-def virtual_gradient(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """g = ∇_w J(w, θ) of Eq. (3) by parameter name; the graph of `loss` (a scalar) is kept for Actual-Train."""
-    gradients = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, materialize_grads=True)
-    return dict(zip(parameters, gradients, strict=True))
-
-
-def virtual_parameters(
-    parameters: Mapping[str, Tensor], gradient: Mapping[str, Tensor], learning_rate: float
-) -> dict[str, Tensor]:
-    """ŵ = w − α g of Eq. (3), by parameter name: no momentum, no weight decay."""
-    with torch.no_grad():
-        steps = [gradient[name] for name in parameters]
-        values = torch._foreach_add(list(parameters.values()), steps, alpha=-learning_rate)
-    return dict(zip(parameters, values, strict=True))
+def no_clock(part: str) -> AbstractContextManager[Any]:
+    """Takes no time; `layer_costs.Stopwatch` does."""
+    return nullcontext()
 
 
 def validation_gradient(
@@ -59,6 +51,7 @@ def validation_gradient(
     inputs: Mapping[str, Any],
     labels: Tensor,
     names: Iterable[str],
+    clock: Clock = no_clock,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """v = ∂L_c/∂ŵ of Eq. (4) for the named parameters only; nothing is formed for the others. Leaves no trace.
 
@@ -68,17 +61,20 @@ def validation_gradient(
         inputs: The meta batch's keyword arguments of the model.
         labels: Shape (m,).
         names: Parameters of the layers that are on.
+        clock: Takes the time of the `"validation forward"` and of the `"validation backward"`.
 
     Returns:
         L_c (a detached scalar) and v by parameter name.
     """
     leaves = {name: virtual[name].detach().requires_grad_() for name in names}
     with random_state_kept(labels.device), torch.enable_grad():
-        logits = model_logits(model, inputs, {**virtual, **leaves, **cloned_buffers(model)})
-        loss = cross_entropy(logits, labels).mean()
+        with clock("validation forward"):
+            logits = model_logits(model, inputs, {**virtual, **leaves, **cloned_buffers(model)})
+            loss = cross_entropy(logits, labels).mean()
         if not loss.requires_grad:  # the forward pass uses none of these parameters
             return loss, {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        with clock("validation backward"):
+            gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     return loss.detach(), dict(zip(leaves, gradients, strict=True))
 
 
@@ -95,14 +91,14 @@ def gradient_of_slope(
         per_example_loss: ℓ.
 
     Returns:
-        The gradient by name in `meta_learner.named_parameters()`.
+        The gradient by name in `meta_learner.theta()`.
     """
     with torch.enable_grad():
         z = logits.detach().requires_grad_()
         loss = meta_learner.training_loss(z, labels, per_example_loss)
         (loss_gradient,) = torch.autograd.grad(loss, z, create_graph=True)
         slope = (loss_gradient * tangent).sum()
-        named = dict(meta_learner.named_parameters())
+        named = meta_learner.theta()
         if not named:
             return {}
         gradients = torch.autograd.grad(slope, list(named.values()), materialize_grads=True)
@@ -140,14 +136,15 @@ class MetaTrain:
     Attributes:
         meta_loss: L_c, or None where no layer was evaluated.
         learner_gradient: g' by name of θ; empty where no layer was evaluated (θ then stays as it is).
-        gate_gradient: ∂L/∂r, shape (L,), for the layer sampler.
-        active_layers: Σ_l r_l.
+        gate_slopes: −α⟨v_l, g_l⟩, each gate's own effect on L_c, shape (L,); zero where the gate is off, as v_l does
+            not exist there.
+        switched_on: Whether each gate is on, of length L.
     """
 
     meta_loss: Tensor | None
     learner_gradient: dict[str, Tensor]
-    gate_gradient: Tensor
-    active_layers: int
+    gate_slopes: Tensor
+    switched_on: list[bool]
 
 
 def meta_train(
@@ -157,13 +154,14 @@ def meta_train(
     meta_inputs: Mapping[str, Any],
     meta_labels: Tensor,
     gradient: Mapping[str, Tensor],
-    learning_rate: float,
+    step: VirtualStep,
     candidates: Sequence[Layer],
     gates: Tensor,
     last_layer: Layer,
     objective: MetaObjective,
+    clock: Clock = no_clock,
 ) -> MetaTrain:
-    """The gradients of Eq. (12) w.r.t. θ and the gates (Eq. 4, 6–12). A layer that is off is not computed.
+    """The gradients of Eq. (12) w.r.t. θ and, but for Eq. (10), the gates. A layer that is off is not computed.
 
     Args:
         training_pass: The training batch's forward pass at w, with its graph.
@@ -171,12 +169,14 @@ def meta_train(
         per_example_loss: ℓ.
         meta_inputs: The meta batch's keyword arguments of the model.
         meta_labels: Shape (m,).
-        gradient: g = ∇_w J of Virtual-Train, by name of every trainable parameter.
-        learning_rate: α.
+        gradient: g = ∇_w J of Virtual-Train by parameter name. Where the meta-learner has no virtual step (ŵ = w), g is
+            read for the gates only, and empty where they need none.
+        step: α and P.
         candidates: The layers that have a gate, in order.
         gates: r, shape (L,), 0 or 1.
         last_layer: L, evaluated for Eq. (11) even where its gate is off.
         objective: K, λ1, λ2.
+        clock: Takes the time of `"validation forward"`, `"validation backward"` and `"derivative"`.
     """
     model = training_pass.model
     switched_on = [r > 0 for r in gates.tolist()]  # the one host synchronisation of a step
@@ -186,12 +186,13 @@ def meta_train(
     slopes = torch.zeros_like(gates)
     meta_loss, learner_gradient = None, {}
     if evaluated:
-        parameters = {name: model.get_parameter(name) for name in gradient}
-        virtual = virtual_parameters(parameters, gradient, learning_rate)
+        virtual: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if meta_learner.has_virtual_step:
+            virtual = virtual_parameters(virtual, gradient, step)
         names = parameters_of(evaluated)
-        meta_loss, validation = validation_gradient(model, virtual, meta_inputs, meta_labels, names)
+        meta_loss, validation = validation_gradient(model, virtual, meta_inputs, meta_labels, names, clock)
         del virtual
-        direction = {name: -learning_rate * validation[name] for name in parameters_of(on)}
+        direction = {name: step.displacement(name, validation[name]) for name in parameters_of(on)}
         if gates.requires_grad and on:
             slopes[gates.detach() > 0] = torch.stack(
                 [
@@ -201,22 +202,12 @@ def meta_train(
             ).to(slopes)
         for layer in matched:
             _add_matching_direction(direction, layer, gradient, validation, objective.gradient_match_weight)
-        way = choose_derivative(objective.derivative, evaluated)
-        tangent = logit_tangent(training_pass, direction, way)
+        with clock("derivative"):
+            tangent = logit_tangent(training_pass, direction, choose_derivative(objective.derivative, evaluated))
         learner_gradient = gradient_of_slope(
             meta_learner, training_pass.logits, tangent, training_pass.labels, per_example_loss
         )
-    return MetaTrain(
-        meta_loss,
-        learner_gradient,
-        gate_gradient(
-            gates,
-            slopes,
-            expected_layers=objective.expected_layers,
-            sparsity_weight=objective.sparsity_weight,
-        ),
-        len(on),
-    )
+    return MetaTrain(meta_loss, learner_gradient, slopes, switched_on)
 
 
 def _add_matching_direction(
@@ -261,7 +252,8 @@ def meta_gradient(
         derivative: `"auto"`, `"forward"`, `"reverse"` or `"finite"` (see `famus_hf.derivatives`).
 
     Returns:
-        The gradient by name in `meta_learner.named_parameters()`.
+        The gradient by name in `meta_learner.named_parameters()`; for `L2R`, which has none, its weights of shape (n,)
+        under the key `"weights"`.
 
     Raises:
         ValueError: An unknown layer or derivative.
@@ -269,9 +261,10 @@ def meta_gradient(
     if derivative not in DERIVATIVES:
         raise ValueError(f"derivative={derivative!r} is unknown: choose one of {', '.join(DERIVATIVES)}")
     on = parameters_by_layer(model) if layers is None else select_layers(model, layers)
-    if not on:
-        return {name: torch.zeros_like(parameter) for name, parameter in meta_learner.named_parameters()}
     inputs, labels, _ = split_inputs(train_inputs)
+    if not on:
+        meta_learner.begin_step(labels)
+        return meta_learner.outcome({name: torch.zeros_like(t) for name, t in meta_learner.theta().items()})
     if derivative == "auto":
         if layers is None:
             derivative = "forward"
@@ -280,14 +273,18 @@ def meta_gradient(
     device = next(model.parameters()).device
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     random_state = get_random_state(device)
+    step = VirtualStep(dict.fromkeys(parameters, learning_rate))
+    meta_learner.begin_step(labels)
     with random_state_kept(device), torch.enable_grad(), differentiable_attention():
         logits = model_logits(model, inputs, cloned_buffers(model))
         training_pass = TrainingPass(model, inputs, labels, logits, random_state)
-        loss = meta_learner.training_loss(logits, labels, cross_entropy)
-        virtual = virtual_parameters(parameters, virtual_gradient(loss, parameters), learning_rate)
+        virtual: Mapping[str, Tensor] = parameters
+        if meta_learner.has_virtual_step:
+            loss = meta_learner.training_loss(logits, labels, cross_entropy)
+            virtual = virtual_parameters(parameters, virtual_gradient(loss, parameters), step)
         names = [name for tensors in on.values() for name in tensors]
         meta_batch, meta_labels, _ = split_inputs(meta_inputs)
         _, validation = validation_gradient(model, virtual, meta_batch, meta_labels, names)
-        direction = {name: -learning_rate * gradient for name, gradient in validation.items()}
+        direction = {name: step.displacement(name, gradient) for name, gradient in validation.items()}
         tangent = logit_tangent(training_pass, direction, derivative)
-    return gradient_of_slope(meta_learner, logits, tangent, labels, cross_entropy)
+    return meta_learner.outcome(gradient_of_slope(meta_learner, logits, tangent, labels, cross_entropy))

@@ -26,13 +26,16 @@ from famus_hf.data.model_inputs import (
     has_raw_images,
 )
 from famus_hf.derivatives import TrainingPass
+from famus_hf.faults import all_finite, log_once
+from famus_hf.layer_costs import Stopwatch
 from famus_hf.layer_sampler import LayerSampler
-from famus_hf.losses import cross_entropy
-from famus_hf.meta_learners import MetaLearner
+from famus_hf.losses import CrossEntropyLoss, LDAMLoss, cross_entropy
+from famus_hf.meta_learners import MetaLearner, PerExampleLoss
 from famus_hf.meta_model import MetaModel
 from famus_hf.model_card import facts_of_run, render_model_card
 from famus_hf.passes import (
     RECORD_COLUMNS,
+    cloned_buffers,
     differentiable_attention,
     get_random_state,
     model_logits,
@@ -40,9 +43,10 @@ from famus_hf.passes import (
     random_state_kept,
     split_inputs,
 )
-from famus_hf.set_up import make_meta_model
-from famus_hf.stages import virtual_gradient
+from famus_hf.set_up import make_base_loss, make_meta_model
+from famus_hf.stages import no_clock
 from famus_hf.training_args import FaMUSTrainingArguments
+from famus_hf.virtual_step import virtual_gradient, virtual_step_of
 
 META_STATE = "meta_state.pt"
 
@@ -66,6 +70,7 @@ class FaMUSTrainer(Trainer):
         meta_dataset: The clean meta set, in the same form as `train_dataset`; not part of it.
         meta_learner: An object instead of `args.meta_learner`, for example `MWNet()`.
         layer_sampler: An object instead of `args.layer_sampler`, for example `LearnedSampler()`.
+        base_loss: A per-example loss instead of `args.base_loss`: logits (n, C), labels → (n,).
 
     Data sets are either raw (`datasets.Dataset` with `image` and `label`), converted with `processing_class` (default:
     made from data and model), or any map-style data set that already yields model inputs and `labels`. The columns
@@ -91,6 +96,7 @@ class FaMUSTrainer(Trainer):
         meta_dataset: Any = None,
         meta_learner: MetaLearner | None = None,
         layer_sampler: LayerSampler | None = None,
+        base_loss: PerExampleLoss | None = None,
         **keywords: Any,
     ):
         args = FaMUSTrainingArguments("famus_output") if args is None else args
@@ -116,9 +122,12 @@ class FaMUSTrainer(Trainer):
         self._averages: dict[str, tuple[Tensor, int]] = {}  # name → sum and count since the last log
         self._card: dict[str, Any] = {}
         self._given = (meta_learner, layer_sampler)
+        self.base_loss: PerExampleLoss = cross_entropy if base_loss is None else base_loss
         if self.train_dataset is None:
             return  # made for evaluation only
         checks.check_batch_size(self)
+        if base_loss is None:
+            self.base_loss = make_base_loss(self)
         if meta_learner is not None or args.meta_learner != "none":
             checks.check_meta_learning_is_possible(self)
             self.meta = make_meta_model(self, *(self._given if self.model_init is None else copy.deepcopy(self._given)))
@@ -137,13 +146,32 @@ class FaMUSTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Virtual-Train, Meta-Train and Actual-Train on one batch. Returns the detached training loss."""
+        if isinstance(self.base_loss, LDAMLoss):
+            self.base_loss.progress = self.state.global_step / max(self.state.max_steps, 1)
         if self.meta is None:
             return super().training_step(model, inputs)
         model.train()
+        buffers = cloned_buffers(self.model)
         training_pass = self._forward(model, self._prepare_inputs(inputs))
+        if not all_finite([training_pass.logits]):
+            return self._leave_out(training_pass, buffers, "the network's logits")
+        self.meta.meta_learner.begin_step(training_pass.labels)
         gradient = self._virtual_train(self.meta, training_pass)  # Eq. (3)
         self._meta_train(self.meta, training_pass, gradient)  # Eq. (4), (6)–(12)
-        return self._actual_train(self.meta, training_pass, inputs.get("clean_label"))  # Eq. (5)
+        loss = self._actual_train(self.meta, training_pass, inputs.get("clean_label"))  # Eq. (5)
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        if not all_finite([loss, *gradients]):
+            return self._leave_out(training_pass, buffers, "the gradient")
+        return loss
+
+    def _leave_out(self, training_pass: TrainingPass, buffers: dict[str, Tensor], what: str) -> Tensor:
+        """Leaves the network as it was before this batch, running statistics included."""
+        log_once(f"{what} held values that are not finite: such batches are left out")
+        self.model.zero_grad()
+        with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(buffers[name])
+        return torch.zeros((), device=training_pass.logits.device)
 
     def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> TrainingPass:
         """The training batch's only forward pass at w, shared by Virtual-Train and Actual-Train."""
@@ -152,20 +180,33 @@ class FaMUSTrainer(Trainer):
         if labels.min() < 0:
             raise ValueError(f"a training batch holds the label {int(labels.min())}: every example needs a class")
         exact = self.args.derivative != "finite"
-        with self.compute_loss_context_manager(), differentiable_attention() if exact else nullcontext():
+        with (
+            self._clock("forward"),
+            self.compute_loss_context_manager(),
+            differentiable_attention() if exact else nullcontext(),
+        ):
             logits = model_logits(model, batch)
         return TrainingPass(self.model, batch, labels, logits, random_state)
 
     def _virtual_train(self, meta: MetaModel, training_pass: TrainingPass) -> dict[str, Tensor]:
-        """∇_w J(w, θ); ŵ = w − α ∇_w J is formed where it is used."""
-        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        return virtual_gradient(self._training_loss(meta, training_pass), parameters)
+        """∇_w J(w, θ), of which ŵ is formed where it is used.
+
+        Where the meta-learner has no virtual step, the sampler alone may need a gradient: that of the mean loss, by the
+        candidate layers.
+        """
+        parameters = {name: self.model.get_parameter(name) for name in meta.virtual_names(self.model)}
+        if not parameters:
+            return {}
+        if meta.meta_learner.has_virtual_step:
+            return virtual_gradient(self._training_loss(meta, training_pass), parameters)
+        return virtual_gradient(self.base_loss(training_pass.logits, training_pass.labels).mean(), parameters)
 
     def _meta_train(self, meta: MetaModel, training_pass: TrainingPass, gradient: dict[str, Tensor]) -> None:
         """One step of θ and of the layer sampler on a meta batch at ŵ."""
         batch, labels, _ = split_inputs(self._next_meta_batch(meta))
-        found = meta.step(training_pass, self._per_example_loss, batch, labels, gradient, self._get_learning_rate())
-        self._average("mean_active_layers", torch.tensor(float(found.active_layers)))
+        step = virtual_step_of(self.model, self.optimizer, str(self.args.virtual_step))
+        found = meta.step(training_pass, self.base_loss, batch, labels, gradient, step)
+        self._average("mean_active_layers", torch.tensor(float(sum(found.switched_on))))
         if found.meta_loss is not None:
             self._average("meta_loss", found.meta_loss)
 
@@ -174,15 +215,16 @@ class FaMUSTrainer(Trainer):
         loss = self._training_loss(meta, training_pass) / self.current_gradient_accumulation_steps
         if clean_labels is not None:
             self._record_weights(meta, training_pass, clean_labels.to(loss.device))
-        self.accelerator.backward(loss)
+        with self._clock("actual backward"):
+            self.accelerator.backward(loss)
         meta.meta_learner.zero_grad()  # J depends on θ too, but θ moves in Meta-Train alone
         return loss.detach()
 
     def _training_loss(self, meta: MetaModel, training_pass: TrainingPass) -> Tensor:
-        return meta.meta_learner.training_loss(training_pass.logits, training_pass.labels, self._per_example_loss)
+        return meta.meta_learner.training_loss(training_pass.logits, training_pass.labels, self.base_loss)
 
-    def _per_example_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(logits, labels, self.args.label_smoothing_factor)
+    def _clock(self, part: str) -> Any:
+        return no_clock(part) if self.meta is None else self.meta.clock(part)
 
     def _next_meta_batch(self, meta: MetaModel) -> dict[str, Any]:
         if self._meta_batches is None:
@@ -205,14 +247,24 @@ class FaMUSTrainer(Trainer):
 
     # ---- Logs ----
 
+    @property
+    def mean_meta_cost(self) -> float | None:
+        """With a `meta_budget`: seconds that the gates' choice took so far, in plain steps (forward and backward)."""
+        clock = None if self.meta is None else self.meta.clock
+        if not isinstance(clock, Stopwatch) or not clock.seconds.get("forward"):
+            return None
+        decided = clock.seconds.get("validation backward", 0.0) + clock.seconds.get("derivative", 0.0)
+        return decided / (clock.seconds["forward"] + clock.seconds["actual backward"])
+
     @torch.no_grad()
     def _record_weights(self, meta: MetaModel, training_pass: TrainingPass, clean_labels: Tensor) -> None:
-        losses = self._per_example_loss(training_pass.logits, training_pass.labels)
+        losses = self.base_loss(training_pass.logits, training_pass.labels)
         weights = meta.meta_learner.example_weights(losses)
         if weights is None:
             return
         relative = weights * len(weights)  # 1 is what plain training gives every example
-        wrong = training_pass.labels != clean_labels
+        labels = training_pass.labels
+        wrong = (labels if labels.dim() == 1 else labels.argmax(1)) != clean_labels
         for name, group in (("mean_weight_clean", relative[~wrong]), ("mean_weight_noisy", relative[wrong])):
             if len(group):
                 self._average(name, group.mean())
@@ -249,11 +301,12 @@ class FaMUSTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """A network of the user's own need not compute a loss."""
-        if not isinstance(self.model, PushToHubMixin):
+        """In training our base loss where it is not plain cross-entropy, else the network's own loss, if it has one."""
+        is_network_loss = type(self.base_loss) is CrossEntropyLoss and inputs["labels"].dim() == 1
+        if not isinstance(self.model, PushToHubMixin) or (model.training and not is_network_loss):
             batch, labels, _ = split_inputs(inputs)
             logits = model_logits(model, batch)
-            loss = self._per_example_loss(logits, labels).mean()
+            loss = (self.base_loss if model.training else cross_entropy)(logits, labels).mean()
             return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 

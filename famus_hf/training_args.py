@@ -6,10 +6,14 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames, SchedulerType
 
 from famus_hf.derivatives import DERIVATIVES
+from famus_hf.losses import BASE_LOSSES
+from famus_hf.virtual_step import VIRTUAL_STEPS
 
-META_LEARNERS = ("mw-net", "none")
+META_LEARNERS = ("mw-net", "l2r", "mlc", "none")
 LAYER_SAMPLERS = ("learned", "all", "block", "random")
 META_OPTIMIZERS = ("adam", "sgd")
+ADAM_LIKE = (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED)
+KNOWN_STEPS = (*ADAM_LIKE, OptimizerNames.SGD)  # optimizers whose step `virtual_step="optimizer"` knows
 
 
 @dataclass
@@ -57,7 +61,21 @@ class FaMUSTrainingArguments(TrainingArguments):
         },
     )
     meta_learner: str = field(
-        default="mw-net", metadata={"help": "Who weighs the examples, Ψ: mw-net, or none for plain training."}
+        default="mw-net",
+        metadata={
+            "help": "Ψ: mw-net (weights from losses), l2r (weights afresh in each step), mlc (corrects the loss by a "
+            "matrix of wrong labels), or none for plain training."
+        },
+    )
+    mlc_form: str = field(
+        default="logits",
+        metadata={"help": "What mlc multiplies by its matrix: logits (its authors' code) or probabilities."},
+    )
+    mlc_keep_matrix: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether mlc's matrix goes on learning; False starts it afresh in each step (authors' code)."
+        },
     )
     layer_sampler: str = field(
         default="learned",
@@ -74,15 +92,26 @@ class FaMUSTrainingArguments(TrainingArguments):
     candidate_layers: str = field(
         default="all", metadata={"help": "Layers that the sampler may switch on: all, or a number N for the top N."}
     )
+    meta_budget: float | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of expected_layers: what the sampler's choice may cost, in plain steps (0.2: a fifth of "
+            "one), on average. Costs of layers are measured at the start."
+        },
+    )
     sparsity_weight: float | None = field(
         default=None, metadata={"help": "λ1 of Eq. 12. Default: 0.1 for the learned sampler, else 0."}
     )
     gradient_match_weight: float | None = field(
         default=None, metadata={"help": "λ2 of Eq. 12. Default: 0.1 for the learned sampler, else 0."}
     )
-    meta_learning_rate: float = field(default=3e-3, metadata={"help": "Learning rate β of the meta-learner."})
-    meta_optim: str = field(
-        default="adam", metadata={"help": "Optimizer of the meta-learner: adam, or sgd (momentum 0.9)."}
+    meta_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate β of the meta-learner. Default: 3e-3 for mw-net, 0.11 for mlc."},
+    )
+    meta_optim: str | None = field(
+        default=None,
+        metadata={"help": "Optimizer of the meta-learner, adam or sgd. Default: adam for mw-net, sgd for mlc."},
     )
     sampler_learning_rate: float = field(
         default=0.1, metadata={"help": "Learning rate δ of the layer sampler (SGD, momentum 0.9)."}
@@ -90,8 +119,19 @@ class FaMUSTrainingArguments(TrainingArguments):
     sampler_temperature: float = field(
         default=1.0, metadata={"help": "Temperature of the sampler's Gumbel-softmax (not stated in the paper)."}
     )
-    sampler_initial_bias: float = field(
-        default=0.0, metadata={"help": "Log-odds of a layer being on at the start (not stated in the paper)."}
+    sampler_initial_bias: float | None = field(
+        default=None,
+        metadata={
+            "help": "Log-odds of a layer being on at the start (not stated in the paper). Default: 0; 4 with a "
+            "meta_budget, which lowers them as far as it must."
+        },
+    )
+    sampler_relative_slopes: bool = field(
+        default=False,
+        metadata={
+            "help": "Divide the gates' effects on the meta loss by their running mean size, so that they count beside "
+            "Eq. 10 (paper: not)."
+        },
     )
     weight_normalization: str = field(
         default="sum",
@@ -99,6 +139,30 @@ class FaMUSTrainingArguments(TrainingArguments):
     )
     meta_batch_size: int | None = field(
         default=None, metadata={"help": "Meta examples per step and device. Default: per_device_train_batch_size."}
+    )
+    virtual_step: str | None = field(
+        default=None,
+        metadata={
+            "help": "Virtual-Train's step: sgd (the plain gradient step of the paper) or optimizer (preconditioned as "
+            "the optimizer's own). Default: optimizer for adamw_torch and adamw_torch_fused, else sgd."
+        },
+    )
+    base_loss: str = field(
+        default="ce",
+        metadata={
+            "help": f"Loss of an example, with or without a meta-learner: {', '.join(BASE_LOSSES)}. "
+            "label_smoothing_factor goes with all but ldam."
+        },
+    )
+    focal_gamma: float = field(default=2.0, metadata={"help": "γ of the focal loss."})
+    class_balance_beta: float = field(
+        default=0.9999, metadata={"help": "β of class-balanced weights (class-balanced, and ldam's re-weighting)."}
+    )
+    ldam_max_margin: float = field(default=0.5, metadata={"help": "Margin of the rarest class in ldam."})
+    ldam_scale: float = field(default=30.0, metadata={"help": "Scale s of the logits in ldam."})
+    ldam_reweight_from: float = field(
+        default=0.8,
+        metadata={"help": "Share of the run after which ldam weighs classes (deferred re-weighting); 1 is never."},
     )
     derivative: str = field(
         default="auto",
@@ -108,7 +172,11 @@ class FaMUSTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         self._check_choice("meta_learner", META_LEARNERS)
         self._check_choice("layer_sampler", LAYER_SAMPLERS)
-        self._check_choice("meta_optim", META_OPTIMIZERS)
+        self._check_choice("base_loss", BASE_LOSSES)
+        self._check_choice("mlc_form", ("logits", "probabilities"))
+        if self.meta_optim is not None:
+            self._check_choice("meta_optim", META_OPTIMIZERS)
+        self._set_virtual_step()
         self._check_choice("derivative", DERIVATIVES)
         self._check_choice("weight_normalization", ("sum", "mean"))
         self._check_numbers()
@@ -139,19 +207,47 @@ class FaMUSTrainingArguments(TrainingArguments):
     def _check_numbers(self) -> None:
         if self.candidate_layers != "all" and not (self.candidate_layers.isdigit() and int(self.candidate_layers) > 0):
             raise ValueError(f"candidate_layers={self.candidate_layers!r} must be 'all' or a whole number from 1")
-        at_least_zero = ("sparsity_weight", "gradient_match_weight", "meta_learning_rate", "sampler_learning_rate")
+        at_least_zero = (
+            "sparsity_weight",
+            "gradient_match_weight",
+            "meta_learning_rate",
+            "sampler_learning_rate",
+            "focal_gamma",
+            "ldam_reweight_from",
+        )
         for name in at_least_zero:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"{name}={value} must not be negative")
-        for name in ("expected_layers", "sampler_temperature", "meta_batch_size", "random_layers"):
+        for name in (
+            "expected_layers",
+            "sampler_temperature",
+            "meta_batch_size",
+            "random_layers",
+            "meta_budget",
+            "ldam_max_margin",
+            "ldam_scale",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}={value} must be greater than 0")
         if any(not milestone > 0 for milestone in self.lr_milestones):
             raise ValueError(f"lr_milestones={self.lr_milestones} must all be greater than 0")
 
+    def _set_virtual_step(self) -> None:
+        optimizer = OptimizerNames(self.optim)
+        if self.virtual_step is None:
+            self.virtual_step = "optimizer" if optimizer in ADAM_LIKE else "sgd"
+        self._check_choice("virtual_step", VIRTUAL_STEPS)
+        if self.virtual_step == "optimizer" and optimizer not in KNOWN_STEPS:
+            raise ValueError(
+                f"virtual_step='optimizer' does not know the step of optim={optimizer.value!r}: choose virtual_step "
+                f"'sgd' or one of {', '.join(name.value for name in KNOWN_STEPS)}"
+            )
+
     def _check_sampler(self) -> None:
+        if self.meta_budget is not None and self.layer_sampler != "learned":
+            raise ValueError(f"meta_budget needs layer_sampler 'learned': {self.layer_sampler!r} chooses by itself")
         if (self.layer_sampler == "block") != (self.sampler_block is not None):
             raise ValueError(
                 f"layer_sampler={self.layer_sampler!r} with sampler_block={self.sampler_block}: layer_sampler 'block' "

@@ -43,6 +43,8 @@ def rows_of(options: argparse.Namespace) -> dict[str, list[str]]:
         rows |= {f"random, s = {s}": ["--layer_sampler=random", f"--random_layers={s}"] for s in options.random_layers}
         rows["top 4, fixed"] = ["--layer_sampler=all", "--candidate_layers=4"]
     rows["FaMUS (K = 4)"] = learned
+    rows["FaMUS (K = 4), relative slopes"] = [*learned, "--sampler_relative_slopes=true"]
+    rows |= {f"FaMUS (budget {b:g})": [*learned, f"--meta_budget={b}"] for b in options.budgets}
     return rows
 
 
@@ -164,6 +166,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of data, noise and training")
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 2, 3], help="residual blocks of table 4")
     parser.add_argument("--random_layers", type=int, nargs="+", default=[4, 8], help="numbers s of table 4")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.2], help="meta budgets, in plain steps")
     parser.add_argument("--rows", nargs="+", help="only these rows, by name")
     parser.add_argument("--output_dir", default="outputs/tables", help="a folder for each run is made below")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time, one for each noise and seed")

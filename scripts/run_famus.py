@@ -274,6 +274,8 @@ class Run:
             "train_seconds_per_step": statistics.median(self.timer.seconds) if self.timer.seconds else None,
             "realised_noise_rate": self.realised_noise_rate,
             "mean_active_layers": trainer.meta.mean_active_layers if trainer.meta else 0.0,
+            "share_of_steps_on": trainer.meta.share_of_steps_on if trainer.meta else {},
+            "mean_meta_cost": trainer.mean_meta_cost,
             "global_step": trainer.state.global_step,
             "seed": self.args.seed,
         }

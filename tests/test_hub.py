@@ -12,6 +12,7 @@ from test_trainer import make_trainer
 
 from famus_hf import LearnedSampler, MWNet, load_famus, load_noisy_dataset
 from famus_hf.hub import files_to_push, load_meta_net, save_meta_net
+from famus_hf.layers import Layer
 
 
 def assert_same_parameters(module, other):
@@ -29,7 +30,7 @@ def test_a_saved_run_loads_again(tmp_path):
     assert_same_parameters(model, trainer.model)
     assert_same_parameters(meta_learner, trainer.meta_learner)
     assert_same_parameters(layer_sampler, trainer.layer_sampler)
-    assert layer_sampler.widths == trainer.layer_sampler.widths
+    assert layer_sampler.layers == trainer.layer_sampler.layers
     assert processor is None and not model.training
 
 
@@ -42,12 +43,12 @@ def test_a_plain_run_loads_without_meta_net(tmp_path):
 
 def test_settings_of_meta_net_survive(tmp_path):
     sampler = LearnedSampler(hidden_size=7, temperature=2.0, initial_bias=-1.0)
-    sampler.build({"a": 5, "": 9000})
-    settings = {"hidden_size": 11, "weight_normalization": "mean", "initial_scale": 1.0}
+    sampler.build([Layer("a", ("a.weight", "a.bias"), 5, 0.5, 1), Layer("", ("weight",), 9000)])
+    settings = {"hidden_size": 11, "weight_normalization": "mean", "initial_scale": 1.0, "detach_losses": False}
     save_meta_net(tmp_path, MWNet(**settings), sampler)
     meta_learner, loaded = load_meta_net(tmp_path)
     assert meta_learner.config() == settings
-    assert loaded.config() == sampler.config()
+    assert loaded.config() == sampler.config() and loaded.layers == sampler.layers
     assert_same_parameters(loaded, sampler)
 
 

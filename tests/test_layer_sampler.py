@@ -10,16 +10,17 @@ from famus_hf.derivatives import TrainingPass
 from famus_hf.layer_sampler import (
     AllLayers,
     LearnedSampler,
-    gate_gradient,
     pooled_gradients,
     sampler_input,
+    sparsity_gradient,
     step_generator,
 )
-from famus_hf.layers import find_layers, pool_gradient, unpool_gradient
+from famus_hf.layers import Layer, find_layers, pool_gradient, unpool_gradient
 from famus_hf.losses import cross_entropy
 from famus_hf.meta_learners import MWNet
 from famus_hf.passes import cloned_buffers, get_random_state, model_logits, split_inputs
-from famus_hf.stages import MetaObjective, meta_train, virtual_gradient
+from famus_hf.stages import MetaObjective, meta_train
+from famus_hf.virtual_step import VirtualStep, virtual_gradient
 
 LEARNING_RATE = 0.3
 
@@ -39,11 +40,15 @@ def setting():
     return model, meta_learner, train, meta, layers, training_pass, gradient
 
 
+def plain_step(model):
+    return VirtualStep(dict.fromkeys(dict(model.named_parameters()), LEARNING_RATE))
+
+
 def run_meta_train(setting, gates, **objective):
-    _, meta_learner, _, meta, layers, training_pass, gradient = setting
+    model, meta_learner, _, meta, layers, training_pass, gradient = setting
     inputs, labels, _ = split_inputs(meta)
     return meta_train(
-        training_pass, meta_learner, cross_entropy, inputs, labels, gradient, LEARNING_RATE, layers, gates,
+        training_pass, meta_learner, cross_entropy, inputs, labels, gradient, plain_step(model), layers, gates,
         layers[-1], MetaObjective(**objective),
     )  # fmt: skip
 
@@ -54,9 +59,13 @@ def some_gates(count, *on):
     return gates.requires_grad_()
 
 
+def layers_of_width(width, count):
+    return [Layer(f"layer {i}", (), width) for i in range(count)]
+
+
 def test_gates_are_on_as_often_as_their_log_odds_say():
     sampler = LearnedSampler(initial_bias=1.0)
-    sampler.build({f"layer {i}": 8 for i in range(50)})
+    sampler.build(layers_of_width(8, 50))
     pooled = {f"layer {i}": torch.randn(8) for i in range(50)}
     share = torch.stack([sampler(pooled, step_generator(0, step)) for step in range(400)]).mean()
     assert share.item() == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), abs=0.01)  # 20 000 draws
@@ -64,7 +73,7 @@ def test_gates_are_on_as_often_as_their_log_odds_say():
 
 def test_gates_are_a_function_of_seed_and_step():
     sampler = LearnedSampler()
-    sampler.build({f"layer {i}": 8 for i in range(40)})
+    sampler.build(layers_of_width(8, 40))
     pooled = {f"layer {i}": torch.randn(8) for i in range(40)}
     torch.manual_seed(1)
     first = sampler(pooled, step_generator(3, 7))
@@ -78,7 +87,7 @@ def test_stacked_samplers_equal_one_network_per_layer():
     torch.manual_seed(0)
     widths = {"a": 6, "b": 3, "c": 6}
     sampler = LearnedSampler()
-    sampler.build(widths)
+    sampler.build([Layer(name, (), width) for name, width in widths.items()])
     for stack in sampler.stacks.values():
         torch.nn.init.normal_(stack.output_weight)
     pooled = {name: torch.randn(width) for name, width in widths.items()}
@@ -117,24 +126,23 @@ def test_unpooling_is_the_transpose_of_pooling():
 
 def test_sparsity_gradient_by_hand():
     gates = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0, 1.0])
-    slopes = torch.tensor([0.5, 9.0, 0.0, -0.25, 0.0, 0.0])
-    found = gate_gradient(gates, slopes, expected_layers=2.0, sparsity_weight=0.1)
-    # λ1·(5 − 2)² has the derivative 2·0.1·3 = 0.6 for every gate; the slope counts only where the gate is on
-    assert found.tolist() == pytest.approx([1.1, 0.6, 0.6, 0.35, 0.6, 0.6])
+    found = sparsity_gradient(gates, expected_layers=2.0, sparsity_weight=0.1)
+    assert found.tolist() == pytest.approx([0.6] * 6)  # λ1·(5 − 2)² has the derivative 2·0.1·3 for every gate
 
 
 def test_gate_gradient_equals_brute_force(setting):
     model, meta_learner, train, meta, layers, _, _ = setting
     on = [1, 4, len(layers) - 1]
     gates = some_gates(len(layers), *on)
-    found = run_meta_train(setting, gates, sparsity_weight=0.1, expected_layers=4)
+    found = run_meta_train(setting, gates)
+    sparsity = sparsity_gradient(gates, sparsity_weight=0.1, expected_layers=4)
     named = {layer.name: gate for layer, gate in zip(layers, gates, strict=True)}
     value, _, _ = brute_force.meta_loss(
         model, meta_learner, train, meta, LEARNING_RATE, [layers[i].name for i in on], named
     )
     total = value + 0.1 * (gates.sum() - 4) ** 2
     (expected,) = torch.autograd.grad(total, gates)
-    torch.testing.assert_close(found.gate_gradient, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.gate_slopes + sparsity, expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(found.meta_loss, value.detach())
 
 
@@ -161,11 +169,11 @@ def test_no_layer_on_and_no_matching_skips_the_meta_pass(setting):
     calls = []
     handle = model.register_forward_hook(lambda *arguments: calls.append(1))
     gates = some_gates(len(setting[4]))
-    found = run_meta_train(setting, gates, sparsity_weight=0.1, expected_layers=4)
+    found = run_meta_train(setting, gates)
     handle.remove()
     assert calls == []
-    assert found.meta_loss is None and found.learner_gradient == {} and found.active_layers == 0
-    assert found.gate_gradient.tolist() == pytest.approx([2 * 0.1 * -4] * len(gates))
+    assert found.meta_loss is None and found.learner_gradient == {} and not any(found.switched_on)
+    assert found.gate_slopes.tolist() == [0] * len(gates)
 
 
 class ConvolutionGradients(TorchDispatchMode):
@@ -201,7 +209,7 @@ def test_gradients_of_a_layer_that_is_off_are_never_formed(derivative):
     gradient = virtual_gradient(loss, dict(model.named_parameters()))
     with ConvolutionGradients() as computed:
         meta_train(
-            training_pass, meta_learner, cross_entropy, inputs, labels, gradient, LEARNING_RATE, layers,
+            training_pass, meta_learner, cross_entropy, inputs, labels, gradient, plain_step(model), layers,
             some_gates(4, 2), layers[-1], MetaObjective(derivative=derivative),
         )  # fmt: skip
     # of the four layers only the third, (5, 4): v at ŵ, and with reverse once more at w
@@ -230,7 +238,7 @@ def test_layers_stand_in_order_of_their_first_call_and_frozen_ones_are_none():
 
 def test_all_layers_switches_everything_on():
     sampler = AllLayers()
-    sampler.build({"a": 2, "b": 3})
+    sampler.build(layers_of_width(3, 2))
     assert sampler({}).tolist() == [1, 1]
 
 

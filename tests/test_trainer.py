@@ -210,7 +210,7 @@ def test_resuming_after_any_checkpoint_is_bit_identical(tmp_path, accumulation, 
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected), step
         assert resumed.meta.steps == whole.meta.steps
-        assert resumed.meta.active_layers == whole.meta.active_layers
+        assert resumed.meta.times_on == whole.meta.times_on
 
 
 def test_best_checkpoint_brings_back_its_own_meta_net(tmp_path):
@@ -279,7 +279,7 @@ def test_theta_and_sampler_move_and_stay_where_there_is_nothing_to_learn(tmp_pat
         keywords={"layer_sampler": LearnedSampler(initial_bias=-60)},
     )
     never.train()  # all gates stay off: no meta pass, θ stays
-    assert never.meta.active_layers == 0
+    assert sum(never.meta.times_on) == 0
     assert all(torch.equal(before[n], t) for n, t in never.meta.meta_learner.state_dict().items())
 
 

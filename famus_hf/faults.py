@@ -1,0 +1,22 @@
+"""What is done about numbers that are not finite: the step is left out, and the log says so once (torch only)."""
+
+import logging
+from collections.abc import Iterable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("famus_hf")
+
+
+@cache
+def log_once(message: str) -> None:
+    """A warning for the first time that a process has this message."""
+    logger.warning(message)
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no value is infinite or NaN; one host synchronisation."""
+    norms = torch._foreach_norm([tensor.detach() for tensor in tensors], float("inf"))
+    return not norms or bool(torch.stack(norms).isfinite().all())

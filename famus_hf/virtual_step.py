@@ -1,0 +1,86 @@
+"""Virtual-Train (Eq. 3): ŵ = w − α·P·∇_w J(w, θ); P is 1 or the preconditioner of an Adam-like optimizer."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+VIRTUAL_STEPS = ("sgd", "optimizer")
+
+
+@dataclass(frozen=True)
+class VirtualStep:
+    """How far the virtual weights move along the gradient: α·P, by parameter name.
+
+    Attributes:
+        learning_rates: α of each parameter that moves.
+        preconditioners: P of each parameter, of its shape; 1 where there is none.
+    """
+
+    learning_rates: Mapping[str, float]
+    preconditioners: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def displacement(self, name: str, gradient: Tensor) -> Tensor:
+        """−α·P·gradient."""
+        preconditioner = self.preconditioners.get(name)
+        scaled = gradient if preconditioner is None else preconditioner * gradient
+        return scaled * -self.learning_rates[name]
+
+
+def virtual_step_of(model: nn.Module, optimizer: Any, kind: str) -> VirtualStep:
+    """The virtual step that belongs to the optimizer as it stands before its coming step.
+
+    Args:
+        model: The network.
+        optimizer: Its optimizer. Parameters that are in none of its groups do not move.
+        kind: `"sgd"`: P = 1. `"optimizer"`: for parameters that Adam or AdamW has moved t − 1 times,
+            P = (1 − β₁)/(1 − β₁ᵗ) / (√v̂ + ε), the derivative of its coming step by the gradient with the second moment
+            v̂ frozen; 1 at t = 1 and for SGD. Momentum and weight decay are left out, as in Eq. (3).
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    learning_rates = {name: 0.0 for name, parameter in model.named_parameters() if parameter.requires_grad}
+    preconditioners = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names.get(id(parameter))
+            if name is None:
+                continue
+            learning_rates[name] = float(group["lr"])
+            state = optimizer.state.get(parameter, {}) if kind == "optimizer" else {}
+            if "exp_avg_sq" in state and float(state["step"]) > 0:
+                preconditioners[name] = _adam_preconditioner(group, state)
+    return VirtualStep(learning_rates, preconditioners)
+
+
+def _adam_preconditioner(group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor:
+    beta1, beta2 = group["betas"]
+    steps = float(state["step"])
+    second_moment = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
+    root = (second_moment / (1 - beta2**steps)).sqrt_().add_(group["eps"])
+    return root.reciprocal_().mul_((1 - beta1) / (1 - beta1 ** (steps + 1)))
+
+
+def virtual_gradient(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """g = ∇_w J(w, θ) of Eq. (3) by parameter name; the graph of `loss` (a scalar) is kept for Actual-Train."""
+    gradients = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, materialize_grads=True)
+    return dict(zip(parameters, gradients, strict=True))
+
+
+def virtual_parameters(
+    parameters: Mapping[str, Tensor], gradient: Mapping[str, Tensor], step: VirtualStep
+) -> dict[str, Tensor]:
+    """ŵ = w − α·P·g of Eq. (3), by parameter name: no momentum, no weight decay."""
+    with torch.no_grad():
+        if _is_uniform(step.learning_rates.values()) and not step.preconditioners:
+            alpha = next(iter(step.learning_rates.values()))
+            values = torch._foreach_add(
+                list(parameters.values()), [gradient[name] for name in parameters], alpha=-alpha
+            )
+            return dict(zip(parameters, values, strict=True))
+        return {name: value + step.displacement(name, gradient[name]) for name, value in parameters.items()}
+
+
+def _is_uniform(values: Iterable[float]) -> bool:
+    return len(set(values)) == 1
