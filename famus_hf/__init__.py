@@ -4,7 +4,8 @@ from famus_hf.data import load_noisy_dataset
 from famus_hf.data.noise import corrupt_labels
 from famus_hf.hub import load_famus
 from famus_hf.layer_sampler import AllLayers, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
-from famus_hf.meta_learners import MetaLearner, MWNet
+from famus_hf.losses import ClassBalancedLoss, CrossEntropyLoss, FocalLoss, LDAMLoss
+from famus_hf.meta_learners import L2R, MLC, MetaLearner, MWNet
 from famus_hf.models import build_backbone
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
 from famus_hf.stages import meta_gradient
@@ -14,10 +15,16 @@ from famus_hf.training_args import FaMUSTrainingArguments
 __version__ = "0.1.0"
 
 __all__ = [
+    "L2R",
+    "MLC",
     "AllLayers",
     "BlockSampler",
+    "ClassBalancedLoss",
+    "CrossEntropyLoss",
     "FaMUSTrainer",
     "FaMUSTrainingArguments",
+    "FocalLoss",
+    "LDAMLoss",
     "LayerSampler",
     "LearnedSampler",
     "MWNet",

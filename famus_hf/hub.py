@@ -17,10 +17,10 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from famus_hf.layer_sampler import AllLayers, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
 from famus_hf.layers import Layer
-from famus_hf.meta_learners import MetaLearner, MWNet
+from famus_hf.meta_learners import L2R, MLC, MetaLearner, MWNet
 
 META_NET = "meta_net"
-META_LEARNERS: dict[str, type[MetaLearner]] = {"mw-net": MWNet}
+META_LEARNERS: dict[str, type[MetaLearner]] = {"mw-net": MWNet, "l2r": L2R, "mlc": MLC}
 LAYER_SAMPLERS: dict[str, type[LayerSampler]] = {
     "learned": LearnedSampler,
     "all": AllLayers,

@@ -24,7 +24,7 @@ class MetaLearner(nn.Module):
 
     has_virtual_step = True
     default_optimizer = "adam"
-    default_learning_rate = 3e-3
+    default_learning_rate = 1e-3
     momentum = 0.9
 
     def config(self) -> dict[str, Any]:
@@ -73,8 +73,11 @@ class MWNet(MetaLearner):
         hidden_size: Width of the hidden layer.
         weight_normalization: `"sum"`: V̂ = V / Σ_j V_j over the batch and no further 1/n, the practice of MW-Net and
             FaMUS. `"mean"`: V̂ = V / n. Paper: Eq. (3) writes the latter.
-        initial_scale: Of the output layer's initial parameters, relative to torch's default. Paper: torch's default,
-            1; then some seeds start with much trust in high losses, drift up to V = 1 for every loss and stay there.
+        initial_scale: Of the output layer's initial weights, relative to torch's default. Paper: 1; then some seeds
+            start with much trust in high losses.
+        initial_bias: Of the output layer. Default: −3 with `"sum"`, 0 with `"mean"`. Paper: torch's random one, about
+            0. Under division by the sum only ratios of weights count, so that V may drift; where it drifts up to 1 for
+            every loss, the sigmoid is saturated and all examples weigh the same for good. From V ≈ 0.05 that is far.
         detach_losses: Whether the losses that enter Ψ are constants (the authors' practice for noisy labels). False:
             J depends on w through the weights, too (their code for long tails).
     """
@@ -84,6 +87,7 @@ class MWNet(MetaLearner):
         hidden_size: int = 100,
         weight_normalization: str = "sum",
         initial_scale: float = 0.1,
+        initial_bias: float | None = None,
         detach_losses: bool = True,
     ):
         super().__init__()
@@ -95,15 +99,19 @@ class MWNet(MetaLearner):
         self.detach_losses = detach_losses
         self.hidden = nn.Linear(1, hidden_size)
         self.output = nn.Linear(hidden_size, 1)
+        if initial_bias is None:
+            initial_bias = -3.0 if weight_normalization == "sum" else 0.0
+        self.initial_bias = initial_bias
         with torch.no_grad():
-            for parameter in self.output.parameters():
-                parameter.mul_(initial_scale)
+            self.output.weight.mul_(initial_scale)
+            self.output.bias.fill_(initial_bias)
 
     def config(self) -> dict[str, Any]:
         return {
             "hidden_size": self.hidden_size,
             "weight_normalization": self.weight_normalization,
             "initial_scale": self.initial_scale,
+            "initial_bias": self.initial_bias,
             "detach_losses": self.detach_losses,
         }
 
@@ -221,7 +229,10 @@ class MLC(MetaLearner):
             return probabilities.clamp_min(torch.finfo(logits.dtype).tiny).log()
 
     def training_loss(self, logits: Tensor, labels: Tensor, per_example_loss: PerExampleLoss) -> Tensor:
-        losses = per_example_loss(self(logits), labels)
+        corrected = self(logits)
+        losses = per_example_loss(corrected, labels)
+        if self.form == "probabilities":  # −log q_y, and not −log(q_y / Σ q): zero, but not in its gradient by T
+            losses = losses - corrected.logsumexp(1)
         return losses.sum() if self.reduction == "sum" else losses.mean()
 
     def move(self, gradient: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None) -> None:

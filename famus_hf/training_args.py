@@ -107,7 +107,7 @@ class FaMUSTrainingArguments(TrainingArguments):
     )
     meta_learning_rate: float | None = field(
         default=None,
-        metadata={"help": "Learning rate β of the meta-learner. Default: 3e-3 for mw-net, 0.11 for mlc."},
+        metadata={"help": "Learning rate β of the meta-learner. Default: 1e-3 for mw-net, 0.11 for mlc."},
     )
     meta_optim: str | None = field(
         default=None,

@@ -1,15 +1,25 @@
 """Gates: their distribution, their gradients (Eq. 8, 10–12) by hand and by brute force, and what being off saves."""
 
+import itertools
+import math
+from dataclasses import replace
+
 import brute_force
+import numpy as np
 import pytest
 import torch
 from models import build_batch, build_model
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import ResNetConfig, ResNetForImageClassification
 
+from famus_hf.budget import Budget, LayerCosts
 from famus_hf.derivatives import TrainingPass
+from famus_hf.layer_costs import measure_layer_costs, num_timings
 from famus_hf.layer_sampler import (
     AllLayers,
+    BlockSampler,
     LearnedSampler,
+    RandomLayers,
     pooled_gradients,
     sampler_input,
     sparsity_gradient,
@@ -138,7 +148,7 @@ def test_gate_gradient_equals_brute_force(setting):
     sparsity = sparsity_gradient(gates, sparsity_weight=0.1, expected_layers=4)
     named = {layer.name: gate for layer, gate in zip(layers, gates, strict=True)}
     value, _, _ = brute_force.meta_loss(
-        model, meta_learner, train, meta, LEARNING_RATE, [layers[i].name for i in on], named
+        model, brute_force.mw_net_loss(meta_learner), train, meta, LEARNING_RATE, [layers[i].name for i in on], named
     )
     total = value + 0.1 * (gates.sum() - 4) ** 2
     (expected,) = torch.autograd.grad(total, gates)
@@ -154,7 +164,8 @@ def test_gradient_match_equals_brute_force(setting, derivative, last_is_on):
     on = [2, 5] + ([len(layers) - 1] if last_is_on else [])
     found = run_meta_train(setting, some_gates(len(layers), *on), gradient_match_weight=0.1, derivative=derivative)
     names = [layers[i].name for i in on]
-    value, gradients, virtual = brute_force.meta_loss(model, meta_learner, train, meta, LEARNING_RATE, names)
+    loss = brute_force.mw_net_loss(meta_learner)
+    value, gradients, virtual = brute_force.meta_loss(model, loss, train, meta, LEARNING_RATE, names)
     last = layers[-1].parameters
     validation = torch.autograd.grad(value, [virtual[name] for name in last], retain_graph=True)
     training_pool = pool_gradient([gradients[name] for name in last])
@@ -247,3 +258,122 @@ def test_pooled_gradients_have_the_width_of_their_layer(setting):
     pooled = pooled_gradients(layers, gradient)
     for layer in layers:
         assert len(pooled[layer.name]) == sum(model.get_parameter(name).shape[0] for name in layer.parameters)
+
+
+def layers_of(kind):
+    inputs, _, _ = split_inputs(build_batch(kind))
+    return find_layers(build_model(kind), inputs)
+
+
+def test_residual_blocks_are_found_in_different_architectures():
+    def blocks(layers):
+        return {layer.name: layer.block for layer in layers if layer.block is not None}
+
+    found = blocks(layers_of("batch norm"))
+    assert {block for block in found.values()} == {1, 2, 3}
+    assert found["blocks.0.bn1"] == 1 and found["blocks.2.shortcut"] == 3 and "stem" not in found and "bn" not in found
+    found = blocks(layers_of("vit"))
+    assert set(found.values()) == {1, 2} and all(name.startswith("vit.layers.") for name in found)
+    found = blocks(layers_of("bert"))
+    assert set(found.values()) == {1, 2} and all(name.startswith("bert.encoder.layer.") for name in found)
+    assert blocks(layers_of("group norm")) == {}
+
+
+def test_resnet_blocks_are_its_basic_layers_and_not_their_parts():
+    config = ResNetConfig(
+        embedding_size=4, hidden_sizes=[4, 8], depths=[1, 2], layer_type="basic", num_channels=3, num_labels=2
+    )
+    model = ResNetForImageClassification(config)
+    layers = find_layers(model, {"pixel_values": torch.randn(2, 3, 32, 32)})
+    assert sorted({layer.block for layer in layers if layer.block is not None}) == [1, 2, 3]
+
+
+def test_block_sampler_switches_one_block_on():
+    layers = layers_of("batch norm")
+    sampler = BlockSampler(2)
+    sampler.build(layers)
+    on = [layer.name for layer, gate in zip(layers, sampler({}), strict=True) if gate > 0]
+    assert on and all(name.startswith("blocks.1.") for name in on)
+    assert len(on) == sum(layer.name.startswith("blocks.1.") for layer in layers)
+
+
+def test_block_that_is_not_there_lists_those_that_are():
+    with pytest.raises(ValueError, match=r"the blocks there are 1 \(from blocks.0.bn1\), 2 .*, 3"):
+        BlockSampler(7).build(layers_of("batch norm"))
+    with pytest.raises(ValueError, match="the blocks there are none"):
+        BlockSampler(1).build(layers_of("group norm"))
+
+
+def test_random_layers_are_uniform_distinct_and_a_function_of_seed_and_step():
+    sampler = RandomLayers(3)
+    sampler.build(layers_of_width(4, 12))
+    drawn = torch.stack([sampler({}, step_generator(0, step)) for step in range(4000)])
+    assert (drawn.sum(1) == 3).all()
+    # each layer is on in a quarter of the steps: 1000 ± 5 standard deviations of 27
+    assert (drawn.sum(0) - 1000).abs().max() < 137
+    assert torch.equal(sampler({}, step_generator(0, 5)), drawn[5])
+
+
+COSTS = LayerCosts(
+    alone=[1.2, 0.9, 0.3, 0.5, 0.1], beside={"forward": [0.02] * 5, "reverse": [0.1, 0.08, 0.06, 0.05, 0.01]},
+    ways=["forward", "forward", "reverse", "reverse", "reverse"],
+)  # fmt: skip
+
+
+def test_cost_of_a_set_by_hand():
+    assert COSTS.cost([False] * 5) == 0
+    assert COSTS.cost([False, False, False, False, True]) == pytest.approx(0.1)
+    assert COSTS.cost([False, False, True, True, True]) == pytest.approx(0.5 + 0.06 + 0.01), "0.5 is the dearest"
+    assert COSTS.cost([True, False, True, False, False]) == pytest.approx(1.2 + 0.02), "the dearest decides the way"
+    assert replace(COSTS, always=True).cost([False] * 5) == pytest.approx(0.1)
+
+
+def test_expected_cost_equals_the_mean_over_all_sets():
+    p = [0.3, 0.6, 0.2, 0.9, 0.5]
+    for costs in (COSTS, replace(COSTS, always=True)):
+        mean = 0.0
+        for on in itertools.product([False, True], repeat=5):
+            chance = math.prod(own if is_on else 1 - own for own, is_on in zip(p, on, strict=True))
+            mean += chance * costs.cost(on)
+        assert costs.expected(np.array([p]))[0] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("share", [0.11, 0.3, 0.8, 1.2])
+@pytest.mark.parametrize("bias", [0.0, 4.0])
+def test_gates_keep_to_the_budget_on_average(share, bias):
+    sampler = LearnedSampler(initial_bias=bias)
+    sampler.build(layers_of_width(8, 5))
+    sampler.budget = Budget(share, COSTS)
+    pooled = {f"layer {i}": torch.randn(8) for i in range(5)}
+    spent = [COSTS.cost((sampler(pooled, step_generator(1, step)) > 0).tolist()) for step in range(3000)]
+    deviation = np.std(spent) / len(spent) ** 0.5
+    assert abs(np.mean(spent) - share) < 5 * deviation + 1e-3
+
+
+def test_a_budget_for_everything_switches_everything_on():
+    sampler = LearnedSampler()
+    sampler.build(layers_of_width(8, 5))
+    sampler.budget = Budget(2.0, COSTS)
+    gates = sampler({f"layer {i}": torch.randn(8) for i in range(5)}, step_generator(0, 0))
+    assert gates.tolist() == [1] * 5
+
+
+def test_a_budget_below_the_cheapest_layer_is_refused_with_its_cost():
+    with pytest.raises(ValueError, match=r"cheapest layer's cost of 0\.100 plain steps: choose at least 0\.1$"):
+        Budget(0.05, COSTS)
+
+
+def test_costs_are_measured_for_every_layer_and_leave_no_trace(setting):
+    model, _, _, meta, layers, training_pass, _ = setting
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    inputs, labels, _ = split_inputs(meta)
+    ticks = []
+    costs = measure_layer_costs(training_pass, inputs, labels, layers, "auto", on_progress=lambda: ticks.append(1))
+    assert len(costs.alone) == len(layers) == len(costs.ways) and min(costs.alone) > 0
+    assert set(costs.beside) == {"forward", "reverse"}
+    assert len(ticks) == num_timings(len(layers))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert all(parameter.grad is None for parameter in model.parameters())

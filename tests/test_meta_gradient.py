@@ -1,13 +1,23 @@
-"""meta_gradient against brute-force double backward, float64."""
+"""Every meta-learner's meta gradient against brute-force double backward, float64."""
 
 import brute_force
 import pytest
 import torch
-from models import build_batch, build_model
+from models import CLASSES, build_batch, build_model
 
-from famus_hf.layers import parameters_by_layer
-from famus_hf.meta_learners import MWNet
-from famus_hf.stages import meta_gradient
+from famus_hf.derivatives import TrainingPass
+from famus_hf.layers import find_layers, parameters_by_layer
+from famus_hf.losses import cross_entropy
+from famus_hf.meta_learners import L2R, MLC, MWNet
+from famus_hf.passes import (
+    differentiable_attention,
+    get_random_state,
+    model_logits,
+    random_state_kept,
+    split_inputs,
+)
+from famus_hf.stages import MetaObjective, meta_gradient, meta_train
+from famus_hf.virtual_step import virtual_gradient, virtual_parameters, virtual_step_of
 
 KINDS = ["batch norm", "group norm", "vit", "bert"]
 LEARNING_RATE = 0.3
@@ -36,9 +46,121 @@ def relative_error(found, expected):
 def test_meta_gradient_equals_double_backward_for_all_layers_and_for_subsets(kind, derivative, tolerance):
     model, meta_learner, train, meta = setting(kind)
     for layers in subsets(model):
-        expected = brute_force.meta_gradient(model, meta_learner, train, meta, LEARNING_RATE, layers)
+        expected = brute_force.mw_net_gradient(model, meta_learner, train, meta, LEARNING_RATE, layers)
         found = meta_gradient(
             model, meta_learner, train, meta, learning_rate=LEARNING_RATE, layers=layers, derivative=derivative
         )
         assert flat(expected).norm() > 1e-8, "the reference must say something"
         assert relative_error(found, expected) < tolerance, layers
+
+
+def compare(model, meta_learner, train, meta, derivative, reference):
+    """For all layers and for subsets, against `reference(layers)`."""
+    for layers in subsets(model):
+        expected = reference(layers)
+        found = meta_gradient(
+            model, meta_learner, train, meta, learning_rate=LEARNING_RATE, layers=layers, derivative=derivative
+        )
+        assert flat(expected).norm() > 1e-8, "the reference must say something"
+        assert relative_error(found, expected) < 1e-10, layers
+
+
+@pytest.mark.parametrize("derivative", ["forward", "reverse"])
+@pytest.mark.parametrize("kind", ["batch norm", "vit"])
+def test_mw_net_whose_losses_are_not_detached_equals_double_backward(kind, derivative):
+    model, _, train, meta = setting(kind)
+    meta_learner = MWNet(detach_losses=False).double()
+    loss, theta = brute_force.mw_net_loss(meta_learner, detach=False), dict(meta_learner.named_parameters())
+    compare(
+        model, meta_learner, train, meta, derivative,
+        lambda layers: brute_force.gradient_of(theta, model, loss, train, meta, LEARNING_RATE, layers),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("derivative", ["forward", "reverse"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("form", ["logits", "probabilities"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_mlc_equals_double_backward_through_its_matrix(kind, form, reduction, derivative):
+    model, _, train, meta = setting(kind)
+    meta_learner = MLC(CLASSES, form=form, reduction=reduction).double()
+    with torch.no_grad():  # away from the identity
+        meta_learner.matrix.copy_(0.8 * torch.eye(CLASSES) + 0.2 * torch.rand(CLASSES, CLASSES))
+    loss, theta = brute_force.mlc_loss(meta_learner.matrix, form, reduction), {"matrix": meta_learner.matrix}
+    compare(
+        model, meta_learner, train, meta, derivative,
+        lambda layers: brute_force.gradient_of(theta, model, loss, train, meta, LEARNING_RATE, layers),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("derivative", ["forward", "reverse"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_l2r_weights_equal_autograd_through_epsilon(kind, derivative):
+    model, _, train, meta = setting(kind)
+    for layers in subsets(model):
+        expected = brute_force.l2r_weights(model, train, meta, LEARNING_RATE, layers)
+        assert 0 < (expected > 0).sum() < len(expected), "some examples help and some do not"
+        found = meta_gradient(
+            model, L2R(), train, meta, learning_rate=LEARNING_RATE, layers=layers, derivative=derivative
+        )
+        assert found.keys() == {"weights"}
+        torch.testing.assert_close(found["weights"].double(), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_virtual_step_of_adam_equals_double_backward_with_its_state_frozen():
+    """The preconditioner by hand, and by what the optimizer itself does when only the gradient changes."""
+    model, meta_learner, train, meta = setting("vit")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1)
+    first = virtual_step_of(model, optimizer, "optimizer")
+    assert first.preconditioners == {} and set(first.learning_rates.values()) == {LEARNING_RATE}
+    for seed in (5, 6, 7):
+        batch = build_batch("vit", seed=seed)
+        torch.nn.functional.cross_entropy(model(batch["pixel_values"]).logits, batch["labels"]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    step = virtual_step_of(model, optimizer, "optimizer")
+    assert virtual_step_of(model, optimizer, "sgd").preconditioners == {}
+    by_hand = {}
+    for name, parameter in model.named_parameters():
+        state = optimizer.state[parameter]
+        second_moment = state["exp_avg_sq"] / (1 - 0.95**3)
+        by_hand[name] = (1 - 0.8) / (1 - 0.8**4) / (second_moment.sqrt() + 1e-6)
+        torch.testing.assert_close(step.preconditioners[name], by_hand[name])
+
+    inputs, labels, _ = split_inputs(train)
+    layers = find_layers(model, inputs)
+    random_state = get_random_state(labels.device)
+    with random_state_kept(labels.device), differentiable_attention():
+        logits = model_logits(model, inputs)
+        training_pass = TrainingPass(model, inputs, labels, logits, random_state)
+        loss = meta_learner.training_loss(logits, labels, cross_entropy)
+        gradient = virtual_gradient(loss, dict(model.named_parameters()))
+        meta_inputs, meta_labels, _ = split_inputs(meta)
+        for on in ([True] * len(layers), [i % 3 == 0 for i in range(len(layers))]):
+            found = meta_train(
+                training_pass, meta_learner, cross_entropy, meta_inputs, meta_labels, gradient, step, layers,
+                torch.tensor(on, dtype=torch.float64), layers[-1], MetaObjective(),
+            )  # fmt: skip
+            names = [layer.name for layer, is_on in zip(layers, on, strict=True) if is_on]
+            with random_state_kept(labels.device, random_state):
+                expected = brute_force.mw_net_gradient(
+                    model, meta_learner, train, meta, LEARNING_RATE, names, preconditioners=by_hand
+                )
+            assert relative_error(found.learner_gradient, expected) < 1e-9
+
+
+def test_virtual_step_of_sgd_is_the_plain_one_and_knows_parameter_groups():
+    model = build_model("batch norm")
+    head = list(model.classifier.parameters())
+    rest = [parameter for name, parameter in model.named_parameters() if not name.startswith("classifier")]
+    optimizer = torch.optim.SGD([{"params": rest, "lr": 0.01}, {"params": head, "lr": 0.5}], lr=1.0, momentum=0.9)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    step = virtual_step_of(model, optimizer, "optimizer")
+    assert step.preconditioners == {}
+    parameters = dict(model.named_parameters())
+    ones = {name: torch.ones_like(parameter) for name, parameter in parameters.items()}
+    for name, virtual in virtual_parameters(parameters, ones, step).items():
+        rate = 0.5 if name.startswith("classifier") else 0.01
+        torch.testing.assert_close(virtual, parameters[name].detach() - rate)

@@ -90,7 +90,7 @@ def test_twenty_steps_with_all_layers_equal_published_mw_net(tmp_path, derivativ
     meta_optimizer = torch.optim.SGD(meta_learner.parameters(), 0.05, momentum=0.9)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
     for train, meta in zip(collator.train[:steps], collator.meta, strict=False):
-        gradient = brute_force.meta_gradient(model, meta_learner, train, meta, schedule.get_last_lr()[0])
+        gradient = brute_force.mw_net_gradient(model, meta_learner, train, meta, schedule.get_last_lr()[0])
         for name, parameter in meta_learner.named_parameters():
             parameter.grad = gradient[name]
         meta_optimizer.step()
@@ -293,8 +293,22 @@ def test_label_smoothing_reaches_the_training_loss(tmp_path):
 
 
 REFUSED = {
-    "unknown meta-learner": ({"meta_learner": "mwnet"}, "choose one of mw-net, none"),
-    "unknown sampler": ({"layer_sampler": "some"}, "choose one of learned, all"),
+    "unknown meta-learner": ({"meta_learner": "mwnet"}, "choose one of mw-net, l2r, mlc, none"),
+    "unknown sampler": ({"layer_sampler": "some"}, "choose one of learned, all, block, random"),
+    "block without its number": ({"layer_sampler": "block"}, "belong together"),
+    "number without block": ({"sampler_block": 2}, "belong together"),
+    "no such block": (
+        {"layer_sampler": "block", "sampler_block": 4},
+        r"the blocks there are 1 \(from blocks.0.bn1\), 2",
+    ),
+    "too many random layers": ({"layer_sampler": "random", "random_layers": 99}, "can't be drawn from"),
+    "budget without learned sampler": ({"layer_sampler": "all", "meta_budget": 0.5}, "meta_budget needs"),
+    "budget below the cheapest layer": ({"meta_budget": 1e-6}, r"cheapest layer's cost of 0\.\d+ plain steps"),
+    "unknown base loss": ({"base_loss": "hinge"}, "choose one of ce, focal"),
+    "preconditioned step of an unknown optimizer": (
+        {"virtual_step": "optimizer", "optim": "adafactor"},
+        "does not know the step of optim='adafactor'",
+    ),
     "unknown derivative": ({"derivative": "backward"}, "choose one of auto"),
     "negative weight": ({"sparsity_weight": -1.0}, "must not be negative"),
     "candidate layers": ({"candidate_layers": "0"}, "whole number from 1"),
