@@ -18,5 +18,5 @@ def log_once(message: str) -> None:
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether no value is infinite or NaN; one host synchronisation."""
-    norms = torch._foreach_norm([tensor.detach() for tensor in tensors], float("inf"))
-    return not norms or bool(torch.stack(norms).isfinite().all())
+    values = [tensor.detach() for tensor in tensors if tensor.numel()]
+    return not values or bool(torch.stack(torch._foreach_norm(values, float("inf"))).isfinite().all())

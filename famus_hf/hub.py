@@ -32,6 +32,16 @@ PUSHED_FILES = ("*.json", "*.safetensors", "*.txt", "*.py", "*.model", "README.m
 NOT_PUSHED = ("trainer_state.json",)  # holds paths of the machine
 
 
+def register_meta_learner(kind: type[MetaLearner]) -> type[MetaLearner]:
+    """Makes `load_famus` know a meta-learner of your own, by its class name; also a decorator of the class.
+
+    Its `config()` must give the arguments of its constructor. Nothing of it is taken from the folder that is loaded but
+    these arguments and tensors.
+    """
+    META_LEARNERS[kind.__name__] = kind
+    return kind
+
+
 def save_meta_net(folder: str | Path, meta_learner: MetaLearner | None, layer_sampler: LayerSampler | None) -> None:
     """Writes `meta_net/` below the folder: config.json, model.safetensors, layer_sampler.safetensors.
 
@@ -67,7 +77,13 @@ def load_meta_net(folder: str | Path) -> tuple[MetaLearner | None, LayerSampler 
     try:
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         learner = dict(config["meta_learner"])
-        meta_learner = META_LEARNERS[learner.pop("type")](**learner)
+        kind = str(learner.pop("type"))
+        if kind not in META_LEARNERS:
+            raise ValueError(
+                f"{str(source)!r} holds a meta-learner of type {kind!r}, which is not known here: import its class and "
+                "call famus_hf.register_meta_learner with it first"
+            )
+        meta_learner = META_LEARNERS[kind](**learner)
         load_tensors(meta_learner, source / "model.safetensors")
         if "layer_sampler" not in config:
             return meta_learner, None

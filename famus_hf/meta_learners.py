@@ -31,8 +31,8 @@ class MetaLearner(nn.Module):
         """The constructor's arguments, for `meta_net/config.json`."""
         return {}
 
-    def begin_step(self, labels: Tensor) -> None:
-        """Called before each training step, for a θ that lives for one step. labels: of the training batch, (n, …)."""
+    def begin_step(self, logits: Tensor) -> None:
+        """Called before each training step, for a θ that lives for one step. logits: of the training batch, (n, C)."""
 
     def theta(self) -> dict[str, Tensor]:
         """θ by name: what the meta gradient is taken of. Default: the module's parameters."""
@@ -148,8 +148,9 @@ class L2R(MetaLearner):
         super().__init__()
         self.weights = torch.empty(0)  # of the present batch, (n,)
 
-    def begin_step(self, labels: Tensor) -> None:
-        self.weights = torch.full((len(labels),), 1 / len(labels), device=labels.device, requires_grad=True)
+    def begin_step(self, logits: Tensor) -> None:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        self.weights = torch.full_like(logits[:, 0].detach(), 1 / len(logits), dtype=dtype).requires_grad_()
 
     def theta(self) -> dict[str, Tensor]:
         return {"weights": self.weights}
@@ -211,7 +212,7 @@ class MLC(MetaLearner):
             "reduction": self.reduction,
         }
 
-    def begin_step(self, labels: Tensor) -> None:
+    def begin_step(self, logits: Tensor) -> None:
         if not self.keep_matrix:
             with torch.no_grad():
                 self.matrix.copy_(torch.eye(self.num_labels))

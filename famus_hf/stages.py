@@ -31,6 +31,7 @@ from famus_hf.passes import (
     cloned_buffers,
     differentiable_attention,
     get_random_state,
+    logits_without_trace,
     model_logits,
     random_state_kept,
     split_inputs,
@@ -263,7 +264,7 @@ def meta_gradient(
     on = parameters_by_layer(model) if layers is None else select_layers(model, layers)
     inputs, labels, _ = split_inputs(train_inputs)
     if not on:
-        meta_learner.begin_step(labels)
+        meta_learner.begin_step(logits_without_trace(model, inputs))
         return meta_learner.outcome({name: torch.zeros_like(t) for name, t in meta_learner.theta().items()})
     if derivative == "auto":
         if layers is None:
@@ -274,10 +275,10 @@ def meta_gradient(
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     random_state = get_random_state(device)
     step = VirtualStep(dict.fromkeys(parameters, learning_rate))
-    meta_learner.begin_step(labels)
     with random_state_kept(device), torch.enable_grad(), differentiable_attention():
         logits = model_logits(model, inputs, cloned_buffers(model))
         training_pass = TrainingPass(model, inputs, labels, logits, random_state)
+        meta_learner.begin_step(logits)
         virtual: Mapping[str, Tensor] = parameters
         if meta_learner.has_virtual_step:
             loss = meta_learner.training_loss(logits, labels, cross_entropy)

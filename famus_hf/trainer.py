@@ -155,8 +155,10 @@ class FaMUSTrainer(Trainer):
         training_pass = self._forward(model, self._prepare_inputs(inputs))
         if not all_finite([training_pass.logits]):
             return self._leave_out(training_pass, buffers, "the network's logits")
-        self.meta.meta_learner.begin_step(training_pass.labels)
+        self.meta.meta_learner.begin_step(training_pass.logits)
         gradient = self._virtual_train(self.meta, training_pass)  # Eq. (3)
+        if not all_finite(gradient.values()):
+            return self._leave_out(training_pass, buffers, "the virtual gradient")
         self._meta_train(self.meta, training_pass, gradient)  # Eq. (4), (6)–(12)
         loss = self._actual_train(self.meta, training_pass, inputs.get("clean_label"))  # Eq. (5)
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]

@@ -3,7 +3,7 @@
     accelerate launch scripts/run_famus.py --dataset_name digits --noise 0.4 --compare
 
 Every flag of transformers' TrainingArguments works, and those listed by --help. `--config file.yaml` sets defaults;
-flags win. With --compare, plain training and MW-Net (all layers) run first, on the same data, schedule and seed.
+flags win. With --compare, plain training and the base method (all layers) run first: same data, schedule and seed.
 """
 
 import dataclasses
@@ -88,7 +88,8 @@ class DataArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many training examples."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many test examples."})
     compare: bool = field(
-        default=False, metadata={"help": "Also train plainly and with MW-Net (all layers), and print them beside."}
+        default=False,
+        metadata={"help": "Also train plainly and with the meta-learner on all layers, and print them beside."},
     )
     early_stopping_patience: int | None = field(
         default=None,
@@ -172,13 +173,14 @@ def load_data(data_args: DataArguments, seed: int) -> Any:
     )
 
 
-def build_model(model_args: ModelArguments, dataset_name: str, classes: list[str]) -> tuple[Any, Any]:
+def build_model(model_args: ModelArguments, dataset_name: str, classes: list[str], base_loss: str) -> tuple[Any, Any]:
     """The network and, where it is pretrained, its image processor."""
     if model_args.backbone is not None and model_args.model_name_or_path is not None:
         raise ValueError("--backbone and --model_name_or_path contradict each other: give one of them")
     if model_args.model_name_or_path is None:
         small = dataset_name in TINY_DATASETS or Path(dataset_name).is_dir()
-        return build_backbone(model_args.backbone or ("tiny" if small else "wide-resnet-28-10"), classes), None
+        name = model_args.backbone or ("tiny" if small else "wide-resnet-28-10")
+        return build_backbone(name, classes, cosine_classifier=base_loss == "ldam"), None
     source = {"revision": model_args.model_revision, "trust_remote_code": model_args.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(
@@ -239,7 +241,7 @@ class Run:
         self.name, self.data_args, self.args, self.data = method_name(args), data_args, args, data
         set_seed(args.seed)
         classes = data["train"].features["label"].names
-        model, processor = build_model(model_args, data_args.dataset_name, classes)
+        model, processor = build_model(model_args, data_args.dataset_name, classes, args.base_loss)
         self.timer = StepTimer()
         self.trainer = FaMUSTrainer(
             model,
@@ -323,23 +325,31 @@ class Run:
 
 
 def baselines_of(args: FaMUSTrainingArguments) -> list[FaMUSTrainingArguments]:
-    """The two runs that a FaMUS run is compared with; everything but the meta step is the same."""
+    """The runs that this one is compared with: plain training and the meta-learner on all layers, else the same."""
 
     def variant(name: str, **changes: Any) -> FaMUSTrainingArguments:
         folder = f"{args.output_dir}-{name}"
         return dataclasses.replace(args, output_dir=folder, push_to_hub=False, resume_from_checkpoint=None, **changes)
 
-    no_auxiliary_losses = {"sparsity_weight": 0.0, "gradient_match_weight": 0.0}
-    return [
-        variant("plain", meta_learner="none"),
-        variant("mw-net", meta_learner="mw-net", layer_sampler="all", candidate_layers="all", **no_auxiliary_losses),
-    ]
+    exact = {"layer_sampler": "all", "candidate_layers": "all", "sampler_block": None, "meta_budget": None}
+    if args.meta_learner == "none":
+        return []
+    plain = variant("plain", meta_learner="none")
+    base = variant(args.meta_learner, **exact, sparsity_weight=0.0, gradient_match_weight=0.0)
+    return [plain] if method_name(base) == method_name(args) else [plain, base]
 
 
 def method_name(args: FaMUSTrainingArguments) -> str:
     if args.meta_learner == "none":
         return "plain"
-    return "FaMUS, learned sampler" if args.layer_sampler == "learned" else "MW-Net, all layers"
+    learner = {"mw-net": "MW-Net", "l2r": "L2R", "mlc": "MLC"}[args.meta_learner]
+    samplers = {
+        "learned": f"{learner} + FaMUS",
+        "all": f"{learner}, {'all' if args.candidate_layers == 'all' else f'top {args.candidate_layers}'} layers",
+        "block": f"{learner}, block {args.sampler_block}",
+        "random": f"{learner}, {args.random_layers} random layers",
+    }
+    return samplers[args.layer_sampler]
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:

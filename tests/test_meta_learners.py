@@ -67,7 +67,7 @@ def test_unknown_normalisation_is_refused():
 
 def test_l2r_weights_by_hand():
     meta_learner = L2R()
-    meta_learner.begin_step(torch.zeros(4))
+    meta_learner.begin_step(torch.zeros(4, 3))
     assert meta_learner.example_weights(torch.rand(4)).tolist() == [0.25] * 4, "nothing known yet"
     meta_learner.move({"weights": torch.tensor([-3.0, 2.0, -1.0, 0.0])}, None)
     assert meta_learner.example_weights(torch.rand(4)).tolist() == [0.75, 0, 0.25, 0]
@@ -119,7 +119,7 @@ def test_mlc_matrix_is_kept_or_made_afresh_in_each_step():
         meta_learner = MLC(2, keep_matrix=keep)
         with torch.no_grad():
             meta_learner.matrix.fill_(0.5)
-        meta_learner.begin_step(torch.zeros(3))
+        meta_learner.begin_step(torch.zeros(3, 2))
         assert torch.equal(meta_learner.matrix.detach(), torch.full((2, 2), 0.5) if keep else torch.eye(2))
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from famus_hf import load_famus
 from famus_hf.data.noise import read_noise_file
@@ -43,8 +44,10 @@ def test_a_run_leaves_everything_that_the_readme_promises(tmp_path, capsys):
     model, meta_learner, layer_sampler, processor = load_famus(tmp_path)
     assert model.config.id2label[3] == "3" and None not in (meta_learner, layer_sampler, processor)
     table = capsys.readouterr().out
-    for method in ("plain", "MW-Net, all layers", "FaMUS, learned sampler"):
-        assert re.search(rf"^{method} +\d+\.\d\d% +\d+\.\d\d% +\d+\.\d+ +\d+\.\d% +\d+\.\d\d$", table, re.MULTILINE)
+    for method in ("plain", "MW-Net, all layers", "MW-Net + FaMUS"):
+        assert re.search(
+            rf"^{re.escape(method)} +\d+\.\d\d% +\d+\.\d\d% +\d+\.\d+ +\d+\.\d% +\d+\.\d\d$", table, re.MULTILINE
+        )
     plain = json.loads((tmp_path.parent / "run-plain" / "all_results.json").read_text())
     assert plain["mean_active_layers"] == 0 and plain["realised_noise_rate"] == results["realised_noise_rate"]
 
@@ -161,3 +164,45 @@ def test_help_names_every_flag_of_ours(capsys):
     assert end.value.code == 0
     for flag in ("--dataset_name", "--noise_type", "--layer_sampler", "--expected_layers", "--compare", "--config"):
         assert flag in text
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--meta_learner", "l2r", "--layer_sampler", "random", "--random_layers", "3", "--base_loss", "focal"],
+        ["--meta_learner", "mlc", "--mlc_form", "probabilities", "--layer_sampler", "block", "--sampler_block", "3"],
+        ["--meta_learner", "mw-net", "--meta_budget", "0.5", "--base_loss", "ldam"],
+        ["--meta_learner", "none", "--base_loss", "class-balanced"],
+    ],
+    ids=lambda flags: flags[1],
+)
+def test_every_meta_learner_and_loss_runs_and_loads_again(tmp_path, flags):
+    run_famus.main([*SMALL, *flags, "--output_dir", str(tmp_path), "--save_strategy", "no"])
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    model, meta_learner, layer_sampler, _ = load_famus(tmp_path)
+    assert model.config.cosine_classifier is ("ldam" in flags)
+    if "none" in flags:
+        assert meta_learner is None and layer_sampler is None
+        return
+    assert type(meta_learner).__name__.lower().replace("net", "-net") == flags[1]
+    assert results["mean_active_layers"] == pytest.approx(sum(results["share_of_steps_on"].values()))
+    if "random" in flags:
+        assert results["mean_active_layers"] == 3 and layer_sampler.num_layers == 3
+    if "block" in flags:
+        on = {name for name, share in results["share_of_steps_on"].items() if share > 0}
+        assert on and all(name.startswith("blocks.2.") for name in on)
+        assert meta_learner.form == "probabilities" and not torch.equal(meta_learner.matrix, torch.eye(10))
+    assert (results["mean_meta_cost"] is not None) == ("--meta_budget" in flags)
+
+
+def test_compare_takes_the_meta_learner_that_was_asked_for():
+    def names(*flags):
+        _, _, args = run_famus.parse_arguments([*SMALL, *flags])
+        return [run_famus.method_name(own) for own in [*run_famus.baselines_of(args), args]]
+
+    assert names("--meta_learner", "l2r") == ["plain", "L2R, all layers", "L2R + FaMUS"]
+    block = names("--meta_learner", "mlc", "--layer_sampler", "block", "--sampler_block", "2")
+    assert block == ["plain", "MLC, all layers", "MLC, block 2"]
+    assert names("--layer_sampler", "all") == ["plain", "MW-Net, all layers"]
+    assert names("--layer_sampler", "all", "--candidate_layers", "4")[-1] == "MW-Net, top 4 layers"
+    assert names("--meta_learner", "none") == ["plain"]

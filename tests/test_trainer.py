@@ -9,8 +9,10 @@ import torch
 from models import CLASSES, build_batch, build_model
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
-from famus_hf import AllLayers, FaMUSTrainer, FaMUSTrainingArguments, LearnedSampler, MWNet
+from famus_hf import L2R, MLC, AllLayers, FaMUSTrainer, FaMUSTrainingArguments, LearnedSampler, MWNet
+from famus_hf.faults import log_once
 from famus_hf.metrics import compute_accuracy
+from famus_hf.virtual_step import virtual_gradient
 
 
 class Examples(torch.utils.data.Dataset):
@@ -185,19 +187,17 @@ def state_of(trainer):
         "w": trainer.optimizer, "theta": trainer.meta.learner_optimizer, "eta": trainer.meta.sampler_optimizer
     }  # fmt: skip
     for owner, optimizer in optimizers.items():
-        for place, state in optimizer.state_dict()["state"].items():
+        for place, state in ({} if optimizer is None else optimizer.state_dict()["state"]).items():
             values = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
             tensors |= {f"{owner}.state.{place}.{name}": value for name, value in values.items()}
     return tensors
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("meta_optim, kind", [("sgd", "batch norm"), ("adam", "vit")])
-def test_resuming_after_any_checkpoint_is_bit_identical(tmp_path, accumulation, meta_optim, kind):
-    """Five steps an epoch (three with accumulation), so checkpoints fall inside and at the end of epochs."""
+def check_resuming(tmp_path, kind, **settings):
+    """Checkpoints fall inside and at the end of epochs of five steps (three with accumulation)."""
     settings = {
-        "max_steps": 8, "save_strategy": "steps", "save_steps": 1, "meta_optim": meta_optim, "learning_rate": 0.1,
-        "gradient_accumulation_steps": accumulation, "lr_milestones": [4, 6],
+        "max_steps": 8, "save_strategy": "steps", "save_steps": 1, "learning_rate": 0.1, "lr_milestones": [4, 6],
+        **settings,
     }  # fmt: skip
     whole = make_trainer(tmp_path, kind, **settings)
     whole.train()
@@ -211,6 +211,29 @@ def test_resuming_after_any_checkpoint_is_bit_identical(tmp_path, accumulation, 
         assert all(torch.equal(found[name], expected[name]) for name in expected), step
         assert resumed.meta.steps == whole.meta.steps
         assert resumed.meta.times_on == whole.meta.times_on
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("meta_optim, kind", [("sgd", "batch norm"), ("adam", "vit")])
+def test_resuming_after_any_checkpoint_is_bit_identical(tmp_path, accumulation, meta_optim, kind):
+    check_resuming(tmp_path, kind, meta_optim=meta_optim, gradient_accumulation_steps=accumulation)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"meta_learner": "l2r"},
+        {"meta_learner": "mlc", "mlc_form": "probabilities", "layer_sampler": "random"},
+        {"meta_learner": "mlc", "mlc_keep_matrix": False, "layer_sampler": "block", "sampler_block": 3},
+        {"meta_budget": 0.5, "sampler_relative_slopes": True},
+        {"optim": "adamw_torch", "learning_rate": 1e-3, "lr_scheduler_type": "linear"},
+        {"base_loss": "focal", "layer_sampler": "all", "candidate_layers": "4"},
+    ],
+    ids=str,
+)
+def test_resuming_is_bit_identical_with_every_part(tmp_path, settings):
+    """With a budget, the costs are those that were measured at the start of the run, whatever is measured later."""
+    check_resuming(tmp_path, "batch norm", **settings)
 
 
 def test_best_checkpoint_brings_back_its_own_meta_net(tmp_path):
@@ -497,3 +520,155 @@ def test_a_missing_or_empty_meta_set_is_refused(tmp_path):
                 train_dataset=Examples(40),
                 meta_dataset=meta_dataset,
             )
+
+
+@pytest.mark.parametrize("meta_learner", ["l2r", "mlc"])
+def test_twenty_steps_with_all_layers_equal_the_published_method(tmp_path, meta_learner):
+    """L2R: autograd through ε. MLC: autograd through T, then the projected step."""
+    steps, rate, beta = 20, 0.1, 0.5
+    collator = RecordingCollator()
+    trainer = make_trainer(
+        tmp_path, dtype=torch.float64, max_steps=steps, layer_sampler="all", learning_rate=rate, lr_milestones=[],
+        keywords={"meta_learner": L2R() if meta_learner == "l2r" else MLC(CLASSES).double(), "data_collator": collator},
+        meta_learning_rate=beta,
+    )  # fmt: skip
+    model = build_model("batch norm")
+    model.load_state_dict(trainer.model.state_dict())
+    collator.train.clear()  # of the probe
+    trainer.train()
+
+    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4)
+    matrix = torch.eye(CLASSES, dtype=torch.float64)
+    for train, meta in zip(collator.train[:steps], collator.meta, strict=False):
+        if meta_learner == "l2r":
+            weights = brute_force.l2r_weights(model, train, meta, rate)
+            losses = torch.nn.functional.cross_entropy(
+                model(train["pixel_values"]).logits, train["labels"], reduction="none"
+            )
+            loss = (weights * losses).sum()
+        else:
+            theta = {"matrix": matrix.requires_grad_()}
+            loss_at = brute_force.mlc_loss(matrix, "logits")
+            gradient = brute_force.gradient_of(theta, model, loss_at, train, meta, rate)["matrix"]
+            matrix = (matrix.detach() - beta * gradient).clamp(min=0)
+            matrix = matrix / matrix.sum(0, keepdim=True)
+            loss = brute_force.mlc_loss(matrix, "logits")(model(train["pixel_values"]).logits, train["labels"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(trainer.model.state_dict()[name], tensor, rtol=1e-6, atol=1e-8, msg=name)
+    if meta_learner == "mlc":
+        torch.testing.assert_close(trainer.meta_learner.matrix.detach(), matrix, rtol=1e-8, atol=1e-10)
+        assert (matrix - torch.eye(CLASSES)).abs().max() > 0.01, "the matrix must have moved"
+
+
+@pytest.mark.parametrize("sampler", ["all", "random", "learned"])
+def test_l2r_skips_the_virtual_backward_that_it_does_not_need(tmp_path, monkeypatch, sampler):
+    asked = []
+
+    def spy(loss, parameters):
+        asked.append({name.rpartition(".")[0] for name in parameters})
+        return virtual_gradient(loss, parameters)
+
+    monkeypatch.setattr("famus_hf.trainer.virtual_gradient", spy)
+    make_trainer(
+        tmp_path, meta_learner="l2r", layer_sampler=sampler, candidate_layers="4", max_steps=2, random_layers=2
+    ).train()
+    top_four = {"bn", "blocks.2.bn2", "blocks.2.conv2", "classifier"}
+    assert asked == ([top_four] * 2 if sampler == "learned" else [])
+
+
+def test_adamw_takes_its_own_step_virtually_unless_told_otherwise(tmp_path):
+    """The first step has no second moment yet; the second one is preconditioned, and θ moves differently."""
+    thetas = []
+    for virtual_step in (None, "optimizer", "sgd"):
+        settings = {} if virtual_step is None else {"virtual_step": virtual_step}
+        trainer = make_trainer(tmp_path, optim="adamw_torch", learning_rate=1e-3, max_steps=3, **settings)
+        trainer.train()
+        thetas.append(torch.cat([p.detach().flatten() for p in trainer.meta_learner.parameters()]))
+    assert torch.equal(thetas[0], thetas[1]), "the default for AdamW"
+    assert not torch.equal(thetas[1], thetas[2])
+    assert make_args(tmp_path).virtual_step == "sgd", "the default for SGD"
+
+
+def assert_finite(trainer):
+    for module in (trainer.model, trainer.meta_learner, trainer.layer_sampler):
+        for name, tensor in module.state_dict().items():
+            assert torch.isfinite(tensor.float()).all(), name
+
+
+@pytest.mark.parametrize("settings", [{"layer_sampler": "learned"}, {"meta_learner": "l2r"}, {"meta_learner": "mlc"}])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_inputs_that_are_not_finite_never_reach_w_theta_or_running_statistics(tmp_path, caplog, bad, settings):
+    class Broken(Examples):
+        def __getitem__(self, row):
+            example = super().__getitem__(row)
+            return {**example, "pixel_values": example["pixel_values"] * bad} if row % 40 == 3 else example
+
+    log_once.cache_clear()
+    trainer = FaMUSTrainer(
+        build_model("batch norm", torch.float32), make_args(tmp_path, max_steps=10, **settings),
+        train_dataset=Broken(80), meta_dataset=Examples(11, 1000),
+    )  # fmt: skip
+    start = trainer.model.classifier.weight.detach().clone()
+    trainer.train()
+    assert_finite(trainer)
+    assert not torch.equal(start, trainer.model.classifier.weight), "the sound batches train"
+    assert trainer.meta.steps in (8, 9), "one batch or two hold the two broken examples"
+    assert [record.message for record in caplog.records].count(
+        "the network's logits held values that are not finite: such batches are left out"
+    ) == 1
+
+
+def test_a_meta_set_that_is_not_finite_never_reaches_theta(tmp_path, caplog):
+    class Broken(Examples):
+        def __getitem__(self, row):
+            return {**super().__getitem__(row), "pixel_values": torch.full((3, 8, 8), float("nan"))}
+
+    log_once.cache_clear()
+    trainer = FaMUSTrainer(
+        build_model("batch norm", torch.float32), make_args(tmp_path), train_dataset=Examples(40),
+        meta_dataset=Broken(11, 1000),
+    )  # fmt: skip
+    before = {name: tensor.clone() for name, tensor in trainer.meta_learner.state_dict().items()}
+    start = trainer.model.classifier.weight.detach().clone()
+    trainer.train()
+    assert all(torch.equal(before[name], tensor) for name, tensor in trainer.meta_learner.state_dict().items())
+    assert_finite(trainer)
+    assert not torch.equal(start, trainer.model.classifier.weight)
+    assert len([record for record in caplog.records if "meta gradient was not finite" in record.message]) == 1
+
+
+@pytest.mark.parametrize("meta_learner", ["mw-net", "l2r", "mlc"])
+def test_losses_that_are_infinite_are_left_out(tmp_path, meta_learner):
+    def loss(logits, labels):
+        losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        return torch.where(labels == 1, losses / 0.0, losses)
+
+    trainer = make_trainer(tmp_path, meta_learner=meta_learner, keywords={"base_loss": loss})
+    trainer.train()
+    assert_finite(trainer)
+
+
+@pytest.mark.parametrize("meta_learner", ["mw-net", "l2r", "mlc"])
+@pytest.mark.parametrize("degenerate", ["one class", "equal losses"])
+def test_degenerate_batches_train_without_nan(tmp_path, meta_learner, degenerate):
+    class Degenerate(Examples):
+        def __getitem__(self, row):
+            return {**super().__getitem__(0 if degenerate == "equal losses" else row), "labels": 2}
+
+    trainer = FaMUSTrainer(
+        build_model("batch norm", torch.float32), make_args(tmp_path, meta_learner=meta_learner),
+        train_dataset=Degenerate(40), meta_dataset=Examples(11, 1000),
+    )  # fmt: skip
+    trainer.train()
+    assert_finite(trainer)
+
+
+def test_weights_that_sum_to_zero_leave_the_network_where_it_is(tmp_path):
+    trainer = make_trainer(tmp_path, weight_decay=0.0, keywords={"meta_learner": MWNet(initial_bias=-1e4)})
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, before[name]), name

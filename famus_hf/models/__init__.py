@@ -1,5 +1,7 @@
 """Backbones by the names of the command line, built from scratch with a given number of classes."""
 
+from typing import Any
+
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
@@ -17,12 +19,18 @@ BACKBONES = {
 }
 
 
-def build_backbone(name: str, class_names: list[str]) -> PreTrainedModel:
-    """A freshly initialised backbone whose `id2label` holds the class names. Raises ValueError on an unknown name."""
+def build_backbone(name: str, class_names: list[str], **settings: Any) -> PreTrainedModel:
+    """A freshly initialised backbone whose `id2label` holds the class names. Raises ValueError on an unknown name.
+
+    Args:
+        name: A key of `BACKBONES`.
+        class_names: C of them.
+        settings: Of its configuration, for example `cosine_classifier=True`.
+    """
     if name not in BACKBONES:
         raise ValueError(f"backbone {name!r} is unknown: choose one of {', '.join(BACKBONES)}")
     config = WideResNetConfig(
-        **BACKBONES[name],
+        **{**BACKBONES[name], **settings},
         id2label=dict(enumerate(class_names)),
         label2id={label: index for index, label in enumerate(class_names)},
     )

@@ -19,6 +19,8 @@ class WideResNetConfig(PretrainedConfig):
         depth: Number of convolution layers on the longest path, 6·b + 4 for b blocks a stage (28 for WRN-28-10).
         widen_factor: Multiplies the channels 16, 32, 64 of the three stages (10 for WRN-28-10).
         num_channels: Channels of the input image.
+        cosine_classifier: Logits are cosines between features and class vectors, as LDAM wants them, and not a linear
+            function of the features.
         stem_stride: Stride of the first convolution; 2 quarters the cost of everything (paper: 1).
         dropout: Probability of zeroing an activation between the two convolutions of a block.
     """
@@ -32,6 +34,7 @@ class WideResNetConfig(PretrainedConfig):
         num_channels: int = 3,
         dropout: float = 0.0,
         stem_stride: int = 1,
+        cosine_classifier: bool = False,
         **kwargs: Any,
     ):
         if depth < 10 or (depth - 4) % 6 != 0:
@@ -48,6 +51,7 @@ class WideResNetConfig(PretrainedConfig):
         self.num_channels = num_channels
         self.dropout = dropout
         self.stem_stride = stem_stride
+        self.cosine_classifier = cosine_classifier
         super().__init__(**kwargs)
 
 
@@ -74,6 +78,16 @@ class WideResNetBlock(nn.Module):
         return self.conv2(hidden) + residual
 
 
+class CosineClassifier(nn.Linear):
+    """Cosines between features and one vector a class, in [−1, 1]."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
+
+
 class WideResNetForImageClassification(PreTrainedModel):
     """WRN-depth-widen_factor with a linear classifier on globally averaged features."""
 
@@ -95,7 +109,8 @@ class WideResNetForImageClassification(PreTrainedModel):
                 in_channels = out_channels
         self.blocks = nn.ModuleList(blocks)
         self.bn = nn.BatchNorm2d(in_channels)
-        self.classifier = nn.Linear(in_channels, len(config.id2label or {}))
+        classifier = CosineClassifier if config.cosine_classifier else nn.Linear
+        self.classifier = classifier(in_channels, len(config.id2label or {}))
         self.post_init()
 
     @torch.no_grad()
@@ -110,7 +125,8 @@ class WideResNetForImageClassification(PreTrainedModel):
             init.ones_(module.running_var)  # type: ignore[arg-type]
         elif isinstance(module, nn.Linear):
             init.kaiming_normal_(module.weight, nonlinearity="linear")
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
 
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, return_dict: bool | None = None
