@@ -6,6 +6,7 @@ from torch import Tensor
 
 from famus_hf.data.meta_set import check_no_overlap
 from famus_hf.data.model_inputs import ModelInputs, known_labels
+from famus_hf.losses import LDAMLoss
 
 if TYPE_CHECKING:
     from famus_hf.trainer import FaMUSTrainer
@@ -56,17 +57,24 @@ def _check_data_sets(trainer: "FaMUSTrainer") -> None:
 
 
 def check_labels(trainer: "FaMUSTrainer", batch_labels: Tensor) -> None:
-    """Raises ValueError on labels that are not one class index per example.
+    """Raises ValueError on labels that are neither one class index per example nor soft targets.
 
     Args:
         trainer: Its data sets are checked as far as they can tell their labels without being read through.
         batch_labels: The labels of a few training examples, as they reach the model.
     """
-    if batch_labels.dim() != 1 or batch_labels.is_floating_point():
+    soft = batch_labels.dim() == 2 and batch_labels.is_floating_point()
+    if not soft and (batch_labels.dim() != 1 or batch_labels.is_floating_point()):
         raise ValueError(
             f"labels of shape {tuple(batch_labels.shape)} and type {batch_labels.dtype} are not one class index per "
-            "example"
+            "example (nor soft targets, one row of probabilities each)"
         )
+    if soft:
+        if batch_labels.min() < 0 or (batch_labels.sum(1) - 1).abs().max() > 1e-3:
+            raise ValueError("soft targets must be rows of probabilities: at least 0, with a sum of 1")
+        if isinstance(trainer.base_loss, LDAMLoss):
+            raise ValueError("base_loss 'ldam' has margins for class indices: it does not go with soft targets")
+        batch_labels = batch_labels.argmax(1)
     num_labels = getattr(getattr(trainer.model, "config", None), "num_labels", None)
     sets = (("training", [*known_labels(trainer.train_dataset), *batch_labels.tolist()]),
             ("meta", known_labels(trainer.meta_dataset)))  # fmt: skip

@@ -80,8 +80,8 @@ def load_meta_net(folder: str | Path) -> tuple[MetaLearner | None, LayerSampler 
         kind = str(learner.pop("type"))
         if kind not in META_LEARNERS:
             raise ValueError(
-                f"{str(source)!r} holds a meta-learner of type {kind!r}, which is not known here: import its class and "
-                "call famus_hf.register_meta_learner with it first"
+                f"{str(source)!r} is no meta-net of famus_hf alone: its meta-learner is of the type {kind!r}; import "
+                "that class and call famus_hf.register_meta_learner with it first"
             )
         meta_learner = META_LEARNERS[kind](**learner)
         load_tensors(meta_learner, source / "model.safetensors")

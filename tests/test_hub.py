@@ -10,8 +10,19 @@ import torch
 from loopback_hub import LoopbackHub
 from test_trainer import make_trainer
 
-from famus_hf import LearnedSampler, MWNet, load_famus, load_noisy_dataset
-from famus_hf.hub import files_to_push, load_meta_net, save_meta_net
+from famus_hf import (
+    L2R,
+    MLC,
+    AllLayers,
+    BlockSampler,
+    LearnedSampler,
+    MWNet,
+    RandomLayers,
+    load_famus,
+    load_noisy_dataset,
+    register_meta_learner,
+)
+from famus_hf.hub import META_LEARNERS, files_to_push, load_meta_net, save_meta_net
 from famus_hf.layers import Layer
 
 
@@ -44,7 +55,13 @@ def test_a_plain_run_loads_without_meta_net(tmp_path):
 def test_settings_of_meta_net_survive(tmp_path):
     sampler = LearnedSampler(hidden_size=7, temperature=2.0, initial_bias=-1.0)
     sampler.build([Layer("a", ("a.weight", "a.bias"), 5, 0.5, 1), Layer("", ("weight",), 9000)])
-    settings = {"hidden_size": 11, "weight_normalization": "mean", "initial_scale": 1.0, "detach_losses": False}
+    settings = {
+        "hidden_size": 11,
+        "weight_normalization": "mean",
+        "initial_scale": 1.0,
+        "initial_bias": -1.0,
+        "detach_losses": False,
+    }
     save_meta_net(tmp_path, MWNet(**settings), sampler)
     meta_learner, loaded = load_meta_net(tmp_path)
     assert meta_learner.config() == settings
@@ -204,3 +221,30 @@ def test_evaluate_finds_the_accuracy_that_the_run_claims(tmp_path):
         model_or_pipeline=str(tmp_path), data=data["test"], metric=Accuracy(), label_mapping=model.config.label2id
     )
     assert found["accuracy"] == trainer.evaluate(data["test"])["eval_accuracy"] > 0.1
+
+
+def test_a_meta_learner_of_the_users_own_loads_once_it_is_registered(tmp_path):
+    class Shifted(MLC):
+        pass
+
+    save_meta_net(tmp_path, Shifted(3, "probabilities"), None)
+    with pytest.raises(ValueError, match="is of the type 'Shifted'; import that class"):
+        load_meta_net(tmp_path)
+    try:
+        register_meta_learner(Shifted)
+        meta_learner, _ = load_meta_net(tmp_path)
+    finally:
+        META_LEARNERS.pop("Shifted", None)
+    assert type(meta_learner) is Shifted and meta_learner.form == "probabilities"
+
+
+@pytest.mark.parametrize("meta_learner", [L2R(), MLC(3, "probabilities", keep_matrix=False, reduction="sum")])
+@pytest.mark.parametrize("sampler", [BlockSampler(1), RandomLayers(2), AllLayers()])
+def test_every_meta_learner_and_sampler_survives(tmp_path, meta_learner, sampler):
+    sampler.build([Layer("a", ("a.weight",), 5, 0.5, 1), Layer("b", ("b.weight",), 3, 0.2)])
+    save_meta_net(tmp_path, meta_learner, sampler)
+    loaded, loaded_sampler = load_meta_net(tmp_path)
+    assert type(loaded) is type(meta_learner) and loaded.config() == meta_learner.config()
+    assert type(loaded_sampler) is type(sampler) and loaded_sampler.config() == sampler.config()
+    assert loaded_sampler.layers == sampler.layers
+    assert (tmp_path / "meta_net" / "model.safetensors").exists() == isinstance(meta_learner, MLC)

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from models import CLASSES
-from test_trainer import Examples, make_trainer
+from models import CLASSES, build_model
+from test_trainer import Examples, make_args, make_trainer
 from torch.nn import functional as F
 
+from famus_hf import FaMUSTrainer
 from famus_hf.losses import (
     ClassBalancedLoss,
     CrossEntropyLoss,
@@ -134,7 +135,7 @@ def test_every_loss_trains_alone_and_under_every_meta_learner(tmp_path, meta_lea
         assert {0.0, 0.5, 0.9} <= {round(progress, 6) for progress in seen}, "deferred re-weighting needs the progress"
 
 
-def test_plain_training_with_soft_targets_equals_hard_ones(tmp_path):
+def test_training_with_soft_targets_equals_hard_ones(tmp_path):
     class SoftExamples(Examples):
         def __getitem__(self, row):
             example = super().__getitem__(row)
@@ -143,8 +144,10 @@ def test_plain_training_with_soft_targets_equals_hard_ones(tmp_path):
     for meta_learner in ("none", "mw-net"):
         trained = []
         for kind in (Examples, SoftExamples):
-            trainer = make_trainer(tmp_path, meta_learner=meta_learner, max_steps=4)
-            trainer.train_dataset = kind(40)
+            trainer = FaMUSTrainer(
+                build_model("batch norm", torch.float32), make_args(tmp_path, meta_learner=meta_learner, max_steps=4),
+                train_dataset=kind(40), meta_dataset=Examples(11, 1000),
+            )  # fmt: skip
             trainer.train()
             trained.append(trainer.model.classifier.weight.detach())
         torch.testing.assert_close(*trained)
@@ -153,3 +156,15 @@ def test_plain_training_with_soft_targets_equals_hard_ones(tmp_path):
 def test_losses_that_need_class_counts_say_so(tmp_path):
     with pytest.raises(ValueError, match="give FaMUSTrainer a base_loss object"):
         make_trainer(tmp_path, base_loss="ldam")
+
+
+def test_impossible_soft_targets_are_refused(tmp_path):
+    class Wrong(Examples):
+        def __getitem__(self, row):
+            return {**super().__getitem__(row), "labels": torch.full((CLASSES,), 0.5)}
+
+    with pytest.raises(ValueError, match="rows of probabilities"):
+        FaMUSTrainer(
+            build_model("batch norm", torch.float32), make_args(tmp_path), train_dataset=Wrong(40),
+            meta_dataset=Examples(11, 1000),
+        )  # fmt: skip

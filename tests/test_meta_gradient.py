@@ -8,7 +8,7 @@ from models import CLASSES, build_batch, build_model
 from famus_hf.derivatives import TrainingPass
 from famus_hf.layers import find_layers, parameters_by_layer
 from famus_hf.losses import cross_entropy
-from famus_hf.meta_learners import L2R, MLC, MWNet
+from famus_hf.meta_learners import L2R, MLC, MetaLearner, MWNet
 from famus_hf.passes import (
     differentiable_attention,
     get_random_state,
@@ -164,3 +164,31 @@ def test_virtual_step_of_sgd_is_the_plain_one_and_knows_parameter_groups():
     for name, virtual in virtual_parameters(parameters, ones, step).items():
         rate = 0.5 if name.startswith("classifier") else 0.01
         torch.testing.assert_close(virtual, parameters[name].detach() - rate)
+
+
+class ClassWeights(MetaLearner):
+    """A user's own: one weight for each class."""
+
+    def __init__(self, num_labels):
+        super().__init__()
+        self.scores = torch.nn.Parameter(torch.randn(num_labels))
+
+    def training_loss(self, logits, labels, per_example_loss):
+        return (self.scores[labels].softmax(0) * per_example_loss(logits, labels)).sum()
+
+
+@pytest.mark.parametrize("derivative", ["forward", "reverse"])
+def test_a_meta_learner_of_the_users_own_equals_double_backward(derivative):
+    model, _, train, meta = setting("batch norm")
+    meta_learner = ClassWeights(CLASSES).double()
+
+    def loss(logits, labels):
+        losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        scores = meta_learner.scores[labels]
+        return (scores.exp() / scores.exp().sum() * losses).sum()
+
+    theta = {"scores": meta_learner.scores}
+    compare(
+        model, meta_learner, train, meta, derivative,
+        lambda layers: brute_force.gradient_of(theta, model, loss, train, meta, LEARNING_RATE, layers),
+    )  # fmt: skip

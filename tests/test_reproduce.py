@@ -1,0 +1,52 @@
+"""scripts/reproduce.py: the tables from one command, resumable, with plain training beside."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "reproduce.py"
+SMALL = [
+    "--dataset_name", "digits", "--backbone", "tiny", "--num_train", "300", "--num_meta", "30", "--noise", "pair:0.4",
+    "--max_steps", "12", "--per_device_train_batch_size", "25", "--use_cpu", "--max_eval_samples", "50",
+]  # fmt: skip
+
+
+def reproduce(folder, *flags):
+    command = [sys.executable, str(SCRIPT), *SMALL, "--output_dir", str(folder), *flags]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def rows_of(output):
+    """First cell → line, of the lines of the table that hold figures."""
+    lines = [line for line in output.splitlines() if re.match(r"\| [\w\-].* \| \d", line)]
+    return {line.split(" | ")[0].lstrip("| "): line for line in lines}
+
+
+def test_table_3_over_seeds_goes_on_where_it_stopped(tmp_path):
+    names = ["plain training", "sampler, L_c + L_g"]
+    flags = ["--table", "3", "--seeds", "0", "1", "--rows", *names]
+    rows = rows_of(reproduce(tmp_path, *flags, "--jobs", "2"))
+    assert list(rows) == names
+    for row in rows.values():
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert all(re.fullmatch(r"\d+\.\d ± \d+\.\d", cell) for cell in cells[1:3]) and cells[-1] == "2"
+    file = tmp_path / "pair-0.4" / "sampler--l-c---l-g-1" / "all_results.json"
+    results = json.loads(file.read_text())
+    assert results["mean_active_layers"] > 0 and results["seed"] == 1
+    assert results["plain_seconds_per_step"] > 0 and results["global_step"] == 12
+    file.unlink()
+    again = reproduce(tmp_path, *flags)
+    assert re.findall(r"^=== (.*) →", again, re.MULTILINE) == ["pair:0.4, seed 1: sampler, L_c + L_g"]
+    assert rows_of(again)["plain training"] == rows["plain training"]
+
+
+def test_table_4_compares_samplers(tmp_path):
+    flags = ["--blocks", "3", "--random_layers", "2", "--rows", "block 3", "random, s = 2", "top 4, fixed"]
+    rows = rows_of(reproduce(tmp_path, "--table", "4", "--seeds", "0", *flags))
+    assert {name: row.split("|")[-3].strip() for name, row in rows.items()} == {
+        "block 3": "5.0", "random, s = 2": "2.0", "top 4, fixed": "4.0",
+    }  # fmt: skip
