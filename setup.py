@@ -25,6 +25,7 @@ setup(
         "pyyaml>=6",
         "safetensors>=0.7",
         "scikit-learn>=1.6",
+        "scipy>=1.15",
         "torch>=2.9",
         "transformers>=5.23,<6",
     ],

@@ -19,4 +19,7 @@ def log_once(message: str) -> None:
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether no value is infinite or NaN; one host synchronisation."""
     values = [tensor.detach() for tensor in tensors if tensor.numel()]
-    return not values or bool(torch.stack(torch._foreach_norm(values, float("inf"))).isfinite().all())
+    if not values:
+        return True
+    largest = torch._foreach_norm(values, float("inf"))
+    return bool(torch.stack([value.to(largest[0]) for value in largest]).isfinite().all())

@@ -61,6 +61,8 @@ def facts_of_run(trainer: "FaMUSTrainer") -> dict[str, Any]:
     if meta is not None:
         settings["layer sampler"] = type(meta.layer_sampler).__name__
         settings["layers on, mean"] = f"{meta.mean_active_layers:.2f} of {len(meta.candidates)}"
+    if args.base_loss != "ce":
+        settings["loss of an example"] = args.base_loss
     settings |= {
         "optimizer": f"{args.optim} {args.optim_args or ''}".strip(),
         "learning rate": args.learning_rate,

@@ -6,9 +6,10 @@
 
 Prints a Markdown table: last and best test accuracy (mean ± sample standard deviation over the seeds; "best" is the
 highest of eight evaluations and selected nothing), milliseconds of a step, their ratio to a plain Trainer step timed in
-the same run (a twin network takes a plain step now and then), and the layers that were on. Each run leaves a folder
-below --output_dir; a run whose all_results.json is there is not repeated, so that an interrupted table goes on. Flags
-that this script does not know go to every run, as in run_famus.py.
+the same run (a twin network takes a plain step now and then), the layers that were on and, with a budget, what their
+choice really cost in plain steps. Each run leaves a folder below --output_dir; a run whose all_results.json is there is
+not repeated, so that an interrupted table goes on. Flags that this script does not know go to every run, as in
+run_famus.py.
 """
 
 import argparse
@@ -120,21 +121,24 @@ def format_mean(values: Iterable[float], digits: int = 1) -> str:
 
 def format_table(options: argparse.Namespace, noise: str) -> str:
     """The finished runs of one noise as a Markdown table."""
-    lines = [
-        "| | last, % | best, % | ms a step | ratio to plain | layers on | seeds |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = ["", "last, %", "best, %", "ms a step", "ratio to plain", "layers on", "gates' cost", "seeds"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name in rows_of(options):
         files = [folder_of(options, noise, name, seed) / "all_results.json" for seed in options.seeds]
         runs = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
         if runs:
-            lines.append(
-                f"| {name} | {format_mean(100 * run['eval_accuracy'] for run in runs)} "
-                f"| {format_mean(100 * run['best_eval_accuracy'] for run in runs)} "
-                f"| {statistics.fmean(1000 * run['train_seconds_per_step'] for run in runs):.0f} "
-                f"| {format_mean((r['train_seconds_per_step'] / r['plain_seconds_per_step'] for r in runs), 2)} "
-                f"| {statistics.fmean(run['mean_active_layers'] for run in runs):.1f} | {len(runs)} |"
-            )
+            costs = [run["mean_meta_cost"] for run in runs if run["mean_meta_cost"] is not None]
+            cells = [
+                name,
+                format_mean(100 * run["eval_accuracy"] for run in runs),
+                format_mean(100 * run["best_eval_accuracy"] for run in runs),
+                f"{statistics.fmean(1000 * run['train_seconds_per_step'] for run in runs):.0f}",
+                format_mean((r["train_seconds_per_step"] / r["plain_seconds_per_step"] for r in runs), 2),
+                f"{statistics.fmean(run['mean_active_layers'] for run in runs):.1f}",
+                format_mean(costs, 2) if costs else "–",
+                str(len(runs)),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -47,6 +47,6 @@ def test_table_3_over_seeds_goes_on_where_it_stopped(tmp_path):
 def test_table_4_compares_samplers(tmp_path):
     flags = ["--blocks", "3", "--random_layers", "2", "--rows", "block 3", "random, s = 2", "top 4, fixed"]
     rows = rows_of(reproduce(tmp_path, "--table", "4", "--seeds", "0", *flags))
-    assert {name: row.split("|")[-3].strip() for name, row in rows.items()} == {
+    assert {name: row.split("|")[-4].strip() for name, row in rows.items()} == {
         "block 3": "5.0", "random, s = 2": "2.0", "top 4, fixed": "4.0",
     }  # fmt: skip
