@@ -2,7 +2,7 @@
 
 from famus_hf.data import load_noisy_dataset
 from famus_hf.data.noise import corrupt_labels
-from famus_hf.hub import load_famus, register_meta_learner
+from famus_hf.hub import load_famus, register_layer_sampler, register_meta_learner
 from famus_hf.layer_sampler import AllLayers, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
 from famus_hf.losses import ClassBalancedLoss, CrossEntropyLoss, FocalLoss, LDAMLoss
 from famus_hf.meta_learners import L2R, MLC, MetaLearner, MWNet
@@ -37,5 +37,6 @@ __all__ = [
     "load_famus",
     "load_noisy_dataset",
     "meta_gradient",
+    "register_layer_sampler",
     "register_meta_learner",
 ]

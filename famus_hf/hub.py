@@ -42,6 +42,12 @@ def register_meta_learner(kind: type[MetaLearner]) -> type[MetaLearner]:
     return kind
 
 
+def register_layer_sampler(kind: type[LayerSampler]) -> type[LayerSampler]:
+    """The same for a layer sampler of your own."""
+    LAYER_SAMPLERS[kind.__name__] = kind
+    return kind
+
+
 def save_meta_net(folder: str | Path, meta_learner: MetaLearner | None, layer_sampler: LayerSampler | None) -> None:
     """Writes `meta_net/` below the folder: config.json, model.safetensors, layer_sampler.safetensors.
 
@@ -53,16 +59,44 @@ def save_meta_net(folder: str | Path, meta_learner: MetaLearner | None, layer_sa
     if meta_learner is None:
         return
     target.mkdir(parents=True, exist_ok=True)
-    config = {"meta_learner": {"type": _type_name(meta_learner, META_LEARNERS), **meta_learner.config()}}
     _save_tensors(meta_learner, target / "model.safetensors")
+    if layer_sampler is not None:
+        _save_tensors(layer_sampler, target / "layer_sampler.safetensors")
+    config = _config_of(meta_learner, layer_sampler)
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _config_of(meta_learner: MetaLearner, layer_sampler: LayerSampler | None) -> dict[str, Any]:
+    config = {"meta_learner": {"type": _type_name(meta_learner, META_LEARNERS), **meta_learner.config()}}
     if layer_sampler is not None:
         config["layer_sampler"] = {
             "type": _type_name(layer_sampler, LAYER_SAMPLERS),
             **layer_sampler.config(),
-            "layers": [asdict(layer) for layer in layer_sampler.layers],
+            "layers": [{**asdict(layer), "parameters": list(layer.parameters)} for layer in layer_sampler.layers],
         }
-        _save_tensors(layer_sampler, target / "layer_sampler.safetensors")
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return config
+
+
+def load_into(folder: str | Path, meta_learner: MetaLearner, layer_sampler: LayerSampler) -> None:
+    """Reads a checkpoint's `meta_net/` into the parts of a run that must be of the same kind and settings.
+
+    Raises:
+        ValueError: It is missing, or was made with other settings.
+    """
+    source = Path(folder) / META_NET
+    try:
+        saved = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        for part, present in _config_of(meta_learner, layer_sampler).items():
+            if saved[part] != present:
+                raise ValueError(f"its {part.replace('_', ' ')} has other settings")
+        _load_tensors(meta_learner, source / "model.safetensors")
+        _load_tensors(layer_sampler, source / "layer_sampler.safetensors")
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"checkpoint {str(folder)!r} does not fit: its meta-learner or layer sampler is missing or was made "
+            f"with other settings ({reason})"
+        ) from error
 
 
 def load_meta_net(folder: str | Path) -> tuple[MetaLearner | None, LayerSampler | None]:
@@ -77,21 +111,15 @@ def load_meta_net(folder: str | Path) -> tuple[MetaLearner | None, LayerSampler 
     try:
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
         learner = dict(config["meta_learner"])
-        kind = str(learner.pop("type"))
-        if kind not in META_LEARNERS:
-            raise ValueError(
-                f"{str(source)!r} is no meta-net of famus_hf alone: its meta-learner is of the type {kind!r}; import "
-                "that class and call famus_hf.register_meta_learner with it first"
-            )
-        meta_learner = META_LEARNERS[kind](**learner)
-        load_tensors(meta_learner, source / "model.safetensors")
+        meta_learner = _kind_of(source, learner, META_LEARNERS, "meta_learner")(**learner)
+        _load_tensors(meta_learner, source / "model.safetensors")
         if "layer_sampler" not in config:
             return meta_learner, None
         sampler = dict(config["layer_sampler"])
         layers = [Layer(**{**entry, "parameters": tuple(entry["parameters"])}) for entry in sampler.pop("layers")]
-        layer_sampler = LAYER_SAMPLERS[sampler.pop("type")](**sampler)
+        layer_sampler = _kind_of(source, sampler, LAYER_SAMPLERS, "layer_sampler")(**sampler)
         layer_sampler.build(layers)
-        load_tensors(layer_sampler, source / "layer_sampler.safetensors")
+        _load_tensors(layer_sampler, source / "layer_sampler.safetensors")
     except (OSError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{str(source)!r} is no meta-net of famus_hf ({type(error).__name__}: {error})") from error
     return meta_learner, layer_sampler
@@ -143,6 +171,16 @@ def files_to_push(folder: str | Path) -> list[str]:
     ]
 
 
+def _kind_of(source: Path, config: dict[str, Any], known: dict[str, type[Any]], part: str) -> type[Any]:
+    kind = str(config.pop("type"))
+    if kind not in known:
+        raise ValueError(
+            f"{str(source)!r} is no meta-net of famus_hf alone: its {part} is of the type {kind!r}; import that class "
+            f"and call famus_hf.register_{part} with it first"
+        )
+    return known[kind]
+
+
 def _type_name(part: Any, known: dict[str, type[Any]]) -> str:
     return next((name for name, kind in known.items() if type(part) is kind), type(part).__name__)
 
@@ -153,7 +191,7 @@ def _save_tensors(module: torch.nn.Module, path: Path) -> None:
         save_file(tensors, path, metadata={"format": "pt"})
 
 
-def load_tensors(module: torch.nn.Module, path: Path) -> None:
+def _load_tensors(module: torch.nn.Module, path: Path) -> None:
     """Copies a safetensors file into a module whose names and shapes it must match exactly."""
     if module.state_dict():
         module.load_state_dict(load_file(path))

@@ -108,7 +108,7 @@ def _seconds_of_layers(
     """Seconds of the validation backward and of the derivative with these layers on."""
     model = training_pass.model
     clock = Stopwatch(training_pass.logits.device)
-    virtual = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    virtual = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     _, direction = validation_gradient(model, virtual, meta_inputs, meta_labels, parameters_of(layers), clock)
     with clock("derivative"):
         logit_tangent(training_pass, direction, choose_derivative(derivative, layers))

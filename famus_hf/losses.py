@@ -79,6 +79,7 @@ class ClassBalancedLoss:
         self.smoothed = CrossEntropyLoss(label_smoothing)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        self.class_weights = self.class_weights.to(logits.device)  # copied to a GPU once
         return weights_of_labels(self.class_weights, labels) * self.smoothed(logits, labels)
 
 
@@ -110,8 +111,9 @@ class LDAMLoss:
     ):
         if not (max_margin > 0 and scale > 0):
             raise ValueError(f"max_margin={max_margin} and scale={scale} must be greater than 0")
-        margins = torch.tensor(class_counts, dtype=torch.float64).clamp_min(1) ** -0.25
-        self.margins = (margins * (max_margin / margins.max())).float()
+        counts = torch.tensor(class_counts, dtype=torch.float64)
+        margins = counts.clamp_min(1) ** -0.25
+        self.margins = (margins * (max_margin / margins[counts > 0].max())).float()
         self.class_weights = class_balanced_weights(class_counts, beta)
         self.scale = scale
         self.reweight_from = reweight_from
@@ -120,6 +122,7 @@ class LDAMLoss:
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         if labels.dim() != 1:
             raise ValueError("LDAM needs class indices as labels: it has no margin for soft targets")
+        self.margins, self.class_weights = self.margins.to(logits.device), self.class_weights.to(logits.device)
         logits = _at_least_float32(logits)
         margins = weights_of_labels(self.margins, labels).to(logits)
         lowered = logits - F.one_hot(labels, logits.shape[1]) * margins.unsqueeze(1)
@@ -130,18 +133,19 @@ class LDAMLoss:
 
 
 def class_balanced_weights(class_counts: Sequence[int], beta: float) -> Tensor:
-    """(1 − β)/(1 − β^n) of each class, scaled to a mean of 1 over the classes; shape (C,). A class without examples
-    counts as one with one."""
+    """(1 − β)/(1 − β^n) of each class, scaled to a mean of 1 over the classes that have examples; shape (C,). A class
+    without examples gets the weight of one with one."""
     if not 0 <= beta < 1:
         raise ValueError(f"beta={beta} must lie in [0, 1)")
-    counts = torch.tensor(class_counts, dtype=torch.float64).clamp_min(1)
-    weights = (1 - beta) / (1 - beta**counts)
-    return (weights / weights.mean()).float()
+    counts = torch.tensor(class_counts, dtype=torch.float64)
+    if not counts.sum() > 0:
+        raise ValueError("class_counts are all zero: at least one class needs examples")
+    weights = (1 - beta) / (1 - beta ** counts.clamp_min(1))
+    return (weights / weights[counts > 0].mean()).float()
 
 
 def weights_of_labels(class_weights: Tensor, labels: Tensor) -> Tensor:
     """The weight of each example's label, or its mean under soft targets; shape (n,)."""
-    class_weights = class_weights.to(labels.device)
     return class_weights[labels] if labels.dim() == 1 else labels @ class_weights.to(labels.dtype)
 
 

@@ -179,15 +179,15 @@ class MLC(MetaLearner):
 
     Args:
         num_labels: C.
-        form: `"logits"`: ℓ(z·T), the form of the authors' code. `"probabilities"`: ℓ(log(softmax(z)·T)), the forward
-            correction of the literature, T_jk = P(given label k | true label j).
+        form: `"logits"`: ℓ(z·T), the form of the authors' code. `"probabilities"`: ℓ(log q), q = softmax(z)·T, the
+            forward correction of the literature, T_jk = P(given label k | true label j). Cross-entropy is then exactly
+            −log q_y as a function of T; other losses take their logits log q as if q were divided by its sum.
         keep_matrix: Whether T goes on learning from step to step. False: it starts from the identity in each step, as
             in the authors' code.
         reduction: Of the per-example losses: `"mean"`, or `"sum"` as in the authors' code.
     """
 
     default_optimizer = "sgd"
-    default_learning_rate = 0.11
     momentum = 0.0
 
     def __init__(self, num_labels: int, form: str = "logits", keep_matrix: bool = True, reduction: str = "mean"):
@@ -202,6 +202,8 @@ class MLC(MetaLearner):
         self.form = form
         self.keep_matrix = keep_matrix
         self.reduction = reduction
+        # The authors' β for logits; for probabilities ten times as much, without which T hardly moves on digits.
+        self.default_learning_rate = 0.11 if form == "logits" else 1.0
         self.matrix = nn.Parameter(torch.eye(num_labels))
 
     def config(self) -> dict[str, Any]:

@@ -65,6 +65,8 @@ class MetaModel:
         self.layers = list(layers)
         self.candidates = self.layers if num_candidates is None else self.layers[-num_candidates:]
         layer_sampler.build(self.candidates)
+        if isinstance(layer_sampler, LearnedSampler):
+            layer_sampler.budget = None  # of an earlier run
         self.meta_learner = meta_learner.to(device)
         self.layer_sampler = layer_sampler.to(device)
         if not meta_learner.has_virtual_step:  # Eq. (11) pulls on θ alone
@@ -152,7 +154,10 @@ class MetaModel:
     def _scaled(self, slopes: Tensor) -> Tensor:
         if not self.relative_slopes:
             return slopes
-        size = slopes.abs().sum() / (slopes != 0).sum().clamp_min(1)
+        on = (slopes != 0).sum()
+        if on == 0:
+            return slopes
+        size = slopes.abs().sum() / on
         decay = SLOPE_DECAY if self.slope_size > 0 else 0.0
         self.slope_size = decay * self.slope_size + (1 - decay) * size.to(self.slope_size)
         return slopes / self.slope_size.clamp_min(torch.finfo(torch.float32).tiny).to(slopes)
@@ -170,6 +175,7 @@ class MetaModel:
             "times_on": self.times_on,
             "slope_size": self.slope_size,
             "costs": self.budget and asdict(self.budget.costs),
+            "seconds": getattr(self.clock, "seconds", {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -183,6 +189,7 @@ class MetaModel:
         self.slope_size = state["slope_size"]
         if self.budget is not None and state["costs"] is not None:  # as measured at the start of the run
             self.set_budget(Budget(self.budget.share, LayerCosts(**state["costs"])), self.clock)
+        getattr(self.clock, "seconds", {}).update(state["seconds"])
 
 
 def _make_optimizer(

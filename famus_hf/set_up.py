@@ -48,6 +48,8 @@ def make_meta_model(
         with torch.no_grad():
             layers = find_layers(trainer.model, inputs)
             num_labels = logits_without_trace(trainer.model, inputs).shape[1]
+        if isinstance(meta_learner, MLC) and meta_learner.num_labels != num_labels:
+            raise ValueError(f"MLC was made for {meta_learner.num_labels} classes, and the network has {num_labels}")
         if layer_sampler is None:
             layer_sampler = _make_layer_sampler(args)
         default_weight = 0.1 if isinstance(layer_sampler, LearnedSampler) else 0.0  # of λ1 and λ2
@@ -89,12 +91,16 @@ def make_base_loss(trainer: "FaMUSTrainer") -> PerExampleLoss:
             f"base_loss={args.base_loss!r} needs the number of examples of each class, which this train_dataset does "
             "not tell: give FaMUSTrainer a base_loss object made with class_counts"
         )
+    if min(labels) < 0:
+        raise ValueError(f"the training set holds the label {min(labels)}: every example needs a class")
     num_labels = getattr(getattr(trainer.model, "config", None), "num_labels", 0)
     counts = np.bincount(labels, minlength=num_labels).tolist()
     if args.base_loss == "class-balanced":
         return ClassBalancedLoss(counts, args.class_balance_beta, smoothing)
     if smoothing > 0:
         raise ValueError("label_smoothing_factor does not go with base_loss 'ldam', which has margins instead")
+    if not getattr(getattr(trainer.model, "config", None), "cosine_classifier", False):
+        logger.warning("base_loss 'ldam' is made for a classifier of cosines, which this network is not known to have")
     return LDAMLoss(counts, args.ldam_max_margin, args.ldam_scale, args.ldam_reweight_from, args.class_balance_beta)
 
 
@@ -102,7 +108,7 @@ def _make_meta_learner(args: FaMUSTrainingArguments, num_labels: int) -> MetaLea
     if args.meta_learner == "l2r":
         return L2R()
     if args.meta_learner == "mlc":
-        return MLC(num_labels, args.mlc_form, args.mlc_keep_matrix)
+        return MLC(num_labels, args.mlc_form, args.mlc_keep_matrix, args.mlc_reduction)
     return MWNet(weight_normalization=args.weight_normalization)
 
 

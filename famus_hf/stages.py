@@ -187,7 +187,7 @@ def meta_train(
     slopes = torch.zeros_like(gates)
     meta_loss, learner_gradient = None, {}
     if evaluated:
-        virtual: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        virtual = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         if meta_learner.has_virtual_step:
             virtual = virtual_parameters(virtual, gradient, step)
         names = parameters_of(evaluated)
@@ -240,7 +240,8 @@ def meta_gradient(
 ) -> dict[str, Tensor]:
     """The gradient of L_c w.r.t. the meta-learner's parameters through the named layers (Eq. 7, 9), usable alone.
 
-    Model, buffers, `.grad` and random state stay as they were; the model's own train or eval mode is used.
+    Model, buffers, `.grad` and random state stay as they were; the model's own train or eval mode is used. The
+    meta-learner's `begin_step` is called: what lives for one step (L2R, `MLC(keep_matrix=False)`) starts afresh.
 
     Args:
         model: Any classifier whose output has `.logits` of shape (n, C).
@@ -279,7 +280,7 @@ def meta_gradient(
         logits = model_logits(model, inputs, cloned_buffers(model))
         training_pass = TrainingPass(model, inputs, labels, logits, random_state)
         meta_learner.begin_step(logits)
-        virtual: Mapping[str, Tensor] = parameters
+        virtual = {name: parameter.detach() for name, parameter in parameters.items()}
         if meta_learner.has_virtual_step:
             loss = meta_learner.training_loss(logits, labels, cross_entropy)
             virtual = virtual_parameters(parameters, virtual_gradient(loss, parameters), step)

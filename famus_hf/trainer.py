@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
@@ -27,7 +26,6 @@ from famus_hf.data.model_inputs import (
 )
 from famus_hf.derivatives import TrainingPass
 from famus_hf.faults import all_finite, log_once
-from famus_hf.layer_costs import Stopwatch
 from famus_hf.layer_sampler import LayerSampler
 from famus_hf.losses import CrossEntropyLoss, LDAMLoss, cross_entropy
 from famus_hf.meta_learners import MetaLearner, PerExampleLoss
@@ -128,6 +126,8 @@ class FaMUSTrainer(Trainer):
         checks.check_batch_size(self)
         if base_loss is None:
             self.base_loss = make_base_loss(self)
+        elif args.label_smoothing_factor > 0:
+            raise ValueError("label_smoothing_factor does not reach a base_loss object: smooth in the object itself")
         if meta_learner is not None or args.meta_learner != "none":
             checks.check_meta_learning_is_possible(self)
             self.meta = make_meta_model(self, *(self._given if self.model_init is None else copy.deepcopy(self._given)))
@@ -154,26 +154,26 @@ class FaMUSTrainer(Trainer):
         buffers = cloned_buffers(self.model)
         training_pass = self._forward(model, self._prepare_inputs(inputs))
         if not all_finite([training_pass.logits]):
-            return self._leave_out(training_pass, buffers, "the network's logits")
+            return self._leave_out(buffers, "the network's logits")
         self.meta.meta_learner.begin_step(training_pass.logits)
         gradient = self._virtual_train(self.meta, training_pass)  # Eq. (3)
         if not all_finite(gradient.values()):
-            return self._leave_out(training_pass, buffers, "the virtual gradient")
+            return self._leave_out(buffers, "the virtual gradient")
         self._meta_train(self.meta, training_pass, gradient)  # Eq. (4), (6)–(12)
         loss = self._actual_train(self.meta, training_pass, inputs.get("clean_label"))  # Eq. (5)
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         if not all_finite([loss, *gradients]):
-            return self._leave_out(training_pass, buffers, "the gradient")
+            self.model.zero_grad()  # with it go the micro-batches accumulated before
+            return self._leave_out(buffers, "the gradient")
         return loss
 
-    def _leave_out(self, training_pass: TrainingPass, buffers: dict[str, Tensor], what: str) -> Tensor:
+    def _leave_out(self, buffers: dict[str, Tensor], what: str) -> Tensor:
         """Leaves the network as it was before this batch, running statistics included."""
         log_once(f"{what} held values that are not finite: such batches are left out")
-        self.model.zero_grad()
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(buffers[name])
-        return torch.zeros((), device=training_pass.logits.device)
+        return torch.zeros((), device=self.args.device)
 
     def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> TrainingPass:
         """The training batch's only forward pass at w, shared by Virtual-Train and Actual-Train."""
@@ -200,13 +200,16 @@ class FaMUSTrainer(Trainer):
         if not parameters:
             return {}
         if meta.meta_learner.has_virtual_step:
-            return virtual_gradient(self._training_loss(meta, training_pass), parameters)
-        return virtual_gradient(self.base_loss(training_pass.logits, training_pass.labels).mean(), parameters)
+            loss = self._training_loss(meta, training_pass)
+        else:
+            loss = self.base_loss(training_pass.logits, training_pass.labels).mean()
+        with self._clock("virtual backward"):
+            return virtual_gradient(loss, parameters)
 
     def _meta_train(self, meta: MetaModel, training_pass: TrainingPass, gradient: dict[str, Tensor]) -> None:
         """One step of θ and of the layer sampler on a meta batch at ŵ."""
         batch, labels, _ = split_inputs(self._next_meta_batch(meta))
-        step = virtual_step_of(self.model, self.optimizer, str(self.args.virtual_step))
+        step = virtual_step_of(self.model, self.optimizer, self.args.virtual_step or "optimizer")
         found = meta.step(training_pass, self.base_loss, batch, labels, gradient, step)
         self._average("mean_active_layers", torch.tensor(float(sum(found.switched_on))))
         if found.meta_loss is not None:
@@ -252,11 +255,18 @@ class FaMUSTrainer(Trainer):
     @property
     def mean_meta_cost(self) -> float | None:
         """With a `meta_budget`: seconds that the gates' choice took so far, in plain steps (forward and backward)."""
-        clock = None if self.meta is None else self.meta.clock
-        if not isinstance(clock, Stopwatch) or not clock.seconds.get("forward"):
+        return self._in_plain_steps("validation backward", "derivative")
+
+    @property
+    def mean_fixed_meta_cost(self) -> float | None:
+        """With a `meta_budget`: what the rest of Virtual- and Meta-Train took, likewise."""
+        return self._in_plain_steps("virtual backward", "validation forward")
+
+    def _in_plain_steps(self, *parts: str) -> float | None:
+        seconds = getattr(None if self.meta is None else self.meta.clock, "seconds", {})
+        if not seconds.get("actual backward"):
             return None
-        decided = clock.seconds.get("validation backward", 0.0) + clock.seconds.get("derivative", 0.0)
-        return decided / (clock.seconds["forward"] + clock.seconds["actual backward"])
+        return sum(seconds.get(part, 0.0) for part in parts) / (seconds["forward"] + seconds["actual backward"])
 
     @torch.no_grad()
     def _record_weights(self, meta: MetaModel, training_pass: TrainingPass, clean_labels: Tensor) -> None:
@@ -304,13 +314,20 @@ class FaMUSTrainer(Trainer):
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """In training our base loss where it is not plain cross-entropy, else the network's own loss, if it has one."""
-        is_network_loss = type(self.base_loss) is CrossEntropyLoss and inputs["labels"].dim() == 1
-        if not isinstance(self.model, PushToHubMixin) or (model.training and not is_network_loss):
+        hard = inputs["labels"].dim() == 1  # with soft targets a network of transformers would train one class by one
+        if not isinstance(self.model, PushToHubMixin) or not hard or (model.training and not self._is_network_loss):
             batch, labels, _ = split_inputs(inputs)
             logits = model_logits(model, batch)
             loss = (self.base_loss if model.training else cross_entropy)(logits, labels).mean()
             return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    @property
+    def _is_network_loss(self) -> bool:
+        return (
+            type(self.base_loss) is CrossEntropyLoss
+            and self.base_loss.label_smoothing == self.args.label_smoothing_factor
+        )
 
     def _get_dataloader(self, dataset: Any, *arguments: Any, **keywords: Any) -> DataLoader:
         """transformers drops the last batch of evaluation sets too, and so would judge on a part of the test set."""
@@ -383,16 +400,7 @@ class FaMUSTrainer(Trainer):
 
     def _load_meta_net(self, checkpoint: str) -> None:
         if self.meta is not None:
-            folder = Path(checkpoint) / hub.META_NET
-            try:
-                hub.load_tensors(self.meta.meta_learner, folder / "model.safetensors")
-                hub.load_tensors(self.meta.layer_sampler, folder / "layer_sampler.safetensors")
-            except (OSError, RuntimeError, SafetensorError) as error:
-                reason = str(error).splitlines()[0]
-                raise ValueError(
-                    f"checkpoint {checkpoint!r} does not fit: its meta-learner or layer sampler is missing or was made "
-                    f"with other settings ({reason})"
-                ) from error
+            hub.load_into(checkpoint, self.meta.meta_learner, self.meta.layer_sampler)
 
     # ---- Hub ----
 

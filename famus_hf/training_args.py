@@ -12,8 +12,8 @@ from famus_hf.virtual_step import VIRTUAL_STEPS
 META_LEARNERS = ("mw-net", "l2r", "mlc", "none")
 LAYER_SAMPLERS = ("learned", "all", "block", "random")
 META_OPTIMIZERS = ("adam", "sgd")
-ADAM_LIKE = (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED)
-KNOWN_STEPS = (*ADAM_LIKE, OptimizerNames.SGD)  # optimizers whose step `virtual_step="optimizer"` knows
+# optimizers whose step `virtual_step="optimizer"` knows
+KNOWN_STEPS = (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED, OptimizerNames.SGD)
 
 
 @dataclass
@@ -71,6 +71,9 @@ class FaMUSTrainingArguments(TrainingArguments):
         default="logits",
         metadata={"help": "What mlc multiplies by its matrix: logits (its authors' code) or probabilities."},
     )
+    mlc_reduction: str = field(
+        default="mean", metadata={"help": "mlc's training loss: mean of the batch, or sum (its authors' code)."}
+    )
     mlc_keep_matrix: bool = field(
         default=True,
         metadata={
@@ -107,7 +110,9 @@ class FaMUSTrainingArguments(TrainingArguments):
     )
     meta_learning_rate: float | None = field(
         default=None,
-        metadata={"help": "Learning rate β of the meta-learner. Default: 1e-3 for mw-net, 0.11 for mlc."},
+        metadata={
+            "help": "Learning rate β of the meta-learner. Default: 1e-3 for mw-net; for mlc 0.11, or 1 with probabilities."
+        },
     )
     meta_optim: str | None = field(
         default=None,
@@ -144,7 +149,7 @@ class FaMUSTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Virtual-Train's step: sgd (the plain gradient step of the paper) or optimizer (preconditioned as "
-            "the optimizer's own). Default: optimizer for adamw_torch and adamw_torch_fused, else sgd."
+            "the optimizer's own). Default: the latter for torch's Adam and AdamW, else sgd."
         },
     )
     base_loss: str = field(
@@ -174,9 +179,12 @@ class FaMUSTrainingArguments(TrainingArguments):
         self._check_choice("layer_sampler", LAYER_SAMPLERS)
         self._check_choice("base_loss", BASE_LOSSES)
         self._check_choice("mlc_form", ("logits", "probabilities"))
+        self._check_choice("mlc_reduction", ("mean", "sum"))
+        if self.meta_learner == "mlc" and self.mlc_form == "probabilities" and self.base_loss == "ldam":
+            raise ValueError("base_loss 'ldam' scales logits and does not go with mlc_form 'probabilities': use logits")
         if self.meta_optim is not None:
             self._check_choice("meta_optim", META_OPTIMIZERS)
-        self._set_virtual_step()
+        self._check_virtual_step()
         self._check_choice("derivative", DERIVATIVES)
         self._check_choice("weight_normalization", ("sum", "mean"))
         self._check_numbers()
@@ -234,11 +242,10 @@ class FaMUSTrainingArguments(TrainingArguments):
         if any(not milestone > 0 for milestone in self.lr_milestones):
             raise ValueError(f"lr_milestones={self.lr_milestones} must all be greater than 0")
 
-    def _set_virtual_step(self) -> None:
+    def _check_virtual_step(self) -> None:
         optimizer = OptimizerNames(self.optim)
-        if self.virtual_step is None:
-            self.virtual_step = "optimizer" if optimizer in ADAM_LIKE else "sgd"
-        self._check_choice("virtual_step", VIRTUAL_STEPS)
+        if self.virtual_step is not None:
+            self._check_choice("virtual_step", VIRTUAL_STEPS)
         if self.virtual_step == "optimizer" and optimizer not in KNOWN_STEPS:
             raise ValueError(
                 f"virtual_step='optimizer' does not know the step of optim={optimizer.value!r}: choose virtual_step "
@@ -248,6 +255,13 @@ class FaMUSTrainingArguments(TrainingArguments):
     def _check_sampler(self) -> None:
         if self.meta_budget is not None and self.layer_sampler != "learned":
             raise ValueError(f"meta_budget needs layer_sampler 'learned': {self.layer_sampler!r} chooses by itself")
+        if self.meta_budget is not None and self.meta_learner == "none":
+            raise ValueError("meta_budget needs a meta_learner: plain training has no meta step")
+        if self.meta_budget is not None and self.sparsity_weight is not None:
+            raise ValueError("meta_budget takes the place of Eq. 10: leave out sparsity_weight")
+        for name in ("gradient_match_weight", "meta_learning_rate", "meta_optim"):
+            if self.meta_learner == "l2r" and getattr(self, name):
+                raise ValueError(f"{name} does not go with meta_learner 'l2r', which has no parameters: leave it out")
         if (self.layer_sampler == "block") != (self.sampler_block is not None):
             raise ValueError(
                 f"layer_sampler={self.layer_sampler!r} with sampler_block={self.sampler_block}: layer_sampler 'block' "

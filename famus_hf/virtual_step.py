@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from famus_hf.faults import log_once
+
 VIRTUAL_STEPS = ("sgd", "optimizer")
 
 
@@ -43,20 +45,23 @@ def virtual_step_of(model: nn.Module, optimizer: Any, kind: str) -> VirtualStep:
     learning_rates = {name: 0.0 for name, parameter in model.named_parameters() if parameter.requires_grad}
     preconditioners = {}
     for group in optimizer.param_groups:
+        steps = None  # of the group's first parameter that has moved; where it is on a GPU, reading it waits
         for parameter in group["params"]:
             name = names.get(id(parameter))
             if name is None:
                 continue
             learning_rates[name] = float(group["lr"])
             state = optimizer.state.get(parameter, {}) if kind == "optimizer" else {}
-            if "exp_avg_sq" in state and float(state["step"]) > 0:
-                preconditioners[name] = _adam_preconditioner(group, state)
+            if "exp_avg_sq" in state:
+                steps = float(state["step"]) if steps is None else steps
+                preconditioners[name] = _adam_preconditioner(group, state, steps)
+            elif state and "betas" in group:
+                log_once(f"{type(optimizer).__name__} is no Adam of torch: Virtual-Train takes a plain gradient step")
     return VirtualStep(learning_rates, preconditioners)
 
 
-def _adam_preconditioner(group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor:
+def _adam_preconditioner(group: Mapping[str, Any], state: Mapping[str, Any], steps: float) -> Tensor:
     beta1, beta2 = group["betas"]
-    steps = float(state["step"])
     second_moment = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
     root = (second_moment / (1 - beta2**steps)).sqrt_().add_(group["eps"])
     return root.reciprocal_().mul_((1 - beta1) / (1 - beta1 ** (steps + 1)))

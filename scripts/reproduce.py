@@ -19,13 +19,12 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from run_famus import Run, load_data, parse_arguments
+from run_famus import Run, fail, load_data, now, parse_arguments
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 PLAIN_EVERY = 10  # steps of a run between two plain steps of its twin
@@ -54,8 +53,9 @@ class PlainTwin(TrainerCallback):
 
     def __init__(self, run: Run):
         args = TrainingArguments(
-            run.args.output_dir, optim="sgd", optim_args="momentum=0.9", max_grad_norm=0.0, report_to="none",
+            run.args.output_dir, optim=run.args.optim, optim_args=run.args.optim_args, max_grad_norm=0.0,
             per_device_train_batch_size=run.args.per_device_train_batch_size, use_cpu=run.args.use_cpu,
+            bf16=run.args.bf16, report_to="none",
         )  # fmt: skip
         trainer = run.trainer
         self.twin = Trainer(copy.deepcopy(trainer.model), args, train_dataset=trainer.train_dataset)
@@ -68,11 +68,11 @@ class PlainTwin(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         if state.global_step % PLAIN_EVERY == 0:
-            started = time.perf_counter()
+            started = now()
             self.twin.training_step(self.twin.model, dict(self.batch))
             self.twin.optimizer.step()
             self.twin.model.zero_grad()
-            self.seconds.append(time.perf_counter() - started)
+            self.seconds.append(now() - started)
 
 
 def trimmed_mean(values: list[float]) -> float:
@@ -86,14 +86,14 @@ def train_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: li
     data, first = None, None
     for name, flags in rows_of(options).items():
         folder = folder_of(options, noise, name, seed)
-        if (folder / "all_results.json").is_file() or (options.rows and name not in options.rows):
-            continue
         argv = [
             f"--output_dir={folder}", f"--dataset_name={options.dataset_name}", f"--backbone={options.backbone}",
             f"--seed={seed}", f"--noise={rate}", f"--noise_type={noise_type}", f"--num_meta={options.num_meta}",
             f"--max_train_samples={options.num_train + options.num_meta}", "--save_strategy=no", "--report_to=none",
             "--disable_tqdm=true", f"--eval_steps={1 / EVALUATIONS}", "--eval_strategy=steps", *passed_on, *flags,
         ]  # fmt: skip
+        if (options.rows and name not in options.rows) or is_finished(folder, argv):
+            continue
         model_args, data_args, args = parse_arguments(argv)
         data = data or load_data(data_args, args.seed)
         print(f"=== {noise}, seed {seed}: {name} → {folder}", flush=True)
@@ -105,7 +105,18 @@ def train_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: li
         results["train_seconds_per_step"] = trimmed_mean(run.timer.seconds)
         results["plain_seconds_per_step"] = trimmed_mean(twin.seconds)
         results["train_seconds"] = sum(run.timer.seconds)
+        results["flags"] = argv
         (folder / "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def is_finished(folder: Path, argv: list[str]) -> bool:
+    """Whether this very run is there already."""
+    file = folder / "all_results.json"
+    if not file.is_file():
+        return False
+    if json.loads(file.read_text(encoding="utf-8")).get("flags") != argv:
+        fail(f"{folder} holds a run with other settings: give another --output_dir")
+    return True
 
 
 def folder_of(options: argparse.Namespace, noise: str, name: str, seed: int) -> Path:
@@ -175,6 +186,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output_dir", default="outputs/tables", help="a folder for each run is made below")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time, one for each noise and seed")
     options, passed_on = parser.parse_known_args(argv)
+    unknown = sorted(set(options.rows or []) - set(rows_of(options)))
+    if unknown:
+        fail(f"--rows {unknown[0]!r} is no row of table {options.table}: choose from {', '.join(rows_of(options))}")
     if not any(flag.split("=")[0] in ("--num_train_epochs", "--max_steps") for flag in passed_on):
         passed_on = ["--num_train_epochs=16", *passed_on]
     if options.jobs > 1:
@@ -182,7 +196,10 @@ def main(argv: list[str]) -> None:
     else:
         for noise in options.noise:
             for seed in options.seeds:
-                train_rows(options, noise, seed, passed_on)
+                try:
+                    train_rows(options, noise, seed, passed_on)
+                except (ValueError, TypeError, OSError) as error:
+                    fail(error)
     for noise in options.noise:
         print(f"\n{options.dataset_name}, {noise}, {options.num_train} training images\n{format_table(options, noise)}")
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from transformers import (
     AutoConfig,
@@ -104,10 +105,17 @@ class StepTimer(TrainerCallback):
         self.seconds: list[float] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        self.started = time.perf_counter()
+        self.started = now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.started)
+        self.seconds.append(now() - self.started)
+
+
+def now() -> float:
+    """Seconds on the clock once a GPU has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def fail(message: object) -> NoReturn:
@@ -278,6 +286,7 @@ class Run:
             "mean_active_layers": trainer.meta.mean_active_layers if trainer.meta else 0.0,
             "share_of_steps_on": trainer.meta.share_of_steps_on if trainer.meta else {},
             "mean_meta_cost": trainer.mean_meta_cost,
+            "mean_fixed_meta_cost": trainer.mean_fixed_meta_cost,
             "global_step": trainer.state.global_step,
             "seed": self.args.seed,
         }
@@ -334,8 +343,9 @@ def baselines_of(args: FaMUSTrainingArguments) -> list[FaMUSTrainingArguments]:
     exact = {"layer_sampler": "all", "candidate_layers": "all", "sampler_block": None, "meta_budget": None}
     if args.meta_learner == "none":
         return []
-    plain = variant("plain", meta_learner="none")
-    base = variant(args.meta_learner, **exact, sparsity_weight=0.0, gradient_match_weight=0.0)
+    plain = variant("plain", meta_learner="none", meta_budget=None)
+    match = None if args.meta_learner == "l2r" else 0.0  # L2R has no such loss
+    base = variant(args.meta_learner, **exact, sparsity_weight=0.0, gradient_match_weight=match)
     return [plain] if method_name(base) == method_name(args) else [plain, base]
 
 

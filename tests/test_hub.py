@@ -20,9 +20,10 @@ from famus_hf import (
     RandomLayers,
     load_famus,
     load_noisy_dataset,
+    register_layer_sampler,
     register_meta_learner,
 )
-from famus_hf.hub import META_LEARNERS, files_to_push, load_meta_net, save_meta_net
+from famus_hf.hub import LAYER_SAMPLERS, META_LEARNERS, files_to_push, load_meta_net, save_meta_net
 from famus_hf.layers import Layer
 
 
@@ -228,7 +229,7 @@ def test_a_meta_learner_of_the_users_own_loads_once_it_is_registered(tmp_path):
         pass
 
     save_meta_net(tmp_path, Shifted(3, "probabilities"), None)
-    with pytest.raises(ValueError, match="is of the type 'Shifted'; import that class"):
+    with pytest.raises(ValueError, match=r"type 'Shifted'; import that class and call famus_hf\.register_meta_learner"):
         load_meta_net(tmp_path)
     try:
         register_meta_learner(Shifted)
@@ -248,3 +249,19 @@ def test_every_meta_learner_and_sampler_survives(tmp_path, meta_learner, sampler
     assert type(loaded_sampler) is type(sampler) and loaded_sampler.config() == sampler.config()
     assert loaded_sampler.layers == sampler.layers
     assert (tmp_path / "meta_net" / "model.safetensors").exists() == isinstance(meta_learner, MLC)
+
+
+def test_a_layer_sampler_of_the_users_own_loads_once_it_is_registered(tmp_path):
+    class Other(RandomLayers):
+        pass
+
+    sampler = Other(1)
+    sampler.build([Layer("a", ("a.weight",), 5)])
+    save_meta_net(tmp_path, MWNet(), sampler)
+    with pytest.raises(ValueError, match=r"type 'Other'; import that class and call famus_hf\.register_layer_sampler"):
+        load_meta_net(tmp_path)
+    try:
+        register_layer_sampler(Other)
+        assert type(load_meta_net(tmp_path)[1]) is Other
+    finally:
+        LAYER_SAMPLERS.pop("Other", None)

@@ -153,6 +153,38 @@ def test_training_with_soft_targets_equals_hard_ones(tmp_path):
         torch.testing.assert_close(*trained)
 
 
+def test_a_class_without_examples_changes_nothing_for_the_others():
+    present, absent = [500, 50, 5], [500, 50, 5, 0]
+    torch.testing.assert_close(class_balanced_weights(absent, 0.99)[:3], class_balanced_weights(present, 0.99))
+    torch.testing.assert_close(LDAMLoss(absent).margins[:3], LDAMLoss(present).margins)
+    with pytest.raises(ValueError, match="all zero"):
+        class_balanced_weights([0, 0], 0.99)
+
+
+def test_smoothing_of_a_loss_object_reaches_plain_training(tmp_path):
+    losses = []
+    for loss in (CrossEntropyLoss(), CrossEntropyLoss(0.5)):
+        trainer = make_trainer(
+            tmp_path, meta_learner="none", max_steps=1, logging_steps=1, keywords={"base_loss": loss}
+        )
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[0] != losses[1]
+    with pytest.raises(ValueError, match="smooth in the object itself"):
+        make_trainer(tmp_path, label_smoothing_factor=0.1, keywords={"base_loss": FocalLoss()})
+
+
+def test_evaluation_on_soft_targets_is_cross_entropy_and_leaves_the_configuration(tmp_path):
+    trainer = make_trainer(tmp_path, kind="vit")
+    batch = next(iter(trainer.get_eval_dataloader()))
+    soft = {**batch, "labels": F.one_hot(batch["labels"], CLASSES).float()}
+    trainer.model.eval()
+    with torch.no_grad():
+        losses = [trainer.compute_loss(trainer.model, dict(inputs)) for inputs in (batch, soft)]
+    torch.testing.assert_close(*losses)
+    assert trainer.model.config.problem_type in (None, "single_label_classification")
+
+
 def test_losses_that_need_class_counts_say_so(tmp_path):
     with pytest.raises(ValueError, match="give FaMUSTrainer a base_loss object"):
         make_trainer(tmp_path, base_loss="ldam")

@@ -12,7 +12,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from famus_hf import L2R, MLC, AllLayers, FaMUSTrainer, FaMUSTrainingArguments, LearnedSampler, MWNet
 from famus_hf.faults import log_once
 from famus_hf.metrics import compute_accuracy
-from famus_hf.virtual_step import virtual_gradient
+from famus_hf.virtual_step import virtual_gradient, virtual_step_of
 
 
 class Examples(torch.utils.data.Dataset):
@@ -38,8 +38,10 @@ class Examples(torch.utils.data.Dataset):
 def make_args(folder, **changes):
     settings = {
         "per_device_train_batch_size": 8, "max_steps": 6, "logging_steps": 2, "save_strategy": "no", "seed": 5,
-        "disable_tqdm": True, "use_cpu": True, "meta_learning_rate": 0.05, "report_to": "none", "meta_optim": "sgd",
+        "disable_tqdm": True, "use_cpu": True, "report_to": "none",
     }  # fmt: skip
+    if changes.get("meta_learner") != "l2r":
+        settings |= {"meta_learning_rate": 0.05, "meta_optim": "sgd"}
     return FaMUSTrainingArguments(str(folder), **{**settings, **changes})
 
 
@@ -325,6 +327,13 @@ REFUSED = {
         r"the blocks there are 1 \(from blocks.0.bn1\), 2",
     ),
     "too many random layers": ({"layer_sampler": "random", "random_layers": 99}, "can't be drawn from"),
+    "budget without meta-learner": ({"meta_learner": "none", "meta_budget": 0.5}, "needs a meta_learner"),
+    "budget and sparsity": ({"meta_budget": 0.5, "sparsity_weight": 0.1}, "takes the place of Eq. 10"),
+    "optimizer of what has no parameters": ({"meta_learner": "l2r", "meta_optim": "adam"}, "does not go with"),
+    "margins of probabilities": (
+        {"meta_learner": "mlc", "mlc_form": "probabilities", "base_loss": "ldam"},
+        "does not go with mlc_form",
+    ),
     "budget without learned sampler": ({"layer_sampler": "all", "meta_budget": 0.5}, "meta_budget needs"),
     "budget below the cheapest layer": ({"meta_budget": 1e-6}, r"cheapest layer's cost of 0\.\d+ plain steps"),
     "unknown base loss": ({"base_loss": "hinge"}, "choose one of ce, focal"),
@@ -451,7 +460,13 @@ def test_a_trained_sampler_keeps_what_it_has_learned(tmp_path):
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
     make_trainer(tmp_path / "plain", meta_learner="none", save_strategy="steps", save_steps=6).train()
     make_trainer(tmp_path / "famus", save_strategy="steps", save_steps=6).train()
-    for folder, settings in (("plain", {}), ("famus", {"candidate_layers": "5"})):
+    for folder, settings in (
+        ("plain", {}),
+        ("famus", {"candidate_layers": "5"}),
+        ("famus", {"meta_learner": "l2r"}),
+        ("famus", {"layer_sampler": "random"}),
+        ("famus", {"weight_normalization": "mean"}),
+    ):
         with pytest.raises(ValueError, match="does not fit"):
             make_trainer(tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / folder / "checkpoint-6"))
 
@@ -589,7 +604,18 @@ def test_adamw_takes_its_own_step_virtually_unless_told_otherwise(tmp_path):
         thetas.append(torch.cat([p.detach().flatten() for p in trainer.meta_learner.parameters()]))
     assert torch.equal(thetas[0], thetas[1]), "the default for AdamW"
     assert not torch.equal(thetas[1], thetas[2])
-    assert make_args(tmp_path).virtual_step == "sgd", "the default for SGD"
+
+
+def test_an_optimizer_object_decides_the_virtual_step_too(tmp_path):
+    model = build_model("batch norm", torch.float32)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    trainer = FaMUSTrainer(
+        model, make_args(tmp_path, max_steps=2), train_dataset=Examples(40), meta_dataset=Examples(11, 1000),
+        optimizers=(optimizer, None),
+    )  # fmt: skip
+    trainer.train()
+    step = virtual_step_of(trainer.model, trainer.optimizer, trainer.args.virtual_step or "optimizer")
+    assert step.preconditioners.keys() == dict(model.named_parameters()).keys()
 
 
 def assert_finite(trainer):
@@ -644,11 +670,13 @@ def test_a_meta_set_that_is_not_finite_never_reaches_theta(tmp_path, caplog):
 def test_losses_that_are_infinite_are_left_out(tmp_path, meta_learner):
     def loss(logits, labels):
         losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-        return torch.where(labels == 1, losses / 0.0, losses)
+        return torch.where(losses == losses.min(), losses / 0.0, losses) if labels[0] == 1 else losses
 
-    trainer = make_trainer(tmp_path, meta_learner=meta_learner, keywords={"base_loss": loss})
+    trainer = make_trainer(tmp_path, meta_learner=meta_learner, max_steps=30, keywords={"base_loss": loss})
+    start = trainer.model.classifier.weight.detach().clone()
     trainer.train()
     assert_finite(trainer)
+    assert not torch.equal(start, trainer.model.classifier.weight), "the sound batches train"
 
 
 @pytest.mark.parametrize("meta_learner", ["mw-net", "l2r", "mlc"])
