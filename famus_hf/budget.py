@@ -67,6 +67,7 @@ class Budget:
     Attributes:
         share: The budget.
         costs: Of the candidate layers.
+        scale: How much dearer than that they turn out to be in training.
 
     Raises:
         ValueError: The budget does not pay for the cheapest layer.
@@ -80,6 +81,12 @@ class Budget:
             )
         self.share = share
         self.costs = costs
+        self.scale = 1.0
+
+    def calibrate(self, measured: float, predicted: float) -> None:
+        """Learns from what the steps so far really took and what the costs say they should have taken."""
+        if predicted > 0 and measured > 0:
+            self.scale = min(measured / predicted, self.share / self.costs.cheapest)
 
     def shift(self, log_odds: Tensor) -> Tensor:
         """−μ·cost_l, shape (L,). log_odds: of each layer being on, shape (L,)."""
@@ -89,7 +96,7 @@ class Budget:
         for _ in range(8):  # the expected cost falls with μ; each round narrows it down 32 times
             grid = np.linspace(low, high, 33)
             logits = np.clip(own + grid[:, None] * direction, -500, 500)
-            affordable = self.costs.expected(1 / (1 + np.exp(-logits))) <= self.share
+            affordable = self.costs.expected(1 / (1 + np.exp(-logits))) <= self.share / self.scale
             first = int(affordable.argmax()) if affordable.any() else 32
             low, high = grid[max(first - 1, 0)], grid[first]
         return torch.as_tensor(high * direction).to(log_odds)

@@ -17,6 +17,7 @@ from famus_hf.stages import Clock, MetaObjective, MetaTrain, meta_train, no_cloc
 from famus_hf.virtual_step import VirtualStep
 
 SAMPLER_MOMENTUM = 0.9
+CALIBRATION_STEPS = 50  # of a budget, and then after twice as many each time
 SLOPE_DECAY = 0.95  # of the running mean size of the gates' slopes
 
 
@@ -30,6 +31,7 @@ class MetaModel:
         steps: Meta steps so far; meta batch and gates of a step are functions of (seed, steps).
         times_on: In how many of these steps each candidate layer was on, of length L.
         budget: What the gates may cost, instead of Eq. (10); None without one.
+        spent: What these steps cost by the budget's measure before calibration.
         clock: Takes the time of the parts of a step.
 
     Args:
@@ -85,6 +87,7 @@ class MetaModel:
         self.relative_slopes = relative_slopes
         self.slope_size = torch.zeros((), device=device)  # running mean of |slope| over the gates that were on
         self.budget: Budget | None = None
+        self.spent = 0.0
         self.clock: Clock = no_clock
 
     def set_budget(self, budget: Budget, clock: Clock) -> None:
@@ -149,7 +152,24 @@ class MetaModel:
                 self.sampler_optimizer.zero_grad()
         self.steps += 1
         self.times_on = [times + on for times, on in zip(self.times_on, found.switched_on, strict=True)]
+        if self.budget is not None:
+            self.spent += self.budget.costs.cost(found.switched_on)
+            rounds, rest = divmod(self.steps, CALIBRATION_STEPS)
+            if rest == 0 and rounds & (rounds - 1) == 0:  # after 50, 100, 200, 400, … steps
+                self.budget.calibrate((self.measured_cost or 0.0) * self.steps, self.spent)
         return found
+
+    @property
+    def measured_cost(self) -> float | None:
+        """Seconds that the gates' choice took so far, in plain steps, where there is a budget."""
+        return self.in_plain_steps("validation backward", "derivative")
+
+    def in_plain_steps(self, *parts: str) -> float | None:
+        """Seconds of these parts so far, in those of forward and backward; None where no time is taken."""
+        seconds = getattr(self.clock, "seconds", {})
+        if not seconds.get("actual backward"):
+            return None
+        return sum(seconds.get(part, 0.0) for part in parts) / (seconds["forward"] + seconds["actual backward"])
 
     def _scaled(self, slopes: Tensor) -> Tensor:
         if not self.relative_slopes:
@@ -175,6 +195,8 @@ class MetaModel:
             "times_on": self.times_on,
             "slope_size": self.slope_size,
             "costs": self.budget and asdict(self.budget.costs),
+            "scale": self.budget and self.budget.scale,
+            "spent": self.spent,
             "seconds": getattr(self.clock, "seconds", {}),
         }
 
@@ -189,6 +211,8 @@ class MetaModel:
         self.slope_size = state["slope_size"]
         if self.budget is not None and state["costs"] is not None:  # as measured at the start of the run
             self.set_budget(Budget(self.budget.share, LayerCosts(**state["costs"])), self.clock)
+            self.budget.scale = state["scale"]
+        self.spent = state["spent"]
         getattr(self.clock, "seconds", {}).update(state["seconds"])
 
 

@@ -255,18 +255,12 @@ class FaMUSTrainer(Trainer):
     @property
     def mean_meta_cost(self) -> float | None:
         """With a `meta_budget`: seconds that the gates' choice took so far, in plain steps (forward and backward)."""
-        return self._in_plain_steps("validation backward", "derivative")
+        return None if self.meta is None else self.meta.measured_cost
 
     @property
     def mean_fixed_meta_cost(self) -> float | None:
         """With a `meta_budget`: what the rest of Virtual- and Meta-Train took, likewise."""
-        return self._in_plain_steps("virtual backward", "validation forward")
-
-    def _in_plain_steps(self, *parts: str) -> float | None:
-        seconds = getattr(None if self.meta is None else self.meta.clock, "seconds", {})
-        if not seconds.get("actual backward"):
-            return None
-        return sum(seconds.get(part, 0.0) for part in parts) / (seconds["forward"] + seconds["actual backward"])
+        return None if self.meta is None else self.meta.in_plain_steps("virtual backward", "validation forward")
 
     @torch.no_grad()
     def _record_weights(self, meta: MetaModel, training_pass: TrainingPass, clean_labels: Tensor) -> None:

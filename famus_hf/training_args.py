@@ -111,7 +111,7 @@ class FaMUSTrainingArguments(TrainingArguments):
     meta_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Learning rate β of the meta-learner. Default: 1e-3 for mw-net; for mlc 0.11, with probabilities 1."
+            "help": "Learning rate β of the meta-learner. Default: 1e-3 for mw-net; for mlc 1, or 0.11 if not kept."
         },
     )
     meta_optim: str | None = field(

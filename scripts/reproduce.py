@@ -7,9 +7,9 @@
 Prints a Markdown table: last and best test accuracy (mean ± sample standard deviation over the seeds; "best" is the
 highest of eight evaluations and selected nothing), milliseconds of a step, their ratio to a plain Trainer step timed in
 the same run (a twin network takes a plain step now and then), the layers that were on and, with a budget, what their
-choice really cost in plain steps. Each run leaves a folder below --output_dir; a run whose all_results.json is there is
-not repeated, so that an interrupted table goes on. Flags that this script does not know go to every run, as in
-run_famus.py.
+choice really cost in plain steps. Each run leaves a folder below --output_dir and its figures below --results_dir. A
+run whose figures are there is not repeated: an interrupted table goes on, and a finished one is printed again. Flags
+that this script does not know go to every run, as in run_famus.py.
 """
 
 import argparse
@@ -87,14 +87,15 @@ def train_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: li
     for name, flags in rows_of(options).items():
         folder = folder_of(options, noise, name, seed)
         argv = [
-            f"--output_dir={folder}", f"--dataset_name={options.dataset_name}", f"--backbone={options.backbone}",
-            f"--seed={seed}", f"--noise={rate}", f"--noise_type={noise_type}", f"--num_meta={options.num_meta}",
+            f"--dataset_name={options.dataset_name}", f"--backbone={options.backbone}", f"--seed={seed}",
+            f"--noise={rate}", f"--noise_type={noise_type}", f"--num_meta={options.num_meta}",
             f"--max_train_samples={options.num_train + options.num_meta}", "--save_strategy=no", "--report_to=none",
             "--disable_tqdm=true", f"--eval_steps={1 / EVALUATIONS}", "--eval_strategy=steps", *passed_on, *flags,
         ]  # fmt: skip
-        if (options.rows and name not in options.rows) or is_finished(folder, argv):
+        record = record_of(options, noise, name, seed)
+        if (options.rows and name not in options.rows) or is_finished(record, argv):
             continue
-        model_args, data_args, args = parse_arguments(argv)
+        model_args, data_args, args = parse_arguments([f"--output_dir={folder}", *argv])
         data = data or load_data(data_args, args.seed)
         print(f"=== {noise}, seed {seed}: {name} → {folder}", flush=True)
         run = Run(model_args, data_args, args, data)
@@ -106,22 +107,29 @@ def train_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: li
         results["plain_seconds_per_step"] = trimmed_mean(twin.seconds)
         results["train_seconds"] = sum(run.timer.seconds)
         results["flags"] = argv
-        (folder / "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def is_finished(folder: Path, argv: list[str]) -> bool:
+def is_finished(record: Path, argv: list[str]) -> bool:
     """Whether this very run is there already."""
-    file = folder / "all_results.json"
-    if not file.is_file():
+    if not record.is_file():
         return False
-    if json.loads(file.read_text(encoding="utf-8")).get("flags") != argv:
-        fail(f"{folder} holds a run with other settings: give another --output_dir")
+    if json.loads(record.read_text(encoding="utf-8")).get("flags") != argv:
+        fail(f"{record} is of a run with other settings: give another --output_dir and --results_dir")
     return True
 
 
 def folder_of(options: argparse.Namespace, noise: str, name: str, seed: int) -> Path:
+    """What the run leaves: network, meta-net, model card."""
     plain_name = "".join(c if c.isalnum() else "-" for c in name.lower())
-    return Path(options.output_dir) / f"{noise.replace(':', '-')}" / f"{plain_name}-{seed}"
+    return Path(options.output_dir) / noise.replace(":", "-") / f"{plain_name}-{seed}"
+
+
+def record_of(options: argparse.Namespace, noise: str, name: str, seed: int) -> Path:
+    """The figures of the run."""
+    folder = folder_of(options, noise, name, seed)
+    return Path(options.results_dir or options.output_dir) / folder.parent.name / f"{folder.name}.json"
 
 
 def format_mean(values: Iterable[float], digits: int = 1) -> str:
@@ -135,7 +143,7 @@ def format_table(options: argparse.Namespace, noise: str) -> str:
     head = ["", "last, %", "best, %", "ms a step", "ratio to plain", "layers on", "gates' cost", "seeds"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name in rows_of(options):
-        files = [folder_of(options, noise, name, seed) / "all_results.json" for seed in options.seeds]
+        files = [record_of(options, noise, name, seed) for seed in options.seeds]
         runs = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
         if runs:
             costs = [run["mean_meta_cost"] for run in runs if run["mean_meta_cost"] is not None]
@@ -184,6 +192,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.2], help="meta budgets, in plain steps")
     parser.add_argument("--rows", nargs="+", help="only these rows, by name")
     parser.add_argument("--output_dir", default="outputs/tables", help="a folder for each run is made below")
+    parser.add_argument("--results_dir", help="a small JSON file with the figures of each run goes here (--output_dir)")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time, one for each noise and seed")
     options, passed_on = parser.parse_known_args(argv)
     unknown = sorted(set(options.rows or []) - set(rows_of(options)))

@@ -376,3 +376,16 @@ def test_costs_are_measured_for_every_layer_and_leave_no_trace(setting):
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_budget_learns_what_layers_really_cost():
+    """Everything takes half as much again as measured at the start, so the gates must spend less by that measure."""
+    sampler = LearnedSampler(initial_bias=4.0)
+    sampler.build(layers_of_width(8, 5))
+    sampler.budget = Budget(0.6, COSTS)
+    sampler.budget.calibrate(measured=45.0, predicted=30.0)
+    pooled = {f"layer {i}": torch.randn(8) for i in range(5)}
+    spent = [1.5 * COSTS.cost((sampler(pooled, step_generator(1, step)) > 0).tolist()) for step in range(600)]
+    assert np.mean(spent) == pytest.approx(0.6, abs=0.06)
+    sampler.budget.calibrate(measured=1e6, predicted=1.0)
+    assert sampler.budget.share / sampler.budget.scale == pytest.approx(COSTS.cheapest), "one layer is always possible"

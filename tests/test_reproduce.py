@@ -34,7 +34,8 @@ def test_table_3_over_seeds_goes_on_where_it_stopped(tmp_path):
     for row in rows.values():
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert all(re.fullmatch(r"\d+\.\d ± \d+\.\d", cell) for cell in cells[1:3]) and cells[-1] == "2"
-    file = tmp_path / "pair-0.4" / "sampler--l-c---l-g-1" / "all_results.json"
+    file = tmp_path / "pair-0.4" / "sampler--l-c---l-g-1.json"
+    assert (tmp_path / "pair-0.4" / "sampler--l-c---l-g-1" / "model.safetensors").is_file()
     results = json.loads(file.read_text())
     assert results["mean_active_layers"] > 0 and results["seed"] == 1
     assert results["plain_seconds_per_step"] > 0 and results["global_step"] == 12
@@ -42,6 +43,9 @@ def test_table_3_over_seeds_goes_on_where_it_stopped(tmp_path):
     again = reproduce(tmp_path, *flags)
     assert re.findall(r"^=== (.*) →", again, re.MULTILINE) == ["pair:0.4, seed 1: sampler, L_c + L_g"]
     assert rows_of(again)["plain training"] == rows["plain training"]
+    command = [sys.executable, str(SCRIPT), *SMALL, "--output_dir", str(tmp_path), *flags, "--learning_rate", "0.2"]
+    other = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert other.returncode == 2 and "is of a run with other settings" in other.stderr
 
 
 def test_table_4_compares_samplers(tmp_path):

@@ -700,3 +700,17 @@ def test_weights_that_sum_to_zero_leave_the_network_where_it_is(tmp_path):
     trainer.train()
     for name, parameter in trainer.model.named_parameters():
         assert torch.equal(parameter, before[name]), name
+
+
+def test_a_budget_is_calibrated_by_the_clock_and_comes_back_after_a_resume(tmp_path):
+    settings = {"max_steps": 52, "meta_budget": 0.5, "save_strategy": "steps", "save_steps": 51}
+    trainer = make_trainer(tmp_path, **settings)
+    trainer.train()
+    budget = trainer.meta.budget
+    assert budget.scale != 1.0
+    assert trainer.mean_meta_cost > 0 and trainer.mean_fixed_meta_cost > 0
+    resumed = make_trainer(tmp_path, **{**settings, "save_strategy": "no"})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-51"))
+    assert resumed.meta.budget.costs == budget.costs and resumed.meta.budget.scale == budget.scale
+    assert resumed.meta.times_on == trainer.meta.times_on
+    assert resumed.mean_meta_cost == pytest.approx(trainer.mean_meta_cost, rel=0.5), "the clock goes on"
