@@ -17,7 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from famus_hf.passes import cloned_buffers, differentiable_attention, model_logits, random_state_kept
+from famus_hf.passes import (
+    cloned_buffers,
+    differentiable_attention,
+    get_random_state,
+    model_logits,
+    random_state_kept,
+)
 
 DERIVATIVES = ("auto", "forward", "reverse", "finite")
 
@@ -43,6 +49,12 @@ class TrainingPass:
     labels: Tensor
     logits: Tensor
     random_state: list[Tensor]
+
+
+def training_pass_without_trace(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> TrainingPass:
+    """A training pass outside of a Trainer: buffers stay as they are, the generators move on as in any pass."""
+    random_state = get_random_state(labels.device)
+    return TrainingPass(model, inputs, labels, model_logits(model, inputs, cloned_buffers(model)), random_state)
 
 
 def logit_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor], derivative: str) -> Tensor:

@@ -1,8 +1,6 @@
 """Measures what each layer costs in Meta-Train, on the machine, network and batches of a run."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -17,33 +15,10 @@ from famus_hf.layers import Layer, parameters_of
 from famus_hf.losses import cross_entropy
 from famus_hf.passes import cloned_buffers, model_logits, random_state_kept
 from famus_hf.stages import choose_derivative, validation_gradient
+from famus_hf.stopwatch import Stopwatch
 
 MAX_DEPTHS = 12  # at which sets of all layers above are measured, beside each layer alone
 ROUNDS = 3  # of all measurements, of which the median counts
-
-
-class Stopwatch:
-    """Seconds spent in named parts, the device synchronised before and after each.
-
-    Attributes:
-        seconds: Part → seconds so far.
-    """
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        self._synchronise()
-        started = time.perf_counter()
-        yield
-        self._synchronise()
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
-
-    def _synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def measure_layer_costs(
@@ -67,7 +42,8 @@ def measure_layer_costs(
         always: See `LayerCosts`.
         on_progress: Called after each timing, `num_timings(len(candidates))` times.
     """
-    sets = [[layer] for layer in candidates] + [list(candidates[lowest:]) for lowest in _depths(len(candidates))]
+    depths = _depths(len(candidates))
+    sets = [[layer] for layer in candidates] + [list(candidates[lowest:]) for lowest in depths]
     _seconds_of_layers(training_pass, meta_inputs, meta_labels, sets[-1], derivative)  # warms up
     rounds = []
     for _ in range(ROUNDS):
@@ -80,10 +56,8 @@ def measure_layer_costs(
             on_progress()
         rounds.append([value / median(plain) for value in seconds])
     costs = [median(values) for values in zip(*rounds, strict=True)]
-    alone, together = (
-        costs[: len(candidates)],
-        dict(zip(_depths(len(candidates)), costs[len(candidates) :], strict=True)),
-    )
+    alone = costs[: len(candidates)]
+    together = dict(zip(depths, costs[len(candidates) :], strict=True))
     ways = [choose_derivative(derivative, [layer]) for layer in candidates]
     beside = {way: _own_costs(way, candidates, alone, together, ways) for way in sorted(set(ways))}
     return LayerCosts(alone, beside, ways, always)

@@ -13,7 +13,8 @@ from famus_hf.faults import all_finite, log_once
 from famus_hf.layer_sampler import LayerSampler, LearnedSampler, pooled_gradients, sparsity_gradient, step_generator
 from famus_hf.layers import Layer, parameters_of
 from famus_hf.meta_learners import MetaLearner, PerExampleLoss
-from famus_hf.stages import Clock, MetaObjective, MetaTrain, meta_train, no_clock
+from famus_hf.stages import MetaObjective, MetaTrain, meta_train
+from famus_hf.stopwatch import NO_STOPWATCH, Stopwatch
 from famus_hf.virtual_step import VirtualStep
 
 SAMPLER_MOMENTUM = 0.9
@@ -88,9 +89,9 @@ class MetaModel:
         self.slope_size = torch.zeros((), device=device)  # running mean of |slope| over the gates that were on
         self.budget: Budget | None = None
         self.spent = 0.0
-        self.clock: Clock = no_clock
+        self.clock = NO_STOPWATCH
 
-    def set_budget(self, budget: Budget, clock: Clock) -> None:
+    def set_budget(self, budget: Budget, clock: Stopwatch) -> None:
         """Replaces Eq. (10) by the budget, and has the clock measure what it really takes."""
         if not isinstance(self.layer_sampler, LearnedSampler):
             raise ValueError(f"a budget needs a LearnedSampler: {type(self.layer_sampler).__name__} chooses by itself")
@@ -166,7 +167,7 @@ class MetaModel:
 
     def in_plain_steps(self, *parts: str) -> float | None:
         """Seconds of these parts so far, in those of forward and backward; None where no time is taken."""
-        seconds = getattr(self.clock, "seconds", {})
+        seconds = self.clock.seconds
         if not seconds.get("actual backward"):
             return None
         return sum(seconds.get(part, 0.0) for part in parts) / (seconds["forward"] + seconds["actual backward"])
@@ -197,7 +198,7 @@ class MetaModel:
             "costs": self.budget and asdict(self.budget.costs),
             "scale": self.budget and self.budget.scale,
             "spent": self.spent,
-            "seconds": getattr(self.clock, "seconds", {}),
+            "seconds": self.clock.seconds,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -212,8 +213,8 @@ class MetaModel:
         if self.budget is not None and state["costs"] is not None:  # as measured at the start of the run
             self.set_budget(Budget(self.budget.share, LayerCosts(**state["costs"])), self.clock)
             self.budget.scale = state["scale"]
+            self.clock.seconds.update(state["seconds"])
         self.spent = state["spent"]
-        getattr(self.clock, "seconds", {}).update(state["seconds"])
 
 
 def _make_optimizer(

@@ -4,30 +4,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from famus_hf.budget import Budget, LayerCosts
 from famus_hf.checks import check_labels
 from famus_hf.data.model_inputs import known_labels
-from famus_hf.derivatives import TrainingPass, logit_tangent
-from famus_hf.layer_costs import Stopwatch, measure_layer_costs, num_timings
+from famus_hf.derivatives import TrainingPass, logit_tangent, training_pass_without_trace
+from famus_hf.layer_costs import measure_layer_costs, num_timings
 from famus_hf.layer_sampler import AllLayers, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
 from famus_hf.layers import find_layers
 from famus_hf.losses import ClassBalancedLoss, CrossEntropyLoss, FocalLoss, LDAMLoss
 from famus_hf.meta_learners import L2R, MLC, MetaLearner, MWNet, PerExampleLoss
 from famus_hf.meta_model import MetaModel
 from famus_hf.passes import (
-    cloned_buffers,
     differentiable_attention,
     get_random_state,
     logits_without_trace,
-    model_logits,
     random_state_kept,
     split_inputs,
 )
 from famus_hf.stages import MetaObjective
+from famus_hf.stopwatch import Stopwatch
 from famus_hf.training_args import FaMUSTrainingArguments
 
 if TYPE_CHECKING:
@@ -47,7 +45,14 @@ def make_meta_model(
         check_labels(trainer, labels)
         with torch.no_grad():
             layers = find_layers(trainer.model, inputs)
-            num_labels = logits_without_trace(trainer.model, inputs).shape[1]
+            probe = TrainingPass(
+                trainer.model,
+                inputs,
+                labels,
+                logits_without_trace(trainer.model, inputs),
+                get_random_state(labels.device),
+            )
+        num_labels = probe.logits.shape[1]
         if isinstance(meta_learner, MLC) and meta_learner.num_labels != num_labels:
             raise ValueError(f"MLC was made for {meta_learner.num_labels} classes, and the network has {num_labels}")
         if layer_sampler is None:
@@ -62,7 +67,7 @@ def make_meta_model(
                 args.expected_layers,
                 default_weight if args.sparsity_weight is None else args.sparsity_weight,
                 default_weight if args.gradient_match_weight is None else args.gradient_match_weight,
-                _usable_derivative(trainer, inputs, labels),
+                _usable_derivative(trainer, probe),
             ),
             learning_rate=args.meta_learning_rate,
             optimizer=args.meta_optim,
@@ -125,7 +130,7 @@ def _make_layer_sampler(args: FaMUSTrainingArguments) -> LayerSampler:
     return AllLayers()
 
 
-def _usable_derivative(trainer: "FaMUSTrainer", inputs: dict[str, Any], labels: Tensor) -> str:
+def _usable_derivative(trainer: "FaMUSTrainer", probe: TrainingPass) -> str:
     """`args.derivative`, unless mixed precision or an operation of the network leaves only one way.
 
     Under bf16 autocast batch norm mixes precisions in forward mode, and finite differences drown in rounding.
@@ -134,8 +139,6 @@ def _usable_derivative(trainer: "FaMUSTrainer", inputs: dict[str, Any], labels: 
         return "reverse"
     if trainer.args.derivative != "auto":
         return trainer.args.derivative
-    logits = logits_without_trace(trainer.model, inputs)
-    probe = TrainingPass(trainer.model, inputs, labels, logits, get_random_state(labels.device))
     direction = {name: torch.ones_like(p) for name, p in trainer.model.named_parameters() if p.requires_grad}
     try:
         logit_tangent(probe, direction, "forward")
@@ -153,10 +156,8 @@ def _measure_costs(trainer: "FaMUSTrainer", meta: MetaModel) -> LayerCosts:
     was_training = model.training
     model.train()
     try:
-        random_state = get_random_state(labels.device)
         with trainer.compute_loss_context_manager(), differentiable_attention():
-            logits = model_logits(model, inputs, cloned_buffers(model))
-        training_pass = TrainingPass(model, inputs, labels, logits, random_state)
+            training_pass = training_pass_without_trace(model, inputs, labels)
         show = args.should_log and not args.disable_tqdm
         with tqdm(total=num_timings(len(meta.candidates)), desc="Timing layers", disable=not show) as bar:
             return measure_layer_costs(

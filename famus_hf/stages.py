@@ -7,15 +7,20 @@ through the logits: one directional derivative of the logits (`derivatives.logit
 graph, exactly, for any set of layers.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from famus_hf.derivatives import DERIVATIVES, REVERSE_SHARE, TrainingPass, logit_tangent
+from famus_hf.derivatives import (
+    DERIVATIVES,
+    REVERSE_SHARE,
+    TrainingPass,
+    logit_tangent,
+    training_pass_without_trace,
+)
 from famus_hf.layers import (
     Layer,
     find_layers,
@@ -30,20 +35,13 @@ from famus_hf.meta_learners import MetaLearner, PerExampleLoss
 from famus_hf.passes import (
     cloned_buffers,
     differentiable_attention,
-    get_random_state,
     logits_without_trace,
     model_logits,
     random_state_kept,
     split_inputs,
 )
+from famus_hf.stopwatch import NO_STOPWATCH, Stopwatch
 from famus_hf.virtual_step import VirtualStep, virtual_gradient, virtual_parameters
-
-Clock = Callable[[str], AbstractContextManager[Any]]
-
-
-def no_clock(part: str) -> AbstractContextManager[Any]:
-    """Takes no time; `layer_costs.Stopwatch` does."""
-    return nullcontext()
 
 
 def validation_gradient(
@@ -52,7 +50,7 @@ def validation_gradient(
     inputs: Mapping[str, Any],
     labels: Tensor,
     names: Iterable[str],
-    clock: Clock = no_clock,
+    clock: Stopwatch = NO_STOPWATCH,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """v = ∂L_c/∂ŵ of Eq. (4) for the named parameters only; nothing is formed for the others. Leaves no trace.
 
@@ -160,7 +158,7 @@ def meta_train(
     gates: Tensor,
     last_layer: Layer,
     objective: MetaObjective,
-    clock: Clock = no_clock,
+    clock: Stopwatch = NO_STOPWATCH,
 ) -> MetaTrain:
     """The gradients of Eq. (12) w.r.t. θ and, but for Eq. (10), the gates. A layer that is off is not computed.
 
@@ -274,11 +272,10 @@ def meta_gradient(
             derivative = choose_derivative("auto", [la for la in find_layers(model, inputs) if la.name in on])
     device = next(model.parameters()).device
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    random_state = get_random_state(device)
     step = VirtualStep(dict.fromkeys(parameters, learning_rate))
     with random_state_kept(device), torch.enable_grad(), differentiable_attention():
-        logits = model_logits(model, inputs, cloned_buffers(model))
-        training_pass = TrainingPass(model, inputs, labels, logits, random_state)
+        training_pass = training_pass_without_trace(model, inputs, labels)
+        logits = training_pass.logits
         meta_learner.begin_step(logits)
         virtual = {name: parameter.detach() for name, parameter in parameters.items()}
         if meta_learner.has_virtual_step:

@@ -42,7 +42,6 @@ from famus_hf.passes import (
     split_inputs,
 )
 from famus_hf.set_up import make_base_loss, make_meta_model
-from famus_hf.stages import no_clock
 from famus_hf.training_args import FaMUSTrainingArguments
 from famus_hf.virtual_step import virtual_gradient, virtual_step_of
 
@@ -152,7 +151,7 @@ class FaMUSTrainer(Trainer):
             return super().training_step(model, inputs)
         model.train()
         buffers = cloned_buffers(self.model)
-        training_pass = self._forward(model, self._prepare_inputs(inputs))
+        training_pass = self._forward(self.meta, model, self._prepare_inputs(inputs))
         if not all_finite([training_pass.logits]):
             return self._leave_out(buffers, "the network's logits")
         self.meta.meta_learner.begin_step(training_pass.logits)
@@ -175,7 +174,7 @@ class FaMUSTrainer(Trainer):
                 buffer.copy_(buffers[name])
         return torch.zeros((), device=self.args.device)
 
-    def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> TrainingPass:
+    def _forward(self, meta: MetaModel, model: nn.Module, inputs: dict[str, Any]) -> TrainingPass:
         """The training batch's only forward pass at w, shared by Virtual-Train and Actual-Train."""
         batch, labels, _ = split_inputs(inputs)
         random_state = get_random_state(labels.device)
@@ -183,7 +182,7 @@ class FaMUSTrainer(Trainer):
             raise ValueError(f"a training batch holds the label {int(labels.min())}: every example needs a class")
         exact = self.args.derivative != "finite"
         with (
-            self._clock("forward"),
+            meta.clock("forward"),
             self.compute_loss_context_manager(),
             differentiable_attention() if exact else nullcontext(),
         ):
@@ -203,7 +202,7 @@ class FaMUSTrainer(Trainer):
             loss = self._training_loss(meta, training_pass)
         else:
             loss = self.base_loss(training_pass.logits, training_pass.labels).mean()
-        with self._clock("virtual backward"):
+        with meta.clock("virtual backward"):
             return virtual_gradient(loss, parameters)
 
     def _meta_train(self, meta: MetaModel, training_pass: TrainingPass, gradient: dict[str, Tensor]) -> None:
@@ -220,16 +219,13 @@ class FaMUSTrainer(Trainer):
         loss = self._training_loss(meta, training_pass) / self.current_gradient_accumulation_steps
         if clean_labels is not None:
             self._record_weights(meta, training_pass, clean_labels.to(loss.device))
-        with self._clock("actual backward"):
+        with meta.clock("actual backward"):
             self.accelerator.backward(loss)
         meta.meta_learner.zero_grad()  # J depends on θ too, but θ moves in Meta-Train alone
         return loss.detach()
 
     def _training_loss(self, meta: MetaModel, training_pass: TrainingPass) -> Tensor:
         return meta.meta_learner.training_loss(training_pass.logits, training_pass.labels, self.base_loss)
-
-    def _clock(self, part: str) -> Any:
-        return no_clock(part) if self.meta is None else self.meta.clock(part)
 
     def _next_meta_batch(self, meta: MetaModel) -> dict[str, Any]:
         if self._meta_batches is None:

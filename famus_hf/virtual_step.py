@@ -41,8 +41,8 @@ def virtual_step_of(model: nn.Module, optimizer: Any, kind: str) -> VirtualStep:
             P = (1 − β₁)/(1 − β₁ᵗ) / (√v̂ + ε), the derivative of its coming step by the gradient with the second moment
             v̂ frozen; 1 at t = 1 and for SGD. Momentum and weight decay are left out, as in Eq. (3).
     """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    learning_rates = {name: 0.0 for name, parameter in model.named_parameters() if parameter.requires_grad}
+    names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    learning_rates = dict.fromkeys(names.values(), 0.0)
     preconditioners = {}
     for group in optimizer.param_groups:
         steps = None  # of the group's first parameter that has moved; where it is on a GPU, reading it waits

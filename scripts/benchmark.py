@@ -15,10 +15,10 @@ import argparse
 import platform
 import statistics
 import tempfile
-import time
 from typing import Any
 
 import torch
+from run_famus import now
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -129,17 +129,10 @@ def one_step(trainer: Trainer, batch: dict[str, Any]) -> None:
     trainer.model.zero_grad()
 
 
-def synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def seconds_of(trainer: Trainer, batch: dict[str, Any]) -> float:
-    synchronise()
-    started = time.perf_counter()
+    started = now()
     one_step(trainer, batch)
-    synchronise()
-    return time.perf_counter() - started
+    return now() - started
 
 
 def peak_bytes(trainer: Trainer, batch: dict[str, Any]) -> int:

@@ -24,7 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from run_famus import Run, fail, load_data, now, parse_arguments
+from benchmark import prepare, seconds_of
+from run_famus import Run, fail, load_data, parse_arguments
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 PLAIN_EVERY = 10  # steps of a run between two plain steps of its twin
@@ -59,20 +60,12 @@ class PlainTwin(TrainerCallback):
         )  # fmt: skip
         trainer = run.trainer
         self.twin = Trainer(copy.deepcopy(trainer.model), args, train_dataset=trainer.train_dataset)
-        self.twin.create_optimizer()
-        self.twin.current_gradient_accumulation_steps = 1
-        examples = [trainer.train_dataset[row] for row in range(args.per_device_train_batch_size)]
-        batch = trainer.data_collator(examples)
-        self.batch = {name: value for name, value in batch.items() if name not in ("index", "clean_label")}
+        self.batch = prepare(self.twin)
         self.seconds: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         if state.global_step % PLAIN_EVERY == 0:
-            started = now()
-            self.twin.training_step(self.twin.model, dict(self.batch))
-            self.twin.optimizer.step()
-            self.twin.model.zero_grad()
-            self.seconds.append(now() - started)
+            self.seconds.append(seconds_of(self.twin, self.batch))
 
 
 def trimmed_mean(values: list[float]) -> float:

@@ -1,0 +1,40 @@
+"""Seconds spent in the named parts of a step (torch only)."""
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+
+
+class Stopwatch:
+    """`with stopwatch("derivative"): …` adds to the seconds of that part, the device synchronised before and after.
+
+    Args:
+        device: Where the parts compute; None takes no time and synchronises nothing.
+
+    Attributes:
+        seconds: Part → seconds so far.
+    """
+
+    def __init__(self, device: torch.device | None = None):
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, part: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.device is None else self._measured(part)
+
+    @contextmanager
+    def _measured(self, part: str) -> Iterator[None]:
+        self._synchronise()
+        started = time.perf_counter()
+        yield
+        self._synchronise()
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
+
+    def _synchronise(self) -> None:
+        if self.device is not None and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+NO_STOPWATCH = Stopwatch()
