@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
-from famus_hf.data.meta_set import check_no_overlap
+from famus_hf.data.meta_set import check_no_copies, check_no_overlap
 from famus_hf.data.model_inputs import ModelInputs, known_labels
 from famus_hf.losses import LDAMLoss
 
@@ -20,6 +21,22 @@ def check_batch_size(trainer: "FaMUSTrainer") -> None:
             f"the training set has {len(train)} examples, less than one batch of {args.train_batch_size}: "
             "lower per_device_train_batch_size or set dataloader_drop_last to False"
         )
+
+
+def check_meta_set(trainer: "FaMUSTrainer") -> None:
+    """Raises ValueError if `meta_set` and the data sets contradict each other."""
+    wanted, given, train = trainer.args.meta_set, trainer.meta_dataset, trainer.train_dataset
+    if wanted == "clean" and given is None:
+        raise ValueError("meta_set 'clean' needs a meta_dataset: give a small set of examples with trusted labels")
+    if wanted == "pseudo-clean" and given is not None:
+        raise ValueError("meta_set 'pseudo-clean' is found in train_dataset: leave meta_dataset out")
+    if given is None and not (hasattr(train, "__len__") and hasattr(train, "__getitem__")):
+        raise ValueError(
+            f"train_dataset is a {type(train).__name__}, and a pseudo-clean meta set is found by the losses of all its "
+            "examples, so that a stream will not do: give a meta_dataset, or a data set with a length"
+        )
+    if isinstance(train, IterableDataset) and trainer.args.plain_warmup_epochs:
+        raise ValueError("plain_warmup_epochs needs to know how long an epoch is, which a stream does not tell")
 
 
 def check_meta_learning_is_possible(trainer: "FaMUSTrainer") -> None:
@@ -43,9 +60,9 @@ def check_meta_learning_is_possible(trainer: "FaMUSTrainer") -> None:
 
 def _check_data_sets(trainer: "FaMUSTrainer") -> None:
     train, meta = trainer.train_dataset, trainer.meta_dataset
-    if meta is None:
-        raise ValueError("meta_dataset is missing: give a small set of examples with trusted labels")
     for name, dataset in (("train_dataset", train), ("meta_dataset", meta)):
+        if name == "train_dataset" and isinstance(dataset, IterableDataset):
+            continue
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
             raise ValueError(f"{name} is a {type(dataset).__name__}: a map-style data set, with a length, is needed")
         if len(dataset) == 0:
@@ -54,6 +71,7 @@ def _check_data_sets(trainer: "FaMUSTrainer") -> None:
         raise ValueError("the meta set holds a single class: it needs examples of every class")
     if isinstance(train, ModelInputs) and isinstance(meta, ModelInputs):
         check_no_overlap(train.records.get("index", []), meta.records.get("index", []))
+        check_no_copies(train.pixel_values, meta.pixel_values)
 
 
 def check_labels(trainer: "FaMUSTrainer", batch_labels: Tensor) -> None:

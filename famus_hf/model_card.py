@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from famus_hf.data.model_inputs import ModelInputs
+from famus_hf.pseudo_clean import PseudoCleanSet
 
 if TYPE_CHECKING:
     from famus_hf.trainer import FaMUSTrainer
@@ -49,13 +49,13 @@ def facts_of_run(trainer: "FaMUSTrainer") -> dict[str, Any]:
     """What the trainer knows of its run; the caller adds what only it knows (`dataset_name`, …)."""
     args, meta, train = trainer.args, trainer.meta, trainer.train_dataset
     accuracies = [entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
-    realised = "unknown"
-    if isinstance(train, ModelInputs) and "clean_label" in train.records:
-        realised = f"{100 * train.realised_noise_rate:.2f} %"
+    rate = getattr(train, "realised_noise_rate", None)
+    realised = "unknown" if rate is None else f"{100 * rate:.2f} %"
     name = Path(str(args.output_dir)).absolute().name
     learner = "none" if meta is None else type(meta.meta_learner).__name__
     selection = "Test accuracy was recorded while training and selected nothing;"
-    if args.load_best_model_at_end and not str(args.metric_for_best_model).removeprefix("eval_").startswith("meta_"):
+    judge = str(args.metric_for_best_model).removeprefix("eval_")
+    if args.load_best_model_at_end and not judge.startswith(("meta_", "validation_")):
         selection = f"The checkpoint was selected by {args.metric_for_best_model} on the evaluation set;"
     settings: dict[str, Any] = {"backbone": type(trainer.model).__name__, "meta-learner": learner}
     if meta is not None:
@@ -77,10 +77,19 @@ def facts_of_run(trainer: "FaMUSTrainer") -> dict[str, Any]:
         "dataset_name": "the training data",
         "noise_description": "not stated",
         "realised_noise": realised,
-        "num_train": 0 if train is None else len(train),  # type: ignore[arg-type]
-        "num_meta": 0 if trainer.meta_dataset is None else len(trainer.meta_dataset),
+        "num_train": 0 if train is None else len(train) if hasattr(train, "__len__") else "a stream",
+        "meta_set": _describe_meta_set(trainer.meta_dataset),
         "training_mode": learner,
         "selection": selection,
         "metrics": {"last": accuracies[-1], "best": max(accuracies)} if accuracies else {},
         "settings": settings,
     }
+
+
+def _describe_meta_set(meta: Any) -> str:
+    if meta is None:
+        return "none"
+    if not isinstance(meta, PseudoCleanSet):
+        return f"{len(meta)} trusted examples, held out of the training split"
+    purity = "" if meta.purity is None else f", {100 * meta.purity:.1f} % of them with the right label"
+    return f"pseudo-clean: {len(meta)} training examples with small losses (as last chosen){purity}"

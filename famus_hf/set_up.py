@@ -1,9 +1,11 @@
 """From a trainer's settings, network and data to its MetaModel, before training starts."""
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
@@ -175,5 +177,8 @@ def _measure_costs(trainer: "FaMUSTrainer", meta: MetaModel) -> LayerCosts:
 
 def _examples(trainer: "FaMUSTrainer", dataset: Any, count: int | None) -> dict[str, Any]:
     """The first examples of a data set as a batch on the device."""
-    examples = [dataset[row] for row in range(min(count or 1, len(dataset)))]
-    return trainer._prepare_inputs(trainer.data_collator(examples))
+    if isinstance(dataset, IterableDataset):
+        examples = list(islice(dataset, count or 1))
+    else:
+        examples = [dataset[row] for row in range(min(count or 1, len(dataset)))]
+    return trainer.central_crop(trainer._prepare_inputs(trainer.data_collator(examples)))

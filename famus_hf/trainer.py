@@ -2,32 +2,31 @@
 
 import copy
 from bisect import bisect_right
-from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import HfApi
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import SchedulerType, has_length
 from transformers.training_args import OptimizerNames
 from transformers.utils import PushToHubMixin
 
 from famus_hf import checks, hub
-from famus_hf.data.meta_set import MetaBatchSampler
-from famus_hf.data.model_inputs import (
-    as_model_inputs,
-    default_image_processor,
-    has_raw_images,
-)
+from famus_hf.data.augmentation import make_generator
+from famus_hf.data.balanced import ClassBalancedSampler
+from famus_hf.data.model_inputs import as_model_inputs, has_raw_images, known_labels
+from famus_hf.data.processors import default_image_processor, make_augmentation, training_processor
 from famus_hf.derivatives import TrainingPass
 from famus_hf.faults import all_finite, log_once
 from famus_hf.layer_sampler import LayerSampler
 from famus_hf.losses import CrossEntropyLoss, LDAMLoss, cross_entropy
+from famus_hf.meta_batches import MetaBatches, as_array, in_order
 from famus_hf.meta_learners import MetaLearner, PerExampleLoss
 from famus_hf.meta_model import MetaModel
 from famus_hf.model_card import facts_of_run, render_model_card
@@ -37,15 +36,15 @@ from famus_hf.passes import (
     differentiable_attention,
     get_random_state,
     model_logits,
-    python_random_state_kept,
-    random_state_kept,
     split_inputs,
 )
+from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.set_up import make_base_loss, make_meta_model
 from famus_hf.training_args import FaMUSTrainingArguments
 from famus_hf.virtual_step import virtual_gradient, virtual_step_of
 
 META_STATE = "meta_state.pt"
+TRAIN_STREAM, META_STREAM = 0, 1  # of the augmentation's draws
 
 
 def step_decay(milestones: list[int], step: int) -> float:
@@ -64,7 +63,8 @@ class FaMUSTrainer(Trainer):
     Args:
         model: Any network whose forward accepts `labels` and returns `.logits` of shape (n, C).
         args: Settings; a plain TrainingArguments is not enough.
-        meta_dataset: The clean meta set, in the same form as `train_dataset`; not part of it.
+        meta_dataset: The clean meta set, in the same form as `train_dataset`; not part of it. None: pseudo-clean, the
+            training examples with small losses, chosen anew in each epoch after `plain_warmup_epochs`.
         meta_learner: An object instead of `args.meta_learner`, for example `MWNet()`.
         layer_sampler: An object instead of `args.layer_sampler`, for example `LearnedSampler()`.
         base_loss: A per-example loss instead of `args.base_loss`: logits (n, C), labels → (n,).
@@ -100,22 +100,24 @@ class FaMUSTrainer(Trainer):
         if not isinstance(args, FaMUSTrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}: FaMUSTrainer needs FaMUSTrainingArguments")
         if processing_class is None and has_raw_images(train_dataset):
-            processing_class = default_image_processor(model, train_dataset)
-        convert = partial(as_model_inputs, image_processor=processing_class)
+            processing_class = default_image_processor(model, train_dataset, args)
+        convert = partial(as_model_inputs, image_processor=training_processor(processing_class, args))
         super().__init__(
             model,
             args,
             data_collator,
             convert(train_dataset),
-            convert(eval_dataset),
+            as_model_inputs(eval_dataset, processing_class),
             processing_class,
             *arguments,
             **keywords,
         )
         self.model_accepts_loss_kwargs = False  # each micro-batch is normalised by itself
+        self.augmentation = make_augmentation(args, processing_class)
         self.meta_dataset = convert(meta_dataset)
         self.meta: MetaModel | None = None
-        self._meta_batches: Iterator[dict[str, Any]] | None = None
+        self._steps_per_epoch = 0  # of the optimizer
+        self._micro_batch = (-1, 0)  # step and place of the batch within it, where gradients are accumulated
         self._averages: dict[str, tuple[Tensor, int]] = {}  # name → sum and count since the last log
         self._card: dict[str, Any] = {}
         self._given = (meta_learner, layer_sampler)
@@ -128,6 +130,10 @@ class FaMUSTrainer(Trainer):
         elif args.label_smoothing_factor > 0:
             raise ValueError("label_smoothing_factor does not reach a base_loss object: smooth in the object itself")
         if meta_learner is not None or args.meta_learner != "none":
+            checks.check_meta_set(self)
+            if self.meta_dataset is None:
+                self.meta_dataset = PseudoCleanSet(self.train_dataset)
+            self._meta_batches = MetaBatches(self.meta_dataset, args, self.data_collator)
             checks.check_meta_learning_is_possible(self)
             self.meta = make_meta_model(self, *(self._given if self.model_init is None else copy.deepcopy(self._given)))
 
@@ -147,11 +153,13 @@ class FaMUSTrainer(Trainer):
         """Virtual-Train, Meta-Train and Actual-Train on one batch. Returns the detached training loss."""
         if isinstance(self.base_loss, LDAMLoss):
             self.base_loss.progress = self.state.global_step / max(self.state.max_steps, 1)
-        if self.meta is None:
-            return super().training_step(model, inputs)
+        batch = self._augmented(self._prepare_inputs(inputs), TRAIN_STREAM, *self._place_of_batch())
+        if self.meta is None or self.state.global_step < self._warmup_steps():
+            return super().training_step(model, batch)
+        self._refresh_meta_set()
         model.train()
         buffers = cloned_buffers(self.model)
-        training_pass = self._forward(self.meta, model, self._prepare_inputs(inputs))
+        training_pass = self._forward(self.meta, model, batch)
         if not all_finite([training_pass.logits]):
             return self._leave_out(buffers, "the network's logits")
         self.meta.meta_learner.begin_step(training_pass.logits)
@@ -227,21 +235,71 @@ class FaMUSTrainer(Trainer):
     def _training_loss(self, meta: MetaModel, training_pass: TrainingPass) -> Tensor:
         return meta.meta_learner.training_loss(training_pass.logits, training_pass.labels, self.base_loss)
 
+    def _place_of_batch(self) -> tuple[int, int]:
+        """Optimizer step, and place within it where gradients are accumulated."""
+        step, place = self._micro_batch
+        self._micro_batch = (self.state.global_step, place + 1 if step == self.state.global_step else 0)
+        return self._micro_batch
+
+    def _augmented(self, inputs: dict[str, Any], *numbers: int) -> dict[str, Any]:
+        """Random crops and flips that are a function of the seed and these numbers, so that resuming is exact."""
+        if self.augmentation.name == "none" or "pixel_values" not in inputs:
+            return inputs
+        generator = make_generator(self.args.seed, *numbers, self.args.process_index)
+        return {**inputs, "pixel_values": self.augmentation(inputs["pixel_values"], generator)}
+
+    # ---- Warm-up and pseudo-clean meta set ----
+
+    def _warmup_steps(self) -> int:
+        """Plain steps before the first meta step."""
+        epochs, total = self.args.plain_warmup_epochs, self.state.max_steps
+        if epochs is not None:
+            return round(epochs * self._steps_per_epoch)
+        if not isinstance(self.meta_dataset, PseudoCleanSet):
+            return 0
+        return max(round(0.1 * total), min(self._steps_per_epoch, total // 2))
+
+    def _refresh_meta_set(self) -> None:
+        """Chooses the pseudo-clean examples at the first meta step, and then at the first step of each epoch."""
+        chosen = self.meta_dataset
+        if not isinstance(chosen, PseudoCleanSet):
+            return
+        epoch = self.state.global_step // max(1, self._steps_per_epoch)
+        if chosen.epoch >= epoch:
+            return
+        losses, correct = self._losses_of_training_set()
+        chosen.choose(losses, correct, self.args.meta_batch_size or 1, self.args.seed, epoch)
+        self._meta_batches.restart()
+        if chosen.purity is not None:
+            self._average("meta_set_purity", torch.tensor(chosen.purity))
+        self._average("meta_set_size", torch.tensor(float(len(chosen))))
+
+    @torch.no_grad()
+    def _losses_of_training_set(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Cross-entropy of every training example in eval mode, and whether its label is right, where that is known."""
+        losses, correct = [], []
+        self.model.eval()
+        for inputs in in_order(self.train_dataset, self.args, self.data_collator):
+            batch, labels, _ = split_inputs(self.central_crop(self._prepare_inputs(inputs)))
+            with self.compute_loss_context_manager():
+                losses.append(cross_entropy(model_logits(self.model, batch).float(), labels))
+            if "clean_label" in inputs:
+                given = inputs["labels"]
+                correct.append((given if given.dim() == 1 else given.argmax(1)) == inputs["clean_label"])
+        self.model.train()
+        return as_array(losses), as_array(correct) if correct else None
+
+    def central_crop(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The central part of images that were kept larger for random crops."""
+        size = self.augmentation.size
+        if size is None or "pixel_values" not in inputs:
+            return inputs
+        top, left = ((side - size) // 2 for side in inputs["pixel_values"].shape[2:])
+        return {**inputs, "pixel_values": inputs["pixel_values"][:, :, top : top + size, left : left + size]}
+
     def _next_meta_batch(self, meta: MetaModel) -> dict[str, Any]:
-        if self._meta_batches is None:
-            size, wanted = len(self.meta_dataset), self.args.meta_batch_size or self.args.per_device_train_batch_size
-            loader = DataLoader(
-                self.meta_dataset,
-                batch_sampler=MetaBatchSampler(size, wanted, self.args.seed, start=meta.steps),
-                collate_fn=self.data_collator,
-                num_workers=self.args.dataloader_num_workers,
-                pin_memory=self.args.dataloader_pin_memory,
-                generator=torch.Generator(),  # its own: the loader must not draw from the global one
-            )
-            self._meta_batches = iter(loader)
-        with random_state_kept(self.args.device), python_random_state_kept():  # an augmentation may draw
-            batch = next(self._meta_batches)
-        return self._prepare_inputs(batch)
+        batch = self._prepare_inputs(self._meta_batches.next(meta.steps))
+        return self._augmented(batch, META_STREAM, meta.steps)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         return super()._prepare_inputs({name: value for name, value in inputs.items() if name not in RECORD_COLUMNS})
@@ -319,6 +377,19 @@ class FaMUSTrainer(Trainer):
             and self.base_loss.label_smoothing == self.args.label_smoothing_factor
         )
 
+    def get_train_dataloader(self) -> DataLoader:
+        loader = super().get_train_dataloader()
+        if has_length(self.train_dataset):
+            self._steps_per_epoch = max(1, -(-len(loader) // self.args.gradient_accumulation_steps))
+        return loader
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        batches = self.args.balanced_batches_per_epoch
+        if batches is None:
+            return super()._get_train_sampler(train_dataset)
+        size = batches * self.args.train_batch_size * self.args.world_size
+        return ClassBalancedSampler(known_labels(self.train_dataset), size, self.args.seed)
+
     def _get_dataloader(self, dataset: Any, *arguments: Any, **keywords: Any) -> DataLoader:
         """transformers drops the last batch of evaluation sets too, and so would judge on a part of the test set."""
         drop_last = self.args.dataloader_drop_last
@@ -342,7 +413,8 @@ class FaMUSTrainer(Trainer):
         try:
             return super().train(*arguments, **keywords)
         finally:
-            self._meta_batches = None  # ends its workers
+            if self.meta is not None:
+                self._meta_batches.restart()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -352,7 +424,10 @@ class FaMUSTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save and self.meta is not None:
-            torch.save(self.meta.state_dict(), Path(output_dir) / META_STATE)
+            state = self.meta.state_dict()
+            if isinstance(self.meta_dataset, PseudoCleanSet):
+                state["pseudo_clean"] = self.meta_dataset.state_dict()
+            torch.save(state, Path(output_dir) / META_STATE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -360,7 +435,12 @@ class FaMUSTrainer(Trainer):
             path = Path(checkpoint) / META_STATE
             if not path.is_file():
                 raise ValueError(f"checkpoint {checkpoint!r} has no {META_STATE}: it was saved without optimizers")
-            self.meta.load_state_dict(torch.load(path, map_location=self.args.device, weights_only=True))
+            state = torch.load(path, map_location=self.args.device, weights_only=True)
+            self.meta.load_state_dict(state)
+            if isinstance(self.meta_dataset, PseudoCleanSet):
+                if "pseudo_clean" not in state:
+                    raise ValueError(f"checkpoint {checkpoint!r} is of a run with a given meta set: give the same")
+                self.meta_dataset.load_state_dict(state["pseudo_clean"])
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if isinstance(self.model, PreTrainedModel):

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames, SchedulerType
 
+from famus_hf.data.augmentation import AUGMENTATIONS, PADDING_MODES
 from famus_hf.derivatives import DERIVATIVES
 from famus_hf.losses import BASE_LOSSES
 from famus_hf.virtual_step import VIRTUAL_STEPS
 
 META_LEARNERS = ("mw-net", "l2r", "mlc", "none")
+META_SETS = ("clean", "pseudo-clean")
 LAYER_SAMPLERS = ("learned", "all", "block", "random")
 META_OPTIMIZERS = ("adam", "sgd")
 # optimizers whose step `virtual_step="optimizer"` knows
@@ -145,6 +147,49 @@ class FaMUSTrainingArguments(TrainingArguments):
     meta_batch_size: int | None = field(
         default=None, metadata={"help": "Meta examples per step and device. Default: per_device_train_batch_size."}
     )
+    meta_set: str | None = field(
+        default=None,
+        metadata={
+            "help": "clean: held out examples with trusted labels; pseudo-clean: training examples with small losses, "
+            "chosen anew in each epoch. Default: clean where there are any, else pseudo-clean."
+        },
+    )
+    plain_warmup_epochs: float | None = field(
+        default=None,
+        metadata={
+            "help": "Epochs of plain training before the first meta step. Default: 0; with a pseudo-clean meta set a "
+            "tenth of the run, at least one epoch and at most half of the run."
+        },
+    )
+    balanced_batches_per_epoch: int | None = field(
+        default=None,
+        metadata={
+            "help": "An epoch is so many batches, with the same number of examples of each class (Clothing1M: 1000)."
+        },
+    )
+    augmentation: str = field(
+        default="none",
+        metadata={
+            "help": "Random crops and flips of training and meta images: pad-crop (4 pixels around, cropped back), "
+            "random-crop (image_size out of resize_size), resized-crop (a random box, made image_size) or none."
+        },
+    )
+    augmentation_padding_mode: str = field(
+        default="zero", metadata={"help": "What pad-crop pads with: zero (black) or reflect."}
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Height and width that the network sees. Default: of the pretrained model, or of the data."},
+    )
+    resize_size: int | None = field(
+        default=None, metadata={"help": "Shorter side that images are resized to before image_size is cropped out."}
+    )
+    image_mean: list[float] | None = field(
+        default=None, metadata={"help": "Mean of each colour channel, of values in [0, 1]. Default: as image_size."}
+    )
+    image_std: list[float] | None = field(
+        default=None, metadata={"help": "Standard deviation of each colour channel. Default: as image_size."}
+    )
     virtual_step: str | None = field(
         default=None,
         metadata={
@@ -186,6 +231,7 @@ class FaMUSTrainingArguments(TrainingArguments):
             self._check_choice("meta_optim", META_OPTIMIZERS)
         self._check_virtual_step()
         self._check_choice("derivative", DERIVATIVES)
+        self._check_data_settings()
         self._check_choice("weight_normalization", ("sum", "mean"))
         self._check_numbers()
         self._check_sampler()
@@ -222,6 +268,7 @@ class FaMUSTrainingArguments(TrainingArguments):
             "sampler_learning_rate",
             "focal_gamma",
             "ldam_reweight_from",
+            "plain_warmup_epochs",
         )
         for name in at_least_zero:
             value = getattr(self, name)
@@ -235,12 +282,31 @@ class FaMUSTrainingArguments(TrainingArguments):
             "meta_budget",
             "ldam_max_margin",
             "ldam_scale",
+            "balanced_batches_per_epoch",
+            "image_size",
+            "resize_size",
         ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}={value} must be greater than 0")
         if any(not milestone > 0 for milestone in self.lr_milestones):
             raise ValueError(f"lr_milestones={self.lr_milestones} must all be greater than 0")
+
+    def _check_data_settings(self) -> None:
+        if self.meta_set is not None:
+            self._check_choice("meta_set", META_SETS)
+        self._check_choice("augmentation", AUGMENTATIONS)
+        self._check_choice("augmentation_padding_mode", PADDING_MODES)
+        for name, lowest in (("image_mean", 0.0), ("image_std", 1e-3)):
+            value = getattr(self, name)
+            if value is not None and (len(value) != 3 or not all(lowest <= number <= 1 for number in value)):
+                raise ValueError(f"{name}={value} must be three numbers in [{lowest:g}, 1], for red, green and blue")
+        if self.augmentation in ("random-crop", "resized-crop") and (self.image_size is None or not self.resize_size):
+            raise ValueError(f"augmentation {self.augmentation!r} crops image_size out of resize_size: give both")
+        if self.image_size and self.resize_size and self.image_size > self.resize_size:
+            raise ValueError(
+                f"image_size={self.image_size} can't be cropped out of resize_size={self.resize_size}: make it smaller"
+            )
 
     def _check_virtual_step(self) -> None:
         optimizer = OptimizerNames(self.optim)

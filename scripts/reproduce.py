@@ -89,7 +89,7 @@ def train_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: li
         if (options.rows and name not in options.rows) or is_finished(record, argv):
             continue
         model_args, data_args, args = parse_arguments([f"--output_dir={folder}", *argv])
-        data = data or load_data(data_args, args.seed)
+        data = data or load_data(data_args, args)
         print(f"=== {noise}, seed {seed}: {name} → {folder}", flush=True)
         run = Run(model_args, data_args, args, data)
         first = first or run  # holds the processed images, which the other rows share

@@ -2,8 +2,9 @@
 
     accelerate launch scripts/run_famus.py --dataset_name digits --noise 0.4 --compare
 
-Every flag of transformers' TrainingArguments works, and those listed by --help. `--config file.yaml` sets defaults;
-flags win. With --compare, plain training and the base method (all layers) run first: same data, schedule and seed.
+Every flag of transformers' TrainingArguments works, and those listed by --help. `--config file.yaml` sets defaults, as
+does `--recipe NAME` (the paper's tables, in scripts/recipes/); flags win. With --compare, plain training and the base
+method (all layers) run first: same data, schedule and seed.
 """
 
 import dataclasses
@@ -29,12 +30,19 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_noisy_dataset
-from famus_hf.data.noise import NOISE_TYPES, write_noise_file
+from famus_hf.data.builders import BUILDERS
+from famus_hf.data.idx import is_idx_folder
+from famus_hf.data.noise import NOISE_TYPES
+from famus_hf.data.noise_file import write_noise_file
 from famus_hf.data.sources import HUB_DATASETS
 from famus_hf.metrics import compute_accuracy
 from famus_hf.models import BACKBONES
+from famus_hf.pseudo_clean import PseudoCleanSet
 
+RECIPES = Path(__file__).parent / "recipes"
+PROTOCOLS = ("clean", "paper")
 TINY_DATASETS = ("digits", "fashion_mnist")  # data sets, beside idx folders, whose default backbone is `tiny`
+CROPPED_DATASETS = ("cifar10", "cifar100", "cifar10n", "cifar100n", "cnwl")  # augmented by pad-crop by default
 
 DEFAULTS = {  # of this script, where transformers' own would neither evaluate nor save a short run
     "--eval_strategy": "epoch",
@@ -68,22 +76,58 @@ class ModelArguments:
 class DataArguments:
     """The data and their labels."""
 
-    dataset_name: str = field(
-        default="digits",
-        metadata={"help": f"digits, {', '.join(HUB_DATASETS)}, a Hub id, or a folder of MNIST-format idx files."},
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": f"digits (the default), {', '.join(HUB_DATASETS)}; {', '.join(BUILDERS)} in --data_dir; a Hub id; "
+            "or a local folder: images in a folder for each class, parquet, csv, jsonl, arrow, MNIST-format idx files."
+        },
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of a Hub data set, or variant of a benchmark in --data_dir."}
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "Where a benchmark of its own layout lies."})
+    train_dir: str | None = field(
+        default=None, metadata={"help": "A folder with the training examples alone, instead of --dataset_name."}
+    )
+    validation_dir: str | None = field(
+        default=None, metadata={"help": "A folder to test on, beside --train_dir. Default: a fifth of that."}
+    )
     image_column_name: str | None = field(default=None, metadata={"help": "Default: the only image column."})
-    label_column_name: str | None = field(default=None, metadata={"help": "Default: the only ClassLabel column."})
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "Default: the only ClassLabel column, or the one called label."}
+    )
     clean_label_column_name: str | None = field(
         default=None, metadata={"help": "Column of true labels, where the data's own labels are the noisy ones."}
     )
     noise: float = field(default=0.0, metadata={"help": "Rate of label noise to add, from 0 to below 1."})
     noise_type: str = field(default="symmetric", metadata={"help": f"One of {', '.join(NOISE_TYPES)}."})
+    noise_exact_count: bool = field(
+        default=False,
+        metadata={"help": "Strike exactly noise · N examples (DivideMix), and not each with this probability."},
+    )
+    noise_file: str | None = field(
+        default=None,
+        metadata={"help": "noise.parquet of another run: train on the very same rows and labels, with its meta set."},
+    )
+    imbalance_factor: float | None = field(
+        default=None, metadata={"help": "Make the training set long-tailed: largest class over smallest."}
+    )
     num_meta: int | None = field(
         default=None,
         metadata={
-            "help": "Clean meta examples held out of train. Default: a tenth of train, at most 1000, class-balanced."
+            "help": "Clean meta examples held out of train, class-balanced. Default: a tenth of train, at most 1000; "
+            "10 of each class with --imbalance_factor."
+        },
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read examples as they are needed, for sets larger than the disk."}
+    )
+    protocol: str = field(
+        default="clean",
+        metadata={
+            "help": "clean: test accuracy is recorded and drives nothing; paper: as published code does, checkpoints "
+            "and early stopping are selected on the test set."
         },
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many training examples."})
@@ -94,7 +138,7 @@ class DataArguments:
     )
     early_stopping_patience: int | None = field(
         default=None,
-        metadata={"help": "Stop after so many evaluations without a better accuracy on the meta set."},
+        metadata={"help": "Stop after so many evaluations without a better accuracy on what --protocol selects on."},
     )
 
 
@@ -130,23 +174,71 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, FaM
         (ModelArguments, DataArguments, FaMUSTrainingArguments), description=__doc__.split("\n\n")[0]
     )
     parser.add_argument("--config", default=None, help="YAML file of defaults; flags win.")
+    parser.add_argument("--recipe", default=None, help=f"One of {', '.join(recipe_names())}; --config and flags win.")
     parser.error = fail
     known = {option for action in parser._actions for option in action.option_strings}
-    place = next((i for i, flag in enumerate(argv) if flag.split("=")[0] == "--config"), None)
-    from_file: list[str] = []
-    if place is not None:
-        path = argv[place].partition("=")[2] or (argv[place + 1] if place + 1 < len(argv) else "")
-        from_file = flags_of_yaml(Path(path), known)
-        argv = argv[:place] + argv[place + (1 if "=" in argv[place] else 2) :]
-    flags = [*[f"{flag}={value}" for flag, value in DEFAULTS.items()], *from_file, *argv]  # the last one wins
+    recipe, argv = take_flag(argv, "--recipe")
+    config, argv = take_flag(argv, "--config")
+    from_files = [] if recipe is None else flags_of_yaml(recipe_path(recipe), known)
+    from_files += [] if config is None else flags_of_yaml(Path(config), known)
+    flags = [*[f"{flag}={value}" for flag, value in DEFAULTS.items()], *from_files, *argv]  # the last one wins
     model_args, data_args, args, _ = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+    if data_args.protocol not in PROTOCOLS:
+        fail(f"--protocol {data_args.protocol!r} is unknown: choose one of {', '.join(PROTOCOLS)}")
+    if data_args.dataset_name is None and data_args.train_dir is None:
+        data_args.dataset_name = "digits"
+    if (
+        args.augmentation == "none"
+        and data_args.dataset_name in CROPPED_DATASETS
+        and "augmentation" not in named(flags)
+    ):
+        args.augmentation = "pad-crop"
     if args.output_dir == "trainer_output":
-        args.output_dir = str(Path("outputs") / Path(data_args.dataset_name).name)
+        args.output_dir = str(Path("outputs") / short_name(data_args))
     return model_args, data_args, args
 
 
+def named(flags: list[str]) -> set[str]:
+    """The names of all flags that were given, on the command line or in a file."""
+    return {flag.split("=")[0].removeprefix("--") for flag in flags if flag.startswith("--")}
+
+
+def short_name(data_args: DataArguments) -> str:
+    return Path(str(data_args.dataset_name or data_args.train_dir)).resolve().name
+
+
+def take_flag(argv: list[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of a flag, if it is there, and the other arguments."""
+    place = next((i for i, flag in enumerate(argv) if flag.split("=")[0] == name), None)
+    if place is None:
+        return None, argv
+    if "=" in argv[place]:
+        return argv[place].partition("=")[2], argv[:place] + argv[place + 1 :]
+    if place + 1 == len(argv):
+        fail(f"{name} needs a value")
+    return argv[place + 1], argv[:place] + argv[place + 2 :]
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe. Ends the program where there is none, or where this version lacks what it needs."""
+    if name not in recipe_names():
+        fail(f"--recipe {name!r} is unknown: choose one of {', '.join(recipe_names())}")
+    path = RECIPES / f"{name}.yaml"
+    about = yaml.safe_load(path.read_text(encoding="utf-8"))["about"]
+    if "needs" in about:
+        fail(f"--recipe {name} needs {about['needs']}, which this version does not have")
+    return path
+
+
 def flags_of_yaml(path: Path, known: set[str]) -> list[str]:
-    """The file's values as flags, so that types are converted as on the command line (`1e-3` stays a number)."""
+    """The file's values as flags, so that types are converted as on the command line (`1e-3` stays a number).
+
+    `about` is for the reader: where a recipe's settings come from, and which are doubtful.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -155,6 +247,8 @@ def flags_of_yaml(path: Path, known: set[str]) -> list[str]:
         fail(f"--config {path} must hold a mapping of flag names to values")
     flags: list[str] = []
     for name, value in values.items():
+        if name == "about":
+            continue
         if f"--{name}" not in known:
             fail(f"--config {path} has the unknown name {name!r}: use the names of the flags, without dashes")
         if isinstance(value, list):
@@ -164,15 +258,25 @@ def flags_of_yaml(path: Path, known: set[str]) -> list[str]:
     return flags
 
 
-def load_data(data_args: DataArguments, seed: int) -> Any:
+def load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
     """Train, meta and test as the flags say."""
+    if data_args.num_meta == 0 and args.meta_set is None and args.meta_learner != "none":
+        raise ValueError("--num_meta 0 leaves the meta set empty: add --meta_set pseudo-clean, or --meta_learner none")
     return load_noisy_dataset(
         data_args.dataset_name,
         config_name=data_args.dataset_config_name,
+        data_dir=data_args.data_dir,
+        train_dir=data_args.train_dir,
+        validation_dir=data_args.validation_dir,
         noise=data_args.noise,
         noise_type=data_args.noise_type,
+        noise_exact_count=data_args.noise_exact_count,
+        noise_file=data_args.noise_file,
+        imbalance_factor=data_args.imbalance_factor,
         num_meta=data_args.num_meta,
-        seed=seed,
+        meta_set=args.meta_set,
+        streaming=data_args.streaming,
+        seed=args.seed,
         image_column_name=data_args.image_column_name,
         label_column_name=data_args.label_column_name,
         clean_label_column_name=data_args.clean_label_column_name,
@@ -181,12 +285,14 @@ def load_data(data_args: DataArguments, seed: int) -> Any:
     )
 
 
-def build_model(model_args: ModelArguments, dataset_name: str, classes: list[str], base_loss: str) -> tuple[Any, Any]:
+def build_model(
+    model_args: ModelArguments, dataset_name: str | None, classes: list[str], base_loss: str
+) -> tuple[Any, Any]:
     """The network and, where it is pretrained, its image processor."""
     if model_args.backbone is not None and model_args.model_name_or_path is not None:
         raise ValueError("--backbone and --model_name_or_path contradict each other: give one of them")
     if model_args.model_name_or_path is None:
-        small = dataset_name in TINY_DATASETS or Path(dataset_name).is_dir()
+        small = dataset_name in TINY_DATASETS or (dataset_name is not None and is_idx_folder(Path(dataset_name)))
         name = model_args.backbone or ("tiny" if small else "wide-resnet-28-10")
         return build_backbone(name, classes, cosine_classifier=base_loss == "ldam"), None
     source = {"revision": model_args.model_revision, "trust_remote_code": model_args.trust_remote_code}
@@ -207,22 +313,31 @@ def build_model(model_args: ModelArguments, dataset_name: str, classes: list[str
 
 
 def select_on_meta_set(args: FaMUSTrainingArguments, data_args: DataArguments, data: Any) -> Any:
-    """What is evaluated during training. Whatever is selected is selected on the meta set, never on the test set."""
+    """What is evaluated during training.
+
+    Under `--protocol clean` whatever is selected is selected on a validation split, if the data have one, else on the
+    meta set; never on the test set. Under `--protocol paper` it is selected on the test set.
+    """
     if not args.load_best_model_at_end and data_args.early_stopping_patience is None:
         return data["test"]
     if args.eval_strategy == "no":
         raise ValueError("--load_best_model_at_end and early stopping need evaluations: leave --eval_strategy at epoch")
-    if "meta" not in data:
-        raise ValueError("--load_best_model_at_end and early stopping select on the meta set: set --num_meta above 0")
-    if args.metric_for_best_model in (None, "loss"):
-        args.metric_for_best_model = "meta_accuracy"
-    if not args.metric_for_best_model.removeprefix("eval_").startswith("meta_"):
+    by_paper = data_args.protocol == "paper"
+    judge = next((split for split in (["test"] if by_paper else ["validation", "meta"]) if split in data), None)
+    if judge is None:
         raise ValueError(
-            f"--metric_for_best_model {args.metric_for_best_model} would select on the test set: "
-            "use meta_accuracy or meta_loss"
+            "--load_best_model_at_end and early stopping select on a validation split or a clean meta set, and there "
+            "is neither: set --num_meta above 0, or give a data set with splits validation and test"
+        )
+    if args.metric_for_best_model in (None, "loss"):
+        args.metric_for_best_model = f"{judge}_accuracy"
+    if not args.metric_for_best_model.removeprefix("eval_").startswith(f"{judge}_"):
+        raise ValueError(
+            f"--metric_for_best_model {args.metric_for_best_model} does not select on the {judge} set, as --protocol "
+            f"{data_args.protocol} does here: use {judge}_accuracy or {judge}_loss"
         )
     args.greater_is_better = not args.metric_for_best_model.endswith("loss")
-    return {"test": data["test"], "meta": data["meta"]}
+    return {split: data[split] for split in dict.fromkeys(["test", judge])}
 
 
 def resolve_checkpoint(args: FaMUSTrainingArguments) -> str | None:
@@ -248,6 +363,8 @@ class Run:
     def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: FaMUSTrainingArguments, data: Any):
         self.name, self.data_args, self.args, self.data = method_name(args), data_args, args, data
         set_seed(args.seed)
+        if "image" not in data["train"].features:
+            raise ValueError("these are text data, and this version trains image classifiers: name an image column")
         classes = data["train"].features["label"].names
         model, processor = build_model(model_args, data_args.dataset_name, classes, args.base_loss)
         self.timer = StepTimer()
@@ -270,6 +387,9 @@ class Run:
         set_seed(self.args.seed)  # every run of a comparison sees the same batches
         trainer.train(resume_from_checkpoint=checkpoint)
         metrics = trainer.evaluate(self.data["test"])
+        others = [split for split in self.data if split.startswith("test_")]  # further sets to test on
+        for split in others:
+            metrics |= trainer.evaluate(self.data[split], metric_key_prefix=split)
         accuracies = [
             entry[key]
             for entry in trainer.state.log_history
@@ -281,6 +401,9 @@ class Run:
             "eval_accuracy": metrics["eval_accuracy"],
             "best_eval_accuracy": max(accuracies),
             "eval_loss": metrics["eval_loss"],
+            **{f"{split}_accuracy": metrics[f"{split}_accuracy"] for split in others},
+            "protocol": self.data_args.protocol,
+            **self.meta_set_facts,
             "train_seconds_per_step": statistics.median(self.timer.seconds) if self.timer.seconds else None,
             "realised_noise_rate": self.realised_noise_rate,
             "mean_active_layers": trainer.meta.mean_active_layers if trainer.meta else 0.0,
@@ -298,39 +421,65 @@ class Run:
         return results
 
     @property
-    def realised_noise_rate(self) -> float:
+    def realised_noise_rate(self) -> float | None:
         return self.trainer.train_dataset.realised_noise_rate
+
+    @property
+    def meta_set_facts(self) -> dict[str, Any]:
+        """Kind and size of the meta set and, of a pseudo-clean one, the share of right labels, where it is known."""
+        meta = self.trainer.meta_dataset if self.trainer.meta else None
+        pseudo = isinstance(meta, PseudoCleanSet)
+        return {
+            "meta_set": None if meta is None else "pseudo-clean" if pseudo else "clean",
+            "meta_set_size": None if meta is None else len(meta),
+            "meta_set_purity": meta.purity if pseudo else None,
+        }
 
     def write_records(self, results: dict[str, Any]) -> None:
         folder, train = Path(self.args.output_dir), self.data["train"]
         (folder / "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        if self.data_args.streaming:
+            return  # its labels are a function of seed and row
         write_noise_file(
             folder / "noise.parquet",
             train["index"][:],
             train["label"][:],
-            train["clean_label"][:],
+            train["clean_label"][:] if "clean_label" in train.features else None,
             {
-                "dataset_name": Path(self.data_args.dataset_name).name,
+                "dataset_name": short_name(self.data_args),
                 "noise": self.data_args.noise,
                 "noise_type": self.data_args.noise_type,
+                "noise_exact_count": self.data_args.noise_exact_count,
+                "noise_file": self.data_args.noise_file and Path(self.data_args.noise_file).name,
+                "imbalance_factor": self.data_args.imbalance_factor,
                 "seed": self.args.seed,
                 "realised_noise_rate": results["realised_noise_rate"],
+                "meta_index": self.data["meta"]["index"][:] if "meta" in self.data else [],
             },
         )
 
     def push_or_write_card(self, results: dict[str, Any]) -> None:
         data_args = self.data_args
-        name = data_args.dataset_name
+        name = data_args.dataset_name or ""
+        is_folder = data_args.dataset_name is None or Path(name).is_dir()
         facts = {
-            "dataset_name": Path(name).name if Path(name).is_dir() else name,
-            "dataset_id": HUB_DATASETS.get(name, (name if "/" in name and not Path(name).is_dir() else None,))[0],
-            "noise_description": f"{data_args.noise_type}, {100 * data_args.noise:g} %" if data_args.noise else "none",
+            "dataset_name": short_name(data_args) if is_folder else name,
+            "dataset_id": HUB_DATASETS.get(name, (name if "/" in name and not is_folder else None,))[0],
+            "noise_description": self.noise_description,
             "metrics": {"last": results["eval_accuracy"], "best": results["best_eval_accuracy"]},
         }
         if self.args.push_to_hub:
             self.trainer.push_to_hub(**facts)
         else:
             self.trainer.create_model_card(**facts)
+
+    @property
+    def noise_description(self) -> str:
+        if self.data_args.noise:
+            return f"{self.data_args.noise_type}, {100 * self.data_args.noise:g} %"
+        if self.data_args.noise_file or self.realised_noise_rate is None or self.realised_noise_rate > 0:
+            return "as the labels came"
+        return "none"
 
 
 def baselines_of(args: FaMUSTrainingArguments) -> list[FaMUSTrainingArguments]:
@@ -372,17 +521,21 @@ def format_table(rows: list[dict[str, Any]]) -> str:
         seconds = row["train_seconds_per_step"]
         lines.append(
             f"{row['method']:<24}{100 * row['eval_accuracy']:>9.2f}%{100 * row['best_eval_accuracy']:>9.2f}%"
-            f"{'–' if seconds is None else format(seconds, '.4f'):>9}{100 * row['realised_noise_rate']:>7.1f}%"
+            f"{'–' if seconds is None else format(seconds, '.4f'):>9}{format_rate(row['realised_noise_rate']):>8}"
             f"{row['mean_active_layers']:>11.2f}"
         )
     return "\n".join(lines)
+
+
+def format_rate(rate: float | None) -> str:
+    return "–" if rate is None else f"{100 * rate:.1f}%"
 
 
 def main(argv: list[str]) -> None:
     try:
         model_args, data_args, args = parse_arguments(argv)
         checkpoint = resolve_checkpoint(args)
-        data = load_data(data_args, args.seed)
+        data = load_data(data_args, args)
         settings = [*(baselines_of(args) if data_args.compare else []), args]
         runs = [Run(model_args, data_args, own, data) for own in settings]
     except (ValueError, TypeError, OSError) as error:
@@ -393,7 +546,7 @@ def main(argv: list[str]) -> None:
     for run in runs:
         print(f"\n=== {run.name} → {run.args.output_dir}", flush=True)
         rows.append(run.train(checkpoint if run.args is args else None))
-    print(f"\n{data_args.dataset_name}, {data_args.noise_type} noise {data_args.noise:g}, seed {args.seed}\n")
+    print(f"\n{short_name(data_args)}, {runs[-1].noise_description}, seed {args.seed}\n")
     print(format_table(rows), flush=True)
 
 

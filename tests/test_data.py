@@ -6,69 +6,15 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
-from scipy.stats import chisquare
 
-from famus_hf import build_backbone, corrupt_labels, load_noisy_dataset
+from famus_hf import build_backbone, load_noisy_dataset
+from famus_hf.data.balanced import ClassBalancedSampler
+from famus_hf.data.columns import Columns, with_shared_classes, with_standard_columns
+from famus_hf.data.idx import FASHION_MNIST_CLASSES
 from famus_hf.data.meta_set import MetaBatchSampler, check_no_overlap, class_balanced_holdout, default_num_meta
-from famus_hf.data.model_inputs import ModelInputs, default_image_processor
-from famus_hf.data.noise import read_noise_file, write_noise_file
-from famus_hf.data.sources import FASHION_MNIST_CLASSES, _standard_columns, load_source, with_shared_classes
-
-LABELS = np.repeat(np.arange(10), 2000)
-
-
-def transitions(noisy):
-    return np.stack([np.bincount(noisy[label == LABELS], minlength=10) for label in range(10)])
-
-
-def test_symmetric_redraws_from_all_classes():
-    """Each row of the transition matrix: 1 − r + r/C on the diagonal, r/C elsewhere (chi-square, level 0.001)."""
-    noisy, realised = corrupt_labels(LABELS, 0.4, "symmetric", 10, seed=0)
-    expected = np.full((10, 10), 2000 * 0.04) + np.eye(10) * 2000 * 0.6
-    for row, expectation in zip(transitions(noisy), expected, strict=True):
-        assert chisquare(row, expectation).pvalue > 0.001
-    assert realised == pytest.approx(0.36, abs=0.01) and realised == np.mean(noisy != LABELS)
-
-
-def test_pair_moves_to_the_next_class_alone():
-    noisy, realised = corrupt_labels(LABELS, 0.4, "pair", 10, seed=0)
-    moved = noisy != LABELS
-    assert np.array_equal(noisy[moved], (LABELS[moved] + 1) % 10)
-    assert chisquare([moved.sum(), (~moved).sum()], [0.4 * len(LABELS), 0.6 * len(LABELS)]).pvalue > 0.001
-    assert realised == moved.mean()
-
-
-@pytest.mark.parametrize("noise_type", ["symmetric", "pair"])
-def test_noise_follows_the_seed_and_rate_zero_changes_nothing(noise_type):
-    first, _ = corrupt_labels(LABELS, 0.3, noise_type, 10, seed=1)
-    assert np.array_equal(first, corrupt_labels(LABELS, 0.3, noise_type, 10, seed=1)[0])
-    assert not np.array_equal(first, corrupt_labels(LABELS, 0.3, noise_type, 10, seed=2)[0])
-    untouched, realised = corrupt_labels(LABELS, 0.0, noise_type, 10, seed=1)
-    assert np.array_equal(untouched, LABELS) and realised == 0
-
-
-@pytest.mark.parametrize(
-    "arguments, sentence",
-    [
-        ((LABELS, 1.0, "symmetric", 10, 0), "from 0 to below 1"),
-        ((LABELS, -0.1, "symmetric", 10, 0), "from 0 to below 1"),
-        ((LABELS, float("nan"), "symmetric", 10, 0), "from 0 to below 1"),
-        ((LABELS, 0.4, "sym", 10, 0), "choose one of symmetric, pair"),
-        ((LABELS, 0.4, "pair", 9, 0), r"not inside 0\.\.8"),
-    ],
-)
-def test_impossible_noise_is_refused(arguments, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        corrupt_labels(*arguments)
-
-
-def test_noise_file_comes_back(tmp_path):
-    path = tmp_path / "noise.parquet"
-    write_noise_file(path, [4, 7], [1, 0], [1, 2], {"seed": 3, "realised_noise_rate": 0.5})
-    columns, metadata = read_noise_file(path)
-    assert columns == {"index": [4, 7], "label": [1, 0], "clean_label": [1, 2]}
-    assert metadata == {"seed": 3, "realised_noise_rate": 0.5}
-    assert [file.name for file in tmp_path.iterdir()] == ["noise.parquet"]
+from famus_hf.data.model_inputs import ModelInputs
+from famus_hf.data.processors import default_image_processor
+from famus_hf.data.sources import load_source
 
 
 def test_meta_set_is_balanced_disjoint_and_seeded():
@@ -193,15 +139,24 @@ def rows(**columns):
 
 def test_columns_are_found_or_named():
     fine, coarse = (ClassLabel(names=list("abc")), [0, 1, 2]), (ClassLabel(names=list("xy")), [0, 1, 0])
-    found = _standard_columns(rows(fine=fine), None, None, None)
-    assert found.column_names == ["image", "label"] and found["label"][:] == [0, 1, 2]
+    found = with_standard_columns(rows(fine=fine), Columns())
+    assert set(found.column_names) == {"image", "label"} and found["label"][:] == [0, 1, 2]
     with pytest.raises(ValueError, match="2 columns of the data set could be the label column"):
-        _standard_columns(rows(fine=fine, coarse=coarse), None, None, None)
-    assert _standard_columns(rows(fine=fine, coarse=coarse), None, "coarse", None)["label"][:] == [0, 1, 0]
+        with_standard_columns(rows(fine=fine, coarse=coarse), Columns())
+    named = Columns(label="coarse", superclass="fine")
+    assert with_standard_columns(rows(fine=fine, coarse=coarse), named)["label"][:] == [0, 1, 0]
     with pytest.raises(ValueError, match="label column 'labels' is not in the data set, which has img, fine"):
-        _standard_columns(rows(fine=fine), None, "labels", None)
+        with_standard_columns(rows(fine=fine), Columns(label="labels"))
     with pytest.raises(ValueError, match="not an image"):
-        _standard_columns(rows(fine=fine), "fine", "img", None)
+        with_standard_columns(rows(fine=fine), Columns(image="fine", label="img"))
+    with pytest.raises(ValueError, match="can't be both the image and the label column"):
+        with_standard_columns(rows(fine=fine), Columns(image="fine", label="fine"))
+    texts = rows(text=(Value("string"), list("uvw")), label=(Value("int64"), [0, 1, 0])).remove_columns("img")
+    assert with_standard_columns(texts, Columns()).column_names == ["text", "label"]
+    both = texts.add_column("title", list("xyz"))
+    with pytest.raises(ValueError, match=r"2 columns of the data set could be the image column \(text, title\)"):
+        with_standard_columns(both, Columns())
+    assert with_standard_columns(both, Columns(text="title"))["text"][:] == list("xyz")
 
 
 def test_classes_are_the_same_in_all_splits_and_in_clean_labels():
@@ -247,7 +202,7 @@ def test_clean_labels_of_the_data_make_a_clean_meta_and_test_set(monkeypatch):
         {"image": images, "label": noisy, "true": clean}, Features({"image": Image(), "label": names, "true": names})
     )
     monkeypatch.setattr(
-        "famus_hf.data.sources._load_from_hub",
+        "famus_hf.data.sources.load_from_hub",
         lambda *arguments: {"train": whole.select(range(90)), "test": whole.select(range(90, 120))},
     )
     data = load_noisy_dataset("user/set", label_column_name="label", clean_label_column_name="true", num_meta=9)
@@ -260,8 +215,21 @@ def test_clean_labels_of_the_data_make_a_clean_meta_and_test_set(monkeypatch):
     "arguments, sentence",
     [
         ({"name": "digit"}, "choose one of digits, cifar10"),
+        ({}, "either a data set's name or a train_dir"),
         ({"name": "digits", "noise": 0.4, "clean_label_column_name": "clean"}, "contradict each other"),
-        ({"name": "user/own-noisy-set"}, "not known to be clean"),
+        ({"name": "user/own-noisy-set", "num_meta": 10}, "not known to be clean"),
+        ({"name": "user/own-noisy-set", "meta_set": "clean"}, "not known to be clean"),
+        ({"name": "digits", "meta_set": "dirty"}, "choose one of clean, pseudo-clean"),
+        ({"name": "digits", "meta_set": "pseudo-clean", "num_meta": 10}, "contradict each other: its size is found"),
+        ({"name": "digits", "meta_set": "clean", "num_meta": 0}, "contradict each other"),
+        ({"name": "digits", "train_dir": "/"}, "either a data set's name or a train_dir"),
+        ({"name": "digits", "data_dir": "/"}, "'digits' takes none"),
+        ({"name": "digits", "validation_dir": "/"}, "validation_dir needs a train_dir"),
+        ({"train_dir": "/no/such/folder"}, "'/no/such/folder' does not exist"),
+        ({"name": "/no/such/folder"}, "is unknown: choose one of digits, cifar10"),
+        ({"name": "clothing1m"}, "--data_dir"),
+        ({"name": "digits", "noise": 0.2, "noise_type": "asymmetric"}, "which class is mistaken for which"),
+        ({"name": "digits", "imbalance_factor": 0.5}, "at least 1"),
     ],
 )
 def test_contradictions_are_refused(arguments, sentence):
@@ -296,3 +264,171 @@ def test_model_inputs_equal_the_processor_in_memory_and_on_the_fly(monkeypatch):
         expected = processor(data[row]["image"].convert("RGB"), return_tensors="pt")["pixel_values"][0]
         assert (kept[row]["pixel_values"] == expected).all() and (fresh[row]["pixel_values"] == expected).all()
         assert kept[row]["labels"] == data[row]["label"] and kept[row]["index"] == data[row]["index"]
+
+
+def test_without_known_clean_labels_there_is_no_meta_set_and_no_clean_label():
+    data = load_noisy_dataset("digits", meta_set="pseudo-clean")
+    assert set(data) == {"train", "test"} and len(data["train"]) == 1437
+    assert data["train"]["clean_label"][:] == data["train"]["label"][:], "clean labels are kept where they are known"
+
+
+def picture(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(256, size=(6, 5, 3), dtype=np.uint8)
+    PILImage.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """40 training and 20 test images of cats and dogs."""
+    folder = tmp_path / "pets"
+    for seed in range(60):
+        split, name = ("test", "train")[seed < 40], ("cat", "dog")[seed % 2]
+        picture(folder / split / name / f"{seed}.png", seed)
+    return folder
+
+
+def test_image_folders_load_with_their_class_names(image_folder):
+    data = load_noisy_dataset(str(image_folder))
+    assert set(data) == {"train", "test"}, "labels of an own folder are not known to be clean: no clean meta set"
+    assert (len(data["train"]), len(data["test"])) == (40, 20)
+    assert data["train"].features["label"].names == ["cat", "dog"] and "clean_label" not in data["train"].features
+    data = load_noisy_dataset(str(image_folder), noise=0.3, num_meta=4)
+    assert np.bincount(data["meta"]["clean_label"][:]).tolist() == [2, 2]
+    whole = load_noisy_dataset(train_dir=str(image_folder / "train"), validation_dir=str(image_folder / "test"))
+    assert (len(whole["train"]), len(whole["test"])) == (40, 20)
+    divided = load_noisy_dataset(train_dir=str(image_folder / "train"))
+    assert (len(divided["train"]), len(divided["test"])) == (32, 8)
+    assert np.bincount(divided["test"]["label"][:]).tolist() == [4, 4], "a test split made here is stratified"
+
+
+def test_files_that_are_no_images_are_counted_and_named(image_folder):
+    for name in ("notes.txt", "train/cat/list.pdf", "README.md", ".hidden.txt"):
+        (image_folder / name).write_text("no image")
+    with pytest.raises(ValueError, match=r"2 of 63 files in .* are no images \(notes.txt, train/cat/list.pdf\)"):
+        load_noisy_dataset(str(image_folder))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl", "arrow"])
+def test_tables_load_as_text(tmp_path, kind):
+    folder = tmp_path / "reviews"
+    folder.mkdir()
+    for split, size in (("train", 30), ("test", 12), ("validation", 6)):
+        labels = [("good", "bad")[row % 2] for row in range(size)]
+        table = Dataset.from_dict({"sentence": [f"{split} {row}" for row in range(size)], "label": labels})
+        if kind == "arrow":
+            table.save_to_disk(str(folder / split))
+        else:
+            getattr(table, {"jsonl": "to_json"}.get(kind, f"to_{kind}"))(str(folder / f"my-{split}.{kind}"))
+    if kind == "arrow":
+        (folder / "dataset_dict.json").write_text('{"splits": ["train", "test", "validation"]}')
+    data = load_noisy_dataset(str(folder), noise=0.4, noise_type="pair", num_meta=4)
+    assert [len(data[split]) for split in ("train", "meta", "test", "validation")] == [26, 4, 12, 6]
+    assert data["train"].features["label"].names == ["bad", "good"]
+    assert data["test"][0]["text"] == "test 0" and data["test"]["label"][:4] == [1, 0, 1, 0]
+
+
+def test_image_paths_in_a_table_are_read_below_its_folder_alone(image_folder):
+    names = [f"{split}/{name}/{seed}.png" for seed in range(60)
+             for split, name in [(("test", "train")[seed < 40], ("cat", "dog")[seed % 2])]]  # fmt: skip
+    table = {"file": names[:40], "animal": ["cat", "dog"] * 20}
+    Dataset.from_dict(table).to_csv(str(image_folder / "train.csv"))
+    Dataset.from_dict({"file": names[40:], "animal": ["cat", "dog"] * 10}).to_csv(str(image_folder / "test.csv"))
+    columns = {"image_column_name": "file", "label_column_name": "animal"}
+    data = load_noisy_dataset(str(image_folder), **columns)
+    assert (len(data["train"]), len(data["test"])) == (40, 20) and data["train"][3]["image"].size == (5, 6)
+    for wrong, sentence in (
+        ("../secret.png", "lead out of the folder"),
+        ("train/cat/999.png", "are not in the folder"),
+    ):
+        Dataset.from_dict({**table, "file": [wrong, *names[1:40]]}).to_csv(str(image_folder / "train.csv"))
+        with pytest.raises(ValueError, match=f"1 of 40 image paths {sentence}"):
+            load_noisy_dataset(str(image_folder), **columns)
+
+
+def test_folders_without_data_are_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(ValueError, match="holds no data: it needs images in a folder for each class, parquet"):
+        load_noisy_dataset(str(tmp_path))
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 broken")
+    with pytest.raises(ValueError, match="could not be read as parquet"):
+        load_noisy_dataset(str(tmp_path))
+
+
+def splits_of(train, test):
+    feature = ClassLabel(names=list("abcd"))
+    pictures = [PILImage.new("RGB", (4, 4), (row, 0, 0)) for row in range(len(train) + len(test))]
+    features = Features({"image": Image(), "label": feature})
+    return {
+        "train": Dataset.from_dict({"image": pictures[: len(train)], "label": train}, features),
+        "test": Dataset.from_dict({"image": pictures[len(train) :], "label": test}, features),
+    }
+
+
+@pytest.mark.parametrize(
+    "train, test, sentence",
+    [
+        ([0, 1, 2, 3], [0, 1], r"2 of 4 classes of the train split have no example in the test split \('c', 'd'\)"),
+        ([0, 1], [0, 1, 2], r"1 of 3 classes of the test split have no example in the train split \('c'\)"),
+        ([0, 1], [], "the split 'test' of the data has no rows"),
+        ([], [0, 1], "the split 'train' of the data has no rows"),
+    ],
+)
+def test_splits_that_do_not_fit_together_are_refused(monkeypatch, train, test, sentence):
+    monkeypatch.setattr("famus_hf.data.sources.load_from_hub", lambda *arguments: splits_of(train, test))
+    with pytest.raises(ValueError, match=sentence):
+        load_noisy_dataset("user/set")
+
+
+def test_test_splits_with_secret_labels_give_way_to_validation(monkeypatch):
+    splits = splits_of([0, 1, 0, 1], [0, 1])
+    label = splits["test"].features["label"]
+    splits["validation"] = splits["test"]
+    splits["test"] = splits["test"].remove_columns("label").add_column("label", [-1, -1], feature=label)
+    monkeypatch.setattr("famus_hf.data.sources.load_from_hub", lambda *arguments: splits)
+    data = load_noisy_dataset("user/set")
+    assert set(data) == {"train", "test"} and data["test"]["label"][:] == [0, 1]
+
+
+def test_training_images_that_are_copies_of_meta_images_are_left_out(monkeypatch):
+    """An image twice in the source, once drawn for the meta set; a placeholder that is everywhere stays."""
+    pixels = [np.full((4, 4, 3), value, np.uint8) for value in (*range(40), 0, *[200] * 8)]
+    labels = [row % 2 for row in range(len(pixels))]
+    features = Features({"image": Image(), "label": ClassLabel(names=list("ab"))})
+    whole = Dataset.from_dict({"image": list(pixels), "label": labels}, features)
+    monkeypatch.setattr("famus_hf.data.sources.load_from_hub", lambda *arguments: {"train": whole, "test": whole})
+    sizes = {}
+    for seed in range(30):
+        data = load_noisy_dataset("user/set", noise=0.1, num_meta=6, seed=seed)
+        kept = {bytes(np.asarray(image)) for image in data["train"]["image"]}
+        meta = {bytes(np.asarray(image)) for image in data["meta"]["image"]} - {bytes(pixels[-1])}
+        assert not kept & meta
+        sizes[len(data["train"])] = seed
+    assert set(sizes) == {42, 43}, "with some seeds the copy is in the meta set, and its twin is left out"
+
+
+def test_images_of_sets_too_large_for_memory_are_checked_before_training(monkeypatch):
+    data = load_noisy_dataset("digits", num_meta=0, max_train_samples=30)["train"]
+    processor = default_image_processor(build_backbone("tiny", list("0123456789")), data)
+    broken = data.cast_column("image", Image(decode=False)).map(
+        lambda example, row: {"image": {"bytes": b"GIF?" if row == 7 else example["image"]["bytes"], "path": None}},
+        with_indices=True,
+        features=Features({**data.features, "image": {"bytes": Value("binary"), "path": Value("string")}}),
+    )
+    monkeypatch.setattr("famus_hf.data.model_inputs.MEMORY_LIMIT", 0)
+    with pytest.raises(ValueError, match=rf"1 of 30 images can't be read \(index {data[7]['index']}\)"):
+        ModelInputs(broken.cast_column("image", Image()), processor)
+
+
+def test_balanced_epochs_take_every_class_alike():
+    labels = np.repeat([0, 1, 2], [1000, 60, 5])
+    sampler = ClassBalancedSampler(labels, 300, seed=0)
+    first = list(sampler)
+    assert len(first) == len(sampler) == 300 and np.bincount(labels[first]).tolist() == [100, 100, 100]
+    assert len(set(first[:100])) > 60 and max(np.bincount(first)[labels == 0]) == 1
+    assert set(np.bincount(first)[1000:1060]) == {1, 2}, "a class that is too small is gone through again"
+    assert first == list(ClassBalancedSampler(labels, 300, seed=0)), "an epoch is a function of seed and number"
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    counts = np.bincount(labels[list(ClassBalancedSampler(labels, 10, seed=0))])
+    assert sorted(counts) == [3, 3, 4]

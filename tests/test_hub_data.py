@@ -24,7 +24,7 @@ def parquet(size, broken=()):
     images = []
     for row in range(size):
         file = io.BytesIO()
-        PILImage.new("RGB", (8, 8), (40 * (row % 6), 0, 0)).save(file, "PNG")
+        PILImage.new("RGB", (8, 8), (40 * (row % 6), row, size)).save(file, "PNG")
         images.append({"bytes": b"GIF?" if row in broken else file.getvalue(), "path": None})
     features = Features({
         "img": Image(),

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from PIL import Image
 
-from famus_hf import load_famus
-from famus_hf.data.noise import read_noise_file
+from famus_hf import load_famus, load_noisy_dataset
+from famus_hf.data.noise_file import read_noise_file
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "run_famus.py"
 specification = importlib.util.spec_from_file_location("run_famus", SCRIPT)
@@ -37,9 +39,10 @@ def test_a_run_leaves_everything_that_the_readme_promises(tmp_path, capsys):
     results = json.loads((tmp_path / "all_results.json").read_text())
     assert 0 <= results["eval_accuracy"] <= results["best_eval_accuracy"] <= 1
     assert results["train_seconds_per_step"] > 0 and 0 < results["mean_active_layers"] < 17
-    columns, metadata = read_noise_file(tmp_path / "noise.parquet")
-    wrong = sum(a != b for a, b in zip(columns["label"], columns["clean_label"], strict=True))
-    assert results["realised_noise_rate"] == pytest.approx(wrong / len(columns["index"]))
+    noise = read_noise_file(tmp_path / "noise.parquet")
+    metadata = noise.metadata
+    assert results["realised_noise_rate"] == pytest.approx((noise.labels != noise.clean_labels).mean())
+    assert results["protocol"] == "clean" and results["meta_set"] == "clean" and results["meta_set_size"] == 40
     assert metadata["seed"] == 3 and metadata["realised_noise_rate"] == results["realised_noise_rate"]
     model, meta_learner, layer_sampler, processor = load_famus(tmp_path)
     assert model.config.id2label[3] == "3" and None not in (meta_learner, layer_sampler, processor)
@@ -88,6 +91,79 @@ def test_best_model_is_selected_on_the_meta_set(tmp_path):
     assert state["best_metric"] == max(meta)
 
 
+def test_under_the_paper_s_protocol_it_is_selected_on_the_test_set(tmp_path):
+    flags = [*SMALL, "--output_dir", str(tmp_path), "--load_best_model_at_end", "--protocol", "paper"]
+    run_famus.main(flags)
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    test = [entry["eval_test_accuracy"] for entry in state["log_history"] if "eval_test_accuracy" in entry]
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    assert state["best_metric"] == max(test) == results["eval_accuracy"] and results["protocol"] == "paper"
+    assert "selected by test_accuracy on the evaluation set" in (tmp_path / "README.md").read_text()
+
+
+def test_an_own_noisy_folder_trains_with_a_pseudo_clean_meta_set(tmp_path):
+    """Images in a folder for each class, nothing known of their labels: one command."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for row in range(300):
+        place = tmp_path / "data" / ("train", "test")[row % 5 == 0] / f"digit {digits.target[row]}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((digits.images[row] * 15).astype("uint8")).save(place / f"{row}.png")
+    run_famus.main([
+        "--dataset_name", str(tmp_path / "data"), "--backbone", "tiny", "--num_train_epochs", "3", "--use_cpu",
+        "--per_device_train_batch_size", "40", "--disable_tqdm", "true", "--output_dir", str(tmp_path / "run"),
+    ])  # fmt: skip
+    results = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    assert results["meta_set"] == "pseudo-clean" and 0 < results["meta_set_size"] < 240
+    assert results["meta_set_purity"] is None and results["realised_noise_rate"] is None
+    noise = read_noise_file(tmp_path / "run" / "noise.parquet")
+    assert len(noise.index) == 240 and noise.clean_labels is None
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "pseudo-clean: " in card and "as the labels came" in card and "| unknown |" in card
+    model, *_ = load_famus(tmp_path / "run")
+    assert model.config.id2label[3] == "digit 3"
+
+
+def test_another_method_trains_on_the_labels_of_a_noise_file(tmp_path):
+    run_famus.main([*SMALL, "--output_dir", str(tmp_path / "first"), "--seed", "4"])
+    file = tmp_path / "first" / "noise.parquet"
+    flags = [flag for flag in SMALL if flag not in ("--noise", "0.4", "--max_train_samples", "400")]
+    second = tmp_path / "second"
+    run_famus.main([*flags, "--noise_file", str(file), "--output_dir", str(second), "--meta_learner", "l2r"])
+    first, again = read_noise_file(file), read_noise_file(second / "noise.parquet")
+    assert (first.index == again.index).all() and (first.labels == again.labels).all()
+    assert first.metadata["meta_index"] == again.metadata["meta_index"]
+    results = json.loads((second / "all_results.json").read_text())
+    assert results["realised_noise_rate"] == first.metadata["realised_noise_rate"]
+
+
+@pytest.mark.parametrize("recipe", run_famus.recipe_names())
+def test_every_recipe_is_parsed_or_refused_in_one_sentence(recipe, capsys, monkeypatch, tmp_path):
+    about = yaml.safe_load((run_famus.RECIPES / f"{recipe}.yaml").read_text())["about"]
+    assert about["source"] and about["paper"] and about["doubts"]
+    if "needs" in about:
+        with pytest.raises(SystemExit):
+            run_famus.parse_arguments(["--recipe", recipe, "--use_cpu"])
+        assert f"--recipe {recipe} needs {about['needs']}" in " ".join(capsys.readouterr().err.split())
+        monkeypatch.setattr(run_famus, "recipe_path", lambda name: run_famus.RECIPES / f"{name}.yaml")
+    settings = run_famus.parse_arguments(["--recipe", recipe, "--use_cpu", "--output_dir", str(tmp_path)])
+    values = yaml.safe_load((run_famus.RECIPES / f"{recipe}.yaml").read_text())
+    for name, value in values.items():
+        found = [getattr(own, name) for own in settings if hasattr(own, name)]
+        if name not in ("about", "optim"):
+            assert found == [pytest.approx(value) if isinstance(value, float) else value], name
+    own = run_famus.parse_arguments(["--recipe", recipe, "--use_cpu", "--seed", "9", "--learning_rate", "0.3"])[2]
+    assert own.seed == 9 and own.learning_rate == 0.3, "flags win"
+
+
+def test_recipes_whose_backbone_is_not_there_are_refused(capsys, monkeypatch):
+    monkeypatch.setattr(run_famus, "load_data", lambda *arguments: load_noisy_dataset("digits", num_meta=100))
+    with pytest.raises(SystemExit):
+        run_famus.main(["--recipe", "table8-cifar10-ce", "--use_cpu"])
+    assert "backbone 'cifar-resnet-32' is unknown" in capsys.readouterr().err
+
+
 def test_pretrained_models_load_from_disk(tmp_path):
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
@@ -109,10 +185,31 @@ WRONG_INPUT = {
         "check id and network, or use --dataset_name digits",
     ),
     "noise": (["--noise", "1.0"], "noise=1.0 is not a rate"),
-    "noise type": (["--noise_type", "sym"], "noise_type='sym' is unknown: choose one of symmetric, pair"),
+    "noise type": (
+        ["--noise_type", "sym"],
+        "noise_type='sym' is unknown: choose one of symmetric, symmetric-exclusive",
+    ),
     "not a number": (["--noise", "much"], "argument --noise: invalid float value: 'much'"),
     "unknown flag": (["--noize", "0.4"], "not used by the HfArgumentParser: ['--noize', '0.4']"),
-    "empty meta set": (["--num_meta", "0"], "meta_dataset is missing"),
+    "empty meta set": (["--num_meta", "0"], "leaves the meta set empty: add --meta_set pseudo-clean"),
+    "no meta set": (["--num_meta", "0", "--meta_set", "clean"], "contradict each other: leave one of them out"),
+    "meta set": (["--meta_set", "trusted"], "choose one of clean, pseudo-clean"),
+    "protocol": (["--protocol", "mine"], "--protocol 'mine' is unknown: choose one of clean, paper"),
+    "recipe": (["--recipe", "table9"], "--recipe 'table9' is unknown: choose one of clothing1m, table1-l2r-cifar10"),
+    "recipe without a value": (["--recipe"], "--recipe needs a value"),
+    "subset and a noise file": (["--noise", "0", "--noise_file", "/nowhere"], "max_train_samples=400 and noise_file"),
+    "noise and a noise file": (["--noise_file", "/nowhere"], "noise=0.4 and noise_file contradict each other"),
+    "augmentation": (["--augmentation", "mixup"], "augmentation='mixup' is unknown: choose one of none, pad-crop"),
+    "crop": (["--augmentation", "random-crop"], "crops image_size out of resize_size: give both"),
+    "crop larger than the image": (["--image_size", "9", "--resize_size", "8"], "can't be cropped out of"),
+    "normalisation": (["--image_std", "1", "1", "0"], "must be three numbers in"),
+    "padding": (["--augmentation", "pad-crop", "--augmentation_padding_mode", "blue"], "choose one of zero, reflect"),
+    "benchmark without its folder": (["--dataset_name", "clothing1m", "--noise", "0"], "name it with --data_dir"),
+    "stream of digits": (["--streaming"], "can't be streamed"),
+    "selection without anything to select on": (
+        ["--meta_set", "pseudo-clean", "--load_best_model_at_end"],
+        "select on a validation split or a clean meta set, and there is neither",
+    ),
     "one-class meta set": (["--num_meta", "1"], "choose at least 10"),
     "meta set too large": (["--num_meta", "1400"], "choose a smaller num_meta"),
     "two models": (["--backbone", "tiny", "--model_name_or_path", "x/y"], "contradict each other"),
@@ -121,7 +218,7 @@ WRONG_INPUT = {
     "noise on noisy data": (["--clean_label_column_name", "c"], "contradict each other"),
     "selection on the test set": (
         ["--load_best_model_at_end", "--save_strategy", "epoch", "--metric_for_best_model", "accuracy"],
-        "would select on the test set",
+        "does not select on the meta set, as --protocol clean does here",
     ),
     "no checkpoint": (["--resume_from_checkpoint", "/nowhere"], "is no checkpoint folder"),
     "nothing to resume": (["--resume_from_checkpoint", "true"], "found no checkpoint"),

@@ -3,6 +3,10 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from torch import Tensor
+
+from famus_hf.data.images import rows_of_copies
+from famus_hf.wording import first_few
 
 
 def default_num_meta(num_train: int, num_labels: int) -> int:
@@ -11,7 +15,7 @@ def default_num_meta(num_train: int, num_labels: int) -> int:
 
 
 def class_balanced_holdout(
-    labels: Sequence[int] | np.ndarray, num_meta: int, num_labels: int, seed: int
+    labels: Sequence[int] | np.ndarray, num_meta: int, num_labels: int, seed: int, first: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Splits rows into a class-balanced meta set and the rest.
 
@@ -20,6 +24,7 @@ def class_balanced_holdout(
         num_meta: Size of the meta set. What is left over after an even split goes to the first classes, one each.
         num_labels: C.
         seed: Of the draw.
+        first: Take the first rows of each class and draw nothing.
 
     Returns:
         Rows of the meta set and rows of the rest, each in ascending order.
@@ -43,7 +48,7 @@ def class_balanced_holdout(
                 f"num_meta={num_meta} takes {wanted} examples of each class, but class {label} has {len(rows)} in all: "
                 f"choose a smaller num_meta"
             )
-        chosen.append(generator.choice(rows, wanted, replace=False))
+        chosen.append(rows[:wanted] if first else generator.choice(rows, wanted, replace=False))
     meta = np.sort(np.concatenate(chosen))
     return meta, np.setdiff1d(np.arange(len(labels)), meta)
 
@@ -53,8 +58,26 @@ def check_no_overlap(train_index: Sequence[int], meta_index: Sequence[int]) -> N
     shared = sorted(set(train_index) & set(meta_index))
     if shared:
         raise ValueError(
-            f"{len(shared)} meta examples are also in the training set (index {', '.join(map(str, shared[:3]))}"
-            f"{', …' if len(shared) > 3 else ''}): a meta set must be held out of it"
+            f"{len(shared)} meta examples are also in the training set (index {first_few(shared)}): a "
+            f"meta set must be held out of it"
+        )
+
+
+def check_no_copies(train_images: Tensor | None, meta_images: Tensor | None) -> None:
+    """Raises ValueError if an image of the training set (but a placeholder) is in the meta set, pixel for pixel.
+
+    Args:
+        train_images: Shape (N, …), as they go into the network; None, unchecked, where they are not in memory.
+        meta_images: Likewise of the meta set.
+    """
+    if train_images is None or meta_images is None:
+        return
+    meta = {image.numpy().tobytes() for image in meta_images}
+    copies = rows_of_copies((image.numpy().tobytes() for image in train_images), meta)
+    if copies:
+        raise ValueError(
+            f"{len(copies)} training images are also in the meta set, pixel for pixel (row {first_few(copies)}): a "
+            f"meta set must be held out of the training set"
         )
 
 

@@ -6,18 +6,16 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
-from datasets import Dataset
-from PIL.Image import DecompressionBombError
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel, ViTImageProcessorPil
+from transformers import BaseImageProcessor
 
+from famus_hf.data.images import SHOW_FROM, UNREADABLE, refuse_unreadable, unreadable_rows
 from famus_hf.data.noise import realised_noise_rate
+from famus_hf.data.streaming import StreamedInputs
 
 MEMORY_LIMIT = 2 * 1024**3  # bytes of processed images that are kept in memory; larger sets are processed as they come
-STATISTICS_SAMPLES = 1000
-# PIL's ways to say that an image is broken; AttributeError: there is none
-UNREADABLE = (OSError, SyntaxError, ValueError, AttributeError, DecompressionBombError)
 
 
 class ModelInputs(torch.utils.data.Dataset):
@@ -44,10 +42,14 @@ class ModelInputs(torch.utils.data.Dataset):
             raise ValueError(f"none of {len(dataset)} images can be read: check the image column")
         if first is not None and len(dataset) * self._process([first]).nbytes <= MEMORY_LIMIT:
             self._process_all()
+        else:
+            refuse_unreadable(unreadable_rows(dataset), len(self), self.records.get("index"))
 
     @property
-    def realised_noise_rate(self) -> float:
-        """Share of labels that differ from the clean ones, which must be known."""
+    def realised_noise_rate(self) -> float | None:
+        """Share of labels that differ from the clean ones; None where these are not known."""
+        if "clean_label" not in self.records:
+            return None
         return realised_noise_rate(np.asarray(self.records["labels"]), np.asarray(self.records["clean_label"]))
 
     def _process(self, rows: Sequence[int]) -> Tensor:
@@ -57,8 +59,9 @@ class ModelInputs(torch.utils.data.Dataset):
     def _process_all(self, chunk: int = 256) -> None:
         parts: list[Tensor] = []
         unreadable: list[int] = []
-        show = len(self) > 20_000
-        for start in tqdm(range(0, len(self), chunk), desc="Processing images", unit_scale=chunk, disable=not show):
+        for start in tqdm(
+            range(0, len(self), chunk), desc="Processing images", unit_scale=chunk, disable=len(self) < SHOW_FROM
+        ):
             rows = range(start, min(start + chunk, len(self)))
             try:
                 parts.append(self._process(rows))
@@ -66,12 +69,7 @@ class ModelInputs(torch.utils.data.Dataset):
                 unreadable += [row for row in rows if not self._readable(row)]
                 if not unreadable:
                     raise
-        if unreadable:
-            names = [self.records["index"][row] if "index" in self.records else row for row in unreadable[:5]]
-            raise ValueError(
-                f"{len(unreadable)} of {len(self)} images can't be read (index {', '.join(map(str, names))}"
-                f"{', …' if len(unreadable) > 5 else ''}): remove or repair them"
-            )
+        refuse_unreadable(unreadable, len(self), self.records.get("index"))
         self.pixel_values = torch.cat(parts)
 
     def _readable(self, row: int) -> bool:
@@ -97,6 +95,8 @@ def as_model_inputs(dataset: Any, image_processor: Any) -> Any:
 
     The same data set under the same settings is processed once, for as long as somebody holds the result.
     """
+    if isinstance(dataset, IterableDataset) and "image" in (dataset.features or {}) and image_processor is not None:
+        return StreamedInputs(dataset, image_processor)
     if isinstance(dataset, dict):
         return {name: as_model_inputs(split, image_processor) for name, split in dataset.items()}
     if not has_raw_images(dataset) or image_processor is None:
@@ -121,36 +121,6 @@ def known_labels(dataset: Any) -> list[int]:
 
 def has_raw_images(dataset: Any) -> bool:
     """Whether this is a `datasets.Dataset` with an `image` column that nothing has been done to yet."""
+    if isinstance(dataset, IterableDataset):
+        return "image" in (dataset.features or {})
     return isinstance(dataset, Dataset) and "image" in dataset.column_names and dataset.format["type"] is None
-
-
-def default_image_processor(model: Any, dataset: Dataset) -> BaseImageProcessor:
-    """The processor that came with a pretrained model, else one made from the data.
-
-    The latter normalises each colour channel to zero mean and unit variance over (at most 1000) training images, and
-    keeps the size of the first of them.
-    """
-    source = getattr(getattr(model, "config", None), "_name_or_path", "")
-    if isinstance(model, PreTrainedModel) and source:
-        return AutoImageProcessor.from_pretrained(source)
-    rows = np.random.default_rng(0).permutation(len(dataset))[:STATISTICS_SAMPLES]
-    images = [image for row in np.sort(rows) if (image := _decoded(dataset, int(row))) is not None]
-    if not images:
-        raise ValueError(f"none of {len(rows)} images of the training set can be read: check the image column")
-    width, height = images[0].size
-    values = np.concatenate([np.asarray(image, dtype=np.float64).reshape(-1, 3) for image in images]) / 255
-    return ViTImageProcessorPil(
-        size={"height": height, "width": width},
-        do_resize=True,
-        do_convert_rgb=True,
-        image_mean=values.mean(0).round(4).tolist(),
-        image_std=values.std(0).clip(1e-3).round(4).tolist(),
-    )
-
-
-def _decoded(dataset: Dataset, row: int) -> Any:
-    """The image in RGB, or None if it is broken (`ModelInputs` counts and names those)."""
-    try:
-        return dataset[row]["image"].convert("RGB")
-    except UNREADABLE:
-        return None

@@ -1,86 +1,107 @@
-"""Where images and labels come from: digits, folders of MNIST-format idx files, the Hub.
+"""Where examples and labels come from: digits, the Hub, local folders, benchmarks with a layout of their own.
 
-Each source gives a DatasetDict with the splits `train` and `test`, columns `image` and `label` (a ClassLabel), and
-`clean_label` where the data bring one.
+Each source gives a DatasetDict with the splits `train` and `test` and whatever else it has (`validation`; `meta`, clean
+examples beside noisy ones), columns `image` or `text`, `label` (a ClassLabel), `clean_label` where the data bring one.
 """
 
-import gzip
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDatasetDict, load_dataset
 
-# Short name → Hub id, image column, label column. Their labels count as clean.
+from famus_hf.data.builders import BUILDERS, build
+from famus_hf.data.columns import Columns, with_shared_classes, with_standard_columns
+from famus_hf.data.folders import load_folder, load_whole_folder
+from famus_hf.data.idx import is_idx_folder, load_idx_folder
+from famus_hf.wording import first_few
+
+# Short name → Hub id and columns. Their labels count as clean.
 HUB_DATASETS = {
-    "cifar10": ("uoft-cs/cifar10", "img", "label"),
-    "cifar100": ("uoft-cs/cifar100", "img", "fine_label"),
-    "fashion_mnist": ("zalando-datasets/fashion_mnist", "image", "label"),
+    "cifar10": ("uoft-cs/cifar10", Columns(image="img", label="label")),
+    "cifar100": ("uoft-cs/cifar100", Columns(image="img", label="fine_label", superclass="coarse_label")),
+    "fashion_mnist": ("zalando-datasets/fashion_mnist", Columns(image="image", label="label")),
 }
-FASHION_MNIST_CLASSES = [
-    "T-shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
-]  # fmt: skip
-IDX_FILES = {
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-}
+TEST_NAMES = ("test", "validation", "valid", "val")  # of the split to test on; the first that has labels
 TEST_SEED = 0  # of every test split that is made here: it never follows the run's seed
 TEST_SHARE = 0.2
 
 
 def load_source(
-    name: str,
+    name: str | None = None,
     config_name: str | None = None,
-    image_column_name: str | None = None,
-    label_column_name: str | None = None,
-    clean_label_column_name: str | None = None,
+    columns: Columns = Columns(),  # noqa: B008 - frozen
+    *,
+    data_dir: str | None = None,
+    train_dir: str | None = None,
+    validation_dir: str | None = None,
 ) -> DatasetDict:
-    """Loads a data set by name: `digits`, a folder of idx files, a short name of `HUB_DATASETS` or any Hub id.
+    """Loads a data set by name or from folders.
 
     Args:
-        name: The data set.
-        config_name: Its configuration on the Hub.
-        image_column_name: Default: the only image column.
-        label_column_name: Default: the only ClassLabel column.
-        clean_label_column_name: A column with the true labels beside wrong ones, if there is one.
+        name: `digits`, a short name of `HUB_DATASETS` or `BUILDERS`, a Hub id, or a local folder: images sorted into
+            folders of classes, parquet, csv, jsonl, arrow, or MNIST-format idx files.
+        config_name: Its configuration on the Hub, or the variant of a benchmark.
+        columns: Named columns; the others are found.
+        data_dir: Where a benchmark of `BUILDERS` lies.
+        train_dir: A folder with the training examples alone, instead of a name.
+        validation_dir: Another with those to test on.
 
     Raises:
         ValueError: One sentence that says what is wrong and what to do.
     """
-    if name == "digits" or Path(name).is_dir():
-        named = [
-            column for column in (config_name, image_column_name, label_column_name, clean_label_column_name) if column
-        ]
-        if named:
-            raise ValueError(
-                f"{name!r} has images and labels alone: leave out the configuration or column {named[0]!r}"
-            )
-        return _load_digits() if name == "digits" else _load_idx_folder(Path(name))
-    hub_id, image_default, label_default = HUB_DATASETS.get(name, (name, None, None))
-    splits = _load_from_hub(hub_id, config_name)
-    columns = (image_column_name or image_default, label_column_name or label_default)
-    return with_shared_classes(
-        {
-            split: _standard_columns(dataset, *columns, clean_label_column_name, clean_is_needed=split == "train")
-            for split, dataset in splits.items()
-        }
-    )
+    if name is None:
+        return _load_two_folders(
+            Path(str(train_dir)), None if validation_dir is None else Path(validation_dir), columns
+        )
+    if name in BUILDERS:
+        return build(name, None if data_dir is None else Path(data_dir), config_name, load_source)
+    folder = Path(name) if Path(name).is_dir() else None
+    if name == "digits" or (folder is not None and is_idx_folder(folder)):
+        _refuse_settings(name, config_name, columns)
+        return _load_digits() if folder is None else load_idx_folder(folder)
+    if folder is not None:
+        return standard_splits(load_folder(folder), columns, name, folder)
+    hub_id, known = HUB_DATASETS.get(name, (name, columns))
+    return standard_splits(load_from_hub(hub_id, config_name), merged_columns(columns, known), hub_id)
 
 
-def check_source_name(name: str) -> None:
-    """Raises ValueError on a name that is neither a built-in data set nor a folder nor could be a Hub id."""
-    if name not in ("digits", *HUB_DATASETS) and "/" not in name and not Path(name).is_dir():
+def check_source(
+    name: str | None, data_dir: str | None = None, train_dir: str | None = None, validation_dir: str | None = None
+) -> None:
+    """Raises ValueError on a name that can't be one, and on places that contradict each other."""
+    if (name is None) == (train_dir is None):
+        raise ValueError("give either a data set's name or a train_dir, and not both")
+    if validation_dir is not None and train_dir is None:
+        raise ValueError("validation_dir needs a train_dir: a data set by name brings its own test split")
+    for folder in (train_dir, validation_dir):
+        if folder is not None and not Path(folder).is_dir():
+            raise ValueError(f"folder {folder!r} does not exist")
+    if name is None:
+        return
+    if data_dir is not None and name not in BUILDERS:
+        raise ValueError(f"data_dir is where one of {', '.join(BUILDERS)} lies: {name!r} takes none")
+    short = ("digits", *HUB_DATASETS, *BUILDERS)
+    if name not in short and not Path(name).is_dir() and ("/" not in name or name.startswith(("/", ".", "~"))):
         raise ValueError(
-            f"data set {name!r} is unknown: choose one of {', '.join(['digits', *HUB_DATASETS])}, "
-            "a Hub id such as 'user/name', or a folder of idx files"
+            f"data set {name!r} is unknown: choose one of {', '.join(short)}, a Hub id such as 'user/name', or a folder"
         )
 
 
-def labels_known_clean(name: str) -> bool:
+def labels_known_clean(name: str | None) -> bool:
     """Whether the labels of this source are taken as clean when nothing was corrupted."""
-    return name == "digits" or name in HUB_DATASETS or Path(name).is_dir()
+    return name is not None and (name in ("digits", *HUB_DATASETS) or is_idx_folder(Path(name)))
+
+
+def _refuse_settings(name: str, config_name: str | None, columns: Columns) -> None:
+    named = [value for value in (config_name, *vars(columns).values()) if value]
+    if named:
+        raise ValueError(f"{name!r} has images and labels alone: leave out the configuration or column {named[0]!r}")
+
+
+def merged_columns(named: Columns, known: Columns) -> Columns:
+    """What the user named, else what is known of the data set."""
+    return Columns(**{role: value or getattr(known, role) for role, value in vars(named).items()})
 
 
 def _load_digits() -> DatasetDict:
@@ -94,150 +115,79 @@ def _load_digits() -> DatasetDict:
     return whole.train_test_split(TEST_SHARE, stratify_by_column="label", seed=TEST_SEED)
 
 
-def _load_idx_folder(folder: Path) -> DatasetDict:
-    """The four files of MNIST's format, gzipped or not, as in Debian's package dataset-fashion-mnist."""
-    splits = {}
-    found = [_read_idx(_find_idx_file(folder, file_names[1])) for file_names in IDX_FILES.values()]
-    num_classes = 1 + max((int(labels.max()) for labels in found if labels.size), default=0)
-    classes = [str(label) for label in range(num_classes)]
-    if "fashion" in folder.resolve().name.lower() and num_classes == len(FASHION_MNIST_CLASSES):
-        classes = FASHION_MNIST_CLASSES
-    for split, file_names in IDX_FILES.items():
-        paths = tuple(_find_idx_file(folder, file_name) for file_name in file_names)
-        images, labels = map(_read_idx, paths)
-        if len(images) != len(labels) or len(labels) == 0:
-            raise ValueError(f"{str(paths[0])!r} has {len(images)} images, {str(paths[1])!r} {len(labels)} labels")
-        splits[split] = Dataset.from_generator(
-            _idx_rows,
-            gen_kwargs={"paths": paths, "stamps": tuple(path.stat().st_mtime_ns for path in paths)},
-            features=Features({"image": Image(mode="L"), "label": ClassLabel(names=classes)}),
-        )
-    return DatasetDict(splits)
+def _load_two_folders(train_dir: Path, validation_dir: Path | None, columns: Columns) -> DatasetDict:
+    parts = {"train": train_dir} | ({} if validation_dir is None else {"test": validation_dir})
+    splits = {
+        split: with_standard_columns(load_whole_folder(folder), columns, split == "train", folder)
+        for split, folder in parts.items()
+    }
+    return with_test_split(with_shared_classes(splits))
 
 
-def _find_idx_file(folder: Path, file_name: str) -> Path:
-    for path in (folder / file_name, folder / f"{file_name}.gz"):
-        if path.is_file():
-            return path
-    raise ValueError(
-        f"folder {str(folder)!r} has no {file_name} or {file_name}.gz: a folder data set needs the four idx files of "
-        "MNIST's format (Debian's package dataset-fashion-mnist brings them)"
-    )
-
-
-def _read_idx(path: Path) -> np.ndarray:
-    """An idx file of unsigned bytes as an array. Raises ValueError if the header and the size disagree."""
+def load_from_hub(hub_id: str, config_name: str | None, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
+    """All splits of a Hub data set. Raises ValueError with what the client said, in one sentence."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            content = file.read()
-    except (OSError, EOFError, zlib.error):
-        content = b""
-    dimensions = content[3] if len(content) > 3 and content[:3] == b"\x00\x00\x08" else 0
-    start = 4 + 4 * dimensions
-    shape = np.frombuffer(content[4:start], ">u4").astype(int) if dimensions and len(content) >= start else None
-    if shape is None or len(content) != start + shape.prod():
-        raise ValueError(f"{str(path)!r} is not an idx file of unsigned bytes, or it is cut short: fetch it again")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
-def _idx_rows(paths: tuple[Path, ...], stamps: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """Rows of one split; `stamps` only makes the cache notice changed files."""
-    for image, label in zip(*map(_read_idx, paths), strict=True):
-        yield {"image": image, "label": int(label)}
-
-
-def _load_from_hub(hub_id: str, config_name: str | None) -> DatasetDict:
-    """Splits `train` and `test` of a Hub data set; without a test split, `validation` or a fixed 20 % of train."""
-    try:
-        splits = load_dataset(hub_id, config_name)
+        return load_dataset(hub_id, config_name, streaming=streaming)
     except Exception as error:  # the client raises a dozen unrelated types for a missing network, id or config
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"data set {hub_id!r} could not be loaded ({type(error).__name__}: {reason}): check id and network, "
-            "or use --dataset_name digits or a local folder of idx files, which need none"
+            "or use --dataset_name digits or a local folder, which need none"
         ) from error
+
+
+def standard_splits(splits: Any, columns: Columns, name: str, folder: Path | None = None) -> DatasetDict:
+    """Standard columns and shared classes; a test split, if there is none, is a fixed 20 % of train."""
+    check_has_train(splits, name)
+    test = next((split for split in TEST_NAMES if split in splits and _has_labels(splits[split], columns)), None)
+    chosen = {"train": splits["train"]} | ({} if test is None else {"test": splits[test]})
+    if test == "test" and "validation" in splits:
+        chosen["validation"] = splits["validation"]
+    standard = {
+        split: with_standard_columns(dataset, columns, split == "train", folder) for split, dataset in chosen.items()
+    }
+    return with_test_split(with_shared_classes(standard))
+
+
+def check_has_train(splits: Any, name: str) -> None:
     if "train" not in splits:
-        raise ValueError(f"data set {hub_id!r} has the splits {', '.join(splits)}, but no 'train'")
-    for test in ("test", "validation", "valid"):
-        if test in splits:
-            return DatasetDict({"train": splits["train"], "test": splits[test]})
-    return splits["train"].train_test_split(TEST_SHARE, seed=TEST_SEED)
+        raise ValueError(f"data set {name!r} has the splits {', '.join(splits)}, but no 'train'")
 
 
-def _standard_columns(
-    dataset: Dataset, image: str | None, label: str | None, clean_label: str | None, clean_is_needed: bool = True
-) -> Dataset:
-    """Renames the columns to `image`, `label` and `clean_label` and drops the others."""
-    image = _one_column(dataset, image, Image, "image")
-    label = _one_column(dataset, label, ClassLabel, "label")
-    names = {image: "image", label: "label"}
-    if clean_label is not None and (clean_is_needed or clean_label in dataset.column_names):
-        names[_one_column(dataset, clean_label, ClassLabel, "clean_label")] = "clean_label"
-    dataset = dataset.select_columns(list(names)).rename_columns({old: new for old, new in names.items() if old != new})
-    if not isinstance(dataset.features["image"], Image):
-        raise ValueError(f"column {image!r} holds {dataset.features['image']}, which is not an image")
-    return dataset
+def _has_labels(dataset: Dataset, columns: Columns) -> bool:
+    """Whether not all labels are −1, as in test splits whose labels are kept secret."""
+    if len(dataset) == 0:
+        return True  # refused later, by name
+    label = columns.label or next(
+        (name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)), "label"
+    )
+    return label not in dataset.features or set(dataset[label][:]) != {-1}
 
 
-def _one_column(dataset: Dataset, wanted: str | None, kind: type, role: str) -> str:
-    columns = dataset.column_names
-    if wanted is not None:
-        if wanted not in columns:
-            raise ValueError(f"{role} column {wanted!r} is not in the data set, which has {', '.join(columns)}")
-        return wanted
-    found = [name for name, feature in dataset.features.items() if isinstance(feature, kind)]
-    if len(found) != 1:
-        raise ValueError(
-            f"{len(found)} columns of the data set could be the {role} column ({', '.join(found) or 'none'}): "
-            f"name one of {', '.join(columns)} with --{role}_column_name"
-        )
-    return found[0]
+def with_test_split(splits: DatasetDict) -> DatasetDict:
+    """The splits; where none is `test`, a fixed 20 % of train, stratified by label where classes are large enough."""
+    if "test" in splits or len(splits["train"]) < 2:
+        return splits
+    train = splits["train"]
+    counts = np.bincount(train["label"][:], minlength=train.features["label"].num_classes)
+    stratify = "label" if counts.min() >= 2 and len(train) * TEST_SHARE >= len(counts) else None
+    return DatasetDict({**splits, **train.train_test_split(TEST_SHARE, stratify_by_column=stratify, seed=TEST_SEED)})
 
 
-def with_shared_classes(splits: dict[str, Dataset]) -> DatasetDict:
-    """Makes `label` and `clean_label` of all splits ClassLabels with the same names in the same order.
-
-    Names are matched by name; integers and strings become the sorted union of what occurs anywhere.
-    """
-    columns = [
-        (split, column) for split in splits for column in ("label", "clean_label") if column in splits[split].features
-    ]
-    feature = splits["train"].features["label"]
-    names = list(feature.names) if isinstance(feature, ClassLabel) else []
-    values = {place: _class_values(splits[place[0]], place[1], names) for place in columns}
-    found = {value for own in values.values() for value in own} - set(names)
-    names += [str(value) for value in sorted(found, key=lambda value: (isinstance(value, str), value))]
-    shared = ClassLabel(names=names)
-    place_of = {name: place for place, name in enumerate(names)}
-    for split, column in columns:
-        numbers = [place_of[str(value)] for value in values[split, column]]
-        splits[split] = splits[split].remove_columns(column).add_column(column, numbers, feature=shared)
-    return DatasetDict(splits)
-
-
-def _class_values(dataset: Dataset, column: str, names: list[str]) -> list[Any]:
-    """The class of each row, as a name where there are names. Raises ValueError on what is no class.
-
-    Args:
-        dataset: One split.
-        column: `label` or `clean_label`.
-        names: Of the training labels, if they have any: integers without names of their own then count in these.
-    """
-    feature = dataset.features[column]
-    values = dataset[column][:]
-    missing = sum(value is None for value in values)
-    if missing:
-        raise ValueError(f"{missing} of {len(values)} rows have no {column}: remove those rows")
-    if isinstance(feature, ClassLabel):
-        names = feature.names
-    elif not (isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "string", "large_string"))):
-        raise ValueError(
-            f"the {column} column holds {feature}, which are not classes: "
-            "choose a column of class names or integer class indices"
-        )
-    if not values or isinstance(values[0], str):
-        return values
-    wrong = [value for value in values if value < 0 or (names and value >= len(names))]
-    if wrong:
-        raise ValueError(f"{len(wrong)} rows of column {column} hold {wrong[0]}, which is no class: remove those rows")
-    return [names[value] for value in values] if names else values
+def check_splits(splits: DatasetDict) -> None:
+    """Raises ValueError on a split without rows, and on classes that only train or only the test split has."""
+    for split, dataset in splits.items():
+        if len(dataset) == 0:
+            raise ValueError(f"the split {split!r} of the data has no rows: give a few examples of every class")
+    if "test" not in splits:
+        raise ValueError("the data are a single example: give enough to train and to test on")
+    names = splits["train"].features["label"].names
+    found = {split: set(splits[split]["label"][:]) for split in ("train", "test")}
+    for one, other, advice in (("test", "train", "add examples"), ("train", "test", "add some, or give another split")):
+        missing = sorted(found[other] - found[one])
+        if missing:
+            first = first_few(repr(names[label]) for label in missing)
+            raise ValueError(
+                f"{len(missing)} of {len(found[other])} classes of the {other} split have no example in the {one} "
+                f"split ({first}): {advice}, or leave these classes out"
+            )

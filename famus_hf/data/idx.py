@@ -1,0 +1,76 @@
+"""Folders of MNIST-format idx files, gzipped or not, as in Debian's package dataset-fashion-mnist."""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+
+FASHION_MNIST_CLASSES = [
+    "T-shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
+]  # fmt: skip
+IDX_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+
+def is_idx_folder(folder: Path) -> bool:
+    """Whether any of the four files is there."""
+    names = [name for pair in IDX_FILES.values() for name in pair]
+    return any((folder / f"{name}{ending}").is_file() for name in names for ending in ("", ".gz"))
+
+
+def load_idx_folder(folder: Path) -> DatasetDict:
+    """Splits `train` and `test` of the four files. Raises ValueError if one is missing, cut short or does not fit."""
+    splits = {}
+    found = [_read_idx(_find_idx_file(folder, file_names[1])) for file_names in IDX_FILES.values()]
+    num_classes = 1 + max((int(labels.max()) for labels in found if labels.size), default=0)
+    classes = [str(label) for label in range(num_classes)]
+    if "fashion" in folder.resolve().name.lower() and num_classes == len(FASHION_MNIST_CLASSES):
+        classes = FASHION_MNIST_CLASSES
+    for split, file_names in IDX_FILES.items():
+        paths = tuple(_find_idx_file(folder, file_name) for file_name in file_names)
+        images, labels = map(_read_idx, paths)
+        if len(images) != len(labels) or len(labels) == 0:
+            raise ValueError(f"{str(paths[0])!r} has {len(images)} images, {str(paths[1])!r} {len(labels)} labels")
+        splits[split] = Dataset.from_generator(
+            _idx_rows,
+            gen_kwargs={"paths": paths, "stamps": tuple(path.stat().st_mtime_ns for path in paths)},
+            features=Features({"image": Image(mode="L"), "label": ClassLabel(names=classes)}),
+        )
+    return DatasetDict(splits)
+
+
+def _find_idx_file(folder: Path, file_name: str) -> Path:
+    for path in (folder / file_name, folder / f"{file_name}.gz"):
+        if path.is_file():
+            return path
+    raise ValueError(
+        f"folder {str(folder)!r} has no {file_name} or {file_name}.gz: MNIST's format needs its four idx files "
+        "(Debian's package dataset-fashion-mnist brings them)"
+    )
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """An idx file of unsigned bytes as an array. Raises ValueError if the header and the size disagree."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            content = file.read()
+    except (OSError, EOFError, zlib.error):
+        content = b""
+    dimensions = content[3] if len(content) > 3 and content[:3] == b"\x00\x00\x08" else 0
+    start = 4 + 4 * dimensions
+    shape = np.frombuffer(content[4:start], ">u4").astype(int) if dimensions and len(content) >= start else None
+    if shape is None or len(content) != start + shape.prod():
+        raise ValueError(f"{str(path)!r} is not an idx file of unsigned bytes, or it is cut short: fetch it again")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _idx_rows(paths: tuple[Path, ...], stamps: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+    """Rows of one split; `stamps` only makes the cache notice changed files."""
+    for image, label in zip(*map(_read_idx, paths), strict=True):
+        yield {"image": image, "label": int(label)}

@@ -1,0 +1,105 @@
+"""Images as they are stored: which can't be read, which are the same, and their pixels as features."""
+
+from collections.abc import Iterable, Iterator, Set
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL.Image import DecompressionBombError
+from PIL.Image import Image as PILImage
+from tqdm.auto import tqdm
+
+from famus_hf.wording import first_few
+
+# PIL's ways to say that an image is broken; AttributeError: there is none
+UNREADABLE = (OSError, SyntaxError, ValueError, AttributeError, DecompressionBombError)
+FEATURE_SIZE = 32  # pixels of each side that instance-dependent noise sees at most
+SHOW_FROM = 20_000  # examples, with which a progress bar appears
+MAX_COPIES = 3  # in the training set; an image that is there more often is a placeholder, and leaks nothing
+
+
+def decoded(dataset: Dataset, row: int) -> PILImage | None:
+    """The image in RGB, or None if it is broken."""
+    try:
+        return dataset[row]["image"].convert("RGB")
+    except UNREADABLE:
+        return None
+
+
+def refuse_unreadable(rows: list[int], num_rows: int, index: list[int] | None = None) -> None:
+    """Raises ValueError that counts and names the broken images, if there are any."""
+    if rows:
+        names = first_few((row if index is None else index[row] for row in rows), 5)
+        raise ValueError(f"{len(rows)} of {num_rows} images can't be read (index {names}): remove or repair them")
+
+
+def unreadable_rows(dataset: Dataset, processes: int | None = None) -> list[int]:
+    """Rows whose image can't be decoded. The answer is kept in the cache of `datasets`."""
+    images = dataset.select_columns("image").cast_column("image", ImageFeature(decode=False))
+    checked = images.map(_is_readable, num_proc=processes, remove_columns="image", desc="Checking images")
+    return [row for row, readable in enumerate(checked["readable"][:]) if not readable]
+
+
+def _is_readable(example: dict[str, Any]) -> dict[str, bool]:
+    try:
+        ImageFeature().decode_example(example["image"]).convert("RGB")
+    except UNREADABLE:
+        return {"readable": False}
+    return {"readable": True}
+
+
+def pixel_features(dataset: Dataset) -> np.ndarray:
+    """Images as rows of pixels, shape (N, 3·H·W), uint8; larger ones than 32×32 are made smaller."""
+    first = next((image for row in range(len(dataset)) if (image := decoded(dataset, row)) is not None), None)
+    if first is None:
+        raise ValueError(f"none of {len(dataset)} images can be read: check the image column")
+    size = (min(first.width, FEATURE_SIZE), min(first.height, FEATURE_SIZE))
+    features = np.empty((len(dataset), 3 * size[0] * size[1]), np.uint8)
+    broken = []
+    for row in tqdm(range(len(dataset)), desc="Reading images", disable=len(dataset) < SHOW_FROM):
+        image = decoded(dataset, row)
+        if image is None:
+            broken.append(row)
+        else:
+            features[row] = np.asarray(image if image.size == size else image.resize(size)).reshape(-1)
+    refuse_unreadable(broken, len(dataset))
+    return features
+
+
+def same_content(train: Dataset, other: Dataset) -> list[int]:
+    """Rows of train whose image file (or text) is also in the other set, but for placeholders that repeat in train."""
+    wanted = {content for content in _contents(other) if content is not None}
+    return rows_of_copies(_contents(train, {len(content) for content in wanted}), wanted)
+
+
+def rows_of_copies(contents: Iterable[Any], wanted: Set[Any]) -> list[int]:
+    """Places of those contents that are wanted, but for contents that occur more than `MAX_COPIES` times."""
+    places: dict[Any, list[int]] = {}
+    for place, content in enumerate(contents):
+        if content in wanted:
+            places.setdefault(content, []).append(place)
+    return sorted(place for own in places.values() if len(own) <= MAX_COPIES for place in own)
+
+
+def _contents(dataset: Dataset, sizes: set[int] | None = None) -> Iterator[Any]:
+    """Bytes of each image, or the text; None, unread, where the size is none of `sizes`."""
+    if "text" in dataset.features:
+        yield from dataset["text"]
+        return
+    images = dataset.select_columns("image").cast_column("image", ImageFeature(decode=False))
+    for start in range(0, len(images), 1000):
+        for image in images[start : start + 1000]["image"]:
+            yield _file_content(image, sizes)
+
+
+def _file_content(image: dict[str, Any] | None, sizes: set[int] | None) -> bytes | None:
+    if image is None:
+        return None
+    if image["bytes"] is not None:
+        return image["bytes"] if sizes is None or len(image["bytes"]) in sizes else None
+    path = Path(image["path"])
+    if not path.is_file() or (sizes is not None and path.stat().st_size not in sizes):
+        return None
+    return path.read_bytes()

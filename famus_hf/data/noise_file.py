@@ -1,0 +1,119 @@
+"""noise.parquet: which labels a run was trained on, so that another method can be trained on the very same."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from famus_hf.wording import first_few
+
+COLUMNS = ("index", "label", "clean_label")
+
+
+@dataclass
+class NoiseFile:
+    """What `noise.parquet` holds.
+
+    Attributes:
+        index: Shape (N,), row of each training example in the source split, all different.
+        labels: Shape (N,), the possibly wrong labels.
+        clean_labels: Shape (N,), the labels before corruption, or None where they are not known.
+        metadata: Seed, realised rate and whatever else describes the draw; `meta_index` are the rows of the meta set.
+    """
+
+    index: np.ndarray
+    labels: np.ndarray
+    clean_labels: np.ndarray | None
+    metadata: dict[str, Any]
+
+
+def write_noise_file(
+    path: Path,
+    index: Sequence[int],
+    labels: Sequence[int],
+    clean_labels: Sequence[int] | None,
+    metadata: dict[str, Any],
+) -> None:
+    """Writes columns `index`, `label` and, where known, `clean_label`; settings as JSON under the key `famus_hf`.
+
+    Args:
+        path: The file; replaced whole or not at all.
+        index: Row of each example in the source split.
+        labels: The possibly wrong labels.
+        clean_labels: The labels before corruption.
+        metadata: Seed, realised rate and whatever else describes the draw.
+    """
+    columns = {"index": list(index), "label": list(labels)}
+    if clean_labels is not None:
+        columns["clean_label"] = list(clean_labels)
+    unfinished = path.with_name(path.name + ".tmp")
+    pq.write_table(pa.table(columns).replace_schema_metadata({"famus_hf": json.dumps(metadata)}), unfinished)
+    unfinished.replace(path)
+
+
+def read_noise_file(path: Path) -> NoiseFile:
+    """Reads what `write_noise_file` wrote, or any parquet file with the columns `index` and `label`.
+
+    Raises:
+        ValueError: No such file, columns missing or of other types, or an index that occurs twice.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"noise file {str(path)!r} can't be read as parquet: {reason}") from error
+    found = {name: table[name] for name in COLUMNS if name in table.column_names}
+    wrong = [name for name in COLUMNS[:2] if name not in found]
+    wrong += [name for name, column in found.items() if not pa.types.is_integer(column.type) or column.null_count]
+    if wrong:
+        raise ValueError(
+            f"noise file {str(path)!r} has no column {wrong[0]!r} of whole numbers: it needs index and label, and "
+            "clean_label where known, as in the noise.parquet of a run"
+        )
+    index = found["index"].to_numpy()
+    rows, counts = np.unique(index, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(
+            f"noise file {str(path)!r} names {(counts > 1).sum()} rows more than once "
+            f"(index {first_few(rows[counts > 1])}): leave one line for each"
+        )
+    metadata = json.loads((table.schema.metadata or {}).get(b"famus_hf", b"{}"))
+    clean = found["clean_label"].to_numpy() if "clean_label" in found else None
+    return NoiseFile(index, found["label"].to_numpy(), clean, metadata)
+
+
+def check_noise_file(noise_file: NoiseFile, num_rows: int, num_labels: int, known_clean: np.ndarray | None) -> None:
+    """Raises ValueError if the file was made for other data.
+
+    Args:
+        noise_file: The file.
+        num_rows: Rows of the source split.
+        num_labels: C.
+        known_clean: Shape (num_rows,), the labels of the source split where they are clean, else None.
+    """
+    index, labels = noise_file.index, noise_file.labels
+    outside = index[(index < 0) | (index >= num_rows)]
+    if len(outside):
+        raise ValueError(
+            f"{len(outside)} rows of the noise file are not in the training split, which has {num_rows} "
+            f"(index {first_few(outside)}): it was made for other data"
+        )
+    for name, values in (("label", labels), ("clean_label", noise_file.clean_labels)):
+        wrong = values[(values < 0) | (values >= num_labels)] if values is not None else np.empty(0)
+        if len(wrong):
+            raise ValueError(
+                f"{len(wrong)} values of {name} in the noise file are no class of the data, which have {num_labels} "
+                f"({first_few(wrong)}): it was made for other data"
+            )
+    if known_clean is not None and noise_file.clean_labels is not None:
+        differ = index[known_clean[index] != noise_file.clean_labels]
+        if len(differ):
+            raise ValueError(
+                f"{len(differ)} of {len(index)} clean labels of the noise file are not those of the data "
+                f"(index {first_few(differ)}): it was made for other data, or its rows were reordered"
+            )

@@ -1,0 +1,63 @@
+"""The meta batch of each step: a function of (seed, step) and, with a pseudo-clean set, of the rows chosen last."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from famus_hf.data.meta_set import MetaBatchSampler
+from famus_hf.passes import python_random_state_kept, random_state_kept
+from famus_hf.training_args import FaMUSTrainingArguments
+
+
+class MetaBatches:
+    """Batches of the meta set, prefetched by a DataLoader that starts where a resumed run left off.
+
+    Args:
+        dataset: The meta set.
+        args: Their size, seed, and how data are loaded.
+        collate: From examples to a batch.
+    """
+
+    def __init__(self, dataset: Any, args: FaMUSTrainingArguments, collate: Callable[[list[Any]], Any]):
+        self.dataset, self.args, self.collate = dataset, args, collate
+        self._batches: Iterator[Any] | None = None
+
+    def next(self, step: int) -> Any:
+        """The batch of the step that follows the one asked for before, or of any step after `restart`."""
+        if self._batches is None:
+            wanted = self.args.meta_batch_size or self.args.per_device_train_batch_size
+            loader = DataLoader(
+                self.dataset,
+                batch_sampler=MetaBatchSampler(len(self.dataset), wanted, self.args.seed, start=step),
+                collate_fn=self.collate,
+                num_workers=self.args.dataloader_num_workers,
+                pin_memory=self.args.dataloader_pin_memory,
+                generator=torch.Generator(),  # its own: the loader must not draw from the global one
+            )
+            self._batches = iter(loader)
+        with random_state_kept(self.args.device), python_random_state_kept():  # an augmentation may draw
+            return next(self._batches)
+
+    def restart(self) -> None:
+        """Ends the workers; the next batch is of whatever the meta set is then."""
+        self._batches = None
+
+
+def in_order(dataset: Any, args: FaMUSTrainingArguments, collate: Callable[[list[Any]], Any]) -> Iterator[Any]:
+    """All examples once, in batches for evaluation; draws nothing from the global generators."""
+    loader = DataLoader(
+        dataset,
+        batch_size=args.per_device_eval_batch_size,
+        collate_fn=collate,
+        num_workers=args.dataloader_num_workers,
+        generator=torch.Generator(),
+    )
+    with random_state_kept(args.device), python_random_state_kept():
+        yield from loader
+
+
+def as_array(parts: list[torch.Tensor]) -> np.ndarray:
+    return torch.cat(parts).float().cpu().numpy()

@@ -1,0 +1,131 @@
+"""Data sets that are read as they come: the same labels whatever the order, exact resuming, what a stream can't do."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from scipy.stats import chisquare
+
+from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_noisy_dataset
+
+NAMES = ["ant", "bee", "cow"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """600 training and 60 test images in parquet files, class by class in turn."""
+    place = tmp_path_factory.mktemp("stream")
+    features = Features({"picture": Image(), "animal": ClassLabel(names=NAMES)})
+    generator = np.random.default_rng(0)
+    for split, size in (("train", 600), ("test", 60)):
+        labels = np.arange(size) % 3
+        pixels = generator.integers(100, size=(size, 6, 6, 3)) + 70 * labels[:, None, None, None]
+        table = {"picture": list(pixels.astype(np.uint8)), "animal": labels}
+        Dataset.from_dict(table, features).to_parquet(str(place / f"{split}.parquet"))
+    return str(place)
+
+
+def load(folder, **changes):
+    return load_noisy_dataset(folder, **{"noise": 0.4, "num_meta": 30, "streaming": True, "seed": 1, **changes})
+
+
+def test_meta_set_is_balanced_clean_and_not_in_train(folder):
+    data = load(folder)
+    assert set(data) == {"train", "meta", "test"}
+    assert np.bincount(data["meta"]["label"][:]).tolist() == [10, 10, 10]
+    train = list(data["train"])
+    assert sorted([*data["meta"]["index"][:], *[row["index"] for row in train]]) == list(range(600))
+    assert all(row["clean_label"] == row["index"] % 3 for row in train)
+    assert [row["label"] for row in data["test"]] == [row % 3 for row in range(60)]
+
+
+def test_noise_is_that_of_the_definition_and_hangs_on_seed_and_row_alone(folder):
+    def labels(**changes):
+        return {row["index"]: row["label"] for row in load(folder, **changes)["train"]}
+
+    first = labels()
+    moved = [(label - row) % 3 for row, label in first.items()]
+    expected = np.array([1 - 0.4 * 2 / 3, 0.4 / 3, 0.4 / 3]) * len(first)
+    assert chisquare(np.bincount(moved), expected).pvalue > 0.001
+    other_rows = labels(num_meta=60)
+    assert all(first[row] == label for row, label in other_rows.items())
+    assert labels(seed=2) != first
+    pairs = labels(noise_type="pair")
+    assert {(label - row) % 3 for row, label in pairs.items()} == {0, 1}
+
+
+def test_the_order_is_shuffled_anew_in_each_epoch(folder):
+    stream = load(folder)["train"]
+    orders = []
+    for epoch in (0, 1, 0):
+        stream.set_epoch(epoch)
+        orders.append([row["index"] for row in stream])
+    assert orders[0] != sorted(orders[0]) and orders[0] != orders[1] and orders[0] == orders[2]
+
+
+def make_trainer(folder, output, **changes):
+    data = load(folder)
+    settings = {
+        "per_device_train_batch_size": 20, "max_steps": 40, "save_strategy": "steps", "save_steps": 13, "seed": 3,
+        "use_cpu": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 10, "augmentation": "pad-crop",
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return FaMUSTrainer(
+        build_backbone("tiny", NAMES),
+        FaMUSTrainingArguments(str(output), **{**settings, **changes}),
+        train_dataset=data["train"],
+        meta_dataset=data["meta"],
+        eval_dataset=data["test"],
+    )
+
+
+def test_a_stream_trains_and_resumes_exactly(folder, tmp_path):
+    whole = make_trainer(folder, tmp_path / "whole")
+    whole.train()
+    losses = [entry["meta_loss"] for entry in whole.state.log_history if "meta_loss" in entry]
+    assert losses[-1] < losses[0] and 0.2 < whole.train_dataset.realised_noise_rate < 0.35
+    parts = make_trainer(folder, tmp_path / "parts")
+    parts.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-13"))
+    for (name, one), other in zip(whole.model.state_dict().items(), parts.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+    assert whole.evaluate()["eval_loss"] == parts.evaluate()["eval_loss"]
+
+
+def test_what_needs_all_examples_is_refused(folder, tmp_path):
+    for changes, sentence in (
+        ({"noise_type": "flip"}, "noise_type 'flip' needs all examples at once"),
+        ({"noise_type": "instance"}, "noise_type 'instance' needs all examples at once"),
+        ({"imbalance_factor": 10}, "imbalance_factor needs all examples at once"),
+        ({"noise_exact_count": True}, "noise_exact_count needs all examples at once"),
+        ({"num_meta": 900}, r"3 classes \(ant, bee, cow\) have too few of the first 90000 examples"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            load(folder, **changes)
+    with pytest.raises(ValueError, match="can't be streamed"):
+        load("digits")
+    data = load(folder, num_meta=None, meta_set="pseudo-clean")
+    assert set(data) == {"train", "test"}
+    for changes, sentence in (
+        ({}, "found by the losses of all its examples, so that a stream will not do"),
+        ({"meta_dataset": load(folder)["meta"]}, "plain_warmup_epochs needs to know how long an epoch is"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            FaMUSTrainer(
+                build_backbone("tiny", NAMES),
+                FaMUSTrainingArguments(str(tmp_path), max_steps=2, use_cpu=True, plain_warmup_epochs=1),
+                train_dataset=data["train"],
+                **changes,
+            )
+
+
+def test_broken_images_are_named_when_they_come(folder, tmp_path):
+    whole = Dataset.from_parquet(str(folder) + "/train.parquet").cast_column("picture", Image(decode=False))
+    broken = whole.map(
+        lambda row, place: {"picture": {"bytes": b"GIF?", "path": None} if place == 50 else row["picture"]},
+        with_indices=True,
+    ).cast_column("picture", Image())
+    broken.to_parquet(str(tmp_path / "train.parquet"))
+    whole.select(range(30)).cast_column("picture", Image()).to_parquet(str(tmp_path / "test.parquet"))
+    trainer = make_trainer(str(tmp_path), tmp_path / "out", save_strategy="no")
+    with pytest.raises(ValueError, match="the image of row 50 can't be read"):
+        trainer.train()
