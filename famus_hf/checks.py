@@ -23,6 +23,15 @@ def check_batch_size(trainer: "FaMUSTrainer") -> None:
         )
 
 
+def check_balanced_epochs(trainer: "FaMUSTrainer") -> None:
+    """Raises ValueError if epochs are to be balanced over labels that are not known."""
+    if trainer.args.balanced_batches_per_epoch is not None and not known_labels(trainer.train_dataset):
+        raise ValueError(
+            "balanced_batches_per_epoch needs the labels of all training examples, which this train_dataset does not "
+            "tell without being read through: leave it out, or give a data set of datasets"
+        )
+
+
 def check_meta_set(trainer: "FaMUSTrainer") -> None:
     """Raises ValueError if `meta_set` and the data sets contradict each other."""
     wanted, given, train = trainer.args.meta_set, trainer.meta_dataset, trainer.train_dataset

@@ -1,7 +1,6 @@
 """FaMUSTrainer: transformers' Trainer whose training step runs Virtual-Train, Meta-Train and Actual-Train."""
 
 import copy
-from bisect import bisect_right
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -9,15 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import SchedulerType, has_length
-from transformers.training_args import OptimizerNames
+from transformers import PreTrainedModel
+from transformers.trainer_utils import has_length
 from transformers.utils import PushToHubMixin
 
 from famus_hf import checks, hub
+from famus_hf.classifier_trainer import ClassifierTrainer
 from famus_hf.data.augmentation import make_generator
 from famus_hf.data.balanced import ClassBalancedSampler
 from famus_hf.data.model_inputs import as_model_inputs, has_raw_images, known_labels
@@ -47,12 +45,7 @@ META_STATE = "meta_state.pt"
 TRAIN_STREAM, META_STREAM = 0, 1  # of the augmentation's draws
 
 
-def step_decay(milestones: list[int], step: int) -> float:
-    """Factor of the learning rate at a step: a tenth for each milestone that is reached."""
-    return 0.1 ** bisect_right(milestones, step)
-
-
-class FaMUSTrainer(Trainer):
+class FaMUSTrainer(ClassifierTrainer):
     """Trains a classifier on noisy labels; a meta-learner, taught by a clean meta set, weighs the examples.
 
     Paper: Xu, Zhu, Jiang, Yang, "Faster Meta Update Strategy for Noise-Robust Deep Learning", CVPR 2021,
@@ -77,8 +70,6 @@ class FaMUSTrainer(Trainer):
         ValueError, TypeError: One sentence, before training starts.
     """
 
-    args: FaMUSTrainingArguments
-    model: nn.Module
     train_dataset: Any
 
     def __init__(
@@ -125,6 +116,7 @@ class FaMUSTrainer(Trainer):
         if self.train_dataset is None:
             return  # made for evaluation only
         checks.check_batch_size(self)
+        checks.check_balanced_epochs(self)
         if base_loss is None:
             self.base_loss = make_base_loss(self)
         elif args.label_smoothing_factor > 0:
@@ -339,23 +331,6 @@ class FaMUSTrainer(Trainer):
             self._averages.clear()
         super().log(logs, start_time)
 
-    # ---- Optimizer and schedule ----
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """With SGD all parameters decay, as in the paper's recipes; otherwise transformers' rule."""
-        if OptimizerNames(self.args.optim) == OptimizerNames.SGD:
-            return [name for name, _ in model.named_parameters()]
-        return super().get_decay_parameter_names(model)
-
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        constant = SchedulerType(self.args.lr_scheduler_type) == SchedulerType.CONSTANT
-        if self.lr_scheduler is None and constant and self.args.lr_milestones:
-            steps = [round(m * num_training_steps) if m < 1 else round(m) for m in self.args.lr_milestones]
-            target: Any = optimizer or self.optimizer
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(target, partial(step_decay, sorted(steps)))
-            self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
-
     # ---- Evaluation ----
 
     def compute_loss(
@@ -389,21 +364,6 @@ class FaMUSTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         size = batches * self.args.train_batch_size * self.args.world_size
         return ClassBalancedSampler(known_labels(self.train_dataset), size, self.args.seed)
-
-    def _get_dataloader(self, dataset: Any, *arguments: Any, **keywords: Any) -> DataLoader:
-        """transformers drops the last batch of evaluation sets too, and so would judge on a part of the test set."""
-        drop_last = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = drop_last and keywords.get("is_training", False)
-        try:
-            return super()._get_dataloader(dataset, *arguments, **keywords)
-        finally:
-            self.args.dataloader_drop_last = drop_last
-
-    def evaluate(self, eval_dataset: Any = None, *arguments: Any, **keywords: Any) -> dict[str, float]:
-        return super().evaluate(as_model_inputs(eval_dataset, self.processing_class), *arguments, **keywords)
-
-    def predict(self, test_dataset: Any, *arguments: Any, **keywords: Any) -> Any:
-        return super().predict(as_model_inputs(test_dataset, self.processing_class), *arguments, **keywords)
 
     # ---- Checkpoints ----
 
@@ -457,17 +417,6 @@ class FaMUSTrainer(Trainer):
             super()._load_best_model()
         self._load_meta_net(best)
 
-    def _load_network(self, network: PreTrainedModel, checkpoint: str) -> None:
-        """Reads the weights as `from_pretrained` does.
-
-        transformers 5.23 saves some networks (ViT among them) under names that only `from_pretrained` translates back;
-        its own Trainer leaves those weights as they are, with a warning.
-        """
-        if not (Path(checkpoint) / "config.json").is_file():
-            raise ValueError(f"{checkpoint!r} holds no checkpoint (it has no config.json)")
-        saved = type(network).from_pretrained(checkpoint, config=network.config)
-        network.load_state_dict(saved.state_dict())
-
     def _load_meta_net(self, checkpoint: str) -> None:
         if self.meta is not None:
             hub.load_into(checkpoint, self.meta.meta_learner, self.meta.layer_sampler)
@@ -484,41 +433,3 @@ class FaMUSTrainer(Trainer):
         if self.is_world_process_zero():
             self._card.update({name: value for name, value in facts.items() if value is not None})
             render_model_card({**facts_of_run(self), **self._card}).save(Path(str(self.args.output_dir)) / "README.md")
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **facts: Any,
-    ) -> Any:
-        """Saves the run and uploads the output folder: backbone, processor, `meta_net/`, noise.parquet, model card.
-
-        Checkpoints and pickles (`training_args.bin`) stay on disk. Arguments as in transformers; `facts` go to
-        `create_model_card`.
-        """
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token or self.args.hub_token, private=private)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        self.create_model_card(**facts)
-        self._finish_current_push()
-        return self._upload(commit_message, blocking, token, revision)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.is_world_process_zero() and self.args.hub_strategy == "every_save":
-            self.push_to_hub(commit_message=f"Training in progress, step {self.state.global_step}", blocking=True)
-
-    def _upload(self, commit_message: str | None, blocking: bool, token: str | None, revision: str | None) -> Any:
-        return HfApi().upload_folder(
-            repo_id=str(self.hub_model_id),
-            folder_path=str(self.args.output_dir),
-            commit_message=commit_message,
-            token=token or self.args.hub_token,
-            revision=revision or self.args.hub_revision,
-            run_as_future=not blocking,  # type: ignore[call-overload]
-            allow_patterns=hub.files_to_push(str(self.args.output_dir)),
-        )

@@ -1,6 +1,7 @@
 """Seconds and peak memory of a training step, side by side with a plain Trainer step in the same run.
 
     python scripts/benchmark.py [--depth 28 --width 4 --batch 16 --image_size 32 --rounds 7]
+    python scripts/benchmark.py --input_pipeline [--batch 100 --image_size 32]
 
 Every method trains the same WideResNet on the same random images, through a Trainer's own training_step, optimizer and
 zero_grad. The methods take turns, so that a slow spell of the machine hits all of them; the ratio is that of the
@@ -9,6 +10,9 @@ tensor bytes: torch.profiler on the CPU, max_memory_allocated on CUDA.
 
 Methods: plain (transformers' Trainer); published (MW-Net's double backward through the virtual step, all layers); exact
 (ours, all layers, the same gradient); famus (ours, learned sampler, its four gates held open on the top four layers).
+
+--input_pipeline measures images per second from the data set to batches on the device, with and without augmentation,
+with images in memory and decoded as they come, and beside them what a plain step takes in.
 """
 
 import argparse
@@ -17,7 +21,9 @@ import statistics
 import tempfile
 from typing import Any
 
+import numpy as np
 import torch
+from datasets import ClassLabel, Dataset, Features, Image
 from run_famus import now
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -25,6 +31,7 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, LearnedSampler, MWNet
+from famus_hf.data import model_inputs
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
 
 CLASSES = 10
@@ -164,6 +171,51 @@ def memory_events(profile: torch.profiler.profile) -> list[Any]:
     return [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
 
 
+def encoded_images(size: int, image_size: int) -> Dataset:
+    """Random images as PNG files in Arrow, as a converted data set holds them."""
+    pixels = np.random.default_rng(0).integers(256, size=(size, image_size, image_size, 3), dtype=np.uint8)
+    features = Features({"image": Image(), "label": ClassLabel(num_classes=CLASSES)})
+    return Dataset.from_dict({"image": list(pixels), "label": [row % CLASSES for row in range(size)]}, features)
+
+
+def images_per_second(options: argparse.Namespace, folder: str) -> dict[str, list[float]]:
+    """Rates of each way to feed the network, the ways taking turns; and of a plain training step beside them."""
+    dataset = encoded_images(10 * options.batch, options.image_size)
+    limits = {"in memory": model_inputs.MEMORY_LIMIT, "decoded as they come": 0}
+    ways = {}
+    for place, limit in limits.items():
+        for augmentation in ("none", "pad-crop"):
+            args = FaMUSTrainingArguments(
+                folder, meta_learner="none", augmentation=augmentation, per_device_train_batch_size=options.batch,
+                report_to="none", use_cpu=not torch.cuda.is_available(), dataloader_num_workers=options.workers,
+            )  # fmt: skip
+            model_inputs.MEMORY_LIMIT = limit
+            model_inputs._in_use.clear()
+            torch.manual_seed(0)
+            config = WideResNetConfig(depth=options.depth, widen_factor=options.width, num_labels=CLASSES)
+            model = WideResNetForImageClassification(config)
+            ways[f"{place}, augmentation {augmentation}"] = FaMUSTrainer(model, args, train_dataset=dataset)
+    rates: dict[str, list[float]] = {name: [] for name in [*ways, "a plain step"]}
+    step = next(iter(ways.values()))
+    batch = prepare(step)
+    for _ in range(options.rounds):
+        for name, trainer in ways.items():
+            started = now()
+            for place, inputs in enumerate(trainer.get_train_dataloader()):
+                trainer._augmented(trainer._prepare_inputs(inputs), 0, place)
+            rates[name].append(len(dataset) / (now() - started))
+        rates["a plain step"].append(options.batch / seconds_of(step, batch))
+    return rates
+
+
+def print_input_pipeline(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        rates = images_per_second(options, folder)
+    print(f"{'images per second':<40}{'median':>10}{'min':>10}{'max':>10}")
+    for name, values in rates.items():
+        print(f"{name:<40}{statistics.median(values):>10.0f}{min(values):>10.0f}{max(values):>10.0f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -176,11 +228,16 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2, help="steps of each method before the clock runs")
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast")
     parser.add_argument("--methods", nargs="+", default=["plain", "published", "exact", "famus"], help="which to run")
+    parser.add_argument("--input_pipeline", action="store_true", help="measure how fast batches come instead")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load data, with --input_pipeline")
     options = parser.parse_args()
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     print(f"WideResNet-{options.depth}-{options.width}, batch {options.batch}, {device}, torch {torch.__version__}, "
           f"Python {platform.python_version()}")  # fmt: skip
+    if options.input_pipeline:
+        print_input_pipeline(options)
+        return
     with tempfile.TemporaryDirectory() as folder:
         trainers = build_trainers(options, folder)
         trainers = {name: trainers[name] for name in dict.fromkeys(["plain", *options.methods])}

@@ -15,11 +15,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0" * 40
+REPOSITORIES = (["api", "models"], ["api", "datasets"])
 
 
 class LoopbackHub:
     def __init__(self, files=None):
         self.files: dict[str, dict[str, bytes]] = dict(files or {})  # repository → path → content
+        self.large: dict[str, bytes] = {}  # hash → content, of files that are uploaded before they are committed
         self.unanswered: list[str] = []  # requests that this Hub does not know
 
     def __enter__(self):
@@ -43,7 +45,8 @@ class LoopbackHub:
 
     def environment(self, home):
         """Variables under which a process talks to this Hub alone, with a cache of its own."""
-        return {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_TOKEN": "hf_loopback", "HF_HUB_OFFLINE": "0"}
+        return {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_TOKEN": "hf_loopback", "HF_HUB_OFFLINE": "0",
+                "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
 
 
 def entry(name, content):
@@ -83,15 +86,25 @@ class _Handler(BaseHTTPRequestHandler):
             self.reply({"url": f"{self.hub.endpoint}/{repository}", "name": repository})
         elif path == "/api/validate-yaml":
             self.reply({"errors": [], "warnings": []})
-        elif parts[:2] == ["api", "models"] and parts[4] == "preupload":
+        elif parts[:2] in REPOSITORIES and parts[4] == "preupload":
             names = [file["path"] for file in json.loads(body)["files"]]
-            self.reply({"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]})
-        elif parts[:2] == ["api", "models"] and parts[4] == "commit":
+            modes = {n: "lfs" if n.endswith(".parquet") and parts[1] == "datasets" else "regular" for n in names}
+            self.reply({"files": [{"path": n, "uploadMode": modes[n], "shouldIgnore": False} for n in names]})
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            objects = json.loads(body)["objects"]
+            actions = [{"upload": {"href": f"{self.hub.endpoint}/lfs/{own['oid']}"}} for own in objects]
+            self.reply({
+                "transfer": "basic",
+                "objects": [{**own, "actions": action} for own, action in zip(objects, actions, strict=True)],
+            })  # fmt: skip
+        elif parts[:2] in REPOSITORIES and parts[4] == "commit":
             for line in body.decode().splitlines():
                 entry = json.loads(line)
+                value, files = entry["value"], self.hub.files["/".join(parts[2:4])]
                 if entry["key"] == "file":
-                    value = entry["value"]
-                    self.hub.files["/".join(parts[2:4])][value["path"]] = base64.b64decode(value["content"])
+                    files[value["path"]] = base64.b64decode(value["content"])
+                elif entry["key"] == "lfsFile":
+                    files[value["path"]] = self.hub.large[value["oid"]]
             url = f"{self.hub.endpoint}/{'/'.join(parts[2:4])}/commit/{COMMIT}"
             self.reply({"success": True, "commitUrl": url, "commitOid": COMMIT})
         elif parts[:1] == ["api"] and parts[4:5] == ["paths-info"]:
@@ -101,12 +114,16 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.unknown()
 
+    def do_PUT(self):
+        self.hub.large[self.path.rsplit("/", 1)[1]] = self.body()
+        self.reply({})
+
     def do_GET(self, send_body=True):
         path = unquote(urlsplit(self.path).path)
         parts = path.strip("/").split("/")
         if path == "/api/whoami-v2":
             self.reply({"name": "user", "type": "user", "orgs": [], "auth": {}}, send_body=send_body)
-        elif parts[:2] in (["api", "models"], ["api", "datasets"]) and "/".join(parts[2:4]) in self.hub.files:
+        elif parts[:2] in REPOSITORIES and "/".join(parts[2:4]) in self.hub.files:
             self.describe("/".join(parts[2:4]), parts[4:], send_body)
         elif "resolve" in parts:
             place = parts.index("resolve")
@@ -123,6 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
         if rest[:1] == ["tree"]:
             prefix = "".join(f"{part}/" for part in rest[2:])
             below = {name: content for name, content in files.items() if name.startswith(prefix)}
+            if prefix and not below:
+                return self.reply(b"", 404, [("X-Error-Code", "EntryNotFound")], send_body)
             if "recursive=true" not in urlsplit(self.path).query.lower():
                 folders = {prefix + name[len(prefix) :].split("/")[0] for name in below if "/" in name[len(prefix) :]}
                 below = {name: content for name, content in below.items() if "/" not in name[len(prefix) :]}

@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from cifar_hub import cifar_files, superclass
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from loopback_hub import LoopbackHub
 from PIL import Image as PILImage
+
+from famus_hf.data.noise_file import read_noise_file
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "run_famus.py"
 FLAGS = [
@@ -93,3 +96,66 @@ def test_wrong_hub_data_gets_one_sentence(hub_files, tmp_path, flags, sentence):
     error = result.stderr.strip().splitlines()[-1]
     assert error.startswith("run_famus.py: error: ") and sentence in error, result.stderr[-3000:]
     assert "Traceback" not in result.stderr
+
+
+RECIPES = ("table1-mwnet-cifar10", "table1-mwnet-cifar100", "table1-l2r-cifar10", "table1-l2r-cifar100",
+           "table2-mlc-cifar10")  # fmt: skip
+START_RECIPES = f"""
+import sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import run_famus
+for recipe in {RECIPES!r}:
+    run_famus.main(["--recipe", recipe, "--backbone", "tiny", "--max_steps", "3", "--per_device_train_batch_size", "8",
+        "--num_meta", "100" if recipe.endswith("100") else "20", "--meta_batch_size", "8", "--lr_milestones", "1", "2",
+        "--plain_warmup_epochs", "0.1", "--use_cpu", "--disable_tqdm", "true", "--max_eval_samples", "8",
+        "--output_dir", f"{{sys.argv[1]}}/{{recipe}}"])
+run_famus.main(["--dataset_name", "cifar100", "--noise", "0.5", "--noise_type", "asymmetric", "--meta_learner", "none",
+    "--backbone", "tiny", "--max_steps", "2", "--per_device_train_batch_size", "8", "--use_cpu", "--num_meta", "100",
+    "--output_dir", f"{{sys.argv[1]}}/asymmetric"])
+"""
+
+
+def test_recipes_start_on_data_shaped_like_cifar(tmp_path):
+    """Every recipe of this version, and asymmetric noise inside CIFAR-100's superclasses."""
+    with LoopbackHub(cifar_files()) as hub:
+        result = subprocess.run(
+            [sys.executable, "-c", START_RECIPES, str(tmp_path)],
+            env={**os.environ, **hub.environment(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+    assert result.returncode == 0, result.stderr[-3000:]
+    for recipe in RECIPES:
+        results = json.loads((tmp_path / recipe / "all_results.json").read_text())
+        assert results["global_step"] == 3 and results["protocol"] == "clean" and results["meta_set"] == "clean"
+    noise = read_noise_file(tmp_path / "asymmetric" / "noise.parquet")
+    moved = noise.labels != noise.clean_labels
+    assert 0.4 < moved.mean() < 0.6
+    assert (superclass(noise.labels) == superclass(noise.clean_labels)).all()
+    ahead = [fine for fine in range(100) if superclass(fine) == superclass(noise.clean_labels[moved][0])]
+    place = ahead.index(noise.clean_labels[moved][0])
+    assert noise.labels[moved][0] == ahead[(place + 1) % len(ahead)]
+    card = (tmp_path / "asymmetric" / "README.md").read_text()
+    assert "uoft-cs/cifar100" in card and "asymmetric, 50 %" in card
+
+
+def test_a_converted_data_set_is_pushed_and_loads_by_name(tmp_path):
+    with LoopbackHub(cifar_files()) as hub:
+        script = SCRIPT.with_name("push_dataset.py")
+        command = [sys.executable, str(script), "--dataset_name", "cifar10", "--noise", "0.4", "--num_meta", "20"]
+        environment = {**os.environ, **hub.environment(tmp_path)}
+        push = subprocess.run(
+            [*command, "--hub_dataset_id", "user/noisy"], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert push.returncode == 0, push.stderr[-3000:]
+        assert "pushed train (120), meta (20), test (20) to user/noisy" in push.stdout
+        load = (
+            "from famus_hf import load_noisy_dataset as load; a = load('user/noisy', clean_label_column_name="
+            "'clean_label', label_column_name='label', num_meta=0); b = load('cifar10', noise=0.4, num_meta=20); "
+            "print(a['train']['label'][:] == b['train']['label'][:], a['test']['label'][:] == b['test']['label'][:])"
+        )
+        loaded = subprocess.run(
+            [sys.executable, "-c", load], env=environment, capture_output=True, text=True, timeout=300
+        )
+    assert loaded.stdout.split() == ["True", "True"], loaded.stderr[-3000:]

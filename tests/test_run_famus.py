@@ -1,6 +1,5 @@
 """scripts/run_famus.py: what it leaves behind, and what it says to wrong input."""
 
-import importlib.util
 import json
 import re
 import shutil
@@ -8,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import arguments
 import pytest
+import run_famus
 import torch
 import yaml
 from PIL import Image
@@ -17,10 +18,6 @@ from famus_hf import load_famus, load_noisy_dataset
 from famus_hf.data.noise_file import read_noise_file
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "run_famus.py"
-specification = importlib.util.spec_from_file_location("run_famus", SCRIPT)
-run_famus = importlib.util.module_from_spec(specification)
-sys.modules["run_famus"] = run_famus
-specification.loader.exec_module(run_famus)
 
 SMALL = [
     "--dataset_name", "digits", "--noise", "0.4", "--max_train_samples", "400", "--max_eval_samples", "60",
@@ -74,10 +71,10 @@ def test_resuming_through_the_command_line_gives_the_same_result(tmp_path):
 def test_config_file_sets_defaults_and_flags_win(tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text("learning_rate: 1e-3\nnoise: 0.2\nlr_milestones: [0.25, 1e+1]\nbf16: true\nmeta_optim: sgd\n")
-    _, data_args, args = run_famus.parse_arguments(["--config", str(config), "--noise", "0.3", "--use_cpu"])
+    _, data_args, args = arguments.parse_arguments(["--config", str(config), "--noise", "0.3", "--use_cpu"])
     assert args.learning_rate == 1e-3 and args.lr_milestones == [0.25, 10.0] and args.bf16 is True
     assert args.meta_optim == "sgd" and data_args.noise == 0.3
-    _, data_args, _ = run_famus.parse_arguments([f"--config={config}", "--use_cpu"])
+    _, data_args, _ = arguments.parse_arguments([f"--config={config}", "--use_cpu"])
     assert data_args.noise == 0.2
 
 
@@ -138,22 +135,22 @@ def test_another_method_trains_on_the_labels_of_a_noise_file(tmp_path):
     assert results["realised_noise_rate"] == first.metadata["realised_noise_rate"]
 
 
-@pytest.mark.parametrize("recipe", run_famus.recipe_names())
+@pytest.mark.parametrize("recipe", arguments.recipe_names())
 def test_every_recipe_is_parsed_or_refused_in_one_sentence(recipe, capsys, monkeypatch, tmp_path):
-    about = yaml.safe_load((run_famus.RECIPES / f"{recipe}.yaml").read_text())["about"]
+    about = yaml.safe_load((arguments.RECIPES / f"{recipe}.yaml").read_text())["about"]
     assert about["source"] and about["paper"] and about["doubts"]
     if "needs" in about:
         with pytest.raises(SystemExit):
-            run_famus.parse_arguments(["--recipe", recipe, "--use_cpu"])
+            arguments.parse_arguments(["--recipe", recipe, "--use_cpu"])
         assert f"--recipe {recipe} needs {about['needs']}" in " ".join(capsys.readouterr().err.split())
-        monkeypatch.setattr(run_famus, "recipe_path", lambda name: run_famus.RECIPES / f"{name}.yaml")
-    settings = run_famus.parse_arguments(["--recipe", recipe, "--use_cpu", "--output_dir", str(tmp_path)])
-    values = yaml.safe_load((run_famus.RECIPES / f"{recipe}.yaml").read_text())
+        monkeypatch.setattr(arguments, "recipe_path", lambda name: arguments.RECIPES / f"{name}.yaml")
+    settings = arguments.parse_arguments(["--recipe", recipe, "--use_cpu", "--output_dir", str(tmp_path)])
+    values = yaml.safe_load((arguments.RECIPES / f"{recipe}.yaml").read_text())
     for name, value in values.items():
         found = [getattr(own, name) for own in settings if hasattr(own, name)]
         if name not in ("about", "optim"):
             assert found == [pytest.approx(value) if isinstance(value, float) else value], name
-    own = run_famus.parse_arguments(["--recipe", recipe, "--use_cpu", "--seed", "9", "--learning_rate", "0.3"])[2]
+    own = arguments.parse_arguments(["--recipe", recipe, "--use_cpu", "--seed", "9", "--learning_rate", "0.3"])[2]
     assert own.seed == 9 and own.learning_rate == 0.3, "flags win"
 
 
@@ -294,7 +291,7 @@ def test_every_meta_learner_and_loss_runs_and_loads_again(tmp_path, flags):
 
 def test_compare_takes_the_meta_learner_that_was_asked_for():
     def names(*flags):
-        _, _, args = run_famus.parse_arguments([*SMALL, *flags])
+        _, _, args = arguments.parse_arguments([*SMALL, *flags])
         return [run_famus.method_name(own) for own in [*run_famus.baselines_of(args), args]]
 
     assert names("--meta_learner", "l2r") == ["plain", "L2R, all layers", "L2R + FaMUS"]

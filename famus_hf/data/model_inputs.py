@@ -83,8 +83,15 @@ class ModelInputs(torch.utils.data.Dataset):
         return len(self.images)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        pixel_values = self._process([row])[0] if self.pixel_values is None else self.pixel_values[row]
-        return {"pixel_values": pixel_values, **{name: values[row] for name, values in self.records.items()}}
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
+        """The examples of a batch, which a DataLoader asks for at once: processed together they cost less."""
+        images = self._process(rows) if self.pixel_values is None else [self.pixel_values[row] for row in rows]
+        return [
+            {"pixel_values": image, **{name: values[row] for name, values in self.records.items()}}
+            for row, image in zip(rows, images, strict=True)
+        ]
 
 
 _in_use: WeakValueDictionary[tuple[str, str], ModelInputs] = WeakValueDictionary()

@@ -105,9 +105,10 @@ def _standardised(stream: IterableDataset, columns: Columns, size: int | None) -
     """Columns `image`, `label`, `clean_label` (where there is one) and `index`."""
     names = standard_names(stream.features, columns, is_train=False)
     features = Features({new: stream.features[old] for old, new in names.items()} | {"index": Value("int64")})
+    image = next(old for old, new in names.items() if new == "image")
+    stream = stream.cast_column(image, Image(decode=False))  # decoded at the end alone, where a broken one is named
     stream = stream if size is None else stream.take(size)
     stream = stream.select_columns(list(names)).rename_columns({old: new for old, new in names.items() if old != new})
-    stream = stream.cast_column("image", Image(decode=False))  # decoded once, at the end, where a broken one is named
     return stream.map(_with_index, with_indices=True, features=Features({**features, "image": Image(decode=False)}))
 
 

@@ -1,0 +1,214 @@
+"""Command line of run_famus.py: its flags, `--config` files and recipes."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from famus_hf import FaMUSTrainingArguments
+from famus_hf.data.builders import BUILDERS
+from famus_hf.data.noise import NOISE_TYPES
+from famus_hf.data.sources import HUB_DATASETS
+from famus_hf.models import BACKBONES
+
+RECIPES = Path(__file__).parent / "recipes"
+PROTOCOLS = ("clean", "paper")
+CROPPED_DATASETS = ("cifar10", "cifar100", "cifar10n", "cifar100n", "cnwl")  # augmented by pad-crop by default
+
+DEFAULTS = {  # of run_famus.py, where transformers' own would neither evaluate nor save a short run
+    "--eval_strategy": "epoch",
+    "--save_strategy": "epoch",
+    "--save_total_limit": "2",
+    "--logging_strategy": "epoch",
+}
+
+
+@dataclass
+class ModelArguments:
+    """The network."""
+
+    backbone: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Network trained from scratch: {', '.join(BACKBONES)}. Default: tiny for small images, "
+            "else wide-resnet-28-10."
+        },
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A pretrained image classifier on the Hub or on disk, instead of --backbone."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of --model_name_or_path."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run Python code that comes with --model_name_or_path."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """The data and their labels."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": f"digits (the default), {', '.join(HUB_DATASETS)}; {', '.join(BUILDERS)} in --data_dir; a Hub id; "
+            "or a local folder: images in a folder for each class, parquet, csv, jsonl, arrow, MNIST-format idx files."
+        },
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of a Hub data set, or variant of a benchmark in --data_dir."}
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "Where a benchmark of its own layout lies."})
+    train_dir: str | None = field(
+        default=None, metadata={"help": "A folder with the training examples alone, instead of --dataset_name."}
+    )
+    validation_dir: str | None = field(
+        default=None, metadata={"help": "A folder to test on, beside --train_dir. Default: a fifth of that."}
+    )
+    image_column_name: str | None = field(default=None, metadata={"help": "Default: the only image column."})
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "Default: the only ClassLabel column, or the one called label."}
+    )
+    clean_label_column_name: str | None = field(
+        default=None, metadata={"help": "Column of true labels, where the data's own labels are the noisy ones."}
+    )
+    noise: float = field(default=0.0, metadata={"help": "Rate of label noise to add, from 0 to below 1."})
+    noise_type: str = field(default="symmetric", metadata={"help": f"One of {', '.join(NOISE_TYPES)}."})
+    noise_exact_count: bool = field(
+        default=False,
+        metadata={"help": "Strike exactly noise · N examples (DivideMix), and not each with this probability."},
+    )
+    noise_file: str | None = field(
+        default=None,
+        metadata={"help": "noise.parquet of another run: train on the very same rows and labels, with its meta set."},
+    )
+    imbalance_factor: float | None = field(
+        default=None, metadata={"help": "Make the training set long-tailed: largest class over smallest."}
+    )
+    num_meta: int | None = field(
+        default=None,
+        metadata={
+            "help": "Clean meta examples held out of train, class-balanced. Default: a tenth of train, at most 1000; "
+            "10 of each class with --imbalance_factor."
+        },
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read examples as they are needed, for sets larger than the disk."}
+    )
+    protocol: str = field(
+        default="clean",
+        metadata={
+            "help": "clean: test accuracy is recorded and drives nothing; paper: as published code does, checkpoints "
+            "and early stopping are selected on the test set."
+        },
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many training examples."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many test examples."})
+    compare: bool = field(
+        default=False,
+        metadata={"help": "Also train plainly and with the meta-learner on all layers, and print them beside."},
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after so many evaluations without a better accuracy on what --protocol selects on."},
+    )
+
+
+def fail(message: object) -> NoReturn:
+    """Ends the program with one sentence on standard error."""
+    print(f"run_famus.py: error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, FaMUSTrainingArguments]:
+    """Flags, and below them the values of `--config file.yaml`."""
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, FaMUSTrainingArguments),
+        description="Trains an image classifier on noisy labels.",
+    )
+    parser.add_argument("--config", default=None, help="YAML file of defaults; flags win.")
+    parser.add_argument("--recipe", default=None, help=f"One of {', '.join(recipe_names())}; --config and flags win.")
+    parser.error = fail
+    known = {option for action in parser._actions for option in action.option_strings}
+    recipe, argv = take_flag(argv, "--recipe")
+    config, argv = take_flag(argv, "--config")
+    from_files = [] if recipe is None else flags_of_yaml(recipe_path(recipe), known)
+    from_files += [] if config is None else flags_of_yaml(Path(config), known)
+    flags = [*[f"{flag}={value}" for flag, value in DEFAULTS.items()], *from_files, *argv]  # the last one wins
+    model_args, data_args, args, _ = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+    if data_args.protocol not in PROTOCOLS:
+        fail(f"--protocol {data_args.protocol!r} is unknown: choose one of {', '.join(PROTOCOLS)}")
+    if data_args.dataset_name is None and data_args.train_dir is None:
+        data_args.dataset_name = "digits"
+    if (
+        args.augmentation == "none"
+        and data_args.dataset_name in CROPPED_DATASETS
+        and "augmentation" not in named(flags)
+    ):
+        args.augmentation = "pad-crop"
+    if args.output_dir == "trainer_output":
+        args.output_dir = str(Path("outputs") / short_name(data_args))
+    return model_args, data_args, args
+
+
+def named(flags: list[str]) -> set[str]:
+    """The names of all flags that were given, on the command line or in a file."""
+    return {flag.split("=")[0].removeprefix("--") for flag in flags if flag.startswith("--")}
+
+
+def short_name(data_args: DataArguments) -> str:
+    return Path(str(data_args.dataset_name or data_args.train_dir)).resolve().name
+
+
+def take_flag(argv: list[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of a flag, if it is there, and the other arguments."""
+    place = next((i for i, flag in enumerate(argv) if flag.split("=")[0] == name), None)
+    if place is None:
+        return None, argv
+    if "=" in argv[place]:
+        return argv[place].partition("=")[2], argv[:place] + argv[place + 1 :]
+    if place + 1 == len(argv):
+        fail(f"{name} needs a value")
+    return argv[place + 1], argv[:place] + argv[place + 2 :]
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe. Ends the program where there is none, or where this version lacks what it needs."""
+    if name not in recipe_names():
+        fail(f"--recipe {name!r} is unknown: choose one of {', '.join(recipe_names())}")
+    path = RECIPES / f"{name}.yaml"
+    about = yaml.safe_load(path.read_text(encoding="utf-8"))["about"]
+    if "needs" in about:
+        fail(f"--recipe {name} needs {about['needs']}, which this version does not have")
+    return path
+
+
+def flags_of_yaml(path: Path, known: set[str]) -> list[str]:
+    """The file's values as flags, so that types are converted as on the command line (`1e-3` stays a number).
+
+    `about` is for the reader: where a recipe's settings come from, and which are doubtful.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        fail(f"--config {path} can't be read: {error}")
+    if not isinstance(values, dict):
+        fail(f"--config {path} must hold a mapping of flag names to values")
+    flags: list[str] = []
+    for name, value in values.items():
+        if name == "about":
+            continue
+        if f"--{name}" not in known:
+            fail(f"--config {path} has the unknown name {name!r}: use the names of the flags, without dashes")
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
