@@ -249,7 +249,7 @@ class FaMUSTrainer(ClassifierTrainer):
             return round(epochs * self._steps_per_epoch)
         if not isinstance(self.meta_dataset, PseudoCleanSet):
             return 0
-        return max(round(0.1 * total), min(self._steps_per_epoch, total // 2))
+        return max(round(0.1 * total), min(2 * self._steps_per_epoch, total // 2))
 
     def _refresh_meta_set(self) -> None:
         """Chooses the pseudo-clean examples at the first meta step, and then at the first step of each epoch."""

@@ -158,7 +158,7 @@ class FaMUSTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Epochs of plain training before the first meta step. Default: 0; with a pseudo-clean meta set a "
-            "tenth of the run, at least one epoch and at most half of the run."
+            "tenth of the run, at least two epochs and at most half of the run."
         },
     )
     balanced_batches_per_epoch: int | None = field(

@@ -4,12 +4,14 @@ import gzip
 
 import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
 from famus_hf import build_backbone, load_noisy_dataset
 from famus_hf.data.balanced import ClassBalancedSampler
 from famus_hf.data.columns import Columns, with_shared_classes, with_standard_columns
+from famus_hf.data.confusions import CIFAR10_CLASSES
 from famus_hf.data.idx import FASHION_MNIST_CLASSES
 from famus_hf.data.meta_set import MetaBatchSampler, check_no_overlap, class_balanced_holdout, default_num_meta
 from famus_hf.data.model_inputs import ModelInputs
@@ -31,7 +33,11 @@ def test_default_size_of_the_meta_set():
 
 
 @pytest.mark.parametrize(
-    "num_meta, sentence", [(3, "choose at least 5"), (100, "class 4 has 10 in all: choose a smaller num_meta")]
+    "num_meta, sentence",
+    [
+        (3, "choose at least 5"),
+        (100, r"1 of 5 classes do not have to spare \(class 4 has 10 in all\): choose a smaller num_meta"),
+    ],
 )
 def test_impossible_meta_sets_are_refused(num_meta, sentence):
     labels = np.repeat(np.arange(5), [100, 100, 100, 100, 10])
@@ -228,6 +234,7 @@ def test_clean_labels_of_the_data_make_a_clean_meta_and_test_set(monkeypatch):
         ({"train_dir": "/no/such/folder"}, "'/no/such/folder' does not exist"),
         ({"name": "/no/such/folder"}, "is unknown: choose one of digits, cifar10"),
         ({"name": "clothing1m"}, "--data_dir"),
+        ({"name": "clothing1m", "noise": 0.2}, "the data bring their own noise"),
         ({"name": "digits", "noise": 0.2, "noise_type": "asymmetric"}, "which class is mistaken for which"),
         ({"name": "digits", "imbalance_factor": 0.5}, "at least 1"),
     ],
@@ -432,3 +439,21 @@ def test_balanced_epochs_take_every_class_alike():
     assert list(sampler) != first
     counts = np.bincount(labels[list(ClassBalancedSampler(labels, 10, seed=0))])
     assert sorted(counts) == [3, 3, 4]
+
+
+def test_human_labels_come_with_the_clean_ones_of_the_hub(tmp_path, monkeypatch):
+    """CIFAR-10N through load_noisy_dataset: human labels to train on, clean ones for the meta set."""
+    clean = np.arange(60) % 10
+    human = np.where(np.arange(60) < 24, (clean + 1) % 10, clean)
+    pixels = np.random.default_rng(0).integers(256, size=(60, 4, 4, 3), dtype=np.uint8)
+    features = Features({"img": Image(), "label": ClassLabel(names=CIFAR10_CLASSES)})
+    whole = Dataset.from_dict({"img": list(pixels), "label": clean}, features)
+    monkeypatch.setattr("famus_hf.data.sources.load_from_hub", lambda *arguments: {"train": whole, "test": whole})
+    torch.save({"clean_label": clean, "worse_label": human, "aggre_label": clean}, tmp_path / "CIFAR-10_human.pt")
+    data = load_noisy_dataset("cifar10n", data_dir=str(tmp_path), num_meta=20)
+    assert (len(data["train"]), len(data["meta"])) == (40, 20)
+    for split, labels in (("train", human), ("meta", clean)):
+        assert data[split]["label"][:] == labels[data[split]["index"][:]].tolist()
+        assert data[split]["clean_label"][:] == clean[data[split]["index"][:]].tolist()
+    aggregate = load_noisy_dataset("cifar10n", config_name="aggre_label", data_dir=str(tmp_path), num_meta=20)
+    assert aggregate["train"]["label"][:] == aggregate["train"]["clean_label"][:]

@@ -12,7 +12,7 @@ from famus_hf.data.division import Division, corrupt, divide, divide_as, without
 from famus_hf.data.meta_set import check_no_overlap, class_balanced_holdout
 from famus_hf.data.noise import check_noise
 from famus_hf.data.noise_file import read_noise_file
-from famus_hf.data.sources import check_source, check_splits, labels_known_clean, load_source
+from famus_hf.data.sources import check_source, check_splits, clean_labels_known, load_source
 from famus_hf.data.streaming import load_stream
 
 SUBSET_SEED = 0  # of max_train_samples and max_eval_samples
@@ -83,8 +83,8 @@ def load_noisy_dataset(
     """
     check_source(name, data_dir, train_dir, validation_dir)
     check_noise(noise, noise_type, noise_exact_count)
-    _check_contradictions(noise, noise_file, clean_label_column_name, imbalance_factor, max_train_samples)
-    known_clean = noise > 0 or clean_label_column_name is not None or labels_known_clean(name)
+    _check_contradictions(name, noise, noise_file, clean_label_column_name, imbalance_factor, max_train_samples)
+    known_clean = noise > 0 or clean_label_column_name is not None or clean_labels_known(name)
     meta_set = _chosen_meta_set(meta_set, num_meta, known_clean or noise_file is not None, name)
     columns = Columns(image_column_name, text_column_name, label_column_name, clean_label_column_name)
     if streaming:
@@ -138,6 +138,7 @@ def load_noisy_dataset(
 
 
 def _check_contradictions(
+    name: str | None,
     noise: float,
     noise_file: str | None,
     clean_label_column_name: str | None,
@@ -148,6 +149,8 @@ def _check_contradictions(
         raise ValueError(
             f"noise={noise} and clean_label_column_name contradict each other: the data bring their own noise"
         )
+    if noise > 0 and name in BUILDERS:
+        raise ValueError(f"noise={noise} and {name} contradict each other: the data bring their own noise")
     if noise_file is None:
         return
     others = {"noise": noise, "imbalance_factor": imbalance_factor, "max_train_samples": max_train_samples}

@@ -39,16 +39,19 @@ def class_balanced_holdout(
         )
     labels = np.asarray(labels)
     generator = np.random.default_rng(seed)
+    wanted = [num_meta // num_labels + (label < num_meta % num_labels) for label in range(num_labels)]
+    counts = np.bincount(labels, minlength=num_labels)
+    small = [label for label in range(num_labels) if counts[label] <= wanted[label]]
+    if small:
+        sizes = first_few(f"class {label} has {counts[label]} in all" for label in small)
+        raise ValueError(
+            f"num_meta={num_meta} takes {wanted[0]} examples of each class, which {len(small)} of {num_labels} classes "
+            f"do not have to spare ({sizes}): choose a smaller num_meta"
+        )
     chosen = []
     for label in range(num_labels):
-        wanted = num_meta // num_labels + (label < num_meta % num_labels)
         rows = np.flatnonzero(labels == label)
-        if len(rows) <= wanted:
-            raise ValueError(
-                f"num_meta={num_meta} takes {wanted} examples of each class, but class {label} has {len(rows)} in all: "
-                f"choose a smaller num_meta"
-            )
-        chosen.append(rows[:wanted] if first else generator.choice(rows, wanted, replace=False))
+        chosen.append(rows[: wanted[label]] if first else generator.choice(rows, wanted[label], replace=False))
     meta = np.sort(np.concatenate(chosen))
     return meta, np.setdiff1d(np.arange(len(labels)), meta)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDatasetDict, load_dataset
 
-from famus_hf.data.builders import BUILDERS, build
+from famus_hf.data.builders import BUILDERS, CIFAR_N, build
 from famus_hf.data.columns import Columns, with_shared_classes, with_standard_columns
 from famus_hf.data.folders import load_folder, load_whole_folder
 from famus_hf.data.idx import is_idx_folder, load_idx_folder
@@ -88,9 +88,9 @@ def check_source(
         )
 
 
-def labels_known_clean(name: str | None) -> bool:
-    """Whether the labels of this source are taken as clean when nothing was corrupted."""
-    return name is not None and (name in ("digits", *HUB_DATASETS) or is_idx_folder(Path(name)))
+def clean_labels_known(name: str | None) -> bool:
+    """Whether this source has clean labels: its own, when nothing was corrupted, or beside the wrong ones."""
+    return name is not None and (name in ("digits", *HUB_DATASETS, *CIFAR_N) or is_idx_folder(Path(name)))
 
 
 def _refuse_settings(name: str, config_name: str | None, columns: Columns) -> None:
