@@ -1,7 +1,10 @@
 """Data sets that are read as they come: the same labels whatever the order, exact resuming, what a stream can't do."""
 
+import json
+
 import numpy as np
 import pytest
+import run_famus
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from scipy.stats import chisquare
@@ -129,3 +132,18 @@ def test_broken_images_are_named_when_they_come(folder, tmp_path):
     trainer = make_trainer(str(tmp_path), tmp_path / "out", save_strategy="no")
     with pytest.raises(ValueError, match="the image of row 50 can't be read"):
         trainer.train()
+
+
+def test_the_command_line_trains_on_a_stream(folder, tmp_path, capsys):
+    flags = [
+        "--dataset_name", folder, "--streaming", "--noise", "0.4", "--num_meta", "30", "--backbone", "tiny",
+        "--use_cpu", "--per_device_train_batch_size", "20", "--disable_tqdm", "true", "--output_dir", str(tmp_path),
+    ]  # fmt: skip
+    run_famus.main([*flags, "--max_steps", "30"])
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    assert results["global_step"] == 30 and 0.2 < results["realised_noise_rate"] < 0.35
+    assert "| a stream |" in (tmp_path / "README.md").read_text()
+    with pytest.raises(SystemExit):
+        run_famus.main(flags)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("run_famus.py: error: ") and "max_steps" in error
