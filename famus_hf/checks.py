@@ -80,7 +80,7 @@ def _check_data_sets(trainer: "FaMUSTrainer") -> None:
         raise ValueError("the meta set holds a single class: it needs examples of every class")
     if isinstance(train, ModelInputs) and isinstance(meta, ModelInputs):
         check_no_overlap(train.records.get("index", []), meta.records.get("index", []))
-        check_no_copies(train.pixel_values, meta.pixel_values)
+        check_no_copies(train.pixel_values, meta.pixel_values, train.records.get("index"))
 
 
 def check_labels(trainer: "FaMUSTrainer", batch_labels: Tensor) -> None:

@@ -19,7 +19,7 @@ from famus_hf.classifier_trainer import ClassifierTrainer
 from famus_hf.data.augmentation import make_generator
 from famus_hf.data.balanced import ClassBalancedSampler
 from famus_hf.data.model_inputs import as_model_inputs, has_raw_images, known_labels
-from famus_hf.data.processors import default_image_processor, make_augmentation, training_processor
+from famus_hf.data.processors import adapted_processor, default_image_processor, make_augmentation, training_processor
 from famus_hf.derivatives import TrainingPass
 from famus_hf.faults import all_finite, log_once
 from famus_hf.layer_sampler import LayerSampler
@@ -91,13 +91,14 @@ class FaMUSTrainer(ClassifierTrainer):
         if not isinstance(args, FaMUSTrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}: FaMUSTrainer needs FaMUSTrainingArguments")
         if processing_class is None and has_raw_images(train_dataset):
-            processing_class = default_image_processor(model, train_dataset, args)
+            processing_class = default_image_processor(model, train_dataset)
+        processing_class = adapted_processor(processing_class, args)
         convert = partial(as_model_inputs, image_processor=training_processor(processing_class, args))
         super().__init__(
             model,
             args,
             data_collator,
-            convert(train_dataset),
+            convert(train_dataset, shuffle_seed=args.data_seed),
             as_model_inputs(eval_dataset, processing_class),
             processing_class,
             *arguments,

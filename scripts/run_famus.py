@@ -163,7 +163,10 @@ class Run:
         self.name, self.data_args, self.args, self.data = method_name(args), data_args, args, data
         set_seed(args.seed)
         if "image" not in data["train"].features:
-            raise ValueError("these are text data, and this version trains image classifiers: name an image column")
+            raise ValueError(
+                "these are text data, and this version trains image classifiers: where a column holds paths of images, "
+                "name it with --image_column_name"
+            )
         classes = data["train"].features["label"].names
         model, processor = build_model(model_args, data_args.dataset_name, classes, args.base_loss)
         self.timer = StepTimer()

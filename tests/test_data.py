@@ -1,6 +1,7 @@
 """Noise, meta hold-out, noise.parquet, sources, and what is refused."""
 
 import gzip
+import shutil
 
 import numpy as np
 import pytest
@@ -307,6 +308,30 @@ def test_image_folders_load_with_their_class_names(image_folder):
     divided = load_noisy_dataset(train_dir=str(image_folder / "train"))
     assert (len(divided["train"]), len(divided["test"])) == (32, 8)
     assert np.bincount(divided["test"]["label"][:]).tolist() == [4, 4], "a test split made here is stratified"
+
+
+def test_folders_of_splits_are_known_by_their_usual_names(image_folder, tmp_path):
+    for names, place in ((("Train", "Test"), "my [pets]"), (("training", "evaluation"), "other/deep")):
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        for old, new in zip(("train", "test"), names, strict=True):
+            shutil.copytree(image_folder / old, folder / new)
+    for folder in (tmp_path / "my [pets]", tmp_path / "other"):
+        data = load_noisy_dataset(str(folder))
+        assert (len(data["train"]), len(data["test"])) == (40, 20)
+    assert len(load_noisy_dataset(train_dir=str(tmp_path / "my [pets]" / "Train"))["train"]) == 32
+    shutil.copytree(image_folder / "train", tmp_path / "my [pets]" / "extra")
+    with pytest.raises(ValueError, match=r"1 folders in .* lie beside those of the splits \(extra\)"):
+        load_noisy_dataset(str(tmp_path / "my [pets]"))
+    with pytest.raises(ValueError, match="are of one class: sort them into a folder for each class"):
+        load_noisy_dataset(train_dir=str(image_folder / "train" / "cat"))
+    with pytest.raises(ValueError, match="is a file: give its folder"):
+        load_noisy_dataset(str(image_folder / "train" / "cat" / "0.png"))
+
+
+def test_a_long_tail_of_labels_that_may_be_wrong_goes_by_these_labels(image_folder):
+    data = load_noisy_dataset(str(image_folder), imbalance_factor=4)
+    assert np.bincount(data["train"]["label"][:]).tolist() == [20, 5]
 
 
 def test_files_that_are_no_images_are_counted_and_named(image_folder):

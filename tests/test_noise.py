@@ -193,6 +193,52 @@ def test_noise_files_of_other_data_are_refused(tmp_path, columns, sentence):
         load_noisy_dataset("digits", noise_file=str(path))
 
 
+@pytest.mark.parametrize("settings", [[], {"meta_index": ["a"]}, {"meta_index": [3, 3]}, {"meta_index": [1]}, "x"])
+def test_noise_files_with_settings_that_no_run_writes_are_refused(tmp_path, settings):
+    path = tmp_path / "noise.parquet"
+    write_noise_file(path, [0, 1], [0, 1], None, settings)
+    with pytest.raises(ValueError, match="has settings that no run writes"):
+        read_noise_file(path)
+
+
+@pytest.mark.parametrize("row", [-1, 99_999])
+def test_meta_rows_of_other_data_are_refused(tmp_path, row):
+    path = tmp_path / "noise.parquet"
+    write_noise_file(path, [0, 1], [0, 1], None, {"meta_index": [row]})
+    with pytest.raises(ValueError, match=rf"1 rows of the noise file are not in the training.*index {row}"):
+        load_noisy_dataset("digits", noise_file=str(path))
+
+
+def test_a_noise_file_of_a_folder_that_has_changed_is_refused(tmp_path):
+    """Labels of an own folder counted as clean when noise was drawn: they must still be what they were."""
+    labels = np.arange(40) % 2
+    for split in ("train", "test"):
+        Dataset.from_dict({"text": [f"{split} {row}" for row in range(40)], "label": labels}).to_csv(
+            str(tmp_path / f"{split}.csv")
+        )
+    data = load_noisy_dataset(str(tmp_path), noise=0.4, num_meta=4)["train"]
+    path = tmp_path / "noise.parquet"
+    write_noise_file(path, data["index"][:], data["label"][:], data["clean_label"][:], {"noise": 0.4})
+    again = load_noisy_dataset(str(tmp_path), noise_file=str(path))["train"]
+    assert again["label"][:] == data["label"][:]
+    path.replace(tmp_path.with_suffix(".parquet"))
+    Dataset.from_dict({"text": [f"other {row}" for row in range(40)], "label": labels[::-1]}).to_csv(
+        str(tmp_path / "train.csv")
+    )
+    with pytest.raises(ValueError, match="36 of 36 clean labels of the noise file are not those of the data"):
+        load_noisy_dataset(str(tmp_path), noise_file=str(tmp_path.with_suffix(".parquet")))
+
+
+def test_a_noise_file_without_clean_labels_gives_no_clean_meta_set(tmp_path):
+    Dataset.from_dict({"text": list("abcdef"), "label": [0, 1] * 3}).to_csv(str(tmp_path / "train.csv"))
+    Dataset.from_dict({"text": list("xy"), "label": [0, 1]}).to_csv(str(tmp_path / "test.csv"))
+    path = tmp_path.with_suffix(".parquet")
+    write_noise_file(path, [0, 1], [0, 1], None, {})
+    with pytest.raises(ValueError, match="not known to be clean"):
+        load_noisy_dataset(str(tmp_path), noise_file=str(path), num_meta=2)
+    assert set(load_noisy_dataset(str(tmp_path), noise_file=str(path))) == {"train", "test"}
+
+
 def test_noise_files_that_are_none_are_refused(tmp_path):
     path = tmp_path / "noise.parquet"
     for content in (None, b"PAR1 but no more"):

@@ -10,6 +10,8 @@ from datasets import ClassLabel, Dataset, Features, Image
 from scipy.stats import chisquare
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_noisy_dataset
+from famus_hf.data.processors import default_image_processor
+from famus_hf.data.streaming import StreamedInputs
 
 NAMES = ["ant", "bee", "cow"]
 
@@ -57,13 +59,39 @@ def test_noise_is_that_of_the_definition_and_hangs_on_seed_and_row_alone(folder)
     assert {(label - row) % 3 for row, label in pairs.items()} == {0, 1}
 
 
-def test_the_order_is_shuffled_anew_in_each_epoch(folder):
-    stream = load(folder)["train"]
-    orders = []
-    for epoch in (0, 1, 0):
-        stream.set_epoch(epoch)
-        orders.append([row["index"] for row in stream])
-    assert orders[0] != sorted(orders[0]) and orders[0] != orders[1] and orders[0] == orders[2]
+def test_the_order_is_shuffled_anew_in_each_epoch(folder, monkeypatch):
+    for size in (10_000, 50):
+        monkeypatch.setattr("famus_hf.data.streaming.SHUFFLE_BUFFER", size)
+        stream = StreamedInputs(load(folder)["train"], default_image_processor(None, load(folder)["meta"]), 7)
+        orders = []
+        for epoch in (0, 1, 0):
+            stream.set_epoch(epoch)
+            orders.append([row["index"] for row in stream])
+        assert orders[0] != sorted(orders[0]) and orders[0] != orders[1] and orders[0] == orders[2]
+        assert sorted(orders[0]) == sorted(row["index"] for row in load(folder)["train"]), "each example once"
+
+
+def test_sets_of_several_files_are_counted_through(folder, tmp_path):
+    whole = Dataset.from_parquet(folder + "/train.parquet")
+    for part in range(4):
+        whole.select(range(150 * part, 150 * part + 150)).to_parquet(str(tmp_path / f"train-{part}.parquet"))
+    Dataset.from_parquet(folder + "/test.parquet").to_parquet(str(tmp_path / "test.parquet"))
+    one, several = (load(place, num_meta=90) for place in (folder, str(tmp_path)))
+    assert one["meta"]["index"][:] == several["meta"]["index"][:]
+    processor = default_image_processor(None, one["meta"])
+    for epoch in (0, 1):
+        streams = [StreamedInputs(data["train"], processor, 3) for data in (one, several)]
+        for stream in streams:
+            stream.set_epoch(epoch)
+        for first, second in zip(*streams, strict=True):
+            assert torch.equal(first.pop("pixel_values"), second.pop("pixel_values")) and first == second
+    assert streams[1].realised_noise_rate > 0.2
+
+
+def test_streams_are_read_by_one_process(folder):
+    stream = StreamedInputs(load(folder)["train"], default_image_processor(None, load(folder)["meta"]))
+    with pytest.raises(ValueError, match="set dataloader_num_workers to 0"):
+        next(iter(torch.utils.data.DataLoader(stream, batch_size=2, num_workers=1)))
 
 
 def make_trainer(folder, output, **changes):
@@ -104,8 +132,9 @@ def test_what_needs_all_examples_is_refused(folder, tmp_path):
     ):
         with pytest.raises(ValueError, match=sentence):
             load(folder, **changes)
-    with pytest.raises(ValueError, match="can't be streamed"):
-        load("digits")
+    for name in ("digits", "clothing1m"):
+        with pytest.raises(ValueError, match="can't be streamed, only Hub ids and local folders can"):
+            load(name, noise=0, num_meta=0, data_dir="/" if name == "clothing1m" else None)
     data = load(folder, num_meta=None, meta_set="pseudo-clean")
     assert set(data) == {"train", "test"}
     for changes, sentence in (

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
-from transformers import TrainerCallback
+from transformers import TrainerCallback, ViTImageProcessorPil
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_famus, load_noisy_dataset
 from famus_hf.data.augmentation import Augmentation, make_generator
-from famus_hf.data.processors import default_image_processor
 from famus_hf.trainer import META_STREAM, TRAIN_STREAM
 
 NAMES = ["ant", "bee", "cow"]
@@ -33,7 +32,7 @@ class Seen(torch.nn.Module):
         return self.network(pixel_values, labels=labels)
 
 
-def make_trainer(folder, model=None, callbacks=(), **changes):
+def make_trainer(folder, model=None, callbacks=(), processing_class=None, **changes):
     settings = {
         "per_device_train_batch_size": 8, "max_steps": 6, "save_strategy": "no", "seed": 5, "disable_tqdm": True,
         "use_cpu": True, "report_to": "none", "augmentation": "pad-crop", "layer_sampler": "all",
@@ -45,6 +44,7 @@ def make_trainer(folder, model=None, callbacks=(), **changes):
         train_dataset=pictures(48, 0),
         meta_dataset=pictures(24, 1),
         eval_dataset=pictures(9, 2),
+        processing_class=processing_class,
         callbacks=list(callbacks),
     )
 
@@ -133,16 +133,30 @@ def test_the_processor_that_was_asked_for_travels_with_the_network(tmp_path):
     assert pixels.shape == (1, 3, 8, 8)
     assert torch.equal(pixels, trainer.processing_class([image], return_tensors="pt")["pixel_values"])
     assert list(processor.image_mean) == settings["image_mean"] and list(processor.image_std) == settings["image_std"]
-    args = FaMUSTrainingArguments(str(tmp_path), use_cpu=True, image_mean=[0, 0, 0], image_size=6)
-    own = default_image_processor(build_backbone("tiny", NAMES), pictures(20, 0), args)
-    assert list(own.image_mean) == [0, 0, 0] and own([image], return_tensors="pt")["pixel_values"].shape == (1, 3, 6, 6)
+
+
+@pytest.mark.parametrize("given", [None, ViTImageProcessorPil(size={"height": 20, "width": 20})])
+def test_settings_reach_a_processor_that_was_given_as_well(tmp_path, given):
+    def shapes(**changes):
+        trainer = make_trainer(tmp_path, processing_class=given, **changes)
+        return trainer, [
+            tuple(own[0]["pixel_values"].shape[1:]) for own in (trainer.train_dataset, trainer.eval_dataset)
+        ]
+
+    trainer, found = shapes(image_mean=[0, 0, 0], image_size=6)
+    assert list(trainer.processing_class.image_mean) == [0, 0, 0] and found == [(6, 6), (6, 6)]
+    _, found = shapes(augmentation="random-crop", resize_size=10, image_size=8)
+    assert found == [(10, 10), (8, 8)]
+    trainer, found = shapes(image_std=[0.9, 0.9, 0.9])
+    assert list(trainer.processing_class.image_std) == [0.9] * 3
+    assert found == [(12, 16)] * 2 if given is None else [(20, 20)] * 2
 
 
 def test_images_that_are_in_both_sets_are_refused_whatever_their_index_says(tmp_path):
     data = load_noisy_dataset("digits", num_meta=0, max_train_samples=200)["train"]
     meta = data.select(range(20)).remove_columns("index").add_column("index", range(5000, 5020))
     with pytest.raises(
-        ValueError, match=r"20 training images are also in the meta set, pixel for pixel \(row 0, 1, 2, …\)"
+        ValueError, match=r"20 training images are also in the meta set, pixel for pixel \(index \d+, \d+, \d+, …\)"
     ):
         FaMUSTrainer(
             build_backbone("tiny", data.features["label"].names),

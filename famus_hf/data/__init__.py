@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict, IterableDatasetDict
 
 from famus_hf.data.builders import BUILDERS
 from famus_hf.data.columns import Columns
-from famus_hf.data.division import Division, corrupt, divide, divide_as, without_copies
+from famus_hf.data.division import Division, corrupt, divide, divide_as, rows_without_copies
 from famus_hf.data.meta_set import check_no_overlap, class_balanced_holdout
 from famus_hf.data.noise import check_noise
 from famus_hf.data.noise_file import read_noise_file
@@ -85,16 +85,19 @@ def load_noisy_dataset(
     check_noise(noise, noise_type, noise_exact_count)
     _check_contradictions(name, noise, noise_file, clean_label_column_name, imbalance_factor, max_train_samples)
     known_clean = noise > 0 or clean_label_column_name is not None or clean_labels_known(name)
-    meta_set = _chosen_meta_set(meta_set, num_meta, known_clean or noise_file is not None, name)
+    given_noise = None if noise_file is None else read_noise_file(Path(noise_file))
+    known_by_file = given_noise is not None and given_noise.clean_labels is not None
+    meta_set = _chosen_meta_set(meta_set, num_meta, known_clean or known_by_file, name)
     columns = Columns(image_column_name, text_column_name, label_column_name, clean_label_column_name)
     if streaming:
-        _check_streaming(noise_exact_count, noise_file, class_map, imbalance_factor)
+        _check_streaming(noise_exact_count, noise_file, imbalance_factor)
         return load_stream(
             name,
             config_name,
             columns,
             noise=noise,
             noise_type=noise_type,
+            class_map=class_map,
             num_meta=(STREAMED_META if num_meta is None else num_meta) if meta_set == "clean" else 0,
             seed=seed,
             max_train_samples=max_train_samples,
@@ -116,18 +119,21 @@ def load_noisy_dataset(
     num_labels = train.features["label"].num_classes
     has_own_meta = meta_set == "clean" and "meta" in source
     num_held_out = 0 if meta_set != "clean" or has_own_meta else num_meta
-    if noise_file is not None:
-        division = divide_as(read_noise_file(Path(noise_file)), labels, clean, num_labels, num_held_out, seed)
+    if given_noise is not None:
+        division = divide_as(given_noise, labels, clean, num_labels, num_held_out, seed)
     else:
         part = None if clean is None else clean[rows]
         division = divide(labels[rows], part, num_labels, num_held_out, imbalance_factor, seed)
-        division = without_copies(division.within(rows, labels, clean), train)
+        division = division.within(rows, labels, clean)
+        kept = rows_without_copies(train.select(division.train), train.select(division.meta))
+        division.train = division.train[kept]
     if noise > 0:
         corrupt(division, train, noise, noise_type, noise_exact_count, class_map, seed)
     train = _with_labels(train, division)
     parts = {"train": train.select(division.train)}
     if has_own_meta:
         parts["meta"] = _own_meta_set(source["meta"], num_meta, len(train), seed)
+        parts["train"] = parts["train"].select(rows_without_copies(parts["train"], parts["meta"]))
     elif len(division.meta):
         parts["meta"] = train.select(division.meta)
         check_no_overlap(parts["train"]["index"][:], parts["meta"]["index"][:])
@@ -159,13 +165,10 @@ def _check_contradictions(
             raise ValueError(f"{option}={value} and noise_file contradict each other: the file names rows and labels")
 
 
-def _check_streaming(
-    exact_count: bool, noise_file: str | None, class_map: Sequence[int] | None, imbalance_factor: float | None
-) -> None:
+def _check_streaming(exact_count: bool, noise_file: str | None, imbalance_factor: float | None) -> None:
     settings = {
         "noise_exact_count": exact_count,
         "noise_file": noise_file,
-        "class_map": class_map,
         "imbalance_factor": imbalance_factor,
     }
     for option, value in settings.items():

@@ -61,7 +61,7 @@ def _label_column(features: Features, columns: Columns) -> str:
     found = [name for name, feature in features.items() if isinstance(feature, ClassLabel) and name not in others]
     found = found or [name for name in LABEL_NAMES if name in features]
     if len(found) != 1:
-        _refuse(features, found, "label", "--label_column_name")
+        _refuse(features, found, "label", "label_column_name")
     return found[0]
 
 
@@ -83,7 +83,7 @@ def _input_column(features: Features, columns: Columns, label: str) -> tuple[str
         return images[0], "image"
     if not images and len(texts) == 1:
         return texts[0], "text"
-    _refuse(features, images or texts, "image", "--image_column_name or --text_column_name")
+    _refuse(features, images or texts, "image", "image_column_name or text_column_name")
 
 
 def _named(features: Features, wanted: str, role: str) -> str:

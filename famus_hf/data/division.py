@@ -63,7 +63,7 @@ def divide(
 
     Args:
         labels: Shape (N,).
-        clean: Shape (N,); needed where there is something to hold out or to make long-tailed.
+        clean: Shape (N,); needed where there is something to hold out. Without it a long tail is of the given labels.
         num_labels: C.
         num_meta: Size of the meta set. None: min(1000, 10 % of N), or 10 of each class of a long-tailed set.
         imbalance_factor: Largest class over smallest. The meta set is then the first examples of each class, as in
@@ -87,8 +87,8 @@ def divide(
         found.meta, found.train = class_balanced_holdout(clean, num_meta, num_labels, seed, first=long_tailed)
         found.labels[found.meta] = clean[found.meta]
     if imbalance_factor is not None:
-        assert clean is not None
-        found.train = found.train[long_tail_rows(clean[found.train], num_labels, imbalance_factor, seed)]
+        classes = (labels if clean is None else clean)[found.train]
+        found.train = found.train[long_tail_rows(classes, num_labels, imbalance_factor, seed)]
     return found
 
 
@@ -114,7 +114,8 @@ def divide_as(
     Raises:
         ValueError: The file was made for other data.
     """
-    check_noise_file(noise_file, len(labels), num_labels, clean)
+    drawn_here = noise_file.metadata.get("noise", 0) > 0  # then the data's own labels counted as clean
+    check_noise_file(noise_file, len(labels), num_labels, labels if drawn_here else clean)
     if clean is None and noise_file.clean_labels is not None:
         clean = labels.copy()  # of other rows nothing better is known
         clean[noise_file.index] = noise_file.clean_labels
@@ -158,12 +159,10 @@ def corrupt(
     )
 
 
-def without_copies(division: Division, dataset: Dataset) -> Division:
-    """Leaves training examples out whose image (or text) is also in the meta set, byte for byte."""
-    found = same_content(dataset.select(division.train), dataset.select(division.meta))
-    if found:
-        copies = division.train[found]
-        division.train = np.setdiff1d(division.train, copies)
-        index = first_few(dataset.select(copies)["index"][:])
+def rows_without_copies(train: Dataset, meta: Dataset) -> np.ndarray:
+    """Rows of train whose image (or text) is not in the meta set as well, byte for byte."""
+    copies = same_content(train, meta)
+    if copies:
+        index = first_few(train.select(copies)["index"][:])
         logger.warning(f"{len(copies)} training examples are copies of meta examples and left out (index {index})")
-    return division
+    return np.setdiff1d(np.arange(len(train)), copies)

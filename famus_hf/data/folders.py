@@ -1,9 +1,9 @@
 """Local folders: images in a folder for each class, parquet, csv, jsonl, or what `save_to_disk` leaves (arrow)."""
 
+import glob
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
@@ -14,28 +14,36 @@ from famus_hf.wording import first_few
 IMAGE_ENDINGS = frozenset(ImageFolder.EXTENSIONS)
 FILE_KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json"}
 NO_DATA = ("readme", "readme.md", "license", "license.txt", "thumbs.db", "desktop.ini")  # beside data, in lower case
-SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+SPLITS = (
+    dict.fromkeys(("train", "training"), "train")
+    | dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
+    | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+)  # as files and folders call them, in lower case
 SPLIT_NAME = re.compile(rf"(?:^|[^a-z])({'|'.join(SPLITS)})(?=[^a-z]|$)")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of a folder of images
 
 
 def load_folder(folder: Path, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
-    """The splits that file and folder names tell; what tells none is `train`.
+    """The splits that names of folders (images) or of files and folders (tables) tell; what tells none is `train`.
 
     Raises:
-        ValueError: Nothing that could be data is there, or files that are no images lie among images.
+        ValueError: Nothing that could be data is there, files that are no images lie among images, or folders of images
+            lie beside those of splits.
     """
     kind = folder_kind(folder)
     if kind == "arrow":
         saved = load_from_disk(str(folder))
-        return saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
-    if kind == "imagefolder":
-        return _load(folder, kind, streaming, data_dir=str(folder))
+        splits = saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
+        return IterableDatasetDict({k: v.to_iterable_dataset() for k, v in splits.items()}) if streaming else splits
     files: dict[str, list[str]] = {}
+    if kind == "imagefolder":
+        for split, places in _split_folders(folder).items():
+            files[split] = [f"{glob.escape(str(place))}/**" for place in places]
+        return _load(folder, kind, streaming, files)
     for path in _files_of_kind(folder, kind):
-        found = SPLIT_NAME.findall(path.relative_to(folder).as_posix())
-        files.setdefault(SPLITS[found[-1]] if found else "train", []).append(str(path))
-    return _load(folder, kind, streaming, data_files=files)
+        found = SPLIT_NAME.findall(path.relative_to(folder).as_posix().lower())
+        files.setdefault(SPLITS[found[-1]] if found else "train", []).append(glob.escape(str(path)))
+    return _load(folder, kind, streaming, files)
 
 
 def load_whole_folder(folder: Path) -> Dataset:
@@ -46,24 +54,48 @@ def load_whole_folder(folder: Path) -> Dataset:
         if isinstance(saved, DatasetDict):
             raise ValueError(f"folder {str(folder)!r} holds the splits {', '.join(saved)}: use it as dataset_name")
         return saved
-    return _load(folder, kind, False, data_files={"train": list(map(str, _files_of_kind(folder, kind)))})["train"]
+    files = [f"{glob.escape(str(folder))}/**"]
+    if kind != "imagefolder":
+        files = [glob.escape(str(path)) for path in _files_of_kind(folder, kind)]
+    return _load(folder, kind, False, {"train": files})["train"]
+
+
+def _split_folders(folder: Path) -> dict[str, list[Path]]:
+    """Split → folders called so (train/, Test/, …), or the whole folder as `train`."""
+    below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found: dict[str, list[Path]] = {}
+    for path in below:
+        if path.name.lower() in SPLITS:
+            found.setdefault(SPLITS[path.name.lower()], []).append(path)
+    if "train" not in found:
+        return _split_folders(below[0]) if len(below) == 1 and _has_folders(below[0]) else {"train": [folder]}
+    others = [path.name for path in below if path.name.lower() not in SPLITS]
+    if others:
+        raise ValueError(
+            f"{len(others)} folders in {str(folder)!r} lie beside those of the splits ({first_few(others)}): move them"
+        )
+    return found
+
+
+def _has_folders(folder: Path) -> bool:
+    return any(path.is_dir() for path in folder.iterdir())
 
 
 def _files_of_kind(folder: Path, kind: str) -> list[Path]:
-    endings = IMAGE_ENDINGS if kind == "imagefolder" else {ending for ending, own in FILE_KINDS.items() if own == kind}
-    return [
-        p for p in _data_files(folder) if p.suffix.lower() in endings or (kind == "imagefolder" and p.name in METADATA)
-    ]
+    endings = {ending for ending, own in FILE_KINDS.items() if own == kind}
+    return [path for path in _data_files(folder) if path.suffix.lower() in endings]
 
 
-def _load(folder: Path, kind: str, streaming: bool, **where: Any) -> DatasetDict | IterableDatasetDict:
-    if kind == "csv" and _files_of_kind(folder, kind)[0].suffix.lower() == ".tsv":
-        where["sep"] = "\t"
+def _load(folder: Path, kind: str, streaming: bool, files: dict[str, list[str]]) -> DatasetDict | IterableDatasetDict:
+    settings = {"sep": "\t"} if kind == "csv" and _files_of_kind(folder, kind)[0].suffix.lower() == ".tsv" else {}
     try:
-        return load_dataset(kind, streaming=streaming, **where)
+        splits = load_dataset(kind, data_files=files, streaming=streaming, **settings)
     except (DatasetGenerationError, ValueError, OSError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ValueError(f"folder {str(folder)!r} could not be read as {kind}: {reason}") from error
+    if kind == "imagefolder" and len(splits["train"].features) < 2:
+        raise ValueError(f"the images in {str(folder)!r} are of one class: sort them into a folder for each class")
+    return splits
 
 
 def folder_kind(folder: Path) -> str:

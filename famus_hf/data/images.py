@@ -1,5 +1,6 @@
 """Images as they are stored: which can't be read, which are the same, and their pixels as features."""
 
+import os
 from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,13 @@ def refuse_unreadable(rows: list[int], num_rows: int, index: list[int] | None = 
         raise ValueError(f"{len(rows)} of {num_rows} images can't be read (index {names}): remove or repair them")
 
 
-def unreadable_rows(dataset: Dataset, processes: int | None = None) -> list[int]:
-    """Rows whose image can't be decoded. The answer is kept in the cache of `datasets`."""
+def unreadable_rows(dataset: Dataset) -> list[int]:
+    """Rows whose image can't be decoded; large sets are looked through by several processes, and each time anew."""
     images = dataset.select_columns("image").cast_column("image", ImageFeature(decode=False))
-    checked = images.map(_is_readable, num_proc=processes, remove_columns="image", desc="Checking images")
+    processes = None if len(images) < SHOW_FROM else min(os.cpu_count() or 1, 8)
+    checked = images.map(
+        _is_readable, num_proc=processes, remove_columns="image", desc="Checking images", load_from_cache_file=False
+    )
     return [row for row, readable in enumerate(checked["readable"][:]) if not readable]
 
 
@@ -64,7 +68,7 @@ def pixel_features(dataset: Dataset) -> np.ndarray:
             broken.append(row)
         else:
             features[row] = np.asarray(image if image.size == size else image.resize(size)).reshape(-1)
-    refuse_unreadable(broken, len(dataset))
+    refuse_unreadable(broken, len(dataset), dataset["index"][:] if "index" in dataset.column_names else None)
     return features
 
 

@@ -66,12 +66,13 @@ def check_no_overlap(train_index: Sequence[int], meta_index: Sequence[int]) -> N
         )
 
 
-def check_no_copies(train_images: Tensor | None, meta_images: Tensor | None) -> None:
+def check_no_copies(train_images: Tensor | None, meta_images: Tensor | None, index: Sequence[int] | None) -> None:
     """Raises ValueError if an image of the training set (but a placeholder) is in the meta set, pixel for pixel.
 
     Args:
         train_images: Shape (N, …), as they go into the network; None, unchecked, where they are not in memory.
         meta_images: Likewise of the meta set.
+        index: Shape (N,), what to call the training images; default: their rows.
     """
     if train_images is None or meta_images is None:
         return
@@ -79,8 +80,8 @@ def check_no_copies(train_images: Tensor | None, meta_images: Tensor | None) -> 
     copies = rows_of_copies((image.numpy().tobytes() for image in train_images), meta)
     if copies:
         raise ValueError(
-            f"{len(copies)} training images are also in the meta set, pixel for pixel (row {first_few(copies)}): a "
-            f"meta set must be held out of the training set"
+            f"{len(copies)} training images are also in the meta set, pixel for pixel (index "
+            f"{first_few(copies if index is None else (index[row] for row in copies))}): remove these from one of them"
         )
 
 

@@ -57,20 +57,23 @@ class ModelInputs(torch.utils.data.Dataset):
         return self.image_processor(images, return_tensors="pt")["pixel_values"]
 
     def _process_all(self, chunk: int = 256) -> None:
-        parts: list[Tensor] = []
+        pixel_values: Tensor | None = None
         unreadable: list[int] = []
         for start in tqdm(
             range(0, len(self), chunk), desc="Processing images", unit_scale=chunk, disable=len(self) < SHOW_FROM
         ):
             rows = range(start, min(start + chunk, len(self)))
             try:
-                parts.append(self._process(rows))
+                processed = self._process(rows)
+                if pixel_values is None:  # once for all, as two copies of it would not fit
+                    pixel_values = processed.new_empty(len(self), *processed.shape[1:])
+                pixel_values[rows.start : rows.stop] = processed
             except UNREADABLE:
                 unreadable += [row for row in rows if not self._readable(row)]
                 if not unreadable:
                     raise
         refuse_unreadable(unreadable, len(self), self.records.get("index"))
-        self.pixel_values = torch.cat(parts)
+        self.pixel_values = pixel_values
 
     def _readable(self, row: int) -> bool:
         try:
@@ -97,13 +100,14 @@ class ModelInputs(torch.utils.data.Dataset):
 _in_use: WeakValueDictionary[tuple[str, str], ModelInputs] = WeakValueDictionary()
 
 
-def as_model_inputs(dataset: Any, image_processor: Any) -> Any:
+def as_model_inputs(dataset: Any, image_processor: Any, shuffle_seed: int | None = None) -> Any:
     """`ModelInputs` of a data set with raw images; anything else is returned as it is.
 
     The same data set under the same settings is processed once, for as long as somebody holds the result.
+    `shuffle_seed` is for streams, which no sampler shuffles.
     """
     if isinstance(dataset, IterableDataset) and "image" in (dataset.features or {}) and image_processor is not None:
-        return StreamedInputs(dataset, image_processor)
+        return StreamedInputs(dataset, image_processor, shuffle_seed)
     if isinstance(dataset, dict):
         return {name: as_model_inputs(split, image_processor) for name, split in dataset.items()}
     if not has_raw_images(dataset) or image_processor is None:

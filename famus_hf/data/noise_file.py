@@ -82,9 +82,26 @@ def read_noise_file(path: Path) -> NoiseFile:
             f"noise file {str(path)!r} names {(counts > 1).sum()} rows more than once "
             f"(index {first_few(rows[counts > 1])}): leave one line for each"
         )
-    metadata = json.loads((table.schema.metadata or {}).get(b"famus_hf", b"{}"))
+    metadata = _checked_metadata(path, (table.schema.metadata or {}).get(b"famus_hf", b"{}"), set(index.tolist()))
     clean = found["clean_label"].to_numpy() if "clean_label" in found else None
     return NoiseFile(index, found["label"].to_numpy(), clean, metadata)
+
+
+def _checked_metadata(path: Path, content: bytes, train: set[int]) -> dict[str, Any]:
+    """The settings as a mapping whose `meta_index`, if there is one, holds different rows outside of train."""
+    try:
+        metadata = json.loads(content)
+        rows = metadata.get("meta_index", [])
+        sound = all(type(row) is int for row in rows) and len(set(rows)) == len(rows) and not train & set(rows)
+        sound = sound and isinstance(metadata.get("noise", 0), int | float)
+    except (ValueError, AttributeError, TypeError):
+        sound = False
+    if not sound:
+        raise ValueError(
+            f"noise file {str(path)!r} has settings that no run writes (meta_index must hold different rows outside of "
+            "the training rows): take the noise.parquet of a run, or leave the settings out"
+        )
+    return metadata
 
 
 def check_noise_file(noise_file: NoiseFile, num_rows: int, num_labels: int, known_clean: np.ndarray | None) -> None:
@@ -97,7 +114,8 @@ def check_noise_file(noise_file: NoiseFile, num_rows: int, num_labels: int, know
         known_clean: Shape (num_rows,), the labels of the source split where they are clean, else None.
     """
     index, labels = noise_file.index, noise_file.labels
-    outside = index[(index < 0) | (index >= num_rows)]
+    named = np.concatenate([index, np.array(noise_file.metadata.get("meta_index", []), dtype=index.dtype)])
+    outside = named[(named < 0) | (named >= num_rows)]
     if len(outside):
         raise ValueError(
             f"{len(outside)} rows of the noise file are not in the training split, which has {num_rows} "

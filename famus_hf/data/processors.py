@@ -23,32 +23,27 @@ if TYPE_CHECKING:
 STATISTICS_SAMPLES = 1000
 
 
-def default_image_processor(
-    model: Any, dataset: Dataset | IterableDataset, args: "FaMUSTrainingArguments | None" = None
-) -> BaseImageProcessor:
-    """The processor that came with a pretrained model, else one made from the data; settings given in `args` win.
+def default_image_processor(model: Any, dataset: Dataset | IterableDataset) -> BaseImageProcessor:
+    """The processor that came with a pretrained model, else one made from the data.
 
     The latter normalises each colour channel to zero mean and unit variance over (at most 1000) training images, and
     keeps the size of the first of them.
     """
     source = getattr(getattr(model, "config", None), "_name_or_path", "")
     if isinstance(model, PreTrainedModel) and source:
-        return adapted_processor(AutoImageProcessor.from_pretrained(source), args)
+        return AutoImageProcessor.from_pretrained(source)
     images = sample_images(dataset)
     if not images:
         raise ValueError("none of the first images of the training set can be read: check the image column")
     width, height = images[0].size
-    if args is not None and args.image_size is not None:
-        width = height = args.image_size
     values = np.concatenate([np.asarray(image, dtype=np.float64).reshape(-1, 3) for image in images]) / 255
-    processor = ViTImageProcessorPil(
+    return ViTImageProcessorPil(
         size={"height": height, "width": width},
         do_resize=True,
         do_convert_rgb=True,
         image_mean=values.mean(0).round(4).tolist(),
         image_std=values.std(0).clip(1e-3).round(4).tolist(),
     )
-    return adapted_processor(processor, args)
 
 
 def sample_images(dataset: Dataset | IterableDataset) -> list[PILImage]:
@@ -60,32 +55,40 @@ def sample_images(dataset: Dataset | IterableDataset) -> list[PILImage]:
     return [image for row in np.sort(rows) if (image := decoded(dataset, int(row))) is not None]
 
 
-def adapted_processor(processor: BaseImageProcessor, args: "FaMUSTrainingArguments | None") -> BaseImageProcessor:
-    """The processor with the mean, standard deviation and sizes that the settings name."""
-    if args is None or not (args.image_mean or args.image_std or args.resize_size):
+def adapted_processor(processor: Any, args: "FaMUSTrainingArguments") -> Any:
+    """The processor with the mean, standard deviation and sizes that the settings name; a callable stays as it is."""
+    if not isinstance(processor, BaseImageProcessor):
+        return processor
+    if not (args.image_mean or args.image_std or args.resize_size or args.image_size):
         return processor
     settings: Any = processor  # whose attributes BaseImageProcessor does not declare
-    mean, std = args.image_mean or settings.image_mean, args.image_std or settings.image_std
-    if args.resize_size is None:
-        settings = copy.deepcopy(settings)
-        settings.image_mean, settings.image_std = list(mean), list(std)
-        return settings
-    crop = args.image_size or args.resize_size
-    return CLIPImageProcessorPil(
-        size={"shortest_edge": args.resize_size},
-        crop_size={"height": crop, "width": crop},
-        image_mean=list(mean),
-        image_std=list(std),
-    )
+    mean, std = list(args.image_mean or settings.image_mean), list(args.image_std or settings.image_std)
+    if args.resize_size is not None:
+        return _crop_processor(args.resize_size, args.image_size or args.resize_size, mean, std)
+    if args.image_size is not None:
+        return ViTImageProcessorPil(
+            size={"height": args.image_size, "width": args.image_size},
+            do_resize=True,
+            do_convert_rgb=True,
+            image_mean=mean,
+            image_std=std,
+        )
+    settings = copy.deepcopy(settings)
+    settings.image_mean, settings.image_std = mean, std
+    return settings
+
+
+def _crop_processor(resize: int, crop: int, mean: list[float], std: list[float]) -> BaseImageProcessor:
+    """Shorter side to `resize`, then the centre of `crop` × `crop` pixels."""
+    size, crop_size = {"shortest_edge": resize}, {"height": crop, "width": crop}
+    return CLIPImageProcessorPil(size=size, crop_size=crop_size, image_mean=mean, image_std=std)
 
 
 def training_processor(processor: Any, args: "FaMUSTrainingArguments") -> Any:
     """The processor of training images: they stay as large as random crops need them."""
     if args.resize_size is None or args.augmentation not in ("random-crop", "resized-crop"):
         return processor
-    larger = copy.deepcopy(processor)
-    larger.crop_size = {"height": args.resize_size, "width": args.resize_size}
-    return larger
+    return _crop_processor(args.resize_size, args.resize_size, processor.image_mean, processor.image_std)
 
 
 def make_augmentation(args: "FaMUSTrainingArguments", processor: Any) -> Augmentation:

@@ -81,6 +81,8 @@ def check_source(
         return
     if data_dir is not None and name not in BUILDERS:
         raise ValueError(f"data_dir is where one of {', '.join(BUILDERS)} lies: {name!r} takes none")
+    if Path(name).is_file():
+        raise ValueError(f"data set {name!r} is a file: give its folder {str(Path(name).parent)!r}")
     short = ("digits", *HUB_DATASETS, *BUILDERS)
     if name not in short and not Path(name).is_dir() and ("/" not in name or name.startswith(("/", ".", "~"))):
         raise ValueError(

@@ -4,7 +4,7 @@ Noise is drawn for each example from the seed and its row, so that it does not h
 of the first examples of each class and held in memory.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, IterableDatasetDict, Value
 from transformers import BaseImageProcessor
 
+from famus_hf.data.builders import BUILDERS
 from famus_hf.data.columns import Columns, standard_names
 from famus_hf.data.confusions import CIFAR10_CLASSES, CIFAR10_CONFUSIONS
 from famus_hf.data.folders import load_folder
@@ -35,6 +36,7 @@ def load_stream(
     *,
     noise: float,
     noise_type: str,
+    class_map: Sequence[int] | None,
     num_meta: int,
     seed: int,
     max_train_samples: int | None,
@@ -42,8 +44,9 @@ def load_stream(
 ) -> IterableDatasetDict:
     """Splits `train` and `test` as streams and, where `num_meta` is not 0, `meta` in memory.
 
-    Images of streams are as they are stored, {"bytes", "path"}; `datasets.Image().decode_example` decodes one. The
-    arguments are those of `load_noisy_dataset`.
+    Streams come in the order of the source, since rows are counted as they come (the library's own shuffling counts
+    anew in each file); `StreamedInputs` shuffles. Their images are as they are stored, {"bytes", "path"};
+    `datasets.Image().decode_example` decodes one. The arguments are those of `load_noisy_dataset`.
 
     Raises:
         ValueError: A data set that can't be streamed, labels that are not a ClassLabel, no test split, noise that needs
@@ -60,7 +63,8 @@ def load_stream(
         raise ValueError(f"data set {name!r} has no test split, and none can be set apart from a stream: give one")
     names = _class_names(splits["train"], columns)
     train = _standardised(splits["train"], columns, max_train_samples)
-    class_map = _class_map(names) if noise > 0 and noise_type == "asymmetric" else None
+    if class_map is None and names == CIFAR10_CLASSES:
+        class_map = [CIFAR10_CONFUSIONS.get(label, label) for label in range(10)]
     parts: dict[str, Any] = {}
     held_out: set[int] = set()
     if num_meta > 0:
@@ -71,16 +75,17 @@ def load_stream(
     features = _features(names)
     train = train.filter(partial(_is_not_in, rows=held_out)).map(corrupt, features=features)
     test_stream = _standardised(splits[test], columns, max_eval_samples).map(_unchanged, features=features)
-    parts["train"] = train.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-    parts["test"] = test_stream
+    parts["train"], parts["test"] = train, test_stream
     return IterableDatasetDict({split: parts[split] for split in ("train", "meta", "test") if split in parts})
 
 
 def _open(name: str | None, config_name: str | None, columns: Columns) -> tuple[Any, Columns]:
     """The streams of a Hub data set or a local folder."""
     folder = Path(name) if name is not None and Path(name).is_dir() else None
-    if name is None or name == "digits" or (folder is not None and is_idx_folder(folder)):
-        raise ValueError(f"{name or 'a train_dir'!r} can't be streamed: leave --streaming out, it fits in memory")
+    if name is None or name in ("digits", *BUILDERS) or (folder is not None and is_idx_folder(folder)):
+        raise ValueError(
+            f"{name or 'a train_dir'!r} can't be streamed, only Hub ids and local folders can: leave --streaming out"
+        )
     if folder is not None:
         splits, known = load_folder(folder, streaming=True), columns
     else:
@@ -149,7 +154,7 @@ def _corrupted(
     noise_type: str,
     num_labels: int,
     seed: int,
-    class_map: list[int] | None,
+    class_map: Sequence[int] | None,
     known_clean: bool,
 ) -> dict[str, Any]:
     """The example with the label that its row draws."""
@@ -166,8 +171,18 @@ def _unchanged(example: dict[str, Any]) -> dict[str, Any]:
     return {"image": example["image"], "label": clean, "clean_label": clean, "index": example["index"]}
 
 
-def _class_map(names: list[str]) -> list[int] | None:
-    return [CIFAR10_CONFUSIONS.get(label, label) for label in range(10)] if names == CIFAR10_CLASSES else None
+def _shuffled(stream: IterableDataset, seed: tuple[int, int]) -> Iterator[dict[str, Any]]:
+    """Each example once, drawn from a buffer that the stream refills."""
+    generator = np.random.default_rng(seed)
+    buffer: list[dict[str, Any]] = []
+    for example in stream:
+        if len(buffer) < SHUFFLE_BUFFER:
+            buffer.append(example)
+            continue
+        place = generator.integers(SHUFFLE_BUFFER)
+        yield buffer[place]
+        buffer[place] = example
+    yield from (buffer[place] for place in generator.permutation(len(buffer)))
 
 
 class StreamedInputs(torch.utils.data.IterableDataset):
@@ -176,13 +191,20 @@ class StreamedInputs(torch.utils.data.IterableDataset):
     Args:
         stream: Columns `image`, `label`, `index`, `clean_label`.
         image_processor: From transformers.
+        shuffle_seed: With the epoch it decides the order, drawn from a buffer of 10 000 examples; None keeps it.
 
     Attributes:
         realised_noise_rate: Share of wrong labels among the examples that came by, or None.
     """
 
-    def __init__(self, stream: IterableDataset, image_processor: BaseImageProcessor | Callable):
+    def __init__(
+        self,
+        stream: IterableDataset,
+        image_processor: BaseImageProcessor | Callable,
+        shuffle_seed: int | None = None,
+    ):
         self.stream, self.image_processor = stream, image_processor
+        self.shuffle_seed, self.epoch = shuffle_seed, 0
         self._seen = self._wrong = 0
 
     @property
@@ -190,10 +212,13 @@ class StreamedInputs(torch.utils.data.IterableDataset):
         return self._wrong / self._seen if self._seen else None
 
     def set_epoch(self, epoch: int) -> None:
-        self.stream.set_epoch(epoch)
+        self.epoch = epoch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for example in self.stream:
+        if torch.utils.data.get_worker_info() is not None:
+            raise ValueError("a stream is read by one process, which counts its rows: set dataloader_num_workers to 0")
+        order = self.stream if self.shuffle_seed is None else _shuffled(self.stream, (self.shuffle_seed, self.epoch))
+        for example in order:
             inputs = {"labels": example["label"], "index": example["index"]}
             try:
                 image = Image().decode_example(example["image"]).convert("RGB")
