@@ -72,30 +72,53 @@ def test_a_hub_data_set_trains_with_its_class_names(hub_files, tmp_path):
     assert "user/small" in (tmp_path / "run" / "README.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "flags, sentence",
-    [
-        (["--dataset_name", "user/small", "--noise", "0.4"], "2 columns of the data set could be the label column"),
-        (
-            ["--dataset_name", "user/small", "--noise", "0.4", "--label_column_name", "lable"],
-            "label column 'lable' is not in the data set, which has img, fine_label, coarse_label, score",
-        ),
-        (["--dataset_name", "user/small", "--noise", "0.4", "--label_column_name", "score"], "which are not classes"),
-        (["--dataset_name", "user/small", "--label_column_name", "fine_label"], "not known to be clean"),
-        (["--dataset_name", "user/none", "--noise", "0.4"], "'user/none' could not be loaded"),
-        (
-            ["--dataset_name", "user/broken", "--noise", "0.4", "--label_column_name", "fine_label"],
-            "images can't be read",
-        ),
-    ],
-)
-def test_wrong_hub_data_gets_one_sentence(hub_files, tmp_path, flags, sentence):
+WRONG = {
+    "two label columns": (["--noise", "0.4"], "2 columns of the data set could be the label column"),
+    "misspelt": (
+        ["--noise", "0.4", "--label_column_name", "lable"],
+        "label column 'lable' is not in the data set, which has img, fine_label, coarse_label, score",
+    ),
+    "floats": (["--noise", "0.4", "--label_column_name", "score"], "which are not classes"),
+    "no clean labels": (["--label_column_name", "fine_label"], "not known to be clean"),
+    "not there": (["--dataset_name", "user/none", "--noise", "0.4"], "'user/none' could not be loaded"),
+    "broken images": (
+        ["--dataset_name", "user/broken", "--noise", "0.4", "--label_column_name", "fine_label"],
+        "images can't be read",
+    ),
+}
+RUN_ALL = f"""
+import json, sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import run_famus
+for case, flags in json.loads(sys.argv[1]).items():
+    print("case", case, file=sys.stderr, flush=True)
+    try:
+        run_famus.main(flags)
+        print("no error", file=sys.stderr)
+    except SystemExit as end:
+        print("code", end.code, file=sys.stderr)
+"""
+
+
+def test_wrong_hub_data_gets_one_sentence(hub_files, tmp_path):
+    """All cases in one process, since starting one takes longer than they do."""
+    common = [*FLAGS, "--dataset_name", "user/small", "--output_dir", str(tmp_path / "run")]
+    cases = {case: [*common, *flags] for case, (flags, _) in WRONG.items()}
     with LoopbackHub(hub_files) as hub:
-        result = run(hub, tmp_path, *flags)
-    assert result.returncode != 0
-    error = result.stderr.strip().splitlines()[-1]
-    assert error.startswith("run_famus.py: error: ") and sentence in error, result.stderr[-3000:]
-    assert "Traceback" not in result.stderr
+        result = subprocess.run(
+            [sys.executable, "-c", RUN_ALL, json.dumps(cases)],
+            env={**os.environ, **hub.environment(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr[-3000:]
+    parts = result.stderr.split("case ")[1:]
+    assert [part.splitlines()[0] for part in parts] == list(WRONG)
+    for part, (_, sentence) in zip(parts, WRONG.values(), strict=True):
+        *_, error, code = part.strip().splitlines()
+        assert error.startswith("run_famus.py: error: ") and sentence in error, part
+        assert code == "code 2"
 
 
 RECIPES = ("table1-mwnet-cifar10", "table1-mwnet-cifar100", "table1-l2r-cifar10", "table1-l2r-cifar100",
