@@ -1,9 +1,10 @@
 """What FaMUSTrainer refuses before training starts, each in one sentence: what was seen, what is allowed."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.utils.data import IterableDataset
+from transformers.trainer_utils import has_length
 
 from famus_hf.data.meta_set import check_no_copies, check_no_overlap
 from famus_hf.data.model_inputs import ModelInputs, known_labels
@@ -11,6 +12,12 @@ from famus_hf.losses import LDAMLoss
 
 if TYPE_CHECKING:
     from famus_hf.trainer import FaMUSTrainer
+
+
+def check_not_empty(name: str, dataset: Any) -> None:
+    """Raises ValueError on a data set that is known to have no examples."""
+    if has_length(dataset) and len(dataset) == 0:
+        raise ValueError(f"{name} is empty: give at least a few examples of every class")
 
 
 def check_batch_size(trainer: "FaMUSTrainer") -> None:
@@ -74,8 +81,7 @@ def _check_data_sets(trainer: "FaMUSTrainer") -> None:
             continue
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
             raise ValueError(f"{name} is a {type(dataset).__name__}: a map-style data set, with a length, is needed")
-        if len(dataset) == 0:
-            raise ValueError(f"{name} is empty: give at least a few examples of every class")
+        check_not_empty(name, dataset)
     if len(set(known_labels(meta))) == 1:
         raise ValueError("the meta set holds a single class: it needs examples of every class")
     if isinstance(train, ModelInputs) and isinstance(meta, ModelInputs):

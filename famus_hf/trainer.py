@@ -90,6 +90,7 @@ class FaMUSTrainer(ClassifierTrainer):
         args = FaMUSTrainingArguments("famus_output") if args is None else args
         if not isinstance(args, FaMUSTrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}: FaMUSTrainer needs FaMUSTrainingArguments")
+        checks.check_not_empty("train_dataset", train_dataset)
         if processing_class is None and has_raw_images(train_dataset):
             processing_class = default_image_processor(model, train_dataset)
         processing_class = adapted_processor(processing_class, args)

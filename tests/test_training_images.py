@@ -166,6 +166,18 @@ def test_images_that_are_in_both_sets_are_refused_whatever_their_index_says(tmp_
         )
 
 
+@pytest.mark.parametrize("empty", ["train_dataset", "meta_dataset"])
+def test_raw_images_without_a_single_row_are_refused_by_name(tmp_path, empty):
+    sets = {"train_dataset": pictures(16, 0), "meta_dataset": pictures(6, 1)}
+    sets[empty] = sets[empty].select([])
+    with pytest.raises(ValueError, match=f"{empty} is empty: give at least a few examples of every class"):
+        FaMUSTrainer(
+            build_backbone("tiny", NAMES),
+            FaMUSTrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=8),
+            **sets,
+        )
+
+
 def test_balanced_epochs_reach_the_network(tmp_path):
     model = Seen()
     trainer = make_trainer(tmp_path, model, meta_learner="none", balanced_batches_per_epoch=4, num_train_epochs=3,

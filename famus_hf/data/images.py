@@ -38,6 +38,8 @@ def refuse_unreadable(rows: list[int], num_rows: int, index: list[int] | None = 
 
 def unreadable_rows(dataset: Dataset) -> list[int]:
     """Rows whose image can't be decoded; large sets are looked through by several processes, and each time anew."""
+    if len(dataset) == 0:
+        return []
     images = dataset.select_columns("image").cast_column("image", ImageFeature(decode=False))
     processes = None if len(images) < SHOW_FROM else min(os.cpu_count() or 1, 8)
     checked = images.map(
