@@ -25,7 +25,7 @@ def clean_probabilities(losses: np.ndarray, seed: int = 0) -> np.ndarray:
     finite = losses[np.isfinite(losses)]
     if len(finite) < 2 or finite.min() == finite.max():
         return np.where(np.isfinite(losses), 0.5, 0.0)  # nothing to tell them apart by
-    scaled = (np.nan_to_num(losses, nan=np.inf, posinf=np.inf).clip(max=finite.max()) - finite.min()) / np.ptp(finite)
+    scaled = (_largest_if_not_finite(losses).clip(max=finite.max()) - finite.min()) / np.ptp(finite)
     mixture = GaussianMixture(**MIXTURE, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # ten iterations are what the method asks for
@@ -44,8 +44,12 @@ def pseudo_clean_rows(losses: np.ndarray, probabilities: np.ndarray, batch_size:
     rows = np.flatnonzero(probabilities > 0.5)
     if batch_size <= len(rows) <= len(losses) - batch_size:
         return rows
-    order = np.argsort(np.nan_to_num(losses, nan=np.inf, posinf=np.inf), kind="stable")
+    order = np.argsort(_largest_if_not_finite(losses), kind="stable")
     return np.sort(order[: max(1, len(losses) // 2)])
+
+
+def _largest_if_not_finite(losses: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(losses), losses, np.inf)
 
 
 class PseudoCleanSet(torch.utils.data.Dataset):

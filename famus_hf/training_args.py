@@ -6,12 +6,12 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames, SchedulerType
 
 from famus_hf.data.augmentation import AUGMENTATIONS, PADDING_MODES
+from famus_hf.data.meta_set import META_SETS
 from famus_hf.derivatives import DERIVATIVES
 from famus_hf.losses import BASE_LOSSES
 from famus_hf.virtual_step import VIRTUAL_STEPS
 
 META_LEARNERS = ("mw-net", "l2r", "mlc", "none")
-META_SETS = ("clean", "pseudo-clean")
 LAYER_SAMPLERS = ("learned", "all", "block", "random")
 META_OPTIMIZERS = ("adam", "sgd")
 # optimizers whose step `virtual_step="optimizer"` knows

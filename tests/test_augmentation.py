@@ -70,14 +70,17 @@ def test_each_image_of_a_batch_gets_its_own_crop_and_draws_independently():
 
 def test_pad_crop_may_have_an_output_size_of_its_own():
     image = distinct_images(1, 1, 5, 6)
-    outputs = Augmentation("pad-crop", size=7, padding=1)(image.expand(20, 1, 5, 6), make_generator(0))
-    which_window(outputs, all_windows(F.pad(image, (1, 1, 1, 1))[0], 7, 7))
+    outputs = Augmentation("pad-crop", size=7, padding=1)(image.expand(50, 1, 5, 6), make_generator(0))
+    assert outputs.shape == (50, 1, 7, 7)
+    windows = all_windows(F.pad(image, (1, 1, 1, 1))[0], 7, 7)
+    assert len(windows) == 4 and set(which_window(outputs, windows)) == set(range(4)), "each window, and no other"
 
 
 def test_without_flip_no_image_is_mirrored():
     image = distinct_images(1, 1, 5, 5)
     outputs = Augmentation("random-crop", size=4, flip=False)(image.expand(100, 1, 5, 5), make_generator(0))
-    which_window(outputs, all_windows(image[0], 4, 4, flip=False))
+    windows = all_windows(image[0], 4, 4, flip=False)
+    assert len(windows) == 4 and set(which_window(outputs, windows)) == set(range(4)), "each window, and no other"
 
 
 def test_padding_has_the_fill_value_of_each_channel():

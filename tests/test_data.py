@@ -14,6 +14,7 @@ from famus_hf.data.balanced import ClassBalancedSampler
 from famus_hf.data.columns import Columns, with_shared_classes, with_standard_columns
 from famus_hf.data.confusions import CIFAR10_CLASSES
 from famus_hf.data.idx import FASHION_MNIST_CLASSES
+from famus_hf.data.images import same_content
 from famus_hf.data.meta_set import MetaBatchSampler, check_no_overlap, class_balanced_holdout, default_num_meta
 from famus_hf.data.model_inputs import ModelInputs
 from famus_hf.data.processors import default_image_processor
@@ -437,6 +438,12 @@ def test_training_images_that_are_copies_of_meta_images_are_left_out(monkeypatch
         assert not kept & meta
         sizes[len(data["train"])] = seed
     assert set(sizes) == {42, 43}, "with some seeds the copy is in the meta set, and its twin is left out"
+
+
+def test_without_a_meta_set_no_image_is_compared(monkeypatch):
+    splits = splits_of([0, 1], [])
+    monkeypatch.setattr("famus_hf.data.images._file_content", None)  # whoever looks at an image fails
+    assert same_content(splits["train"], splits["test"]) == []
 
 
 def test_images_of_sets_too_large_for_memory_are_checked_before_training(monkeypatch):

@@ -9,15 +9,14 @@ from datasets import Dataset, DatasetDict, IterableDatasetDict
 from famus_hf.data.builders import BUILDERS
 from famus_hf.data.columns import Columns
 from famus_hf.data.division import Division, corrupt, divide, divide_as, rows_without_copies
-from famus_hf.data.meta_set import check_no_overlap, class_balanced_holdout
+from famus_hf.data.meta_set import META_SETS, check_no_overlap, class_balanced_holdout
 from famus_hf.data.noise import check_noise
-from famus_hf.data.noise_file import read_noise_file
+from famus_hf.data.noise_file import NoiseFile, read_noise_file
 from famus_hf.data.sources import check_source, check_splits, clean_labels_known, load_source
 from famus_hf.data.streaming import load_stream
 
 SUBSET_SEED = 0  # of max_train_samples and max_eval_samples
 STREAMED_META = 1000  # clean meta examples of a stream, whose size is not known
-META_SETS = ("clean", "pseudo-clean")
 
 
 def load_noisy_dataset(
@@ -114,19 +113,9 @@ def load_noisy_dataset(
     check_splits(source)
     train = _with_index(source["train"])
     rows = _subset_rows(len(train), max_train_samples, "max_train_samples")
-    labels = np.asarray(train["label"][:])
-    clean = np.asarray(train["clean_label"][:]) if "clean_label" in train.features else labels if known_clean else None
-    num_labels = train.features["label"].num_classes
     has_own_meta = meta_set == "clean" and "meta" in source
     num_held_out = 0 if meta_set != "clean" or has_own_meta else num_meta
-    if given_noise is not None:
-        division = divide_as(given_noise, labels, clean, num_labels, num_held_out, seed)
-    else:
-        part = None if clean is None else clean[rows]
-        division = divide(labels[rows], part, num_labels, num_held_out, imbalance_factor, seed)
-        division = division.within(rows, labels, clean)
-        kept = rows_without_copies(train.select(division.train), train.select(division.meta))
-        division.train = division.train[kept]
+    division = _divided(train, rows, known_clean, given_noise, num_held_out, imbalance_factor, seed)
     if noise > 0:
         corrupt(division, train, noise, noise_type, noise_exact_count, class_map, seed)
     train = _with_labels(train, division)
@@ -195,6 +184,29 @@ def _chosen_meta_set(meta_set: str | None, num_meta: int | None, known_clean: bo
             "column of true labels with clean_label_column_name, add noise to test on, or use meta_set pseudo-clean"
         )
     return "clean" if asked_for_clean or (known_clean and meta_set is None and num_meta != 0) else "pseudo-clean"
+
+
+def _divided(
+    train: Dataset,
+    rows: np.ndarray,
+    known_clean: bool,
+    given_noise: NoiseFile | None,
+    num_held_out: int | None,
+    imbalance_factor: float | None,
+    seed: int,
+) -> Division:
+    """The training split as another run divided it, else these rows of it anew, without copies of meta examples."""
+    labels = np.asarray(train["label"][:])
+    clean = np.asarray(train["clean_label"][:]) if "clean_label" in train.features else labels if known_clean else None
+    num_labels = train.features["label"].num_classes
+    if given_noise is not None:
+        return divide_as(given_noise, labels, clean, num_labels, num_held_out, seed)
+    part = None if clean is None else clean[rows]
+    division = divide(labels[rows], part, num_labels, num_held_out, imbalance_factor, seed)
+    division = division.within(rows, labels, clean)
+    kept = rows_without_copies(train.select(division.train), train.select(division.meta))
+    division.train = division.train[kept]
+    return division
 
 
 def _own_meta_set(dataset: Dataset, num_meta: int | None, first_index: int, seed: int) -> Dataset:

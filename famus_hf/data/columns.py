@@ -42,7 +42,7 @@ def standard_names(features: Features, columns: Columns, is_train: bool = True) 
     Raises:
         ValueError: A named column is not there, or none or several could be meant.
     """
-    label = _label_column(features, columns)
+    label = label_column(features, columns)
     name, kind = _input_column(features, columns, label)
     names = {name: kind, label: "label"}
     if len(names) < 2:
@@ -54,7 +54,8 @@ def standard_names(features: Features, columns: Columns, is_train: bool = True) 
     return names
 
 
-def _label_column(features: Features, columns: Columns) -> str:
+def label_column(features: Features, columns: Columns) -> str:
+    """The column that becomes `label`. Raises ValueError as `standard_names` does."""
     if columns.label is not None:
         return _named(features, columns.label, "label")
     others = (columns.clean_label, columns.superclass)
@@ -103,6 +104,11 @@ def _is_string(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype in STRINGS
 
 
+def select_and_rename(dataset: Any, names: dict[str, str]) -> Any:
+    """These columns of a data set or stream alone, under their new names."""
+    return dataset.select_columns(list(names)).rename_columns({old: new for old, new in names.items() if old != new})
+
+
 def with_standard_columns(
     dataset: Dataset, columns: Columns, is_train: bool = True, folder: Path | None = None
 ) -> Dataset:
@@ -115,7 +121,7 @@ def with_standard_columns(
         folder: Where the data lie: an image column of strings then holds paths below it.
     """
     names = standard_names(dataset.features, columns, is_train)
-    dataset = dataset.select_columns(list(names)).rename_columns({old: new for old, new in names.items() if old != new})
+    dataset = select_and_rename(dataset, names)
     kind = "image" if "image" in dataset.features else "text"
     if kind == "image" and folder is not None and _is_string(dataset.features["image"]):
         dataset = _images_at_paths(dataset, folder)

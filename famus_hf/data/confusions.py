@@ -9,6 +9,13 @@ CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 CIFAR10_CONFUSIONS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}  # Patrini et al. 2017; DivideMix
 
 
+def class_map_by_names(names: list[str]) -> list[int] | None:
+    """For each class the one that it is mistaken for, where these are the ten classes of CIFAR-10."""
+    if names != CIFAR10_CLASSES:
+        return None
+    return [CIFAR10_CONFUSIONS.get(label, label) for label in range(len(names))]
+
+
 def known_class_map(train: Dataset) -> np.ndarray | None:
     """Shape (C,): for each class the one that it is mistaken for, where literature or superclasses tell.
 
@@ -19,8 +26,9 @@ def known_class_map(train: Dataset) -> np.ndarray | None:
         ValueError: A class with several superclasses.
     """
     names = train.features["label"].names
-    if names == CIFAR10_CLASSES:
-        return np.array([CIFAR10_CONFUSIONS.get(label, label) for label in range(10)])
+    by_names = class_map_by_names(names)
+    if by_names is not None:
+        return np.array(by_names)
     if "superclass" not in train.features:
         return None
     labels, superclasses = np.asarray(train["label"][:]), np.asarray(train["superclass"][:])

@@ -30,7 +30,7 @@ def load_folder(folder: Path, streaming: bool = False) -> DatasetDict | Iterable
         ValueError: Nothing that could be data is there, files that are no images lie among images, or folders of images
             lie beside those of splits.
     """
-    kind = folder_kind(folder)
+    kind, tables = _kind_and_tables(folder)
     if kind == "arrow":
         saved = load_from_disk(str(folder))
         splits = saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
@@ -40,7 +40,7 @@ def load_folder(folder: Path, streaming: bool = False) -> DatasetDict | Iterable
         for split, places in _split_folders(folder).items():
             files[split] = [f"{glob.escape(str(place))}/**" for place in places]
         return _load(folder, kind, streaming, files)
-    for path in _files_of_kind(folder, kind):
+    for path in tables:
         found = SPLIT_NAME.findall(path.relative_to(folder).as_posix().lower())
         files.setdefault(SPLITS[found[-1]] if found else "train", []).append(glob.escape(str(path)))
     return _load(folder, kind, streaming, files)
@@ -48,7 +48,7 @@ def load_folder(folder: Path, streaming: bool = False) -> DatasetDict | Iterable
 
 def load_whole_folder(folder: Path) -> Dataset:
     """All that lies in a folder as one data set, whatever its files are called."""
-    kind = folder_kind(folder)
+    kind, tables = _kind_and_tables(folder)
     if kind == "arrow":
         saved = load_from_disk(str(folder))
         if isinstance(saved, DatasetDict):
@@ -56,7 +56,7 @@ def load_whole_folder(folder: Path) -> Dataset:
         return saved
     files = [f"{glob.escape(str(folder))}/**"]
     if kind != "imagefolder":
-        files = [glob.escape(str(path)) for path in _files_of_kind(folder, kind)]
+        files = [glob.escape(str(path)) for path in tables]
     return _load(folder, kind, False, {"train": files})["train"]
 
 
@@ -81,13 +81,9 @@ def _has_folders(folder: Path) -> bool:
     return any(path.is_dir() for path in folder.iterdir())
 
 
-def _files_of_kind(folder: Path, kind: str) -> list[Path]:
-    endings = {ending for ending, own in FILE_KINDS.items() if own == kind}
-    return [path for path in _data_files(folder) if path.suffix.lower() in endings]
-
-
 def _load(folder: Path, kind: str, streaming: bool, files: dict[str, list[str]]) -> DatasetDict | IterableDatasetDict:
-    settings = {"sep": "\t"} if kind == "csv" and _files_of_kind(folder, kind)[0].suffix.lower() == ".tsv" else {}
+    first = next(iter(files.values()))[0]
+    settings = {"sep": "\t"} if Path(first).suffix.lower() == ".tsv" else {}
     try:
         splits = load_dataset(kind, data_files=files, streaming=streaming, **settings)
     except (DatasetGenerationError, ValueError, OSError) as error:
@@ -98,24 +94,25 @@ def _load(folder: Path, kind: str, streaming: bool, files: dict[str, list[str]])
     return splits
 
 
-def folder_kind(folder: Path) -> str:
-    """`arrow`, `imagefolder`, `parquet`, `csv` or `json`, by the files that are there."""
+def _kind_and_tables(folder: Path) -> tuple[str, list[Path]]:
+    """`arrow`, `imagefolder`, `parquet`, `csv` or `json`, by the files that are there, and those of the last three."""
     if not folder.is_dir():
         raise ValueError(f"folder {str(folder)!r} does not exist")
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return "arrow"
+        return "arrow", []
     files = _data_files(folder)
     tables = [path for path in files if path.suffix.lower() in FILE_KINDS and path.name not in METADATA]
     if not tables and any(path.suffix.lower() in IMAGE_ENDINGS for path in files):
         _check_only_images(folder, files)
-        return "imagefolder"
+        return "imagefolder", []
     kinds = Counter(FILE_KINDS[path.suffix.lower()] for path in tables)
     if not kinds:
         raise ValueError(
             f"folder {str(folder)!r} holds no data: it needs images in a folder for each class, parquet, csv or jsonl "
             "files, the folder that datasets' save_to_disk leaves, or the four idx files of MNIST's format"
         )
-    return kinds.most_common(1)[0][0]
+    kind = kinds.most_common(1)[0][0]
+    return kind, [path for path in files if FILE_KINDS.get(path.suffix.lower()) == kind]
 
 
 def _data_files(folder: Path) -> list[Path]:

@@ -77,6 +77,8 @@ def pixel_features(dataset: Dataset) -> np.ndarray:
 def same_content(train: Dataset, other: Dataset) -> list[int]:
     """Rows of train whose image file (or text) is also in the other set, but for placeholders that repeat in train."""
     wanted = {content for content in _contents(other) if content is not None}
+    if not wanted:
+        return []
     return rows_of_copies(_contents(train, {len(content) for content in wanted}), wanted)
 
 

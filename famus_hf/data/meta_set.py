@@ -8,10 +8,17 @@ from torch import Tensor
 from famus_hf.data.images import rows_of_copies
 from famus_hf.wording import first_few
 
+META_SETS = ("clean", "pseudo-clean")
+
 
 def default_num_meta(num_train: int, num_labels: int) -> int:
     """min(1000, 10 % of the training split), rounded down to a multiple of the number of classes."""
     return min(1000, num_train // 10) // num_labels * num_labels
+
+
+def balanced_shares(size: int, num_labels: int) -> list[int]:
+    """How many examples each class has in a set of this size: what an even split leaves goes to the first classes."""
+    return [size // num_labels + (label < size % num_labels) for label in range(num_labels)]
 
 
 def class_balanced_holdout(
@@ -39,7 +46,7 @@ def class_balanced_holdout(
         )
     labels = np.asarray(labels)
     generator = np.random.default_rng(seed)
-    wanted = [num_meta // num_labels + (label < num_meta % num_labels) for label in range(num_labels)]
+    wanted = balanced_shares(num_meta, num_labels)
     counts = np.bincount(labels, minlength=num_labels)
     small = [label for label in range(num_labels) if counts[label] <= wanted[label]]
     if small:

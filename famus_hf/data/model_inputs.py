@@ -106,12 +106,12 @@ def as_model_inputs(dataset: Any, image_processor: Any, shuffle_seed: int | None
     The same data set under the same settings is processed once, for as long as somebody holds the result.
     `shuffle_seed` is for streams, which no sampler shuffles.
     """
-    if isinstance(dataset, IterableDataset) and "image" in (dataset.features or {}) and image_processor is not None:
-        return StreamedInputs(dataset, image_processor, shuffle_seed)
     if isinstance(dataset, dict):
         return {name: as_model_inputs(split, image_processor) for name, split in dataset.items()}
     if not has_raw_images(dataset) or image_processor is None:
         return dataset
+    if isinstance(dataset, IterableDataset):
+        return StreamedInputs(dataset, image_processor, shuffle_seed)
     if not isinstance(image_processor, BaseImageProcessor):
         return ModelInputs(dataset, image_processor)  # a callable of unknown settings
     key = (dataset._fingerprint, image_processor.to_json_string())

@@ -37,13 +37,8 @@ def default_image_processor(model: Any, dataset: Dataset | IterableDataset) -> B
         raise ValueError("none of the first images of the training set can be read: check the image column")
     width, height = images[0].size
     values = np.concatenate([np.asarray(image, dtype=np.float64).reshape(-1, 3) for image in images]) / 255
-    return ViTImageProcessorPil(
-        size={"height": height, "width": width},
-        do_resize=True,
-        do_convert_rgb=True,
-        image_mean=values.mean(0).round(4).tolist(),
-        image_std=values.std(0).clip(1e-3).round(4).tolist(),
-    )
+    mean, std = values.mean(0).round(4).tolist(), values.std(0).clip(1e-3).round(4).tolist()
+    return _resize_processor(height, width, mean, std)
 
 
 def sample_images(dataset: Dataset | IterableDataset) -> list[PILImage]:
@@ -66,16 +61,16 @@ def adapted_processor(processor: Any, args: "FaMUSTrainingArguments") -> Any:
     if args.resize_size is not None:
         return _crop_processor(args.resize_size, args.image_size or args.resize_size, mean, std)
     if args.image_size is not None:
-        return ViTImageProcessorPil(
-            size={"height": args.image_size, "width": args.image_size},
-            do_resize=True,
-            do_convert_rgb=True,
-            image_mean=mean,
-            image_std=std,
-        )
+        return _resize_processor(args.image_size, args.image_size, mean, std)
     settings = copy.deepcopy(settings)
     settings.image_mean, settings.image_std = mean, std
     return settings
+
+
+def _resize_processor(height: int, width: int, mean: list[float], std: list[float]) -> BaseImageProcessor:
+    """The whole image, at `height` × `width` pixels."""
+    size = {"height": height, "width": width}
+    return ViTImageProcessorPil(size=size, do_resize=True, do_convert_rgb=True, image_mean=mean, image_std=std)
 
 
 def _crop_processor(resize: int, crop: int, mean: list[float], std: list[float]) -> BaseImageProcessor:

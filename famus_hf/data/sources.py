@@ -11,7 +11,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDatasetDict, load_dataset
 
 from famus_hf.data.builders import BUILDERS, CIFAR_N, build
-from famus_hf.data.columns import Columns, with_shared_classes, with_standard_columns
+from famus_hf.data.columns import Columns, label_column, with_shared_classes, with_standard_columns
 from famus_hf.data.folders import load_folder, load_whole_folder
 from famus_hf.data.idx import is_idx_folder, load_idx_folder
 from famus_hf.wording import first_few
@@ -114,7 +114,7 @@ def _load_digits() -> DatasetDict:
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     features = Features({"image": Image(mode="L"), "label": ClassLabel(names=[str(name) for name in range(10)])})
     whole = Dataset.from_dict({"image": list(images), "label": digits.target}, features=features)
-    return whole.train_test_split(TEST_SHARE, stratify_by_column="label", seed=TEST_SEED)
+    return with_test_split(DatasetDict({"train": whole}))
 
 
 def _load_two_folders(train_dir: Path, validation_dir: Path | None, columns: Columns) -> DatasetDict:
@@ -160,10 +160,7 @@ def _has_labels(dataset: Dataset, columns: Columns) -> bool:
     """Whether not all labels are −1, as in test splits whose labels are kept secret."""
     if len(dataset) == 0:
         return True  # refused later, by name
-    label = columns.label or next(
-        (name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)), "label"
-    )
-    return label not in dataset.features or set(dataset[label][:]) != {-1}
+    return set(dataset[label_column(dataset.features, columns)][:]) != {-1}
 
 
 def with_test_split(splits: DatasetDict) -> DatasetDict:

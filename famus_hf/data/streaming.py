@@ -15,11 +15,12 @@ from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Iter
 from transformers import BaseImageProcessor
 
 from famus_hf.data.builders import BUILDERS
-from famus_hf.data.columns import Columns, standard_names
-from famus_hf.data.confusions import CIFAR10_CLASSES, CIFAR10_CONFUSIONS
+from famus_hf.data.columns import Columns, select_and_rename, standard_names
+from famus_hf.data.confusions import class_map_by_names
 from famus_hf.data.folders import load_folder
 from famus_hf.data.idx import is_idx_folder
 from famus_hf.data.images import UNREADABLE
+from famus_hf.data.meta_set import balanced_shares
 from famus_hf.data.noise import corrupt_labels
 from famus_hf.data.sources import HUB_DATASETS, TEST_NAMES, check_has_train, load_from_hub, merged_columns
 from famus_hf.wording import first_few
@@ -63,8 +64,8 @@ def load_stream(
         raise ValueError(f"data set {name!r} has no test split, and none can be set apart from a stream: give one")
     names = _class_names(splits["train"], columns)
     train = _standardised(splits["train"], columns, max_train_samples)
-    if class_map is None and names == CIFAR10_CLASSES:
-        class_map = [CIFAR10_CONFUSIONS.get(label, label) for label in range(10)]
+    if class_map is None:
+        class_map = class_map_by_names(names)
     parts: dict[str, Any] = {}
     held_out: set[int] = set()
     if num_meta > 0:
@@ -113,7 +114,7 @@ def _standardised(stream: IterableDataset, columns: Columns, size: int | None) -
     image = next(old for old, new in names.items() if new == "image")
     stream = stream.cast_column(image, Image(decode=False))  # decoded at the end alone, where a broken one is named
     stream = stream if size is None else stream.take(size)
-    stream = stream.select_columns(list(names)).rename_columns({old: new for old, new in names.items() if old != new})
+    stream = select_and_rename(stream, names)
     return stream.map(_with_index, with_indices=True, features=Features({**features, "image": Image(decode=False)}))
 
 
@@ -126,15 +127,19 @@ def _features(names: list[str]) -> Features:
     return Features({"image": Image(decode=False), "label": label, "clean_label": label, "index": Value("int64")})
 
 
+def _record(example: dict[str, Any], label: int, clean: int | None) -> dict[str, Any]:
+    return {"image": example["image"], "label": label, "clean_label": clean, "index": example["index"]}
+
+
 def _first_of_each_class(stream: IterableDataset, names: list[str], num_meta: int) -> Dataset:
     """A class-balanced meta set out of the first examples. Raises ValueError where they hold too few of a class."""
-    wanted = [num_meta // len(names) + (label < num_meta % len(names)) for label in range(len(names))]
+    wanted = balanced_shares(num_meta, len(names))
     found: list[dict[str, Any]] = []
     for example in stream.take(META_SEARCH * num_meta):
         clean = example.get("clean_label", example["label"])
         if wanted[clean] > 0:
             wanted[clean] -= 1
-            found.append({"image": example["image"], "label": clean, "clean_label": clean, "index": example["index"]})
+            found.append(_record(example, clean, clean))
         if not any(wanted):
             return Dataset.from_list(found, features=_features(names)).cast_column("image", Image())
     missing = [names[label] for label, number in enumerate(wanted) if number]
@@ -163,12 +168,12 @@ def _corrupted(
     if noise > 0 and clean is not None:
         row = np.random.SeedSequence((seed, example["index"])).generate_state(1)[0]
         label = int(corrupt_labels([clean], noise, noise_type, num_labels, int(row), class_map=class_map)[0][0])
-    return {"image": example["image"], "label": label, "clean_label": clean, "index": example["index"]}
+    return _record(example, label, clean)
 
 
 def _unchanged(example: dict[str, Any]) -> dict[str, Any]:
     clean = example.get("clean_label", example["label"])
-    return {"image": example["image"], "label": clean, "clean_label": clean, "index": example["index"]}
+    return _record(example, clean, clean)
 
 
 def _shuffled(stream: IterableDataset, seed: tuple[int, int]) -> Iterator[dict[str, Any]]:
