@@ -9,6 +9,8 @@ from transformers.trainer_utils import has_length
 from famus_hf.data.meta_set import check_no_copies, check_no_overlap
 from famus_hf.data.model_inputs import ModelInputs, known_labels
 from famus_hf.losses import LDAMLoss
+from famus_hf.meta_learners import MetaLearner
+from famus_hf.training_args import FaMUSTrainingArguments
 
 if TYPE_CHECKING:
     from famus_hf.trainer import FaMUSTrainer
@@ -72,6 +74,21 @@ def check_meta_learning_is_possible(trainer: "FaMUSTrainer") -> None:
     if problem in ("multi_label_classification", "regression"):
         raise ValueError(f"the model's problem_type is {problem!r}: FaMUS weighs examples of one class each")
     _check_data_sets(trainer)
+
+
+def check_meta_learner(args: FaMUSTrainingArguments, meta_learner: MetaLearner) -> None:
+    """Raises ValueError on settings that do not go with a meta-learner whose θ is new in each step."""
+    name = type(meta_learner).__name__
+    if args.meta_interval > 1 and not meta_learner.keeps_theta:
+        raise ValueError(
+            f"meta_interval={args.meta_interval} does not go with {name}, which starts afresh in each step: "
+            "leave it out"
+        )
+    if args.reuse_virtual_gradient and not meta_learner.keeps_theta:
+        raise ValueError(
+            f"reuse_virtual_gradient does not go with {name}, which starts afresh in each step, so that nothing is "
+            "learned by the time of the virtual step: leave it out"
+        )
 
 
 def _check_data_sets(trainer: "FaMUSTrainer") -> None:

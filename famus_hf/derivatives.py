@@ -10,7 +10,7 @@ It is all that the meta gradient needs from the network beside ordinary gradient
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from famus_hf.passes import (
     model_logits,
     random_state_kept,
 )
+from famus_hf.tangents import OutputRecord, TangentRules
 
 DERIVATIVES = ("auto", "forward", "reverse", "finite")
 
@@ -42,6 +43,7 @@ class TrainingPass:
         labels: Shape (n,).
         logits: Shape (n, C), with graph.
         random_state: The generators' state before the pass, so that another pass draws the same dropout masks.
+        record: What forward mode need not compute again; may be empty.
     """
 
     model: nn.Module
@@ -49,12 +51,15 @@ class TrainingPass:
     labels: Tensor
     logits: Tensor
     random_state: list[Tensor]
+    record: OutputRecord = field(default_factory=OutputRecord)
 
 
 def training_pass_without_trace(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> TrainingPass:
     """A training pass outside of a Trainer: buffers stay as they are, the generators move on as in any pass."""
     random_state = get_random_state(labels.device)
-    return TrainingPass(model, inputs, labels, model_logits(model, inputs, cloned_buffers(model)), random_state)
+    with OutputRecord() as record:
+        logits = model_logits(model, inputs, cloned_buffers(model))
+    return TrainingPass(model, inputs, labels, logits, random_state, record)
 
 
 def logit_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor], derivative: str) -> Tensor:
@@ -82,7 +87,8 @@ def _forward_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor
             name: forward_ad.make_dual(model.get_parameter(name).detach(), tangent)
             for name, tangent in direction.items()
         }
-        logits = model_logits(model, inputs, {**duals, **cloned_buffers(model)})
+        with TangentRules(training_pass.record):
+            logits = model_logits(model, inputs, {**duals, **cloned_buffers(model)})
         tangent = forward_ad.unpack_dual(logits).tangent
     return torch.zeros_like(training_pass.logits) if tangent is None else tangent.detach()
 

@@ -16,12 +16,14 @@ class MetaLearner(nn.Module):
     """What a meta-learner must say: its training loss as a function of logits, labels and its own parameters θ.
 
     Attributes:
+        keeps_theta: Whether θ lives on from step to step; where not, `begin_step` makes it afresh.
         has_virtual_step: False where J does not move w before θ is known (L2R: its weights start at zero): then ŵ = w.
         default_optimizer: Of θ where the user names none, `"adam"` or `"sgd"`.
         default_learning_rate: β, likewise.
         momentum: Of `"sgd"`.
     """
 
+    keeps_theta = True
     has_virtual_step = True
     default_optimizer = "adam"
     default_learning_rate = 1e-3
@@ -142,6 +144,7 @@ class L2R(MetaLearner):
     examples, and all weigh 1/n.
     """
 
+    keeps_theta = False
     has_virtual_step = False
 
     def __init__(self) -> None:
@@ -200,7 +203,7 @@ class MLC(MetaLearner):
             raise ValueError(f"num_labels={num_labels} must be at least 2")
         self.num_labels = num_labels
         self.form = form
-        self.keep_matrix = keep_matrix
+        self.keep_matrix = self.keeps_theta = keep_matrix
         self.reduction = reduction
         # The authors' β for their fresh matrix; a kept one learned better with ten times as much on digits.
         self.default_learning_rate = 1.0 if keep_matrix else 0.11

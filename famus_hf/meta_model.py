@@ -46,6 +46,8 @@ class MetaModel:
         sampler_learning_rate: δ; SGD, momentum 0.9.
         relative_slopes: Divide the gates' effects on L_c by their running mean size. Paper: not, so that they shrink
             with α and with the loss, and Eq. (10), which treats all layers alike, decides nearly alone.
+        virtual_scope: `"all"`: Virtual-Train moves all layers, as in the paper; `"candidates"`: only those that may be
+            on, and ŵ = w elsewhere.
         seed: Of the gates' noise.
         device: Where everything lives.
     """
@@ -62,6 +64,7 @@ class MetaModel:
         optimizer: str | None = None,
         sampler_learning_rate: float = 0.1,
         relative_slopes: bool = False,
+        virtual_scope: str = "all",
         seed: int = 0,
         device: torch.device | None = None,
     ):
@@ -86,6 +89,7 @@ class MetaModel:
         self.steps = 0
         self.times_on = [0] * len(self.candidates)
         self.relative_slopes = relative_slopes
+        self.virtual_scope = virtual_scope
         self.slope_size = torch.zeros((), device=device)  # running mean of |slope| over the gates that were on
         self.budget: Budget | None = None
         self.spent = 0.0
@@ -111,8 +115,10 @@ class MetaModel:
         }
 
     def virtual_names(self, network: nn.Module) -> list[str]:
-        """Parameters by which Virtual-Train differentiates: all, or what the sampler needs where ŵ = w, or none."""
+        """Parameters by which Virtual-Train differentiates: all, or those of the candidates, or none."""
         if self.meta_learner.has_virtual_step:
+            if self.virtual_scope == "candidates":
+                return parameters_of(self.candidates)
             return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         return parameters_of(self.candidates) if self.layer_sampler.needs_gradients else []
 
@@ -162,15 +168,17 @@ class MetaModel:
 
     @property
     def measured_cost(self) -> float | None:
-        """Seconds that the gates' choice took so far, in plain steps, where there is a budget."""
+        """Seconds that the gates' choice took in a meta step, in plain steps, where there is a budget."""
         return self.in_plain_steps("validation backward", "derivative")
 
     def in_plain_steps(self, *parts: str) -> float | None:
-        """Seconds of these parts so far, in those of forward and backward; None where no time is taken."""
+        """Seconds of these parts in a meta step, in those of forward and backward; None where no time is taken."""
         seconds = self.clock.seconds
-        if not seconds.get("actual backward"):
+        backward = "actual backward" if "actual backward" in seconds else "virtual backward"  # that was reused
+        if self.steps == 0 or not seconds.get(backward):
             return None
-        return sum(seconds.get(part, 0.0) for part in parts) / (seconds["forward"] + seconds["actual backward"])
+        spent = sum(seconds.get(part, 0.0) for part in parts) / self.steps
+        return spent / (self.clock.mean("forward") + self.clock.mean(backward))
 
     def _scaled(self, slopes: Tensor) -> Tensor:
         if not self.relative_slopes:
@@ -199,6 +207,7 @@ class MetaModel:
             "scale": self.budget and self.budget.scale,
             "spent": self.spent,
             "seconds": self.clock.seconds,
+            "times": self.clock.times,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -214,6 +223,7 @@ class MetaModel:
             self.set_budget(Budget(self.budget.share, LayerCosts(**state["costs"])), self.clock)
             self.budget.scale = state["scale"]
             self.clock.seconds.update(state["seconds"])
+            self.clock.times.update(state["times"])
         self.spent = state["spent"]
 
 

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from famus_hf.budget import Budget, LayerCosts
-from famus_hf.checks import check_labels
+from famus_hf.checks import check_labels, check_meta_learner
 from famus_hf.data.model_inputs import known_labels
 from famus_hf.derivatives import TrainingPass, logit_tangent, training_pass_without_trace
 from famus_hf.layer_costs import measure_layer_costs, num_timings
@@ -59,9 +59,11 @@ def make_meta_model(
             raise ValueError(f"MLC was made for {meta_learner.num_labels} classes, and the network has {num_labels}")
         if layer_sampler is None:
             layer_sampler = _make_layer_sampler(args)
+        meta_learner = meta_learner or _make_meta_learner(args, num_labels)
+        check_meta_learner(args, meta_learner)
         default_weight = 0.1 if isinstance(layer_sampler, LearnedSampler) else 0.0  # of λ1 and λ2
         meta = MetaModel(
-            meta_learner or _make_meta_learner(args, num_labels),
+            meta_learner,
             layer_sampler,
             layers,
             num_candidates=args.num_candidate_layers,
@@ -75,6 +77,7 @@ def make_meta_model(
             optimizer=args.meta_optim,
             sampler_learning_rate=args.sampler_learning_rate,
             relative_slopes=args.sampler_relative_slopes,
+            virtual_scope=args.virtual_scope,
             seed=args.seed,
             device=args.device,
         )
@@ -133,21 +136,22 @@ def _make_layer_sampler(args: FaMUSTrainingArguments) -> LayerSampler:
 
 
 def _usable_derivative(trainer: "FaMUSTrainer", probe: TrainingPass) -> str:
-    """`args.derivative`, unless mixed precision or an operation of the network leaves only one way.
-
-    Under bf16 autocast batch norm mixes precisions in forward mode, and finite differences drown in rounding.
-    """
-    if trainer.accelerator.mixed_precision == "bf16":
-        return "reverse"
-    if trainer.args.derivative != "auto":
-        return trainer.args.derivative
+    """`args.derivative`, unless an operation of the network has no forward mode."""
+    derivative = trainer.args.derivative
+    if derivative in ("reverse", "finite"):
+        return derivative
     direction = {name: torch.ones_like(p) for name, p in trainer.model.named_parameters() if p.requires_grad}
     try:
-        logit_tangent(probe, direction, "forward")
-    except NotImplementedError as error:
-        logger.warning(f"finite differences are used, as the network has no forward-mode derivative ({error})")
-        return "finite"
-    return "auto"
+        with trainer.accelerator.autocast():
+            logit_tangent(probe, direction, "forward")
+    except RuntimeError as error:
+        if derivative == "forward":
+            raise ValueError(f"derivative='forward' does not work with this network ({error}): use auto") from error
+        mixed = trainer.accelerator.mixed_precision == "bf16"  # finite differences drown in its rounding
+        instead, words = ("reverse", "two backward passes") if mixed else ("finite", "finite differences")
+        logger.warning(f"the derivative is taken by {words}, as the network has no forward mode ({error})")
+        return instead
+    return derivative
 
 
 def _measure_costs(trainer: "FaMUSTrainer", meta: MetaModel) -> LayerCosts:

@@ -168,8 +168,8 @@ def meta_train(
         per_example_loss: ℓ.
         meta_inputs: The meta batch's keyword arguments of the model.
         meta_labels: Shape (m,).
-        gradient: g = ∇_w J of Virtual-Train by parameter name. Where the meta-learner has no virtual step (ŵ = w), g is
-            read for the gates only, and empty where they need none.
+        gradient: g = ∇_w J of Virtual-Train by parameter name; parameters without one stay at w. Where the
+            meta-learner has no virtual step (ŵ = w), g is read for the gates only, and empty where they need none.
         step: α and P.
         candidates: The layers that have a gate, in order.
         gates: r, shape (L,), 0 or 1.
@@ -187,7 +187,7 @@ def meta_train(
     if evaluated:
         virtual = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         if meta_learner.has_virtual_step:
-            virtual = virtual_parameters(virtual, gradient, step)
+            virtual |= virtual_parameters({name: virtual[name] for name in gradient}, gradient, step)
         names = parameters_of(evaluated)
         meta_loss, validation = validation_gradient(model, virtual, meta_inputs, meta_labels, names, clock)
         del virtual

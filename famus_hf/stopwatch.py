@@ -15,11 +15,13 @@ class Stopwatch:
 
     Attributes:
         seconds: Part → seconds so far.
+        times: Part → how often it was measured.
     """
 
     def __init__(self, device: torch.device | None = None):
         self.device = device
         self.seconds: dict[str, float] = {}
+        self.times: dict[str, int] = {}
 
     def __call__(self, part: str) -> AbstractContextManager[None]:
         return nullcontext() if self.device is None else self._measured(part)
@@ -31,6 +33,11 @@ class Stopwatch:
         yield
         self._synchronise()
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
+        self.times[part] = self.times.get(part, 0) + 1
+
+    def mean(self, part: str) -> float:
+        """Seconds of the part each time."""
+        return self.seconds[part] / self.times[part]
 
     def _synchronise(self) -> None:
         if self.device is not None and self.device.type == "cuda":

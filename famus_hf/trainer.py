@@ -38,6 +38,7 @@ from famus_hf.passes import (
 )
 from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.set_up import make_base_loss, make_meta_model
+from famus_hf.tangents import OutputRecord
 from famus_hf.training_args import FaMUSTrainingArguments
 from famus_hf.virtual_step import virtual_gradient, virtual_step_of
 
@@ -153,15 +154,27 @@ class FaMUSTrainer(ClassifierTrainer):
         self._refresh_meta_set()
         model.train()
         buffers = cloned_buffers(self.model)
-        training_pass = self._forward(self.meta, model, batch)
+        is_meta_step = self.state.global_step % self.args.meta_interval == 0
+        training_pass = self._forward(self.meta, model, batch, is_meta_step)
         if not all_finite([training_pass.logits]):
             return self._leave_out(buffers, "the network's logits")
         self.meta.meta_learner.begin_step(training_pass.logits)
-        gradient = self._virtual_train(self.meta, training_pass)  # Eq. (3)
-        if not all_finite(gradient.values()):
-            return self._leave_out(buffers, "the virtual gradient")
-        self._meta_train(self.meta, training_pass, gradient)  # Eq. (4), (6)–(12)
-        loss = self._actual_train(self.meta, training_pass, inputs.get("clean_label"))  # Eq. (5)
+        clean_labels = inputs.get("clean_label")
+        loss = None
+        if is_meta_step:
+            virtual_loss, gradient = self._virtual_train(self.meta, training_pass)  # Eq. (3)
+            if not all_finite(gradient.values()):
+                return self._leave_out(buffers, "the virtual gradient")
+            if self.args.reuse_virtual_gradient:
+                self._record_weights(self.meta, training_pass, clean_labels)
+                loss = virtual_loss
+            self._meta_train(self.meta, training_pass, gradient)  # Eq. (4), (6)–(12)
+            if loss is not None:
+                self._add_gradient(gradient)
+            del gradient
+        if loss is None:
+            loss = self._actual_train(self.meta, training_pass, clean_labels)  # Eq. (5)
+        loss = loss.detach() / self.current_gradient_accumulation_steps
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         if not all_finite([loss, *gradients]):
             self.model.zero_grad()  # with it go the micro-batches accumulated before
@@ -176,36 +189,37 @@ class FaMUSTrainer(ClassifierTrainer):
                 buffer.copy_(buffers[name])
         return torch.zeros((), device=self.args.device)
 
-    def _forward(self, meta: MetaModel, model: nn.Module, inputs: dict[str, Any]) -> TrainingPass:
+    def _forward(self, meta: MetaModel, model: nn.Module, inputs: dict[str, Any], is_meta_step: bool) -> TrainingPass:
         """The training batch's only forward pass at w, shared by Virtual-Train and Actual-Train."""
         batch, labels, _ = split_inputs(inputs)
         random_state = get_random_state(labels.device)
         if labels.min() < 0:
             raise ValueError(f"a training batch holds the label {int(labels.min())}: every example needs a class")
-        exact = self.args.derivative != "finite"
+        exact = is_meta_step and self.args.derivative != "finite"
         with (
             meta.clock("forward"),
             self.compute_loss_context_manager(),
             differentiable_attention() if exact else nullcontext(),
+            OutputRecord() as record,
         ):
             logits = model_logits(model, batch)
-        return TrainingPass(self.model, batch, labels, logits, random_state)
+        return TrainingPass(self.model, batch, labels, logits, random_state, record)
 
-    def _virtual_train(self, meta: MetaModel, training_pass: TrainingPass) -> dict[str, Tensor]:
-        """∇_w J(w, θ), of which ŵ is formed where it is used.
+    def _virtual_train(self, meta: MetaModel, training_pass: TrainingPass) -> tuple[Tensor, dict[str, Tensor]]:
+        """J(w, θ) and ∇_w J(w, θ), of which ŵ is formed where it is used.
 
         Where the meta-learner has no virtual step, the sampler alone may need a gradient: that of the mean loss, by the
         candidate layers.
         """
         parameters = {name: self.model.get_parameter(name) for name in meta.virtual_names(self.model)}
-        if not parameters:
-            return {}
         if meta.meta_learner.has_virtual_step:
             loss = self._training_loss(meta, training_pass)
         else:
             loss = self.base_loss(training_pass.logits, training_pass.labels).mean()
+        if not parameters:
+            return loss, {}
         with meta.clock("virtual backward"):
-            return virtual_gradient(loss, parameters)
+            return loss, virtual_gradient(loss, parameters)
 
     def _meta_train(self, meta: MetaModel, training_pass: TrainingPass, gradient: dict[str, Tensor]) -> None:
         """One step of θ and of the layer sampler on a meta batch at ŵ."""
@@ -218,13 +232,19 @@ class FaMUSTrainer(ClassifierTrainer):
 
     def _actual_train(self, meta: MetaModel, training_pass: TrainingPass, clean_labels: Tensor | None) -> Tensor:
         """Backward of J(w, θ') on the graph of the shared forward pass; the Trainer's optimizer does the step."""
-        loss = self._training_loss(meta, training_pass) / self.current_gradient_accumulation_steps
-        if clean_labels is not None:
-            self._record_weights(meta, training_pass, clean_labels.to(loss.device))
+        loss = self._training_loss(meta, training_pass)
+        self._record_weights(meta, training_pass, clean_labels)
         with meta.clock("actual backward"):
-            self.accelerator.backward(loss)
+            self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
         meta.meta_learner.zero_grad()  # J depends on θ too, but θ moves in Meta-Train alone
-        return loss.detach()
+        return loss
+
+    def _add_gradient(self, gradient: dict[str, Tensor]) -> None:
+        """What the backward of Actual-Train would have done, with a gradient that is known."""
+        for name, value in gradient.items():
+            parameter = self.model.get_parameter(name)
+            share = value.to(parameter) / self.current_gradient_accumulation_steps
+            parameter.grad = share if parameter.grad is None else parameter.grad.add_(share)
 
     def _training_loss(self, meta: MetaModel, training_pass: TrainingPass) -> Tensor:
         return meta.meta_learner.training_loss(training_pass.logits, training_pass.labels, self.base_loss)
@@ -311,14 +331,16 @@ class FaMUSTrainer(ClassifierTrainer):
         return None if self.meta is None else self.meta.in_plain_steps("virtual backward", "validation forward")
 
     @torch.no_grad()
-    def _record_weights(self, meta: MetaModel, training_pass: TrainingPass, clean_labels: Tensor) -> None:
+    def _record_weights(self, meta: MetaModel, training_pass: TrainingPass, clean_labels: Tensor | None) -> None:
+        if clean_labels is None:
+            return
         losses = self.base_loss(training_pass.logits, training_pass.labels)
         weights = meta.meta_learner.example_weights(losses)
         if weights is None:
             return
         relative = weights * len(weights)  # 1 is what plain training gives every example
         labels = training_pass.labels
-        wrong = (labels if labels.dim() == 1 else labels.argmax(1)) != clean_labels
+        wrong = (labels if labels.dim() == 1 else labels.argmax(1)) != clean_labels.to(labels.device)
         for name, group in (("mean_weight_clean", relative[~wrong]), ("mean_weight_noisy", relative[wrong])):
             if len(group):
                 self._average(name, group.mean())

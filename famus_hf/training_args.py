@@ -11,6 +11,7 @@ from famus_hf.derivatives import DERIVATIVES
 from famus_hf.losses import BASE_LOSSES
 from famus_hf.virtual_step import VIRTUAL_STEPS
 
+VIRTUAL_SCOPES = ("all", "candidates")
 META_LEARNERS = ("mw-net", "l2r", "mlc", "none")
 LAYER_SAMPLERS = ("learned", "all", "block", "random")
 META_OPTIMIZERS = ("adam", "sgd")
@@ -197,6 +198,26 @@ class FaMUSTrainingArguments(TrainingArguments):
             "the optimizer's own). Default: the latter for torch's Adam and AdamW, else sgd."
         },
     )
+    virtual_scope: str = field(
+        default="all",
+        metadata={
+            "help": "Layers that Virtual-Train moves: all (the paper), or only the candidates of the sampler (see "
+            "candidate_layers), so that nothing below them is differentiated."
+        },
+    )
+    reuse_virtual_gradient: bool = field(
+        default=False,
+        metadata={
+            "help": "Take Virtual-Train's gradient for the actual step too: the weights are those from before the "
+            "meta-learner's step (paper: from after it), and one of two backward passes is saved."
+        },
+    )
+    meta_interval: int = field(
+        default=1,
+        metadata={
+            "help": "Steps from one meta step to the next (paper: 1); between them the meta-learner stays as it is."
+        },
+    )
     base_loss: str = field(
         default="ce",
         metadata={
@@ -229,6 +250,7 @@ class FaMUSTrainingArguments(TrainingArguments):
             raise ValueError("base_loss 'ldam' scales logits and does not go with mlc_form 'probabilities': use logits")
         if self.meta_optim is not None:
             self._check_choice("meta_optim", META_OPTIMIZERS)
+        self._check_choice("virtual_scope", VIRTUAL_SCOPES)
         self._check_virtual_step()
         self._check_choice("derivative", DERIVATIVES)
         self._check_data_settings()
@@ -278,6 +300,7 @@ class FaMUSTrainingArguments(TrainingArguments):
             "expected_layers",
             "sampler_temperature",
             "meta_batch_size",
+            "meta_interval",
             "random_layers",
             "meta_budget",
             "ldam_max_margin",
@@ -317,6 +340,10 @@ class FaMUSTrainingArguments(TrainingArguments):
                 f"virtual_step='optimizer' does not know the step of optim={optimizer.value!r}: choose virtual_step "
                 f"'sgd' or one of {', '.join(name.value for name in KNOWN_STEPS)}"
             )
+        if self.virtual_scope == "candidates" and self.reuse_virtual_gradient:
+            raise ValueError(
+                "reuse_virtual_gradient takes the gradient of all layers: leave virtual_scope at 'all', or leave it out"
+            )
 
     def _check_sampler(self) -> None:
         if self.meta_budget is not None and self.layer_sampler != "learned":
@@ -348,10 +375,9 @@ class FaMUSTrainingArguments(TrainingArguments):
         for name, advice in refused.items():
             if getattr(self, name):
                 raise ValueError(f"{name} does not work with a meta-learner yet: {advice}")
-        if self.bf16 and self.derivative in ("forward", "finite"):
+        if self.bf16 and self.derivative == "finite":
             raise ValueError(
-                f"derivative={self.derivative!r} does not work with bf16 (batch norm mixes precisions in forward mode, "
-                "and differences drown in rounding): use auto or reverse"
+                "derivative='finite' does not work with bf16, in whose rounding differences drown: use auto"
             )
         if self.label_names not in (None, ["labels"]):
             raise ValueError(f"label_names={self.label_names} can't be used: rename the column to 'labels'")

@@ -45,13 +45,22 @@ def is_on(parameter_name, layers):
 
 
 def meta_loss(
-    model, training_loss, train_inputs, meta_inputs, learning_rate, layers=None, gates=None, preconditioners=None
+    model,
+    training_loss,
+    train_inputs,
+    meta_inputs,
+    learning_rate,
+    layers=None,
+    gates=None,
+    preconditioners=None,
+    moved=None,
 ):
     """L_c at ŵ with the graph back to θ through the layers that are on; random state and buffers stay.
 
     training_loss: logits, labels → J, with a graph to θ.
     gates: layer name → r_l with a graph of its own, entering as ŵ_l = w_l − α(g_l + (r_l − sg(r_l))·sg(g_l)).
     preconditioners: parameter name → P, constant, entering as ŵ = w − α·P·g.
+    moved: the layers that the virtual step moves (default: all).
     """
     state = torch.get_rng_state()
     parameters = dict(model.named_parameters())
@@ -66,7 +75,7 @@ def meta_loss(
             gradient = gradient + (gate - gate.detach()) * gradient.detach()
         if preconditioners is not None:
             gradient = preconditioners[name] * gradient
-        virtual[name] = parameter - learning_rate * gradient
+        virtual[name] = parameter - learning_rate * gradient if is_on(name, moved) else parameter
     value = F.cross_entropy(logits_of(model, meta_inputs, virtual), meta_inputs["labels"])
     torch.set_rng_state(state)
     return value, dict(zip(parameters, gradients, strict=True)), virtual

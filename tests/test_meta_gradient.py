@@ -1,11 +1,15 @@
 """Every meta-learner's meta gradient against brute-force double backward, float64."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import brute_force
 import pytest
 import torch
 from models import CLASSES, build_batch, build_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from famus_hf.derivatives import TrainingPass
+from famus_hf.derivatives import TrainingPass, logit_tangent, training_pass_without_trace
 from famus_hf.layers import find_layers, parameters_by_layer
 from famus_hf.losses import cross_entropy
 from famus_hf.meta_learners import L2R, MLC, MetaLearner, MWNet
@@ -17,6 +21,7 @@ from famus_hf.passes import (
     split_inputs,
 )
 from famus_hf.stages import MetaObjective, meta_gradient, meta_train
+from famus_hf.tangents import OutputRecord
 from famus_hf.virtual_step import virtual_gradient, virtual_parameters, virtual_step_of
 
 KINDS = ["batch norm", "group norm", "vit", "bert"]
@@ -61,6 +66,59 @@ def test_meta_gradient_equals_double_backward_for_all_layers_and_for_subsets(kin
         lambda layers: brute_force.mw_net_gradient(model, meta_learner, train, meta, LEARNING_RATE, layers),
         tolerance,
     )  # fmt: skip
+
+
+class Overwriting(torch.nn.Module):
+    """Products whose values are changed in place, used twice, or kept by nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 4, 3)
+        self.second = torch.nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = torch.nn.BatchNorm2d(4)
+        self.classifier = torch.nn.Linear(4, CLASSES)
+
+    def forward(self, pixel_values, labels=None):
+        hidden = self.first(pixel_values).tanh_()
+        hidden = hidden + self.second(self.norm(self.second(hidden)))
+        return SimpleNamespace(logits=self.classifier(hidden.mean((2, 3))))
+
+
+def test_forward_mode_is_exact_where_products_are_overwritten_or_forgotten():
+    torch.manual_seed(3)
+    model, meta_learner = Overwriting().double(), MWNet().double()
+    train, meta = build_batch("batch norm", 6, seed=1), build_batch("batch norm", 5, seed=2)
+    assert_exact(
+        model, meta_learner, train, meta, "forward",
+        lambda layers: brute_force.mw_net_gradient(model, meta_learner, train, meta, LEARNING_RATE, layers),
+    )  # fmt: skip
+
+
+class Convolutions(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten.convolution.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_forward_mode_computes_no_value_again_that_the_graph_still_holds():
+    model, _, train, _ = setting("batch norm")
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
+    inputs, labels, _ = split_inputs(train)
+    training_pass = training_pass_without_trace(model, inputs, labels)
+    direction = {name: torch.randn_like(parameter) for name, parameter in model.named_parameters()}
+    products = 2 * convolutions - 1  # the images have no tangent
+    with Convolutions() as forgetful:
+        expected = logit_tangent(replace(training_pass, record=OutputRecord()), direction, "forward")
+    assert forgetful.count == products + convolutions
+    with Convolutions() as recording:
+        found = logit_tangent(training_pass, direction, "forward")
+    before_batch_norm = 1 + sum(name.endswith("conv1") for name, _ in model.named_modules())  # which keeps its input
+    assert recording.count == products + convolutions - before_batch_norm
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("derivative", ["forward", "reverse"])

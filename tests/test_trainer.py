@@ -1,5 +1,6 @@
 """FaMUSTrainer as a Trainer: exact over a whole run, no traces, logs, checkpoints, what it refuses."""
 
+import copy
 import random
 
 import brute_force
@@ -70,16 +71,29 @@ class RecordingCollator:
         return batch
 
 
-@pytest.mark.parametrize("derivative", ["forward", "reverse"])
-def test_twenty_steps_with_all_layers_equal_published_mw_net(tmp_path, derivative):
+@pytest.mark.parametrize(
+    "mode",
+    [
+        {"derivative": "forward"},
+        {"derivative": "reverse"},
+        {"reuse_virtual_gradient": True},
+        {"meta_interval": 3},
+        {"reuse_virtual_gradient": True, "meta_interval": 2},
+        {"virtual_scope": "candidates", "candidate_layers": "4"},
+    ],
+    ids=str,
+)
+def test_twenty_steps_with_all_layers_equal_published_mw_net(tmp_path, mode):
+    """Departures from the paper that have a name are departures of the reference too, and nothing else changes."""
     steps, milestones = 20, [10, 15]
+    reused, interval = mode.get("reuse_virtual_gradient", False), mode.get("meta_interval", 1)
     collator = RecordingCollator()
     trainer = make_trainer(
         tmp_path,
         dtype=torch.float64,
         max_steps=steps,
         layer_sampler="all",
-        derivative=derivative,
+        **mode,
         learning_rate=0.1,
         lr_milestones=milestones,
         keywords={"meta_learner": MWNet().double(), "data_collator": collator},
@@ -93,15 +107,23 @@ def test_twenty_steps_with_all_layers_equal_published_mw_net(tmp_path, derivativ
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     meta_optimizer = torch.optim.SGD(meta_learner.parameters(), 0.05, momentum=0.9)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
-    for train, meta in zip(collator.train[:steps], collator.meta, strict=False):
-        gradient = brute_force.mw_net_gradient(model, meta_learner, train, meta, schedule.get_last_lr()[0])
-        for name, parameter in meta_learner.named_parameters():
-            parameter.grad = gradient[name]
-        meta_optimizer.step()
+    meta_batches = iter(collator.meta)
+    on = None if "candidate_layers" not in mode else [layer.name for layer in trainer.meta.candidates]
+    assert on is None or len(on) == 4
+    for step, train in enumerate(collator.train[:steps]):
+        before = copy.deepcopy(meta_learner)
+        is_meta_step = step % interval == 0
+        if is_meta_step:
+            gradient = brute_force.mw_net_gradient(
+                model, meta_learner, train, next(meta_batches), schedule.get_last_lr()[0], on, moved=on
+            )
+            for name, parameter in meta_learner.named_parameters():
+                parameter.grad = gradient[name]
+            meta_optimizer.step()
         losses = torch.nn.functional.cross_entropy(
             model(train["pixel_values"]).logits, train["labels"], reduction="none"
         )
-        weights = meta_learner(losses.detach()).detach()
+        weights = (before if reused and is_meta_step else meta_learner)(losses.detach()).detach()
         optimizer.zero_grad()
         (weights / weights.sum() * losses).sum().backward()
         optimizer.step()
@@ -229,7 +251,8 @@ def test_resuming_after_any_checkpoint_is_bit_identical(tmp_path, accumulation, 
         {"meta_learner": "mlc", "mlc_keep_matrix": False, "layer_sampler": "block", "sampler_block": 3},
         {"meta_budget": 0.5, "sampler_relative_slopes": True},
         {"optim": "adamw_torch", "learning_rate": 1e-3, "lr_scheduler_type": "linear"},
-        {"base_loss": "focal", "layer_sampler": "all", "candidate_layers": "4"},
+        {"base_loss": "focal", "layer_sampler": "all", "candidate_layers": "4", "virtual_scope": "candidates"},
+        {"reuse_virtual_gradient": True, "meta_interval": 3, "gradient_accumulation_steps": 2, "meta_batch_size": 3},
     ],
     ids=str,
 )
@@ -275,8 +298,9 @@ def test_early_stopping_stops(tmp_path):
     assert trainer.state.global_step < 30
 
 
-def test_bf16_trains_and_keeps_float32_weights(tmp_path):
-    trainer = make_trainer(tmp_path, bf16=True)
+@pytest.mark.parametrize("derivative", ["auto", "forward", "reverse"])
+def test_bf16_trains_and_keeps_float32_weights(tmp_path, derivative):
+    trainer = make_trainer(tmp_path, bf16=True, derivative=derivative)
     before = trainer.model.classifier.weight.clone()
     trainer.train()
     assert trainer.model.classifier.weight.dtype == torch.float32
@@ -345,7 +369,18 @@ REFUSED = {
     "negative weight": ({"sparsity_weight": -1.0}, "must not be negative"),
     "candidate layers": ({"candidate_layers": "0"}, "whole number from 1"),
     "fp16": ({"fp16": True}, "--bf16"),
-    "bf16 in forward mode": ({"bf16": True, "derivative": "forward"}, "use auto or reverse"),
+    "finite differences in bf16": ({"bf16": True, "derivative": "finite"}, "differences drown"),
+    "unknown scope": ({"virtual_scope": "top"}, "choose one of all, candidates"),
+    "meta interval": ({"meta_interval": 0}, "greater than 0"),
+    "a gradient of some layers reused for all": (
+        {"virtual_scope": "candidates", "reuse_virtual_gradient": True},
+        "takes the gradient of all layers",
+    ),
+    "interval without memory": ({"meta_learner": "l2r", "meta_interval": 2}, "starts afresh in each step"),
+    "reuse before anything is known": (
+        {"meta_learner": "mlc", "mlc_keep_matrix": False, "reuse_virtual_gradient": True},
+        "starts afresh in each step",
+    ),
     "checkpointing": ({"activation_checkpointing": True}, "leave it out"),
     "label names": ({"label_names": ["target"]}, "rename the column"),
     "milestones": ({"lr_milestones": [0.0]}, "greater than 0"),
@@ -483,6 +518,11 @@ def test_networks_without_forward_mode_fall_back_to_finite_differences(tmp_path)
     trainer = FaMUSTrainer(Recurrent(), make_args(tmp_path), train_dataset=Examples(40), meta_dataset=Examples(8, 1000))
     trainer.train()
     assert trainer.meta.objective.derivative == "finite"
+    with pytest.raises(ValueError, match="does not work with this network"):
+        FaMUSTrainer(
+            Recurrent(), make_args(tmp_path, derivative="forward"), train_dataset=Examples(40),
+            meta_dataset=Examples(8, 1000),
+        )  # fmt: skip
 
 
 def test_meta_examples_that_draw_random_numbers_leave_the_training_alone(tmp_path):
