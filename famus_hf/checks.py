@@ -89,6 +89,11 @@ def check_meta_learner(args: FaMUSTrainingArguments, meta_learner: MetaLearner) 
             f"reuse_virtual_gradient does not go with {name}, which starts afresh in each step, so that nothing is "
             "learned by the time of the virtual step: leave it out"
         )
+    if args.scale_example_gradients and not (meta_learner.weighs_examples and meta_learner.has_virtual_step):
+        raise ValueError(
+            f"scale_example_gradients does not go with {name}, whose virtual and actual gradients do not differ by "
+            "example weights alone: leave it out"
+        )
 
 
 def _check_data_sets(trainer: "FaMUSTrainer") -> None:

@@ -4,7 +4,7 @@ It is all that the meta gradient needs from the network beside ordinary gradient
 
 | way | how | good when |
 |---|---|---|
-| forward | dual tensors on the layers of the direction, one more forward pass | many layers, or low ones |
+| forward | dual tensors on the layers of the direction, see `famus_hf.tangents` | many layers, or low ones |
 | reverse | vector-Jacobian product, differentiated by its vector; reuses the retained graph | few layers near the top |
 | finite | central difference of two forward passes | kernels without either derivative |
 """
@@ -24,13 +24,15 @@ from famus_hf.passes import (
     model_logits,
     random_state_kept,
 )
+from famus_hf.scaled_gradients import ScaledGradients
 from famus_hf.tangents import OutputRecord, TangentRules
 
 DERIVATIVES = ("auto", "forward", "reverse", "finite")
 
-# Above this share of the forward pass, forward mode costs less than reverse twice. Measured on WRN-28-4 (batch 16) and
-# WRN-10-1 (batch 100, 8×8), 2 CPU cores: the two cross at 0.3 with all layers above on, at 0.55 with four of them.
-REVERSE_SHARE = 0.4
+# Above this share of the forward pass, forward mode costs less than reverse twice. Measured on WRN-28-4 (batch 16, 32×32
+# images) and WRN-10-1 (batch 100, 16×16), one CPU core: the two cross at 0.15 to 0.25 with all layers above on, at 0.25
+# to 0.3 with four of them.
+REVERSE_SHARE = 0.25
 
 
 @dataclass
@@ -44,6 +46,7 @@ class TrainingPass:
         logits: Shape (n, C), with graph.
         random_state: The generators' state before the pass, so that another pass draws the same dropout masks.
         record: What forward mode need not compute again; may be empty.
+        scaled: With `scale_example_gradients`, gradients for any example weights.
     """
 
     model: nn.Module
@@ -52,6 +55,7 @@ class TrainingPass:
     logits: Tensor
     random_state: list[Tensor]
     record: OutputRecord = field(default_factory=OutputRecord)
+    scaled: ScaledGradients | None = None
 
 
 def training_pass_without_trace(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> TrainingPass:

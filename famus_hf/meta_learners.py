@@ -17,6 +17,7 @@ class MetaLearner(nn.Module):
 
     Attributes:
         keeps_theta: Whether θ lives on from step to step; where not, `begin_step` makes it afresh.
+        weighs_examples: Whether ∇_w J = Σ_i V̂_i ∇_w ℓ_i with V̂ = `example_weights(ℓ)`.
         has_virtual_step: False where J does not move w before θ is known (L2R: its weights start at zero): then ŵ = w.
         default_optimizer: Of θ where the user names none, `"adam"` or `"sgd"`.
         default_learning_rate: β, likewise.
@@ -24,6 +25,7 @@ class MetaLearner(nn.Module):
     """
 
     keeps_theta = True
+    weighs_examples = False
     has_virtual_step = True
     default_optimizer = "adam"
     default_learning_rate = 1e-3
@@ -98,7 +100,7 @@ class MWNet(MetaLearner):
         self.hidden_size = hidden_size
         self.weight_normalization = weight_normalization
         self.initial_scale = initial_scale
-        self.detach_losses = detach_losses
+        self.detach_losses = self.weighs_examples = detach_losses
         self.hidden = nn.Linear(1, hidden_size)
         self.output = nn.Linear(hidden_size, 1)
         if initial_bias is None:
@@ -145,6 +147,7 @@ class L2R(MetaLearner):
     """
 
     keeps_theta = False
+    weighs_examples = True
     has_virtual_step = False
 
     def __init__(self) -> None:

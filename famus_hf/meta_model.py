@@ -174,7 +174,7 @@ class MetaModel:
     def in_plain_steps(self, *parts: str) -> float | None:
         """Seconds of these parts in a meta step, in those of forward and backward; None where no time is taken."""
         seconds = self.clock.seconds
-        backward = "actual backward" if "actual backward" in seconds else "virtual backward"  # that was reused
+        backward = "actual backward" if "actual backward" in seconds else "virtual backward"
         if self.steps == 0 or not seconds.get(backward):
             return None
         spent = sum(seconds.get(part, 0.0) for part in parts) / self.steps

@@ -37,6 +37,7 @@ from famus_hf.passes import (
     split_inputs,
 )
 from famus_hf.pseudo_clean import PseudoCleanSet
+from famus_hf.scaled_gradients import LayerOutputs, ScaledGradients
 from famus_hf.set_up import make_base_loss, make_meta_model
 from famus_hf.tangents import OutputRecord
 from famus_hf.training_args import FaMUSTrainingArguments
@@ -196,14 +197,20 @@ class FaMUSTrainer(ClassifierTrainer):
         if labels.min() < 0:
             raise ValueError(f"a training batch holds the label {int(labels.min())}: every example needs a class")
         exact = is_meta_step and self.args.derivative != "finite"
+        keep_outputs = is_meta_step and self.args.scale_example_gradients
         with (
             meta.clock("forward"),
             self.compute_loss_context_manager(),
             differentiable_attention() if exact else nullcontext(),
             OutputRecord() as record,
+            LayerOutputs(self.model, meta.layers if keep_outputs else []) as kept,
         ):
             logits = model_logits(model, batch)
-        return TrainingPass(self.model, batch, labels, logits, random_state, record)
+        training_pass = TrainingPass(self.model, batch, labels, logits, random_state, record)
+        if keep_outputs:
+            with meta.clock("virtual backward"):
+                training_pass.scaled = ScaledGradients(self.base_loss(logits, labels), kept)
+        return training_pass
 
     def _virtual_train(self, meta: MetaModel, training_pass: TrainingPass) -> tuple[Tensor, dict[str, Tensor]]:
         """J(w, θ) and ∇_w J(w, θ), of which ŵ is formed where it is used.
@@ -219,6 +226,8 @@ class FaMUSTrainer(ClassifierTrainer):
         if not parameters:
             return loss, {}
         with meta.clock("virtual backward"):
+            if training_pass.scaled is not None:
+                return loss, training_pass.scaled.gradient(self._example_weights(meta, training_pass))
             return loss, virtual_gradient(loss, parameters)
 
     def _meta_train(self, meta: MetaModel, training_pass: TrainingPass, gradient: dict[str, Tensor]) -> None:
@@ -234,6 +243,10 @@ class FaMUSTrainer(ClassifierTrainer):
         """Backward of J(w, θ') on the graph of the shared forward pass; the Trainer's optimizer does the step."""
         loss = self._training_loss(meta, training_pass)
         self._record_weights(meta, training_pass, clean_labels)
+        if training_pass.scaled is not None:
+            with meta.clock("actual products"):
+                self._add_gradient(training_pass.scaled.gradient(self._example_weights(meta, training_pass)))
+            return loss
         with meta.clock("actual backward"):
             self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
         meta.meta_learner.zero_grad()  # J depends on θ too, but θ moves in Meta-Train alone
@@ -331,11 +344,16 @@ class FaMUSTrainer(ClassifierTrainer):
         return None if self.meta is None else self.meta.in_plain_steps("virtual backward", "validation forward")
 
     @torch.no_grad()
+    def _example_weights(self, meta: MetaModel, training_pass: TrainingPass) -> Any:
+        """V̂ of the training batch, shape (n,), or None where the meta-learner has no such weights."""
+        losses = self.base_loss(training_pass.logits, training_pass.labels)
+        return meta.meta_learner.example_weights(losses)
+
+    @torch.no_grad()
     def _record_weights(self, meta: MetaModel, training_pass: TrainingPass, clean_labels: Tensor | None) -> None:
         if clean_labels is None:
             return
-        losses = self.base_loss(training_pass.logits, training_pass.labels)
-        weights = meta.meta_learner.example_weights(losses)
+        weights = self._example_weights(meta, training_pass)
         if weights is None:
             return
         relative = weights * len(weights)  # 1 is what plain training gives every example

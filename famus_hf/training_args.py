@@ -212,6 +212,13 @@ class FaMUSTrainingArguments(TrainingArguments):
             "meta-learner's step (paper: from after it), and one of two backward passes is saved."
         },
     )
+    scale_example_gradients: bool = field(
+        default=False,
+        metadata={
+            "help": "Where nothing couples the examples of a batch (no batch norm): go back through the activations "
+            "once for the virtual and the actual gradient. Exact, faster, takes the memory of all activations once more."
+        },
+    )
     meta_interval: int = field(
         default=1,
         metadata={
@@ -343,6 +350,11 @@ class FaMUSTrainingArguments(TrainingArguments):
         if self.virtual_scope == "candidates" and self.reuse_virtual_gradient:
             raise ValueError(
                 "reuse_virtual_gradient takes the gradient of all layers: leave virtual_scope at 'all', or leave it out"
+            )
+        if self.scale_example_gradients and (self.reuse_virtual_gradient or self.virtual_scope != "all"):
+            raise ValueError(
+                "scale_example_gradients makes the actual backward cheaper that reuse_virtual_gradient saves and "
+                "virtual_scope 'candidates' needs whole: choose one of the three"
             )
 
     def _check_sampler(self) -> None:

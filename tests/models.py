@@ -29,12 +29,31 @@ class GroupNormNet(nn.Module):
         return SimpleNamespace(logits=hidden @ self.weight.t())
 
 
+class CalledGroupNormNet(nn.Module):
+    """The same with residual connection and a classifier that is a module of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm1 = nn.GroupNorm(2, 8)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(2, 8)
+        self.classifier = nn.Linear(8, CLASSES)
+
+    def forward(self, pixel_values, labels=None):
+        hidden = torch.tanh(self.norm1(self.conv1(pixel_values)))
+        hidden = hidden + torch.tanh(self.norm2(self.conv2(hidden)))
+        return SimpleNamespace(logits=self.classifier(hidden.mean((2, 3))))
+
+
 def build_model(kind, dtype=torch.float64, seed=0):
     torch.manual_seed(seed)
     if kind == "batch norm":
         model = WideResNetForImageClassification(WideResNetConfig(depth=10, widen_factor=1, num_labels=CLASSES))
     elif kind == "group norm":
         model = GroupNormNet()
+    elif kind == "called group norm":
+        model = CalledGroupNormNet()
     elif kind == "vit":
         config = ViTConfig(
             hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=8,

@@ -80,16 +80,19 @@ class RecordingCollator:
         {"meta_interval": 3},
         {"reuse_virtual_gradient": True, "meta_interval": 2},
         {"virtual_scope": "candidates", "candidate_layers": "4"},
+        {"scale_example_gradients": True},
     ],
     ids=str,
 )
 def test_twenty_steps_with_all_layers_equal_published_mw_net(tmp_path, mode):
     """Departures from the paper that have a name are departures of the reference too, and nothing else changes."""
     steps, milestones = 20, [10, 15]
+    kind = "called group norm" if "scale_example_gradients" in mode else "batch norm"
     reused, interval = mode.get("reuse_virtual_gradient", False), mode.get("meta_interval", 1)
     collator = RecordingCollator()
     trainer = make_trainer(
         tmp_path,
+        kind,
         dtype=torch.float64,
         max_steps=steps,
         layer_sampler="all",
@@ -98,7 +101,7 @@ def test_twenty_steps_with_all_layers_equal_published_mw_net(tmp_path, mode):
         lr_milestones=milestones,
         keywords={"meta_learner": MWNet().double(), "data_collator": collator},
     )
-    model, meta_learner = build_model("batch norm"), MWNet().double()
+    model, meta_learner = build_model(kind), MWNet().double()
     model.load_state_dict(trainer.model.state_dict())
     meta_learner.load_state_dict(trainer.meta.meta_learner.state_dict())
     collator.train.clear()  # of the probe
@@ -135,7 +138,7 @@ def test_twenty_steps_with_all_layers_equal_published_mw_net(tmp_path, mode):
     ):
         for name in published:
             torch.testing.assert_close(ours[name], published[name], rtol=1e-8, atol=1e-10, msg=name)
-    start = build_model("batch norm").classifier.weight
+    start = build_model(kind).classifier.weight
     assert (trainer.model.classifier.weight - start).norm() > 1e-2, "the run must have gone somewhere"
 
 
@@ -375,6 +378,15 @@ REFUSED = {
     "a gradient of some layers reused for all": (
         {"virtual_scope": "candidates", "reuse_virtual_gradient": True},
         "takes the gradient of all layers",
+    ),
+    "two ways to save one backward": (
+        {"scale_example_gradients": True, "reuse_virtual_gradient": True},
+        "choose one of the three",
+    ),
+    "examples that batch norm couples": ({"scale_example_gradients": True}, "couples the examples of a batch"),
+    "gradients that do not scale": (
+        {"scale_example_gradients": True, "meta_learner": "mlc"},
+        "do not differ by example weights alone",
     ),
     "interval without memory": ({"meta_learner": "l2r", "meta_interval": 2}, "starts afresh in each step"),
     "reuse before anything is known": (
