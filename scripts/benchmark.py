@@ -24,13 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
+from peers import PublishedTrainer
 from run_famus import now
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
-from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, LearnedSampler, MWNet
+from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, LearnedSampler
 from famus_hf.data import model_inputs
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
 
@@ -49,48 +48,6 @@ class RandomImages(torch.utils.data.Dataset):
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         return {"pixel_values": self.images[row], "labels": int(self.labels[row])}
-
-
-class PublishedTrainer(Trainer):
-    """MW-Net as published: the meta gradient by double backward through a virtual step over all layers."""
-
-    def __init__(self, *arguments: Any, meta_dataset: Any, **keywords: Any):
-        super().__init__(*arguments, **keywords)
-        self.model_accepts_loss_kwargs = False
-        self.meta_learner = MWNet().to(self.args.device)
-        self.meta_optimizer = torch.optim.SGD(self.meta_learner.parameters(), 1e-3, momentum=0.9)
-        rows = [meta_dataset[row] for row in range(self.args.per_device_train_batch_size)]
-        self.meta_batch = self._prepare_inputs(self.data_collator(rows))
-
-    def weighted_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        weights = self.meta_learner(losses.detach())
-        return (weights / weights.sum() * losses).sum()
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        model.train()
-        inputs = self._prepare_inputs(inputs)
-        images, labels = inputs["pixel_values"], inputs["labels"]
-        parameters = dict(model.named_parameters())
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        logits = functional_call(model, {**parameters, **buffers}, (images,)).logits
-        loss = self.weighted_loss(logits, labels)
-        gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
-        virtual = {
-            name: parameter - LEARNING_RATE * gradient
-            for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)
-        }
-        meta_logits = functional_call(model, {**virtual, **buffers}, (self.meta_batch["pixel_values"],)).logits
-        meta_loss = F.cross_entropy(meta_logits, self.meta_batch["labels"])
-        self.meta_optimizer.zero_grad()
-        own = list(self.meta_learner.parameters())
-        for parameter, gradient in zip(own, torch.autograd.grad(meta_loss, own), strict=True):
-            parameter.grad = gradient
-        self.meta_optimizer.step()
-        del loss, gradients, virtual, meta_logits, meta_loss, logits
-        loss = self.weighted_loss(model(images).logits, labels)
-        self.accelerator.backward(loss)
-        return loss.detach()
 
 
 def build_trainers(options: argparse.Namespace, folder: str) -> dict[str, Trainer]:
