@@ -29,9 +29,9 @@ from famus_hf.tangents import OutputRecord, TangentRules
 
 DERIVATIVES = ("auto", "forward", "reverse", "finite")
 
-# Above this share of the forward pass, forward mode costs less than reverse twice. Measured on WRN-28-4 (batch 16, 32×32
-# images) and WRN-10-1 (batch 100, 16×16), one CPU core: the two cross at 0.15 to 0.25 with all layers above on, at 0.25
-# to 0.3 with four of them.
+# Above this share of the forward pass, forward mode costs less than reverse twice. Measured on one CPU core, WRN-28-4
+# (batch 16, 32×32 images) and WRN-10-1 (batch 100, 16×16): the two cross at 0.15 to 0.25 with all layers above on, at
+# 0.25 to 0.3 with four of them.
 REVERSE_SHARE = 0.25
 
 

@@ -216,7 +216,7 @@ class FaMUSTrainingArguments(TrainingArguments):
         default=False,
         metadata={
             "help": "Where nothing couples the examples of a batch (no batch norm): go back through the activations "
-            "once for the virtual and the actual gradient. Exact, faster, takes the memory of all activations once more."
+            "once for virtual and actual gradient. Exact, faster, takes the memory of all activations once more."
         },
     )
     meta_interval: int = field(
