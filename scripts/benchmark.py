@@ -1,40 +1,61 @@
 """Seconds and peak memory of a training step, side by side with a plain Trainer step in the same run.
 
     python scripts/benchmark.py [--depth 28 --width 4 --batch 16 --image_size 32 --rounds 7]
+    python scripts/benchmark.py --peers
+    python scripts/benchmark.py --norm group --methods exact famus scaled
+    python scripts/benchmark.py --sweep depth 16 22 28 34 40
     python scripts/benchmark.py --input_pipeline [--batch 100 --image_size 32]
 
 Every method trains the same WideResNet on the same random images, through a Trainer's own training_step, optimizer and
 zero_grad. The methods take turns, so that a slow spell of the machine hits all of them; the ratio is that of the
 medians. Peak memory is weights and optimizer state plus the most that one step holds at once beside them, in allocated
-tensor bytes: torch.profiler on the CPU, max_memory_allocated on CUDA.
+tensor bytes: torch.profiler on the CPU, max_memory_allocated on CUDA. "Own Python" is the share of a step that the
+interpreter spends in famus_hf itself, by cProfile.
 
-Methods: plain (transformers' Trainer); published (MW-Net's double backward through the virtual step, all layers); exact
-(ours, all layers, the same gradient); famus (ours, learned sampler, its four gates held open on the top four layers).
+Methods (--methods):
+  exact        MW-Net's own gradient: all layers on
+  famus        the paper's semantics: learned sampler, its gates held open on the top four layers (--layers)
+  scaled       the same, where no batch norm couples examples (--norm group): scale_example_gradients
+  candidates   the virtual step moves only those four layers: virtual_scope "candidates"
+  reuse        the virtual gradient is the actual one: reuse_virtual_gradient; exact-reuse: with all layers on
+  interval     reuse, and a meta step in every tenth step (timed over ten)
+  lowest       only the lowest of --layers candidate layers is on
+A quarter at the end of a name means a meta batch of a quarter of the training batch.
 
+--peers adds the methods of scripts/peers.py and the cosine of their meta gradient to the exact one.
+--sweep repeats a small table for several values of depth, width, batch, image_size, meta_batch or layers.
 --input_pipeline measures images per second from the data set to batches on the device, with and without augmentation,
 with images in memory and decoded as they come, and beside them what a plain step takes in.
 """
 
 import argparse
+import cProfile
 import platform
+import pstats
 import statistics
 import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
-from peers import PublishedTrainer
-from run_famus import now
+from peers import PeerTrainer, peer_trainers
+from run_famus import fail, now
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, LearnedSampler
+import famus_hf
+from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, LayerSampler, LearnedSampler
 from famus_hf.data import model_inputs
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
 
 CLASSES = 10
 LEARNING_RATE = 0.01
+PEERS = ("published", "betty", "torchopt")
+SWEPT = ("depth", "width", "batch", "image_size", "meta_batch", "layers")
 
 
 class RandomImages(torch.utils.data.Dataset):
@@ -53,7 +74,7 @@ class RandomImages(torch.utils.data.Dataset):
 def build_trainers(options: argparse.Namespace, folder: str) -> dict[str, Trainer]:
     """One trainer a method, each with its own copy of the same initial network."""
     train = RandomImages(options.batch, options.image_size, seed=0)
-    meta = RandomImages(options.batch, options.image_size, seed=1)
+    meta = RandomImages(max(options.batch, options.meta_batch or 0), options.image_size, seed=1)
     common = {
         "per_device_train_batch_size": options.batch, "learning_rate": LEARNING_RATE, "optim": "sgd",
         "optim_args": "momentum=0.9", "max_grad_norm": 0.0, "lr_scheduler_type": "constant", "report_to": "none",
@@ -63,19 +84,55 @@ def build_trainers(options: argparse.Namespace, folder: str) -> dict[str, Traine
     def network() -> nn.Module:
         torch.manual_seed(0)
         config = WideResNetConfig(depth=options.depth, widen_factor=options.width, num_labels=CLASSES)
-        return WideResNetForImageClassification(config)
+        model = WideResNetForImageClassification(config)
+        return with_group_norm(model) if options.norm == "group" else model
 
-    def ours(sampler: Any, **settings: Any) -> FaMUSTrainer:
-        args = FaMUSTrainingArguments(folder, meta_batch_size=options.batch, **common, **settings)
+    def ours(sampler: Any = None, part: int = 1, **settings: Any) -> FaMUSTrainer:
+        meta_batch = max(1, (options.meta_batch or options.batch) // part)
+        args = FaMUSTrainingArguments(folder, meta_batch_size=meta_batch, **common, **settings)
         return FaMUSTrainer(network(), args, train_dataset=train, meta_dataset=meta, layer_sampler=sampler)
 
+    def top(part: int = 1, **settings: Any) -> FaMUSTrainer:
+        return ours(LearnedSampler(initial_bias=20.0), part, candidate_layers=str(options.layers), **settings)
+
     plain = TrainingArguments(folder, **common)
-    return {
-        "plain": Trainer(network(), plain, train_dataset=train),
-        "published": PublishedTrainer(network(), plain, train_dataset=train, meta_dataset=meta),
-        "exact": ours(None, layer_sampler="all"),
-        "famus": ours(LearnedSampler(initial_bias=20.0), candidate_layers="4"),
+    builders: dict[str, Callable[[], Trainer]] = {
+        "plain": lambda: Trainer(network(), plain, train_dataset=train),
+        "exact": lambda: ours(layer_sampler="all"),
+        "famus": top,
+        "scaled": lambda: top(scale_example_gradients=True),
+        "candidates": lambda: top(virtual_scope="candidates"),
+        "candidates-quarter": lambda: top(4, virtual_scope="candidates"),
+        "reuse": lambda: top(reuse_virtual_gradient=True),
+        "reuse-quarter": lambda: top(4, reuse_virtual_gradient=True),
+        "interval": lambda: top(reuse_virtual_gradient=True, meta_interval=10),
+        "exact-reuse": lambda: ours(layer_sampler="all", reuse_virtual_gradient=True),
+        "lowest": lambda: ours(LowestLayer(), candidate_layers=str(options.layers)),
     }
+    if options.peers:
+        for name, peer in peer_trainers().items():
+            builders[name] = partial(peer, network(), plain, train_dataset=train, meta_dataset=meta)
+    names = ["plain", *options.methods, *(name for name in builders if options.peers and name in PEERS)]
+    unknown = sorted(set(names) - set(builders))
+    if unknown:
+        fail(f"--methods {unknown[0]!r} is unknown: choose from {', '.join(builders)}")
+    return {name: builders[name]() for name in dict.fromkeys(names)}
+
+
+class LowestLayer(LayerSampler):
+    """Only the lowest candidate layer is on."""
+
+    def forward(self, pooled: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        return torch.eye(len(self.layers))[0]
+
+
+def with_group_norm(model: nn.Module) -> nn.Module:
+    """Replaces batch norm by group norm in groups of 16 channels."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, nn.GroupNorm(child.num_features // 16, child.num_features))
+    return model
 
 
 def prepare(trainer: Trainer) -> dict[str, Any]:
@@ -91,12 +148,26 @@ def one_step(trainer: Trainer, batch: dict[str, Any]) -> None:
     trainer.training_step(trainer.model, dict(batch))
     trainer.optimizer.step()
     trainer.model.zero_grad()
+    trainer.state.global_step += 1
 
 
 def seconds_of(trainer: Trainer, batch: dict[str, Any]) -> float:
+    """Of a step; where meta steps come at intervals, the mean of one interval."""
+    interval = getattr(trainer.args, "meta_interval", 1)
     started = now()
-    one_step(trainer, batch)
-    return now() - started
+    for _ in range(interval):
+        one_step(trainer, batch)
+    return (now() - started) / interval
+
+
+def share_of_own_python(trainer: Trainer, batch: dict[str, Any]) -> float:
+    """Of a step's time, in the interpreter's frames of famus_hf."""
+    profile = cProfile.Profile()
+    profile.runcall(one_step, trainer, batch)
+    rows: dict[Any, Any] = pstats.Stats(profile).stats  # type: ignore[attr-defined]
+    package = str(Path(famus_hf.__file__).parent)
+    own = sum(row[2] for (file, _, _), row in rows.items() if file.startswith(package))
+    return own / sum(row[2] for row in rows.values())
 
 
 def peak_bytes(trainer: Trainer, batch: dict[str, Any]) -> int:
@@ -184,36 +255,80 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of each method")
     parser.add_argument("--warmup", type=int, default=2, help="steps of each method before the clock runs")
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast")
-    parser.add_argument("--methods", nargs="+", default=["plain", "published", "exact", "famus"], help="which to run")
+    parser.add_argument("--meta_batch", type=int, help="meta examples of a step (--batch)")
+    parser.add_argument("--layers", type=int, default=4, help="candidate layers, from the top; on unless a method says")
+    parser.add_argument("--norm", choices=("batch", "group"), default="batch", help="normalisation of the WideResNet")
+    parser.add_argument("--methods", nargs="*", default=["exact", "famus"], help="beside plain, see above")
+    parser.add_argument("--peers", action="store_true", help="other people's implementations too")
+    parser.add_argument("--sweep", nargs="+", metavar=("SETTING", "VALUE"), help="a setting and its values")
     parser.add_argument("--input_pipeline", action="store_true", help="measure how fast batches come instead")
     parser.add_argument("--workers", type=int, default=0, help="processes that load data, with --input_pipeline")
     options = parser.parse_args()
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    print(f"WideResNet-{options.depth}-{options.width}, batch {options.batch}, {device}, torch {torch.__version__}, "
-          f"Python {platform.python_version()}")  # fmt: skip
+    print(f"WideResNet-{options.depth}-{options.width}, {options.norm} norm, batch {options.batch}, {device}, "
+          f"torch {torch.__version__}, Python {platform.python_version()}")  # fmt: skip
     if options.input_pipeline:
         print_input_pipeline(options)
-        return
+    elif options.sweep:
+        print_sweep(options)
+    else:
+        print_methods(options)
+
+
+def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Method → `seconds` (a list), `bytes`, `own` (share of own Python) and, of peers, `cosine`."""
     with tempfile.TemporaryDirectory() as folder:
         trainers = build_trainers(options, folder)
-        trainers = {name: trainers[name] for name in dict.fromkeys(["plain", *options.methods])}
         batches = {name: prepare(trainer) for name, trainer in trainers.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in trainers}
+        found: dict[str, dict[str, Any]] = {name: {"seconds": []} for name in trainers}
         for step in range(options.warmup + options.rounds):
             for name, trainer in trainers.items():
                 taken = seconds_of(trainer, batches[name])
                 if step >= options.warmup:
-                    seconds[name].append(taken)
-        memory = {name: peak_bytes(trainer, batches[name]) for name, trainer in trainers.items()}
-    plain = statistics.median(seconds["plain"])
-    print(f"{'method':<12}{'s/step':>9}{'min':>9}{'max':>9}{'ratio':>8}{'peak MB':>10}{'ratio':>8}")
-    for name, values in seconds.items():
-        median = statistics.median(values)
+                    found[name]["seconds"].append(taken)
+        for name, trainer in trainers.items():
+            trainer.state.global_step = 0  # a meta step, where they come at intervals
+            found[name]["bytes"] = peak_bytes(trainer, batches[name])
+            trainer.state.global_step = 0
+            found[name]["own"] = share_of_own_python(trainer, batches[name])
+            if isinstance(trainer, PeerTrainer):
+                found[name]["cosine"] = trainer.cosine_to_exact(batches[name])
+    return found
+
+
+def print_methods(options: argparse.Namespace) -> None:
+    found = measure(options)
+    plain = found["plain"]
+    width = max(map(len, found)) + 2
+    print(f"{'method':<{width}}{'s/step':>9}{'min':>9}{'max':>9}{'ratio':>8}{'peak MB':>10}{'ratio':>8}"
+          f"{'own Python':>12}{'cosine':>9}")  # fmt: skip
+    for name, row in found.items():
+        cosine = f"{row['cosine']:9.4f}" if "cosine" in row else f"{'–':>9}"
+        median = statistics.median(row["seconds"])
         print(
-            f"{name:<12}{median:>9.4f}{min(values):>9.4f}{max(values):>9.4f}{median / plain:>8.2f}"
-            f"{memory[name] / 1e6:>10.1f}{memory[name] / memory['plain']:>8.2f}"
+            f"{name:<{width}}{median:>9.4f}{min(row['seconds']):>9.4f}{max(row['seconds']):>9.4f}"
+            f"{median / statistics.median(plain['seconds']):>8.2f}{row['bytes'] / 1e6:>10.1f}"
+            f"{row['bytes'] / plain['bytes']:>8.2f}{row['own']:>12.1%}"
+            f"{cosine}"
         )
+
+
+def print_sweep(options: argparse.Namespace) -> None:
+    setting, *values = options.sweep
+    if setting not in SWEPT or not values:
+        fail(f"--sweep {setting!r} needs one of {', '.join(SWEPT)}, and then values")
+    names = ["plain, s/step", *options.methods]
+    print(f"{setting:<12}" + "".join(f"{name:>20}" for name in names) + "   ratio (memory)")
+    for value in values:
+        found = measure(argparse.Namespace(**{**vars(options), setting: int(value)}))
+        plain = found.pop("plain")
+        seconds = statistics.median(plain["seconds"])
+        cells = [
+            f"{statistics.median(row['seconds']) / seconds:.2f} ({row['bytes'] / plain['bytes']:.2f})"
+            for row in found.values()
+        ]
+        print(f"{value:<12}{seconds:>20.4f}" + "".join(f"{cell:>20}" for cell in cells))
 
 
 if __name__ == "__main__":
