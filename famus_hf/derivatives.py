@@ -5,7 +5,7 @@ It is all that the meta gradient needs from the network beside ordinary gradient
 | way | how | good when |
 |---|---|---|
 | forward | dual tensors on the layers of the direction, see `famus_hf.tangents` | many layers, or low ones |
-| reverse | vector-Jacobian product, differentiated by its vector; reuses the retained graph | few layers near the top |
+| reverse | vector-Jacobian product, differentiated by its vector; reuses the retained graph | layers near the top |
 | finite | central difference of two forward passes | kernels without either derivative |
 """
 
@@ -25,14 +25,13 @@ from famus_hf.passes import (
     random_state_kept,
 )
 from famus_hf.scaled_gradients import ScaledGradients
-from famus_hf.tangents import OutputRecord, TangentRules
+from famus_hf.tangents import ForwardRecord, TangentRules
 
 DERIVATIVES = ("auto", "forward", "reverse", "finite")
 
 # Above this share of the forward pass, forward mode costs less than reverse twice. Measured on one CPU core, WRN-28-4
-# (batch 16, 32×32 images) and WRN-10-1 (batch 100, 16×16): the two cross at 0.15 to 0.25 with all layers above on, at
-# 0.25 to 0.3 with four of them.
-REVERSE_SHARE = 0.25
+# (batch 16, 32×32 images) and WRN-10-1 (batch 100, 16×16): the two cross at 0.27 to 0.3.
+REVERSE_SHARE = 0.28
 
 
 @dataclass
@@ -54,14 +53,14 @@ class TrainingPass:
     labels: Tensor
     logits: Tensor
     random_state: list[Tensor]
-    record: OutputRecord = field(default_factory=OutputRecord)
+    record: ForwardRecord = field(default_factory=ForwardRecord)
     scaled: ScaledGradients | None = None
 
 
 def training_pass_without_trace(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> TrainingPass:
     """A training pass outside of a Trainer: buffers stay as they are, the generators move on as in any pass."""
     random_state = get_random_state(labels.device)
-    with OutputRecord() as record:
+    with ForwardRecord() as record:
         logits = model_logits(model, inputs, cloned_buffers(model))
     return TrainingPass(model, inputs, labels, logits, random_state, record)
 
@@ -99,21 +98,38 @@ def _forward_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor
 
 def _reverse_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]) -> Tensor:
     logits = training_pass.logits
-    parameters = [training_pass.model.get_parameter(name) for name in direction]
+    starts, tangents = _starts_of_reverse(training_pass, direction)
     # The vector-Jacobian product is linear in `cotangent`, so its derivative does not depend on the value chosen here.
     cotangent = torch.ones_like(logits, requires_grad=True)
-    products = torch.autograd.grad(
-        logits, parameters, cotangent, create_graph=True, retain_graph=True, allow_unused=True
-    )
+    products = torch.autograd.grad(logits, starts, cotangent, create_graph=True, retain_graph=True, allow_unused=True)
     used = [
         (product, tangent)
-        for product, tangent in zip(products, direction.values(), strict=True)
+        for product, tangent in zip(products, tangents, strict=True)
         if product is not None and product.requires_grad
     ]
     if not used:
         return torch.zeros_like(logits)
     (tangent,) = torch.autograd.grad([p for p, _ in used], cotangent, [t for _, t in used], allow_unused=True)
     return torch.zeros_like(logits) if tangent is None else tangent.detach()
+
+
+def _starts_of_reverse(training_pass: TrainingPass, direction: Mapping[str, Tensor]) -> tuple[list[Any], list[Tensor]]:
+    """Places in the graph, and how far the direction moves what stands there: outputs of layers, else parameters."""
+    parameters = {name: training_pass.model.get_parameter(name) for name in direction}
+    captured = training_pass.record.captured(parameters)
+    by_id = {id(parameters[name]): direction[name] for name in captured}
+    starts: list[Any] = []
+    tangents: list[Tensor] = []
+    moved = {id(call): (call, call.moved_output(by_id)) for call in captured.values()}
+    for call, output in moved.values():
+        if output is not None:
+            starts.append(call.edge)
+            tangents.append(output)
+    for name, tangent in direction.items():
+        if name not in captured or moved[id(captured[name])][1] is None:
+            starts.append(parameters[name])
+            tangents.append(tangent)
+    return starts, tangents
 
 
 def _finite_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]) -> Tensor:

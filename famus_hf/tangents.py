@@ -1,46 +1,143 @@
-"""Forward mode that does not compute again what the training pass has computed (torch only).
+"""What one forward pass leaves behind for the directional derivative of its logits (torch only).
 
 A second forward pass with dual tensors costs three forward passes: the values once more, and two products for each
 kernel. The values of convolutions and linear maps are still in memory wherever the graph of the training pass keeps
 them; taken from there, only the two products remain. Batch norm's tangent is its own backward kernel, since the
 normalisation's Jacobian is symmetric; torch's rule for it is a dozen operations over the activations.
+
+Reverse mode starts at what a layer gives out where it can, and not at its parameters: a layer that is linear in its
+parameters moves its output along d by the layer itself with d in place of its parameters, a single product.
 """
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-PRODUCTS = (torch.conv1d, torch.conv2d, torch.conv3d, F.linear)  # linear in the input and in the weight
+_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+PRODUCTS: dict[Callable[..., Tensor], tuple[str, ...]] = {  # linear in the input and in the weight
+    torch.conv1d: _CONVOLUTION,
+    torch.conv2d: _CONVOLUTION,
+    torch.conv3d: _CONVOLUTION,
+    F.linear: ("input", "weight", "bias"),
+}
+LINEAR_IN_PARAMETERS: dict[Callable[..., Tensor], tuple[str, ...]] = {
+    **PRODUCTS,
+    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
+    F.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
+}
+
+
+class _Weak:
+    """A tensor that is there as long as someone else keeps it, unchanged."""
+
+    def __init__(self, tensor: Tensor):
+        self._tensor, self._version = weakref.ref(tensor), tensor._version
+
+    def get(self) -> Tensor | None:
+        tensor = self._tensor()
+        return None if tensor is None or tensor._version != self._version else tensor.detach()
 
 
 @dataclass(frozen=True)
-class _Output:
+class Call:
+    """Of a function that is linear in its parameters; keeps no activation alive.
+
+    Attributes:
+        function: A key of `LINEAR_IN_PARAMETERS`.
+        input, output: Of the call.
+        edge: Where its output stands in the graph; None where it has no gradient.
+        arguments: All others, by name; `weight` and `bias` among them.
+        autocast: Device type, whether autocast was on, and its precision.
+    """
+
     function: Callable[..., Tensor]
-    tensor: weakref.ref[Tensor]
-    version: int  # a later operation in place changes it
+    input: _Weak
+    output: _Weak
+    edge: GradientEdge | None
+    arguments: dict[str, Any]
+    autocast: tuple[str, bool, torch.dtype]
+
+    def moved_output(self, tangents: Mapping[int, Tensor]) -> Tensor | None:
+        """(∂output/∂parameters)·d, or None where the input is gone. tangents: id of a parameter → d."""
+        value = self.input.get()
+        if value is None:
+            return None
+        arguments = dict(self.arguments)
+        for name in ("weight", "bias"):
+            parameter = arguments.get(name)
+            if parameter is not None:
+                tangent = tangents.get(id(parameter))
+                arguments[name] = torch.zeros_like(parameter) if tangent is None else tangent
+        if arguments.get("training"):
+            arguments |= {"running_mean": None, "running_var": None}  # which stay as they are
+        device_type, enabled, dtype = self.autocast
+        with torch.no_grad(), torch.autocast(device_type, dtype, enabled):
+            return self.function(value, **arguments)
 
 
-class OutputRecord(TorchFunctionMode):
-    """Notes, while it is entered, what the products of a forward pass give out, without keeping any of it alive."""
+class ForwardRecord(TorchFunctionMode):
+    """Notes, while it is entered, the calls of a forward pass in which layers take part.
+
+    Attributes:
+        calls: In order.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.outputs: list[_Output] = []
+        self.calls: list[Call] = []
+        self._uses: Counter[int] = Counter()  # id of a parameter → calls that it enters
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in PRODUCTS:
-            self.outputs.append(_Output(func, weakref.ref(result), result._version))
+        keywords = dict(kwargs or {})
+        result = func(*args, **keywords)
+        names = LINEAR_IN_PARAMETERS.get(func)
+        if names is not None:
+            arguments = {**dict(zip(names, args, strict=False)), **keywords}
+            value = arguments.pop("input")
+            edge = get_gradient_edge(result) if result.requires_grad else None
+            device_type = result.device.type
+            autocast = (device_type, torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type))
+            self.calls.append(Call(func, _Weak(value), _Weak(result), edge, arguments, autocast))
+        if not isinstance(result, bool | int | torch.Size | torch.dtype | torch.device):
+            self._uses.update(id(value) for value in _flat([*args, *keywords.values()]))
         return result
+
+    def captured(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Call]:
+        """Those of the given parameters that enter a single call, and one that is linear in them: name → call."""
+        call_of = {
+            id(parameter): call
+            for call in self.calls
+            if call.edge is not None
+            for parameter in (call.arguments.get("weight"), call.arguments.get("bias"))
+            if parameter is not None
+        }
+        return {
+            name: call_of[id(parameter)]
+            for name, parameter in parameters.items()
+            if self._uses[id(parameter)] == 1 and id(parameter) in call_of
+        }
+
+
+def _flat(values: Sequence[Any]) -> list[nn.Parameter]:
+    found = []
+    for value in values:
+        if isinstance(value, list | tuple):
+            found += _flat(value)
+        elif isinstance(value, nn.Parameter):
+            found.append(value)
+    return found
 
 
 class TangentRules(TorchFunctionMode):
@@ -50,9 +147,9 @@ class TangentRules(TorchFunctionMode):
         record: Of the recorded pass; None has all values computed again.
     """
 
-    def __init__(self, record: OutputRecord | None = None):
+    def __init__(self, record: ForwardRecord | None = None):
         super().__init__()
-        self._recorded = iter([] if record is None else record.outputs)
+        self._recorded = iter([] if record is None else [call for call in record.calls if call.function in PRODUCTS])
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -84,13 +181,12 @@ class TangentRules(TorchFunctionMode):
         return value if tangent is None else forward_ad.make_dual(value, tangent)
 
     def _recorded_value(self, func: Any) -> Tensor | None:
-        output = next(self._recorded, None)
-        if output is None:
+        call = next(self._recorded, None)
+        if call is None:
             return None
-        if output.function is not func:
+        if call.function is not func:
             raise RuntimeError("the network took another path in its second pass over a batch: use derivative='finite'")
-        tensor = output.tensor()
-        return None if tensor is None or tensor._version != output.version else tensor.detach()
+        return call.output.get()
 
 
 def _batch_norm(

@@ -39,7 +39,7 @@ from famus_hf.passes import (
 from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.scaled_gradients import LayerOutputs, ScaledGradients
 from famus_hf.set_up import make_base_loss, make_meta_model
-from famus_hf.tangents import OutputRecord
+from famus_hf.tangents import ForwardRecord
 from famus_hf.training_args import FaMUSTrainingArguments
 from famus_hf.virtual_step import virtual_gradient, virtual_step_of
 
@@ -202,7 +202,7 @@ class FaMUSTrainer(ClassifierTrainer):
             meta.clock("forward"),
             self.compute_loss_context_manager(),
             differentiable_attention() if exact else nullcontext(),
-            OutputRecord() as record,
+            ForwardRecord() as record,
             LayerOutputs(self.model, meta.layers if keep_outputs else []) as kept,
         ):
             logits = model_logits(model, batch)

@@ -21,7 +21,7 @@ from famus_hf.passes import (
     split_inputs,
 )
 from famus_hf.stages import MetaObjective, meta_gradient, meta_train
-from famus_hf.tangents import OutputRecord
+from famus_hf.tangents import ForwardRecord
 from famus_hf.virtual_step import virtual_gradient, virtual_parameters, virtual_step_of
 
 KINDS = ["batch norm", "group norm", "vit", "bert"]
@@ -81,15 +81,17 @@ class Overwriting(torch.nn.Module):
     def forward(self, pixel_values, labels=None):
         hidden = self.first(pixel_values).tanh_()
         hidden = hidden + self.second(self.norm(self.second(hidden)))
-        return SimpleNamespace(logits=self.classifier(hidden.mean((2, 3))))
+        features = hidden.mean((2, 3))
+        return SimpleNamespace(logits=self.classifier(features) + torch.tanh(features @ self.classifier.weight.t()))
 
 
-def test_forward_mode_is_exact_where_products_are_overwritten_or_forgotten():
+@pytest.mark.parametrize("derivative", ["forward", "reverse"])
+def test_meta_gradient_is_exact_where_products_are_overwritten_or_forgotten(derivative):
     torch.manual_seed(3)
     model, meta_learner = Overwriting().double(), MWNet().double()
     train, meta = build_batch("batch norm", 6, seed=1), build_batch("batch norm", 5, seed=2)
     assert_exact(
-        model, meta_learner, train, meta, "forward",
+        model, meta_learner, train, meta, derivative,
         lambda layers: brute_force.mw_net_gradient(model, meta_learner, train, meta, LEARNING_RATE, layers),
     )  # fmt: skip
 
@@ -112,7 +114,7 @@ def test_forward_mode_computes_no_value_again_that_the_graph_still_holds():
     direction = {name: torch.randn_like(parameter) for name, parameter in model.named_parameters()}
     products = 2 * convolutions - 1  # the images have no tangent
     with Convolutions() as forgetful:
-        expected = logit_tangent(replace(training_pass, record=OutputRecord()), direction, "forward")
+        expected = logit_tangent(replace(training_pass, record=ForwardRecord()), direction, "forward")
     assert forgetful.count == products + convolutions
     with Convolutions() as recording:
         found = logit_tangent(training_pass, direction, "forward")
