@@ -45,7 +45,7 @@ class TrainingPass:
         logits: Shape (n, C), with graph.
         random_state: The generators' state before the pass, so that another pass draws the same dropout masks.
         record: What forward mode need not compute again; may be empty.
-        scaled: With `scale_example_gradients`, gradients for any example weights.
+        scaled: With `scale_example_gradients`, what Virtual-Train leaves for Actual-Train.
     """
 
     model: nn.Module

@@ -1,102 +1,89 @@
-"""Weighted gradients of one batch for several sets of example weights, from one backward pass (torch only).
+"""The gradient of a weighted loss for new example weights, from the backward pass for old ones (torch only).
 
 Where no operation couples the examples of a batch (group or layer norm, but no batch norm), the gradient of Σ c_i ℓ_i
-by a layer's output is that of Σ ℓ_i, the rows scaled by c. Virtual-Train and Actual-Train differ in c alone: the pass
-back through the activations is taken once, and only the products that form the layers' own gradients for each of them.
+by what a layer gives out is, row by row, c_i times that of ℓ_i. Virtual-Train and Actual-Train differ in c alone: so
+the first pass keeps these gradients, and for the second only the products that form the layers' own ones are left.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from famus_hf.layers import Layer, parameters_of
+from famus_hf.tangents import Call, ForwardRecord
 
-TOLERANCE = 1e-2  # relative, of float32 and bf16 alike; a coupled or an overlooked layer is off by much more
-
-
-class LayerOutputs:
-    """Keeps, while it is entered, what each layer gives out.
-
-    Attributes:
-        outputs: Layer → its output, with graph.
-    """
-
-    def __init__(self, model: nn.Module, layers: Sequence[Layer]):
-        self.model, self.layers = model, layers
-        self.outputs: dict[str, Tensor] = {}
-        self._handles: list[Any] = []
-
-    def __enter__(self) -> "LayerOutputs":
-        def keep(name: str) -> Any:
-            def hook(module: nn.Module, arguments: Any, output: Any) -> None:
-                if isinstance(output, Tensor):
-                    self.outputs[name] = output
-
-            return hook
-
-        self._handles = [
-            self.model.get_submodule(layer.name).register_forward_hook(keep(layer.name)) for layer in self.layers
-        ]
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        for handle in self._handles:
-            handle.remove()
+TOLERANCE = 1e-2  # relative, of float32 and bf16 alike; coupled examples are off by much more
 
 
 class ScaledGradients:
-    """∇_w Σ c_i ℓ_i for any c, on the kept graph of one forward pass.
+    """∇_w Σ c_i ℓ_i, first for one c and then for another.
 
     Args:
-        losses: ℓ, shape (n,), with graph.
-        kept: The layers' outputs in that pass.
+        loss: Σ c_i ℓ_i, a scalar whose graph is kept.
+        weights: c, shape (n,), greater than 0.
+        parameters: By name; all of them among `record.captured`.
+        record: Of the forward pass.
+
+    Attributes:
+        first: ∇_w Σ c_i ℓ_i by parameter name.
     """
 
-    def __init__(self, losses: Tensor, kept: LayerOutputs):
-        self.kept = kept
-        outputs = list(kept.outputs.values())
-        gradients = torch.autograd.grad(losses.sum(), outputs, retain_graph=True, materialize_grads=True)
-        self._cotangents = dict(zip(kept.outputs, gradients, strict=True))
+    def __init__(self, loss: Tensor, weights: Tensor, parameters: Mapping[str, nn.Parameter], record: ForwardRecord):
+        self._weights, self._parameters = weights.detach(), parameters
+        self._names_of: dict[int, list[str]] = {}  # id of a call → its parameters
+        calls: dict[int, Call] = {}
+        for name, call in record.captured(parameters).items():
+            calls[id(call)] = call
+            self._names_of.setdefault(id(call), []).append(name)
+        edges: list[Any] = [call.edge for call in calls.values() if call.edge is not None]
+        gradients = torch.autograd.grad(loss, [*parameters.values(), *edges], retain_graph=True, materialize_grads=True)
+        self.first = dict(zip(parameters, gradients, strict=False))
+        self._rows = dict(zip(calls, zip(edges, gradients[len(parameters) :], strict=True), strict=True))
 
-    def gradient(self, weights: Tensor) -> dict[str, Tensor]:
-        """By parameter name. weights: c, shape (n,)."""
+    def can_scale_to(self, weights: Tensor) -> bool:
+        """Whether the new weights are a finite multiple of the old ones. One host synchronisation."""
+        return bool((weights / self._weights).isfinite().all())
+
+    def scaled_to(self, weights: Tensor) -> dict[str, Tensor]:
+        """∇_w Σ c_i ℓ_i for new weights c of shape (n,), by parameter name; once only, as what was kept is set free."""
+        factors = weights / self._weights
         found: dict[str, Tensor] = {}
-        for layer in self.kept.layers:
-            output, cotangent = self.kept.outputs[layer.name], self._cotangents[layer.name]
-            rows = weights.detach().to(cotangent).view(-1, *[1] * (cotangent.dim() - 1))
-            parameters = [self.kept.model.get_parameter(name) for name in layer.parameters]
-            gradients = torch.autograd.grad(
-                output, parameters, cotangent * rows, retain_graph=True, materialize_grads=True
-            )
-            found.update(zip(layer.parameters, gradients, strict=True))
+        for call in list(self._rows):
+            edge, rows = self._rows.pop(call)
+            rows = rows * factors.to(rows).view(-1, *[1] * (rows.dim() - 1))
+            names = self._names_of[call]
+            own = [self._parameters[name] for name in names]
+            found.update(zip(names, torch.autograd.grad([edge], own, [rows], retain_graph=True), strict=True))
         return found
 
 
-def why_gradients_do_not_scale(model: nn.Module, losses: Tensor, kept: LayerOutputs) -> str | None:
-    """Compares scaled gradients with those of autograd on a batch whose examples weigh differently.
+def why_gradients_do_not_scale(
+    losses: Tensor, parameters: Mapping[str, nn.Parameter], record: ForwardRecord
+) -> str | None:
+    """Compares scaled gradients with those of autograd, for two different sets of weights.
 
     Args:
-        model: The network.
         losses: ℓ of at least two examples, with graph.
-        kept: The layers' outputs in that pass.
+        parameters: All that are trained, by name.
+        record: Of the forward pass.
 
     Returns:
         One clause, or None where they agree.
     """
-    missing = [layer.name for layer in kept.layers if layer.name not in kept.outputs]
-    if missing:
-        return f"layer {missing[0]!r} is not called as a module that gives out one tensor"
-    if any(len(output) != len(losses) for output in kept.outputs.values() if output.dim()):
+    captured = record.captured(parameters)
+    for name in parameters:
+        if name not in captured:
+            return f"{name!r} is used elsewhere than in a single convolution, linear map or norm"
+    old = torch.arange(1, len(losses) + 1, device=losses.device, dtype=losses.dtype)
+    new = old.flip(0)
+    scaled = ScaledGradients((old * losses).sum(), old, parameters, record)
+    if any(len(rows) != len(losses) for _, rows in scaled._rows.values()):
         return "a layer's output has not one row for each example"
-    weights = torch.arange(1, len(losses) + 1, device=losses.device, dtype=losses.dtype)
-    names = parameters_of(kept.layers)
-    parameters = [model.get_parameter(name) for name in names]
-    expected = torch.autograd.grad((weights * losses).sum(), parameters, retain_graph=True, materialize_grads=True)
-    found = ScaledGradients(losses, kept).gradient(weights)
+    found = scaled.scaled_to(new)
+    expected = torch.autograd.grad((new * losses).sum(), list(parameters.values()), retain_graph=True)
     size = torch.stack([gradient.norm() for gradient in expected]).norm()
-    for name, gradient in zip(names, expected, strict=True):
+    for name, gradient in zip(parameters, expected, strict=True):
         if (found[name] - gradient).norm() > TOLERANCE * size:
-            return f"the gradient of {name!r} couples the examples of a batch (batch norm does) or has several sources"
+            return f"the gradient of {name!r} couples the examples of a batch, as batch norm does"
     return None

@@ -15,7 +15,7 @@ from famus_hf.data.model_inputs import known_labels
 from famus_hf.derivatives import TrainingPass, logit_tangent, training_pass_without_trace
 from famus_hf.layer_costs import measure_layer_costs, num_timings
 from famus_hf.layer_sampler import AllLayers, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
-from famus_hf.layers import Layer, find_layers
+from famus_hf.layers import find_layers
 from famus_hf.losses import ClassBalancedLoss, CrossEntropyLoss, FocalLoss, LDAMLoss, cross_entropy
 from famus_hf.meta_learners import L2R, MLC, MetaLearner, MWNet, PerExampleLoss
 from famus_hf.meta_model import MetaModel
@@ -26,7 +26,7 @@ from famus_hf.passes import (
     random_state_kept,
     split_inputs,
 )
-from famus_hf.scaled_gradients import LayerOutputs, why_gradients_do_not_scale
+from famus_hf.scaled_gradients import why_gradients_do_not_scale
 from famus_hf.stages import MetaObjective
 from famus_hf.stopwatch import Stopwatch
 from famus_hf.training_args import FaMUSTrainingArguments
@@ -83,7 +83,7 @@ def make_meta_model(
             device=args.device,
         )
         if args.scale_example_gradients:
-            _check_scaling(trainer, layers)
+            _check_scaling(trainer)
         if args.meta_budget is not None:
             costs = _measure_costs(trainer, meta)
             meta.set_budget(Budget(args.meta_budget, costs), Stopwatch(args.device))
@@ -157,15 +157,17 @@ def _usable_derivative(trainer: "FaMUSTrainer", probe: TrainingPass) -> str:
     return derivative
 
 
-def _check_scaling(trainer: "FaMUSTrainer", layers: list[Layer]) -> None:
+def _check_scaling(trainer: "FaMUSTrainer") -> None:
     """Raises ValueError where the examples of a batch are coupled, or gradients have several sources."""
     inputs, labels, _ = split_inputs(_examples(trainer, trainer.train_dataset, 3))
     was_training = trainer.model.training
     trainer.model.train()
     try:
-        with trainer.accelerator.autocast(), LayerOutputs(trainer.model, layers) as kept:
-            logits = training_pass_without_trace(trainer.model, inputs, labels).logits
-        reason = why_gradients_do_not_scale(trainer.model, cross_entropy(logits, labels), kept)
+        with trainer.accelerator.autocast():
+            training_pass = training_pass_without_trace(trainer.model, inputs, labels)
+        parameters = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+        losses = cross_entropy(training_pass.logits, labels)
+        reason = why_gradients_do_not_scale(losses, parameters, training_pass.record)
     finally:
         trainer.model.train(was_training)
     if reason is not None:

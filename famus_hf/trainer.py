@@ -37,7 +37,7 @@ from famus_hf.passes import (
     split_inputs,
 )
 from famus_hf.pseudo_clean import PseudoCleanSet
-from famus_hf.scaled_gradients import LayerOutputs, ScaledGradients
+from famus_hf.scaled_gradients import ScaledGradients
 from famus_hf.set_up import make_base_loss, make_meta_model
 from famus_hf.tangents import ForwardRecord
 from famus_hf.training_args import FaMUSTrainingArguments
@@ -197,20 +197,14 @@ class FaMUSTrainer(ClassifierTrainer):
         if labels.min() < 0:
             raise ValueError(f"a training batch holds the label {int(labels.min())}: every example needs a class")
         exact = is_meta_step and self.args.derivative != "finite"
-        keep_outputs = is_meta_step and self.args.scale_example_gradients
         with (
             meta.clock("forward"),
             self.compute_loss_context_manager(),
             differentiable_attention() if exact else nullcontext(),
             ForwardRecord() as record,
-            LayerOutputs(self.model, meta.layers if keep_outputs else []) as kept,
         ):
             logits = model_logits(model, batch)
-        training_pass = TrainingPass(self.model, batch, labels, logits, random_state, record)
-        if keep_outputs:
-            with meta.clock("virtual backward"):
-                training_pass.scaled = ScaledGradients(self.base_loss(logits, labels), kept)
-        return training_pass
+        return TrainingPass(self.model, batch, labels, logits, random_state, record)
 
     def _virtual_train(self, meta: MetaModel, training_pass: TrainingPass) -> tuple[Tensor, dict[str, Tensor]]:
         """J(w, θ) and ∇_w J(w, θ), of which ŵ is formed where it is used.
@@ -226,8 +220,10 @@ class FaMUSTrainer(ClassifierTrainer):
         if not parameters:
             return loss, {}
         with meta.clock("virtual backward"):
-            if training_pass.scaled is not None:
-                return loss, training_pass.scaled.gradient(self._example_weights(meta, training_pass))
+            if self.args.scale_example_gradients:
+                weights = self._example_weights(meta, training_pass)
+                training_pass.scaled = ScaledGradients(loss, weights, parameters, training_pass.record)
+                return loss, training_pass.scaled.first
             return loss, virtual_gradient(loss, parameters)
 
     def _meta_train(self, meta: MetaModel, training_pass: TrainingPass, gradient: dict[str, Tensor]) -> None:
@@ -244,9 +240,11 @@ class FaMUSTrainer(ClassifierTrainer):
         loss = self._training_loss(meta, training_pass)
         self._record_weights(meta, training_pass, clean_labels)
         if training_pass.scaled is not None:
-            with meta.clock("actual products"):
-                self._add_gradient(training_pass.scaled.gradient(self._example_weights(meta, training_pass)))
-            return loss
+            weights = self._example_weights(meta, training_pass)
+            if training_pass.scaled.can_scale_to(weights):
+                with meta.clock("actual products"):
+                    self._add_gradient(training_pass.scaled.scaled_to(weights))
+                return loss
         with meta.clock("actual backward"):
             self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
         meta.meta_learner.zero_grad()  # J depends on θ too, but θ moves in Meta-Train alone

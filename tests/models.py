@@ -36,13 +36,14 @@ class CalledGroupNormNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
         self.norm1 = nn.GroupNorm(2, 8)
-        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
         self.norm2 = nn.GroupNorm(2, 8)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.shortcut = nn.Conv2d(8, 8, 1)
         self.classifier = nn.Linear(8, CLASSES)
 
     def forward(self, pixel_values, labels=None):
         hidden = torch.tanh(self.norm1(self.conv1(pixel_values)))
-        hidden = hidden + torch.tanh(self.norm2(self.conv2(hidden)))
+        hidden = self.shortcut(hidden) + self.conv2(torch.tanh(self.norm2(hidden)))
         return SimpleNamespace(logits=self.classifier(hidden.mean((2, 3))))
 
 
