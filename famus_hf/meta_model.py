@@ -130,6 +130,7 @@ class MetaModel:
         meta_labels: Tensor,
         gradient: Mapping[str, Tensor],
         virtual_step: VirtualStep,
+        keep_gradient: bool = True,
     ) -> MetaTrain:
         """One Meta-Train step: moves θ and η. Arguments as in `stages.meta_train`."""
         pooled = pooled_gradients(self.candidates, gradient) if self.layer_sampler.needs_gradients else {}
@@ -147,6 +148,7 @@ class MetaModel:
             self.layers[-1],
             self.objective,
             self.clock,
+            keep_gradient,
         )
         if not all_finite([*found.learner_gradient.values(), found.gate_slopes]):
             log_once("a meta gradient was not finite: θ and the layer sampler stay as they are in such a step")

@@ -159,6 +159,7 @@ def meta_train(
     last_layer: Layer,
     objective: MetaObjective,
     clock: Stopwatch = NO_STOPWATCH,
+    keep_gradient: bool = True,
 ) -> MetaTrain:
     """The gradients of Eq. (12) w.r.t. θ and, but for Eq. (10), the gates. A layer that is off is not computed.
 
@@ -176,6 +177,7 @@ def meta_train(
         last_layer: L, evaluated for Eq. (11) even where its gate is off.
         objective: K, λ1, λ2.
         clock: Takes the time of `"validation forward"`, `"validation backward"` and `"derivative"`.
+        keep_gradient: Whether `gradient` is needed afterwards; where not, its memory may become ŵ.
     """
     model = training_pass.model
     switched_on = [r > 0 for r in gates.tolist()]  # the one host synchronisation of a step
@@ -187,7 +189,9 @@ def meta_train(
     if evaluated:
         virtual = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         if meta_learner.has_virtual_step:
-            virtual |= virtual_parameters({name: virtual[name] for name in gradient}, gradient, step)
+            read_later = gradient if keep_gradient else parameters_of(candidates if gates.requires_grad else matched)
+            moved = {name: virtual[name] for name in gradient}
+            virtual |= virtual_parameters(moved, gradient, step, reusable=set(gradient).difference(read_later))
         names = parameters_of(evaluated)
         meta_loss, validation = validation_gradient(model, virtual, meta_inputs, meta_labels, names, clock)
         del virtual

@@ -230,7 +230,8 @@ class FaMUSTrainer(ClassifierTrainer):
         """One step of θ and of the layer sampler on a meta batch at ŵ."""
         batch, labels, _ = split_inputs(self._next_meta_batch(meta))
         step = virtual_step_of(self.model, self.optimizer, self.args.virtual_step or "optimizer")
-        found = meta.step(training_pass, self.base_loss, batch, labels, gradient, step)
+        keep_gradient = self.args.reuse_virtual_gradient
+        found = meta.step(training_pass, self.base_loss, batch, labels, gradient, step, keep_gradient)
         self._average("mean_active_layers", torch.tensor(float(sum(found.switched_on))))
         if found.meta_loss is not None:
             self._average("meta_loss", found.meta_loss)

@@ -1,6 +1,7 @@
 """Virtual-Train (Eq. 3): ŵ = w − α·P·∇_w J(w, θ); P is 1 or the preconditioner of an Adam-like optimizer."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,17 +75,43 @@ def virtual_gradient(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str
 
 
 def virtual_parameters(
-    parameters: Mapping[str, Tensor], gradient: Mapping[str, Tensor], step: VirtualStep
+    parameters: Mapping[str, Tensor],
+    gradient: Mapping[str, Tensor],
+    step: VirtualStep,
+    reusable: Set[str] = frozenset(),
 ) -> dict[str, Tensor]:
-    """ŵ = w − α·P·g of Eq. (3), by parameter name: no momentum, no weight decay."""
+    """ŵ = w − α·P·g of Eq. (3), by parameter name: no momentum, no weight decay.
+
+    Args:
+        parameters: w.
+        gradient: g.
+        step: α and P.
+        reusable: Names whose gradient is not needed afterwards: ŵ takes its memory where that belongs to it alone.
+    """
     with torch.no_grad():
-        if _is_uniform(step.learning_rates.values()) and not step.preconditioners:
-            alpha = next(iter(step.learning_rates.values()))
+        if not (_is_uniform(step.learning_rates.values()) and not step.preconditioners):
+            return {name: value + step.displacement(name, gradient[name]) for name, value in parameters.items()}
+        alpha = next(iter(step.learning_rates.values()))
+        holders = Counter(gradient[name].untyped_storage().data_ptr() for name in parameters)
+        virtual = {}
+        in_place = {
+            name
+            for name in reusable & parameters.keys()
+            if gradient[name].is_contiguous() and holders[gradient[name].untyped_storage().data_ptr()] == 1
+        }
+        if in_place:
+            names = list(in_place)
+            own = [gradient[name] for name in names]
+            torch._foreach_mul_(own, -alpha)
+            torch._foreach_add_(own, [parameters[name] for name in names])
+            virtual = dict(zip(names, own, strict=True))
+        others = [name for name in parameters if name not in in_place]
+        if others:
             values = torch._foreach_add(
-                list(parameters.values()), [gradient[name] for name in parameters], alpha=-alpha
+                [parameters[name] for name in others], [gradient[name] for name in others], alpha=-alpha
             )
-            return dict(zip(parameters, values, strict=True))
-        return {name: value + step.displacement(name, gradient[name]) for name, value in parameters.items()}
+            virtual |= dict(zip(others, values, strict=True))
+        return virtual
 
 
 def _is_uniform(values: Iterable[float]) -> bool:
