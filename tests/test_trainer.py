@@ -1,6 +1,7 @@
 """FaMUSTrainer as a Trainer: exact over a whole run, no traces, logs, checkpoints, what it refuses."""
 
 import copy
+import gc
 import random
 
 import brute_force
@@ -765,3 +766,21 @@ def test_a_budget_is_calibrated_by_the_clock_and_comes_back_after_a_resume(tmp_p
     assert resumed.meta.budget.costs == budget.costs and resumed.meta.budget.scale == budget.scale
     assert resumed.meta.times_on == trainer.meta.times_on
     assert resumed.mean_meta_cost == pytest.approx(trainer.mean_meta_cost, rel=0.5), "the clock goes on"
+
+
+@pytest.mark.parametrize(
+    "mode", [{"derivative": "forward"}, {"reuse_virtual_gradient": True, "meta_interval": 2}], ids=str
+)
+def test_no_tensor_outlives_its_step(tmp_path, mode):
+    alive = []
+
+    class Count(TrainerCallback):
+        def on_step_end(self, args, state, control, **keywords):
+            if state.global_step >= 10:
+                gc.collect()
+                alive.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
+
+    make_trainer(tmp_path, max_steps=20, logging_strategy="no", keywords={"callbacks": [Count()]}, **mode).train()
+    epoch = 5  # steps; at its end a loader goes and another comes
+    assert len(alive) == 11
+    assert max(alive[-epoch:]) == max(alive[:epoch]), alive
