@@ -5,6 +5,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+
+from arguments import parse_arguments
+from reproduce import rows_of as rows_of_table
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "reproduce.py"
 SMALL = [
@@ -46,6 +50,20 @@ def test_table_3_over_seeds_goes_on_where_it_stopped(tmp_path):
     command = [sys.executable, str(SCRIPT), *SMALL, "--output_dir", str(tmp_path), *flags, "--learning_rate", "0.2"]
     other = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert other.returncode == 2 and "is of a run with other settings" in other.stderr
+
+
+def test_table_of_fast_modes_has_the_faithful_step_beside_them():
+    """All rows are settings that run_famus.py takes, and but for the first two they differ from the faithful one."""
+    options = SimpleNamespace(table="speed")
+    rows = {
+        name: parse_arguments(["--dataset_name=digits", *flags])[2] for name, flags in rows_of_table(options).items()
+    }
+    faithful, plain = rows.pop("top 4, fixed"), rows.pop("plain training")
+    assert plain.meta_learner == "none" and rows.pop("MW-Net, all layers (L_c)").candidate_layers == "all"
+    departures = ("reuse_virtual_gradient", "virtual_scope", "meta_interval", "meta_batch_size", "derivative")
+    seen = {tuple(getattr(args, name) for name in departures) for args in [faithful, *rows.values()]}
+    assert len(seen) == len(rows) + 1 == 9
+    assert all(args.candidate_layers == "4" and args.layer_sampler == "all" for args in [faithful, *rows.values()])
 
 
 def test_table_4_compares_samplers(tmp_path):
