@@ -147,6 +147,8 @@ def _usable_derivative(trainer: "FaMUSTrainer", probe: TrainingPass) -> str:
     try:
         with trainer.accelerator.autocast():
             logit_tangent(probe, direction, "forward")
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         if derivative == "forward":
             raise ValueError(f"derivative='forward' does not work with this network ({error}): use auto") from error

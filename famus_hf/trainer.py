@@ -41,7 +41,7 @@ from famus_hf.scaled_gradients import ScaledGradients
 from famus_hf.set_up import make_base_loss, make_meta_model
 from famus_hf.tangents import ForwardRecord
 from famus_hf.training_args import FaMUSTrainingArguments
-from famus_hf.virtual_step import virtual_gradient, virtual_step_of
+from famus_hf.virtual_step import names_with_own_memory, virtual_gradient, virtual_step_of
 
 META_STATE = "meta_state.pt"
 TRAIN_STREAM, META_STREAM = 0, 1  # of the augmentation's draws
@@ -253,9 +253,11 @@ class FaMUSTrainer(ClassifierTrainer):
 
     def _add_gradient(self, gradient: dict[str, Tensor]) -> None:
         """What the backward of Actual-Train would have done, with a gradient that is known."""
+        parts = self.current_gradient_accumulation_steps
+        own = names_with_own_memory(gradient)
         for name, value in gradient.items():
             parameter = self.model.get_parameter(name)
-            share = value.to(parameter) / self.current_gradient_accumulation_steps
+            share = value if parts == 1 and name in own else value / parts
             parameter.grad = share if parameter.grad is None else parameter.grad.add_(share)
 
     def _training_loss(self, meta: MetaModel, training_pass: TrainingPass) -> Tensor:

@@ -92,13 +92,8 @@ def virtual_parameters(
         if not (_is_uniform(step.learning_rates.values()) and not step.preconditioners):
             return {name: value + step.displacement(name, gradient[name]) for name, value in parameters.items()}
         alpha = next(iter(step.learning_rates.values()))
-        holders = Counter(gradient[name].untyped_storage().data_ptr() for name in parameters)
         virtual = {}
-        in_place = {
-            name
-            for name in reusable & parameters.keys()
-            if gradient[name].is_contiguous() and holders[gradient[name].untyped_storage().data_ptr()] == 1
-        }
+        in_place = reusable & parameters.keys() & names_with_own_memory(gradient)
         if in_place:
             names = list(in_place)
             own = [gradient[name] for name in names]
@@ -112,6 +107,16 @@ def virtual_parameters(
             )
             virtual |= dict(zip(others, values, strict=True))
         return virtual
+
+
+def names_with_own_memory(gradient: Mapping[str, Tensor]) -> set[str]:
+    """Which tensors of autograd may be changed in place: contiguous ones that share their memory with no other."""
+    holders = Counter(tensor.untyped_storage().data_ptr() for tensor in gradient.values())
+    return {
+        name
+        for name, tensor in gradient.items()
+        if tensor.is_contiguous() and holders[tensor.untyped_storage().data_ptr()] == 1
+    }
 
 
 def _is_uniform(values: Iterable[float]) -> bool:

@@ -22,7 +22,7 @@ from famus_hf.passes import (
 )
 from famus_hf.stages import MetaObjective, meta_gradient, meta_train
 from famus_hf.tangents import ForwardRecord
-from famus_hf.virtual_step import virtual_gradient, virtual_parameters, virtual_step_of
+from famus_hf.virtual_step import VirtualStep, virtual_gradient, virtual_parameters, virtual_step_of
 
 KINDS = ["batch norm", "group norm", "vit", "bert"]
 LEARNING_RATE = 0.3
@@ -250,3 +250,19 @@ def test_a_meta_learner_of_the_users_own_equals_double_backward(derivative):
         model, meta_learner, train, meta, derivative,
         lambda layers: brute_force.gradient_of(theta, model, loss, train, meta, LEARNING_RATE, layers),
     )  # fmt: skip
+
+
+def test_gradients_that_share_memory_are_not_overwritten():
+    """Autograd hands out one tensor for two parameters that are only added, and an expanded one for a sum."""
+    parameters = {name: torch.randn(3, requires_grad=True) for name in ("a", "b", "c", "d")}
+    loss = ((parameters["a"] + parameters["b"]) ** 2).sum() + parameters["c"].sum() + (parameters["d"] ** 2).sum()
+    gradient = virtual_gradient(loss, parameters)
+    assert gradient["a"].data_ptr() == gradient["b"].data_ptr()
+    expected = {name: (parameters[name] - 0.5 * gradient[name]).detach() for name in parameters}
+    kept = {name: gradient[name].clone() for name in parameters}
+    step = VirtualStep(dict.fromkeys(parameters, 0.5))
+    detached = {name: parameter.detach() for name, parameter in parameters.items()}
+    found = virtual_parameters(detached, gradient, step, reusable={"a", "b", "c", "d"})
+    torch.testing.assert_close(found, expected)
+    assert all(torch.equal(gradient[name], kept[name]) for name in ("a", "b", "c"))
+    assert found["d"].data_ptr() == gradient["d"].data_ptr(), "memory that belongs to one alone is used again"
