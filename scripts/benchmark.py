@@ -7,10 +7,10 @@
     python scripts/benchmark.py --input_pipeline [--batch 100 --image_size 32]
 
 Every method trains the same WideResNet on the same random images, through a Trainer's own training_step, optimizer and
-zero_grad. The methods take turns, so that a slow spell of the machine hits all of them; the ratio is that of the
-medians. Peak memory is weights and optimizer state plus the most that one step holds at once beside them, in allocated
-tensor bytes: torch.profiler on the CPU, max_memory_allocated on CUDA. "Own Python" is the share of a step that the
-interpreter spends in famus_hf itself, by cProfile.
+zero_grad. The methods take turns, each behind a plain step, so that a slow spell of the machine hits both; the ratio is
+the median over the pairs. Peak memory is weights and optimizer state plus the most that one step holds at once beside
+them, in allocated tensor bytes: torch.profiler on the CPU, max_memory_allocated on CUDA. "Own Python" is the share of a
+step that the interpreter spends in famus_hf itself, by cProfile.
 
 Methods (--methods):
   exact        MW-Net's own gradient: all layers on
@@ -151,13 +151,12 @@ def one_step(trainer: Trainer, batch: dict[str, Any]) -> None:
     trainer.state.global_step += 1
 
 
-def seconds_of(trainer: Trainer, batch: dict[str, Any]) -> float:
-    """Of a step; where meta steps come at intervals, the mean of one interval."""
-    interval = getattr(trainer.args, "meta_interval", 1)
+def seconds_of(trainer: Trainer, batch: dict[str, Any], steps: int = 1) -> float:
+    """Of a step, the mean of so many."""
     started = now()
-    for _ in range(interval):
+    for _ in range(steps):
         one_step(trainer, batch)
-    return (now() - started) / interval
+    return (now() - started) / steps
 
 
 def share_of_own_python(trainer: Trainer, batch: dict[str, Any]) -> float:
@@ -277,16 +276,22 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Method → `seconds` (a list), `bytes`, `own` (share of own Python) and, of peers, `cosine`."""
+    """Method → `seconds` and `ratios` (lists), `bytes`, `own` (share of own Python) and, of peers, `cosine`.
+
+    Each ratio is to a plain step right before, so that both see the machine in the same state.
+    """
     with tempfile.TemporaryDirectory() as folder:
         trainers = build_trainers(options, folder)
         batches = {name: prepare(trainer) for name, trainer in trainers.items()}
-        found: dict[str, dict[str, Any]] = {name: {"seconds": []} for name in trainers}
+        found: dict[str, dict[str, Any]] = {name: {"seconds": [], "ratios": []} for name in trainers}
         for step in range(options.warmup + options.rounds):
             for name, trainer in trainers.items():
-                taken = seconds_of(trainer, batches[name])
+                steps = getattr(trainer.args, "meta_interval", 1)
+                plain = seconds_of(trainers["plain"], batches["plain"], steps)
+                taken = seconds_of(trainer, batches[name], steps)
                 if step >= options.warmup:
                     found[name]["seconds"].append(taken)
+                    found[name]["ratios"].append(taken / plain)
         for name, trainer in trainers.items():
             trainer.state.global_step = 0  # a meta step, where they come at intervals
             found[name]["bytes"] = peak_bytes(trainer, batches[name])
@@ -301,14 +306,14 @@ def print_methods(options: argparse.Namespace) -> None:
     found = measure(options)
     plain = found["plain"]
     width = max(map(len, found)) + 2
-    print(f"{'method':<{width}}{'s/step':>9}{'min':>9}{'max':>9}{'ratio':>8}{'peak MB':>10}{'ratio':>8}"
+    print(f"{'method':<{width}}{'s/step':>9}{'ratio':>8}{'quartiles':>13}{'peak MB':>10}{'ratio':>8}"
           f"{'own Python':>12}{'cosine':>9}")  # fmt: skip
     for name, row in found.items():
         cosine = f"{row['cosine']:9.4f}" if "cosine" in row else f"{'–':>9}"
-        median = statistics.median(row["seconds"])
+        low, median, high = np.quantile(row["ratios"], (0.25, 0.5, 0.75))
         print(
-            f"{name:<{width}}{median:>9.4f}{min(row['seconds']):>9.4f}{max(row['seconds']):>9.4f}"
-            f"{median / statistics.median(plain['seconds']):>8.2f}{row['bytes'] / 1e6:>10.1f}"
+            f"{name:<{width}}{statistics.median(row['seconds']):>9.4f}{median:>8.2f}"
+            f"{f'{low:.2f}–{high:.2f}':>13}{row['bytes'] / 1e6:>10.1f}"
             f"{row['bytes'] / plain['bytes']:>8.2f}{row['own']:>12.1%}"
             f"{cosine}"
         )
@@ -325,8 +330,7 @@ def print_sweep(options: argparse.Namespace) -> None:
         plain = found.pop("plain")
         seconds = statistics.median(plain["seconds"])
         cells = [
-            f"{statistics.median(row['seconds']) / seconds:.2f} ({row['bytes'] / plain['bytes']:.2f})"
-            for row in found.values()
+            f"{statistics.median(row['ratios']):.2f} ({row['bytes'] / plain['bytes']:.2f})" for row in found.values()
         ]
         print(f"{value:<12}{seconds:>20.4f}" + "".join(f"{cell:>20}" for cell in cells))
 
