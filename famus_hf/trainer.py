@@ -197,11 +197,12 @@ class FaMUSTrainer(ClassifierTrainer):
         if labels.min() < 0:
             raise ValueError(f"a training batch holds the label {int(labels.min())}: every example needs a class")
         exact = is_meta_step and self.args.derivative != "finite"
+        record = ForwardRecord()
         with (
             meta.clock("forward"),
             self.compute_loss_context_manager(),
             differentiable_attention() if exact else nullcontext(),
-            ForwardRecord() as record,
+            record if is_meta_step else nullcontext(),
         ):
             logits = model_logits(model, batch)
         return TrainingPass(self.model, batch, labels, logits, random_state, record)
