@@ -221,7 +221,7 @@ WRONG_INPUT = {
     "nothing to resume": (["--resume_from_checkpoint", "true"], "found no checkpoint"),
     "batch too large": (["--per_device_train_batch_size", "500"], "less than one batch of 500"),
     "config missing": (["--config", "/nowhere.yaml"], "--config /nowhere.yaml can't be read"),
-    "precisions": (["--bf16", "--derivative", "forward"], "use auto or reverse"),
+    "precisions": (["--bf16", "--derivative", "finite"], "differences drown"),
 }
 
 
