@@ -116,20 +116,16 @@ def _reverse_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor
 def _starts_of_reverse(training_pass: TrainingPass, direction: Mapping[str, Tensor]) -> tuple[list[Any], list[Tensor]]:
     """Places in the graph, and how far the direction moves what stands there: outputs of layers, else parameters."""
     parameters = {name: training_pass.model.get_parameter(name) for name in direction}
-    captured = training_pass.record.captured(parameters)
-    by_id = {id(parameters[name]): direction[name] for name in captured}
     starts: list[Any] = []
     tangents: list[Tensor] = []
-    moved = {id(call): (call, call.moved_output(by_id)) for call in captured.values()}
-    for call, output in moved.values():
+    for call, names in training_pass.record.captured(parameters).items():
+        output = call.moved_output({id(parameters[name]): direction[name] for name in names})
         if output is not None:
             starts.append(call.edge)
             tangents.append(output)
-    for name, tangent in direction.items():
-        if name not in captured or moved[id(captured[name])][1] is None:
-            starts.append(parameters[name])
-            tangents.append(tangent)
-    return starts, tangents
+            for name in names:
+                del parameters[name]
+    return [*starts, *parameters.values()], [*tangents, *(direction[name] for name in parameters)]
 
 
 def _finite_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]) -> Tensor:

@@ -116,11 +116,10 @@ class MetaModel:
 
     def virtual_names(self, network: nn.Module) -> list[str]:
         """Parameters by which Virtual-Train differentiates: all, or those of the candidates, or none."""
-        if self.meta_learner.has_virtual_step:
-            if self.virtual_scope == "candidates":
-                return parameters_of(self.candidates)
+        has_step = self.meta_learner.has_virtual_step
+        if has_step and self.virtual_scope == "all":
             return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
-        return parameters_of(self.candidates) if self.layer_sampler.needs_gradients else []
+        return parameters_of(self.candidates) if has_step or self.layer_sampler.needs_gradients else []
 
     def step(
         self,

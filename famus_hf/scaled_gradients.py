@@ -31,15 +31,11 @@ class ScaledGradients:
 
     def __init__(self, loss: Tensor, weights: Tensor, parameters: Mapping[str, nn.Parameter], record: ForwardRecord):
         self._weights, self._parameters = weights.detach(), parameters
-        self._names_of: dict[int, list[str]] = {}  # id of a call → its parameters
-        calls: dict[int, Call] = {}
-        for name, call in record.captured(parameters).items():
-            calls[id(call)] = call
-            self._names_of.setdefault(id(call), []).append(name)
-        edges: list[Any] = [call.edge for call in calls.values() if call.edge is not None]
+        self._names_of = record.captured(parameters)
+        edges: list[Any] = [call.edge for call in self._names_of]
         gradients = torch.autograd.grad(loss, [*parameters.values(), *edges], retain_graph=True, materialize_grads=True)
         self.first = dict(zip(parameters, gradients, strict=False))
-        self._rows = dict(zip(calls, zip(edges, gradients[len(parameters) :], strict=True), strict=True))
+        self._rows: dict[Call, Tensor] = dict(zip(self._names_of, gradients[len(parameters) :], strict=True))
 
     def can_scale_to(self, weights: Tensor) -> bool:
         """Whether the new weights are a finite multiple of the old ones. One host synchronisation."""
@@ -50,11 +46,12 @@ class ScaledGradients:
         factors = weights / self._weights
         found: dict[str, Tensor] = {}
         for call in list(self._rows):
-            edge, rows = self._rows.pop(call)
+            rows = self._rows.pop(call)
             rows = rows * factors.to(rows).view(-1, *[1] * (rows.dim() - 1))
             names = self._names_of[call]
             own = [self._parameters[name] for name in names]
-            found.update(zip(names, torch.autograd.grad([edge], own, [rows], retain_graph=True), strict=True))
+            edges: list[Any] = [call.edge]
+            found.update(zip(names, torch.autograd.grad(edges, own, [rows], retain_graph=True), strict=True))
         return found
 
 
@@ -71,14 +68,14 @@ def why_gradients_do_not_scale(
     Returns:
         One clause, or None where they agree.
     """
-    captured = record.captured(parameters)
+    captured = {name for names in record.captured(parameters).values() for name in names}
     for name in parameters:
         if name not in captured:
             return f"{name!r} is used elsewhere than in a single convolution, linear map or norm"
     old = torch.arange(1, len(losses) + 1, device=losses.device, dtype=losses.dtype)
     new = old.flip(0)
     scaled = ScaledGradients((old * losses).sum(), old, parameters, record)
-    if any(len(rows) != len(losses) for _, rows in scaled._rows.values()):
+    if any(len(rows) != len(losses) for rows in scaled._rows.values()):
         return "a layer's output has not one row for each example"
     found = scaled.scaled_to(new)
     expected = torch.autograd.grad((new * losses).sum(), list(parameters.values()), retain_graph=True)

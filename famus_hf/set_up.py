@@ -1,10 +1,13 @@
 """From a trainer's settings, network and data to its MetaModel, before training starts."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 from transformers.utils import logging
@@ -162,16 +165,11 @@ def _usable_derivative(trainer: "FaMUSTrainer", probe: TrainingPass) -> str:
 def _check_scaling(trainer: "FaMUSTrainer") -> None:
     """Raises ValueError where the examples of a batch are coupled, or gradients have several sources."""
     inputs, labels, _ = split_inputs(_examples(trainer, trainer.train_dataset, 3))
-    was_training = trainer.model.training
-    trainer.model.train()
-    try:
-        with trainer.accelerator.autocast():
-            training_pass = training_pass_without_trace(trainer.model, inputs, labels)
-        parameters = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
-        losses = cross_entropy(training_pass.logits, labels)
-        reason = why_gradients_do_not_scale(losses, parameters, training_pass.record)
-    finally:
-        trainer.model.train(was_training)
+    with _train_mode(trainer.model), trainer.accelerator.autocast():
+        training_pass = training_pass_without_trace(trainer.model, inputs, labels)
+    parameters = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    losses = cross_entropy(training_pass.logits, labels)
+    reason = why_gradients_do_not_scale(losses, parameters, training_pass.record)
     if reason is not None:
         raise ValueError(f"scale_example_gradients does not work with this network, as {reason}: leave it out")
 
@@ -181,9 +179,7 @@ def _measure_costs(trainer: "FaMUSTrainer", meta: MetaModel) -> LayerCosts:
     args, model = trainer.args, trainer.model
     inputs, labels, _ = split_inputs(_examples(trainer, trainer.train_dataset, args.train_batch_size))
     meta_inputs, meta_labels, _ = split_inputs(_examples(trainer, trainer.meta_dataset, args.meta_batch_size))
-    was_training = model.training
-    model.train()
-    try:
+    with _train_mode(model):
         with trainer.compute_loss_context_manager(), differentiable_attention():
             training_pass = training_pass_without_trace(model, inputs, labels)
         show = args.should_log and not args.disable_tqdm
@@ -197,6 +193,15 @@ def _measure_costs(trainer: "FaMUSTrainer", meta: MetaModel) -> LayerCosts:
                 always=meta.objective.gradient_match_weight > 0,
                 on_progress=bar.update,
             )
+
+
+@contextmanager
+def _train_mode(model: nn.Module) -> Iterator[None]:
+    """Train mode for the body, and then the mode that there was."""
+    was_training = model.training
+    model.train()
+    try:
+        yield
     finally:
         model.train(was_training)
 

@@ -48,7 +48,7 @@ class _Weak:
         return None if tensor is None or tensor._version != self._version else tensor.detach()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """Of a function that is linear in its parameters; keeps no activation alive.
 
@@ -114,8 +114,8 @@ class ForwardRecord(TorchFunctionMode):
             self._uses.update(id(value) for value in _flat([*args, *keywords.values()]))
         return result
 
-    def captured(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, Call]:
-        """Those of the given parameters that enter a single call, and one that is linear in them: name → call."""
+    def captured(self, parameters: Mapping[str, nn.Parameter]) -> dict[Call, list[str]]:
+        """Call → names of those of the given parameters that enter it, which is linear in them, and no other."""
         call_of = {
             id(parameter): call
             for call in self.calls
@@ -123,11 +123,11 @@ class ForwardRecord(TorchFunctionMode):
             for parameter in (call.arguments.get("weight"), call.arguments.get("bias"))
             if parameter is not None
         }
-        return {
-            name: call_of[id(parameter)]
-            for name, parameter in parameters.items()
-            if self._uses[id(parameter)] == 1 and id(parameter) in call_of
-        }
+        found: dict[Call, list[str]] = {}
+        for name, parameter in parameters.items():
+            if self._uses[id(parameter)] == 1 and id(parameter) in call_of:
+                found.setdefault(call_of[id(parameter)], []).append(name)
+        return found
 
 
 def _flat(values: Sequence[Any]) -> list[nn.Parameter]:

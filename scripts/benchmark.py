@@ -54,7 +54,6 @@ from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClas
 
 CLASSES = 10
 LEARNING_RATE = 0.01
-PEERS = ("published", "betty", "torchopt")
 SWEPT = ("depth", "width", "batch", "image_size", "meta_batch", "layers")
 
 
@@ -109,10 +108,10 @@ def build_trainers(options: argparse.Namespace, folder: str) -> dict[str, Traine
         "exact-reuse": lambda: ours(layer_sampler="all", reuse_virtual_gradient=True),
         "lowest": lambda: ours(LowestLayer(), candidate_layers=str(options.layers)),
     }
-    if options.peers:
-        for name, peer in peer_trainers().items():
-            builders[name] = partial(peer, network(), plain, train_dataset=train, meta_dataset=meta)
-    names = ["plain", *options.methods, *(name for name in builders if options.peers and name in PEERS)]
+    peers = peer_trainers() if options.peers else {}
+    for name, peer in peers.items():
+        builders[name] = partial(peer, network(), plain, train_dataset=train, meta_dataset=meta)
+    names = ["plain", *options.methods, *peers]
     unknown = sorted(set(names) - set(builders))
     if unknown:
         fail(f"--methods {unknown[0]!r} is unknown: choose from {', '.join(builders)}")

@@ -29,8 +29,9 @@ from benchmark import prepare, seconds_of
 from run_famus import Run, fail, load_data, parse_arguments
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from famus_hf import FaMUSTrainingArguments
+
 PLAIN_EVERY = 10  # steps of a run between two plain steps of its twin
-TRAIN_BATCH = 100  # the default of FaMUSTrainingArguments
 EVALUATIONS = 8  # of a run, evenly spaced; the last one is at its end
 
 
@@ -43,7 +44,8 @@ def rows_of(options: argparse.Namespace) -> dict[str, list[str]]:
         rows["sampler, L_c + L_r"] = [*learned, "--gradient_match_weight=0"]
     elif options.table == "speed":
         top = ["--layer_sampler=all", "--candidate_layers=4"]
-        reused, quarter = "--reuse_virtual_gradient=true", f"--meta_batch_size={TRAIN_BATCH // 4}"
+        batch = FaMUSTrainingArguments.per_device_train_batch_size
+        reused, quarter = "--reuse_virtual_gradient=true", f"--meta_batch_size={batch // 4}"
         rows["top 4, fixed"] = top
         rows["top 4, meta batch n/4"] = [*top, quarter]
         rows["top 4, meta step every 10"] = [*top, "--meta_interval=10"]
