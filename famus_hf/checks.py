@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from transformers.trainer_utils import has_length
 
@@ -61,19 +61,41 @@ def check_meta_learning_is_possible(trainer: "FaMUSTrainer") -> None:
     """Raises ValueError on settings, devices, models and data sets that do not go with a meta-learner."""
     args = trainer.args
     args.check_meta_learning_is_supported()
-    if trainer.accelerator.mixed_precision == "fp16":
-        raise ValueError("fp16 (asked for by accelerate) does not work with a meta-learner yet: use bf16")
-    if args.world_size > 1 or args.n_gpu > 1:
-        raise ValueError(
-            f"{max(args.world_size, args.n_gpu)} devices were found, and the meta step runs on one: "
-            "start one process (accelerate launch --num_processes 1) that sees one device"
-        )
+    _check_processes(trainer)
     if trainer.compute_loss_func is not None:
         raise ValueError("compute_loss_func returns one number, but FaMUS weighs examples: leave it out")
     problem = getattr(getattr(trainer.model, "config", None), "problem_type", None)
     if problem in ("multi_label_classification", "regression"):
         raise ValueError(f"the model's problem_type is {problem!r}: FaMUS weighs examples of one class each")
     _check_data_sets(trainer)
+
+
+def _check_processes(trainer: "FaMUSTrainer") -> None:
+    """Raises ValueError on several devices that are not used as the meta step needs it."""
+    args = trainer.args
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"one process sees {args.n_gpu} devices, and the meta step runs on one in each process: start with "
+            f"accelerate launch --num_processes {args.n_gpu}, or make one visible (CUDA_VISIBLE_DEVICES=0)"
+        )
+    if args.world_size == 1:
+        return
+    if any(isinstance(module, nn.SyncBatchNorm) for module in trainer.model.modules()):
+        raise ValueError(
+            "the network has SyncBatchNorm layers, of which torch has neither derivative that the meta step needs: "
+            "leave them as batch norm, whose statistics are those of each process"
+        )
+    if isinstance(trainer.train_dataset, IterableDataset):
+        raise ValueError(
+            f"a stream is read by one process, and {args.world_size} were started: start one, or load the data set "
+            "without streaming"
+        )
+    if not trainer.accelerator.even_batches:
+        raise ValueError("even_batches=False would leave processes without a batch at the end of an epoch: leave it on")
+    if trainer.meta_dataset is not None and len(trainer.meta_dataset) < args.world_size:
+        raise ValueError(
+            f"a meta set of {len(trainer.meta_dataset)} examples can't be shared out among {args.world_size} processes"
+        )
 
 
 def check_meta_learner(args: FaMUSTrainingArguments, meta_learner: MetaLearner) -> None:

@@ -11,6 +11,7 @@ It is all that the meta gradient needs from the network beside ordinary gradient
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from famus_hf.passes import (
     model_logits,
     random_state_kept,
 )
+from famus_hf.processes import Processes
 from famus_hf.scaled_gradients import ScaledGradients
 from famus_hf.tangents import ForwardRecord, TangentRules
 
@@ -46,6 +48,8 @@ class TrainingPass:
         random_state: The generators' state before the pass, so that another pass draws the same dropout masks.
         record: What forward mode need not compute again; may be empty.
         scaled: With `scale_example_gradients`, what Virtual-Train leaves for Actual-Train.
+        processes: That share the global batch; inputs, labels and logits are of this one.
+        loss_scale: What losses are multiplied by before a backward pass in fp16, whose smallest number is 6e-8.
     """
 
     model: nn.Module
@@ -55,6 +59,18 @@ class TrainingPass:
     random_state: list[Tensor]
     record: ForwardRecord = field(default_factory=ForwardRecord)
     scaled: ScaledGradients | None = None
+    processes: Processes = field(default_factory=Processes)
+    loss_scale: float = 1.0
+
+    @cached_property
+    def all_logits(self) -> Tensor:
+        """Of the global batch, shape (k·n, C), with the graph of this process's own."""
+        return self.processes.gathered_with_graph(self.logits)
+
+    @cached_property
+    def all_labels(self) -> Tensor:
+        """Of the global batch, shape (k·n,) or (k·n, C)."""
+        return self.processes.gathered(self.labels)
 
 
 def training_pass_without_trace(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> TrainingPass:
@@ -66,15 +82,19 @@ def training_pass_without_trace(model: nn.Module, inputs: Mapping[str, Any], lab
 
 
 def logit_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor], derivative: str) -> Tensor:
-    """ż = (∂z/∂w)·d, shape (n, C), detached.
+    """ż = (∂z/∂w)·d of this process's logits, shape (n, C), detached.
 
     Args:
         training_pass: The training batch's forward pass at w.
         direction: Parameter name → tensor of that parameter's shape; parameters left out count as zero.
         derivative: `"forward"`, `"reverse"` or `"finite"`.
     """
-    ways = {"forward": _forward_tangent, "reverse": _reverse_tangent, "finite": _finite_tangent}
-    return ways[derivative](training_pass, direction)
+    way = {"forward": _forward_tangent, "reverse": _reverse_tangent, "finite": _finite_tangent}[derivative]
+    if training_pass.loss_scale == 1:
+        return way(training_pass, direction)
+    norm = torch.stack([tangent.norm() for tangent in direction.values()]).norm()
+    norm = torch.where(norm > 0, norm, 1)  # a derivative is linear: in fp16 that of a unit vector is taken
+    return norm * way(training_pass, {name: tangent / norm for name, tangent in direction.items()})
 
 
 def _forward_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from famus_hf.data.meta_set import MetaBatchSampler
 from famus_hf.passes import python_random_state_kept, random_state_kept
+from famus_hf.processes import Processes
 from famus_hf.training_args import FaMUSTrainingArguments
 
 
@@ -19,19 +20,23 @@ class MetaBatches:
         dataset: The meta set.
         args: Their size, seed, and how data are loaded.
         collate: From examples to a batch.
+        processes: Among which each batch is shared out.
     """
 
-    def __init__(self, dataset: Any, args: FaMUSTrainingArguments, collate: Callable[[list[Any]], Any]):
-        self.dataset, self.args, self.collate = dataset, args, collate
+    def __init__(
+        self, dataset: Any, args: FaMUSTrainingArguments, collate: Callable[[list[Any]], Any], processes: Processes
+    ):
+        self.dataset, self.args, self.collate, self.processes = dataset, args, collate, processes
         self._batches: Iterator[Any] | None = None
 
     def next(self, step: int) -> Any:
         """The batch of the step that follows the one asked for before, or of any step after `restart`."""
         if self._batches is None:
-            wanted = self.args.meta_batch_size or self.args.per_device_train_batch_size
+            wanted = (self.args.meta_batch_size or self.args.per_device_train_batch_size) * self.processes.count
+            part = (self.processes.rank, self.processes.count)
             loader = DataLoader(
                 self.dataset,
-                batch_sampler=MetaBatchSampler(len(self.dataset), wanted, self.args.seed, start=step),
+                batch_sampler=MetaBatchSampler(len(self.dataset), wanted, self.args.seed, step, part),
                 collate_fn=self.collate,
                 num_workers=self.args.dataloader_num_workers,
                 pin_memory=self.args.dataloader_pin_memory,

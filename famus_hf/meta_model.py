@@ -1,5 +1,6 @@
 """What learns in Meta-Train, with optimizers and counters: the meta-learner θ and the layer sampler η (torch only)."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -134,6 +135,8 @@ class MetaModel:
         """One Meta-Train step: moves θ and η. Arguments as in `stages.meta_train`."""
         pooled = pooled_gradients(self.candidates, gradient) if self.layer_sampler.needs_gradients else {}
         gates = self.layer_sampler(pooled, step_generator(self.seed, self.steps))
+        agreed = training_pass.processes.first(gates)  # whatever the last bit of each process says
+        gates = gates + (agreed - gates.detach())
         found = meta_train(
             training_pass,
             self.meta_learner,
@@ -164,7 +167,8 @@ class MetaModel:
             self.spent += self.budget.costs.cost(found.switched_on)
             rounds, rest = divmod(self.steps, CALIBRATION_STEPS)
             if rest == 0 and rounds & (rounds - 1) == 0:  # after 50, 100, 200, 400, … steps
-                self.budget.calibrate((self.measured_cost or 0.0) * self.steps, self.spent)
+                measured = training_pass.processes.first_object(self.measured_cost or 0.0)
+                self.budget.calibrate(measured * self.steps, self.spent)
         return found
 
     @property
@@ -180,6 +184,19 @@ class MetaModel:
             return None
         spent = sum(seconds.get(part, 0.0) for part in parts) / self.steps
         return spent / (self.clock.mean("forward") + self.clock.mean(backward))
+
+    def copy_of_learned(self) -> list[dict[str, Any]]:
+        """Of θ, η and their optimizers, for `take_back`."""
+        return copy.deepcopy([part.state_dict() for part in self._learning_parts()])
+
+    def take_back(self, learned: Sequence[dict[str, Any]]) -> None:
+        """θ, η and their optimizers are again what they were when they were copied."""
+        for part, state in zip(self._learning_parts(), learned, strict=True):
+            part.load_state_dict(state)
+
+    def _learning_parts(self) -> list[Any]:
+        parts = [self.meta_learner, self.layer_sampler, self.learner_optimizer, self.sampler_optimizer]
+        return [part for part in parts if part is not None]
 
     def _scaled(self, slopes: Tensor) -> Tensor:
         if not self.relative_slopes:
@@ -219,7 +236,7 @@ class MetaModel:
                 optimizer.load_state_dict(state[name])
         self.steps = state["steps"]
         self.times_on = state["times_on"]
-        self.slope_size = state["slope_size"]
+        self.slope_size = state["slope_size"].to(self.slope_size.device)
         if self.budget is not None and state["costs"] is not None:  # as measured at the start of the run
             self.set_budget(Budget(self.budget.share, LayerCosts(**state["costs"])), self.clock)
             self.budget.scale = state["scale"]

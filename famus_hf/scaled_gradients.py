@@ -24,17 +24,28 @@ class ScaledGradients:
         weights: c, shape (n,), greater than 0.
         parameters: By name; all of them among `record.captured`.
         record: Of the forward pass.
+        loss_scale: As in `TrainingPass`; the gradients come without it.
 
     Attributes:
         first: ∇_w Σ c_i ℓ_i by parameter name.
     """
 
-    def __init__(self, loss: Tensor, weights: Tensor, parameters: Mapping[str, nn.Parameter], record: ForwardRecord):
+    def __init__(
+        self,
+        loss: Tensor,
+        weights: Tensor,
+        parameters: Mapping[str, nn.Parameter],
+        record: ForwardRecord,
+        loss_scale: float = 1.0,
+    ):
         self._weights, self._parameters = weights.detach(), parameters
+        self._loss_scale = loss_scale
         self._names_of = record.captured(parameters)
         edges: list[Any] = [call.edge for call in self._names_of]
-        gradients = torch.autograd.grad(loss, [*parameters.values(), *edges], retain_graph=True, materialize_grads=True)
-        self.first = dict(zip(parameters, gradients, strict=False))
+        scaled = loss if loss_scale == 1 else loss * loss_scale
+        inputs = [*parameters.values(), *edges]
+        gradients = torch.autograd.grad(scaled, inputs, retain_graph=True, materialize_grads=True)
+        self.first = self._without_scale(dict(zip(parameters, gradients, strict=False)))
         self._rows: dict[Call, Tensor] = dict(zip(self._names_of, gradients[len(parameters) :], strict=True))
 
     def can_scale_to(self, weights: Tensor) -> bool:
@@ -52,7 +63,12 @@ class ScaledGradients:
             own = [self._parameters[name] for name in names]
             edges: list[Any] = [call.edge]
             found.update(zip(names, torch.autograd.grad(edges, own, [rows], retain_graph=True), strict=True))
-        return found
+        return self._without_scale(found)
+
+    def _without_scale(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self._loss_scale == 1:
+            return gradients
+        return {name: gradient / self._loss_scale for name, gradient in gradients.items()}
 
 
 def why_gradients_do_not_scale(

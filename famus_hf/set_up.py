@@ -88,8 +88,10 @@ def make_meta_model(
         if args.scale_example_gradients:
             _check_scaling(trainer)
         if args.meta_budget is not None:
-            costs = _measure_costs(trainer, meta)
+            costs = trainer.processes.first_object(_measure_costs(trainer, meta))
             meta.set_budget(Budget(args.meta_budget, costs), Stopwatch(args.device))
+        for module in (meta.meta_learner, meta.layer_sampler):
+            trainer.processes.take_from_first(module)
         return meta
 
 

@@ -40,8 +40,11 @@ from famus_hf.passes import (
     random_state_kept,
     split_inputs,
 )
+from famus_hf.processes import Processes
 from famus_hf.stopwatch import NO_STOPWATCH, Stopwatch
-from famus_hf.virtual_step import VirtualStep, virtual_gradient, virtual_parameters
+from famus_hf.virtual_step import VirtualStep, scaled_gradients, virtual_gradient, virtual_parameters
+
+LOSS = " loss"  # no parameter's name
 
 
 def validation_gradient(
@@ -51,6 +54,8 @@ def validation_gradient(
     labels: Tensor,
     names: Iterable[str],
     clock: Stopwatch = NO_STOPWATCH,
+    processes: Processes | None = None,
+    loss_scale: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """v = ∂L_c/∂ŵ of Eq. (4) for the named parameters only; nothing is formed for the others. Leaves no trace.
 
@@ -61,20 +66,25 @@ def validation_gradient(
         labels: Shape (m,).
         names: Parameters of the layers that are on.
         clock: Takes the time of the `"validation forward"` and of the `"validation backward"`.
+        processes: That share the meta batch, each with its own part of it.
+        loss_scale: As in `TrainingPass`; v comes without it.
 
     Returns:
-        L_c (a detached scalar) and v by parameter name.
+        L_c (a detached scalar) and v by parameter name, over the whole meta batch.
     """
+    processes = processes or Processes()
     leaves = {name: virtual[name].detach().requires_grad_() for name in names}
     with random_state_kept(labels.device), torch.enable_grad():
         with clock("validation forward"):
             logits = model_logits(model, inputs, {**virtual, **leaves, **cloned_buffers(model)})
             loss = cross_entropy(logits, labels).mean()
-        if not loss.requires_grad:  # the forward pass uses none of these parameters
-            return loss, {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-        with clock("validation backward"):
-            gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-    return loss.detach(), dict(zip(leaves, gradients, strict=True))
+        if loss.requires_grad:
+            with clock("validation backward"):
+                gradients = scaled_gradients(loss, list(leaves.values()), loss_scale)
+        else:  # the forward pass uses none of these parameters
+            gradients = tuple(torch.zeros_like(leaf) for leaf in leaves.values())
+    found = processes.mean({**dict(zip(leaves, gradients, strict=True)), LOSS: loss.detach()}, len(labels))
+    return found.pop(LOSS), found
 
 
 def gradient_of_slope(
@@ -169,7 +179,7 @@ def meta_train(
         per_example_loss: ℓ.
         meta_inputs: The meta batch's keyword arguments of the model.
         meta_labels: Shape (m,).
-        gradient: g = ∇_w J of Virtual-Train by parameter name; parameters without one stay at w. Where the
+        gradient: g = ∇_w J of Virtual-Train over the global batch, by name; parameters without one stay at w. Where the
             meta-learner has no virtual step (ŵ = w), g is read for the gates only, and empty where they need none.
         step: α and P.
         candidates: The layers that have a gate, in order.
@@ -193,7 +203,9 @@ def meta_train(
             moved = {name: virtual[name] for name in gradient}
             virtual |= virtual_parameters(moved, gradient, step, reusable=set(gradient).difference(read_later))
         names = parameters_of(evaluated)
-        meta_loss, validation = validation_gradient(model, virtual, meta_inputs, meta_labels, names, clock)
+        meta_loss, validation = validation_gradient(
+            model, virtual, meta_inputs, meta_labels, names, clock, training_pass.processes, training_pass.loss_scale
+        )
         del virtual
         direction = {name: step.displacement(name, validation[name]) for name in parameters_of(on)}
         if gates.requires_grad and on:
@@ -208,7 +220,11 @@ def meta_train(
         with clock("derivative"):
             tangent = logit_tangent(training_pass, direction, choose_derivative(objective.derivative, evaluated))
         learner_gradient = gradient_of_slope(
-            meta_learner, training_pass.logits, tangent, training_pass.labels, per_example_loss
+            meta_learner,
+            training_pass.all_logits,
+            training_pass.processes.gathered(tangent),
+            training_pass.all_labels,
+            per_example_loss,
         )
     return MetaTrain(meta_loss, learner_gradient, slopes, switched_on)
 

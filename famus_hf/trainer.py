@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, Subset
 from transformers import PreTrainedModel
 from transformers.trainer_utils import has_length
 from transformers.utils import PushToHubMixin
@@ -36,6 +36,7 @@ from famus_hf.passes import (
     model_logits,
     split_inputs,
 )
+from famus_hf.processes import Processes
 from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.scaled_gradients import ScaledGradients
 from famus_hf.set_up import make_base_loss, make_meta_model
@@ -108,6 +109,7 @@ class FaMUSTrainer(ClassifierTrainer):
             **keywords,
         )
         self.model_accepts_loss_kwargs = False  # each micro-batch is normalised by itself
+        self.processes = Processes(args.process_index, args.world_size, args.device)
         self.augmentation = make_augmentation(args, processing_class)
         self.meta_dataset = convert(meta_dataset)
         self.meta: MetaModel | None = None
@@ -129,7 +131,7 @@ class FaMUSTrainer(ClassifierTrainer):
             checks.check_meta_set(self)
             if self.meta_dataset is None:
                 self.meta_dataset = PseudoCleanSet(self.train_dataset)
-            self._meta_batches = MetaBatches(self.meta_dataset, args, self.data_collator)
+            self._meta_batches = MetaBatches(self.meta_dataset, args, self.data_collator, self.processes)
             checks.check_meta_learning_is_possible(self)
             self.meta = make_meta_model(self, *(self._given if self.model_init is None else copy.deepcopy(self._given)))
 
@@ -154,33 +156,45 @@ class FaMUSTrainer(ClassifierTrainer):
             return super().training_step(model, batch)
         self._refresh_meta_set()
         model.train()
+        # Where micro-batches are accumulated, one that is left out has no backward pass for DDP to average in.
+        accumulates = self.processes.count > 1 and self.current_gradient_accumulation_steps > 1
+        with self.accelerator.no_sync(model) if accumulates else nullcontext():
+            loss = self._three_stages(self.meta, model, batch, inputs.get("clean_label"))
+        if accumulates and self.accelerator.sync_gradients:
+            self._average_gradients()
+        return loss / self.current_gradient_accumulation_steps
+
+    def _three_stages(
+        self, meta: MetaModel, model: nn.Module, batch: dict[str, Any], clean_labels: Tensor | None
+    ) -> Tensor:
         buffers = cloned_buffers(self.model)
         is_meta_step = self.state.global_step % self.args.meta_interval == 0
-        training_pass = self._forward(self.meta, model, batch, is_meta_step)
-        if not all_finite([training_pass.logits]):
+        training_pass = self._forward(meta, model, batch, is_meta_step)
+        if not all_finite([training_pass.all_logits]):
             return self._leave_out(buffers, "the network's logits")
-        self.meta.meta_learner.begin_step(training_pass.logits)
-        clean_labels = inputs.get("clean_label")
+        meta.meta_learner.begin_step(training_pass.all_logits)
+        learned = None if training_pass.loss_scale == 1 else meta.copy_of_learned()
         loss = None
         if is_meta_step:
-            virtual_loss, gradient = self._virtual_train(self.meta, training_pass)  # Eq. (3)
+            virtual_loss, gradient = self._virtual_train(meta, training_pass)  # Eq. (3)
             if not all_finite(gradient.values()):
                 return self._leave_out(buffers, "the virtual gradient")
             if self.args.reuse_virtual_gradient:
-                self._record_weights(self.meta, training_pass, clean_labels)
+                self._record_weights(meta, training_pass, clean_labels)
                 loss = virtual_loss
-            self._meta_train(self.meta, training_pass, gradient)  # Eq. (4), (6)–(12)
+            self._meta_train(meta, training_pass, gradient)  # Eq. (4), (6)–(12)
             if loss is not None:
-                self._add_gradient(gradient)
+                self._add_gradient(gradient, training_pass.loss_scale)
             del gradient
         if loss is None:
-            loss = self._actual_train(self.meta, training_pass, clean_labels)  # Eq. (5)
-        loss = loss.detach() / self.current_gradient_accumulation_steps
+            loss = self._actual_train(meta, model, training_pass, clean_labels)  # Eq. (5)
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        if not all_finite([loss, *gradients]):
+        if not self.processes.all_true(all_finite([loss, *gradients])):
             self.model.zero_grad()  # with it go the micro-batches accumulated before
+            if learned is not None:
+                meta.take_back(learned)  # a step that the loss scaling leaves out is no step of θ either
             return self._leave_out(buffers, "the gradient")
-        return loss
+        return loss.detach()
 
     def _leave_out(self, buffers: dict[str, Tensor], what: str) -> Tensor:
         """Leaves the network as it was before this batch, running statistics included."""
@@ -188,6 +202,9 @@ class FaMUSTrainer(ClassifierTrainer):
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(buffers[name])
+            if self.accelerator.scaler is not None:  # which must see this step, to leave it out and to scale less
+                for parameter in self.model.parameters():
+                    parameter.grad = torch.full_like(parameter, torch.inf) if parameter.requires_grad else None
         return torch.zeros((), device=self.args.device)
 
     def _forward(self, meta: MetaModel, model: nn.Module, inputs: dict[str, Any], is_meta_step: bool) -> TrainingPass:
@@ -205,10 +222,24 @@ class FaMUSTrainer(ClassifierTrainer):
             record if is_meta_step else nullcontext(),
         ):
             logits = model_logits(model, batch)
-        return TrainingPass(self.model, batch, labels, logits, random_state, record)
+        return TrainingPass(
+            self.model,
+            batch,
+            labels,
+            logits,
+            random_state,
+            record,
+            processes=self.processes,
+            loss_scale=self._loss_scale(),
+        )
+
+    def _loss_scale(self) -> float:
+        """What fp16's GradScaler multiplies losses by; 1 without it."""
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.scale(torch.ones((), device=self.args.device)))
 
     def _virtual_train(self, meta: MetaModel, training_pass: TrainingPass) -> tuple[Tensor, dict[str, Tensor]]:
-        """J(w, θ) and ∇_w J(w, θ), of which ŵ is formed where it is used.
+        """J(w, θ) and ∇_w J(w, θ) over the global batch, of which ŵ is formed where it is used.
 
         Where the meta-learner has no virtual step, the sampler alone may need a gradient: that of the mean loss, by the
         candidate layers.
@@ -217,15 +248,19 @@ class FaMUSTrainer(ClassifierTrainer):
         if meta.meta_learner.has_virtual_step:
             loss = self._training_loss(meta, training_pass)
         else:
-            loss = self.base_loss(training_pass.logits, training_pass.labels).mean()
+            loss = self.base_loss(training_pass.all_logits, training_pass.all_labels).mean()
         if not parameters:
             return loss, {}
         with meta.clock("virtual backward"):
             if self.args.scale_example_gradients:
-                weights = self._example_weights(meta, training_pass)
-                training_pass.scaled = ScaledGradients(loss, weights, parameters, training_pass.record)
-                return loss, training_pass.scaled.first
-            return loss, virtual_gradient(loss, parameters)
+                weights = self.processes.own(self._example_weights(meta, training_pass))
+                training_pass.scaled = ScaledGradients(
+                    loss, weights, parameters, training_pass.record, training_pass.loss_scale
+                )
+                gradient = training_pass.scaled.first
+            else:
+                gradient = virtual_gradient(loss, parameters, training_pass.loss_scale)
+            return loss, self.processes.summed(gradient)
 
     def _meta_train(self, meta: MetaModel, training_pass: TrainingPass, gradient: dict[str, Tensor]) -> None:
         """One step of θ and of the layer sampler on a meta batch at ŵ."""
@@ -237,32 +272,43 @@ class FaMUSTrainer(ClassifierTrainer):
         if found.meta_loss is not None:
             self._average("meta_loss", found.meta_loss)
 
-    def _actual_train(self, meta: MetaModel, training_pass: TrainingPass, clean_labels: Tensor | None) -> Tensor:
+    def _actual_train(
+        self, meta: MetaModel, model: nn.Module, training_pass: TrainingPass, clean_labels: Tensor | None
+    ) -> Tensor:
         """Backward of J(w, θ') on the graph of the shared forward pass; the Trainer's optimizer does the step."""
         loss = self._training_loss(meta, training_pass)
         self._record_weights(meta, training_pass, clean_labels)
         if training_pass.scaled is not None:
-            weights = self._example_weights(meta, training_pass)
-            if training_pass.scaled.can_scale_to(weights):
+            weights = self.processes.own(self._example_weights(meta, training_pass))
+            if self.processes.all_true(training_pass.scaled.can_scale_to(weights)):
                 with meta.clock("actual products"):
-                    self._add_gradient(training_pass.scaled.scaled_to(weights))
+                    gradient = training_pass.scaled.scaled_to(weights)
+                    self._add_gradient(self.processes.summed(gradient), training_pass.loss_scale)
                 return loss
         with meta.clock("actual backward"):
-            self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
+            # DDP takes the mean over the processes, of which each has the gradient by its own logits alone.
+            share = self.processes.count / self.current_gradient_accumulation_steps
+            self.accelerator.backward(loss * share)
         meta.meta_learner.zero_grad()  # J depends on θ too, but θ moves in Meta-Train alone
         return loss
 
-    def _add_gradient(self, gradient: dict[str, Tensor]) -> None:
+    def _add_gradient(self, gradient: dict[str, Tensor], loss_scale: float) -> None:
         """What the backward of Actual-Train would have done, with a gradient that is known."""
-        parts = self.current_gradient_accumulation_steps
+        factor = loss_scale / self.current_gradient_accumulation_steps
         own = names_with_own_memory(gradient)
         for name, value in gradient.items():
             parameter = self.model.get_parameter(name)
-            share = value if parts == 1 and name in own else value / parts
+            share = value if factor == 1 and name in own else value * factor
             parameter.grad = share if parameter.grad is None else parameter.grad.add_(share)
 
+    def _average_gradients(self) -> None:
+        """What DDP would have done after the last of the accumulated micro-batches."""
+        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        for name, total in self.processes.summed(gradients).items():
+            gradients[name].copy_(total / self.processes.count)
+
     def _training_loss(self, meta: MetaModel, training_pass: TrainingPass) -> Tensor:
-        return meta.meta_learner.training_loss(training_pass.logits, training_pass.labels, self.base_loss)
+        return meta.meta_learner.training_loss(training_pass.all_logits, training_pass.all_labels, self.base_loss)
 
     def _place_of_batch(self) -> tuple[int, int]:
         """Optimizer step, and place within it where gradients are accumulated."""
@@ -297,7 +343,8 @@ class FaMUSTrainer(ClassifierTrainer):
         if chosen.epoch >= epoch:
             return
         losses, correct = self._losses_of_training_set()
-        chosen.choose(losses, correct, self.args.meta_batch_size or 1, self.args.seed, epoch)
+        fewest = (self.args.meta_batch_size or 1) * self.processes.count
+        chosen.choose(losses, correct, fewest, self.args.seed, epoch)
         self._meta_batches.restart()
         if chosen.purity is not None:
             self._average("meta_set_purity", torch.tensor(chosen.purity))
@@ -308,7 +355,8 @@ class FaMUSTrainer(ClassifierTrainer):
         """Cross-entropy of every training example in eval mode, and whether its label is right, where that is known."""
         losses, correct = [], []
         self.model.eval()
-        for inputs in in_order(self.train_dataset, self.args, self.data_collator):
+        share = np.array_split(np.arange(len(self.train_dataset)), self.processes.count)[self.processes.rank]
+        for inputs in in_order(Subset(self.train_dataset, share.tolist()), self.args, self.data_collator):
             batch, labels, _ = split_inputs(self.central_crop(self._prepare_inputs(inputs)))
             with self.compute_loss_context_manager():
                 losses.append(cross_entropy(model_logits(self.model, batch).float(), labels))
@@ -316,7 +364,10 @@ class FaMUSTrainer(ClassifierTrainer):
                 given = inputs["labels"]
                 correct.append((given if given.dim() == 1 else given.argmax(1)) == inputs["clean_label"])
         self.model.train()
-        return as_array(losses), as_array(correct) if correct else None
+        return self._of_all_processes(losses), self._of_all_processes(correct) if correct else None
+
+    def _of_all_processes(self, parts: list[Tensor]) -> np.ndarray:
+        return np.concatenate(self.processes.objects(as_array(parts)))
 
     def central_crop(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The central part of images that were kept larger for random crops."""
@@ -347,8 +398,8 @@ class FaMUSTrainer(ClassifierTrainer):
 
     @torch.no_grad()
     def _example_weights(self, meta: MetaModel, training_pass: TrainingPass) -> Any:
-        """V̂ of the training batch, shape (n,), or None where the meta-learner has no such weights."""
-        losses = self.base_loss(training_pass.logits, training_pass.labels)
+        """V̂ of the global batch, shape (k·n,), or None where the meta-learner has no such weights."""
+        losses = self.base_loss(training_pass.all_logits, training_pass.all_labels)
         return meta.meta_learner.example_weights(losses)
 
     @torch.no_grad()
@@ -358,7 +409,7 @@ class FaMUSTrainer(ClassifierTrainer):
         weights = self._example_weights(meta, training_pass)
         if weights is None:
             return
-        relative = weights * len(weights)  # 1 is what plain training gives every example
+        relative = self.processes.own(weights * len(weights))  # 1 is what plain training gives every example
         labels = training_pass.labels
         wrong = (labels if labels.dim() == 1 else labels.argmax(1)) != clean_labels.to(labels.device)
         for name, group in (("mean_weight_clean", relative[~wrong]), ("mean_weight_noisy", relative[wrong])):
@@ -371,9 +422,17 @@ class FaMUSTrainer(ClassifierTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs.update({name: (total / count).item() for name, (total, count) in self._averages.items()})
+            logs.update(self._means_over_processes())
             self._averages.clear()
         super().log(logs, start_time)
+
+    def _means_over_processes(self) -> dict[str, float]:
+        """Of what was averaged since the last log; a process may lack what its share of the data did not hold."""
+        own = {name: (total.item(), count) for name, (total, count) in self._averages.items()}
+        parts = self.processes.objects(own)
+        names = dict.fromkeys(name for part in parts for name in part)
+        pairs = {name: [part[name] for part in parts if name in part] for name in names}
+        return {name: sum(t for t, _ in found) / sum(c for _, c in found) for name, found in pairs.items()}
 
     # ---- Evaluation ----
 
@@ -439,7 +498,7 @@ class FaMUSTrainer(ClassifierTrainer):
             path = Path(checkpoint) / META_STATE
             if not path.is_file():
                 raise ValueError(f"checkpoint {checkpoint!r} has no {META_STATE}: it was saved without optimizers")
-            state = torch.load(path, map_location=self.args.device, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
             self.meta.load_state_dict(state)
             if isinstance(self.meta_dataset, PseudoCleanSet):
                 if "pseudo_clean" not in state:

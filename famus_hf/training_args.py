@@ -376,7 +376,6 @@ class FaMUSTrainingArguments(TrainingArguments):
     def check_meta_learning_is_supported(self) -> None:
         """Raises ValueError on settings that do not go with a meta-learner."""
         refused = {
-            "fp16": "use --bf16, which needs no loss scaling",
             "torch_compile": "leave it out",
             "deepspeed": "leave it out",
             "fsdp": "leave it out",

@@ -102,19 +102,23 @@ class MetaBatchSampler:
         batch_size: m; at most `size` are taken.
         seed: Of the shuffles.
         start: The step to begin with.
+        part: (r, k): of each batch only the r-th of k parts.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, start: int = 0):
+    def __init__(self, size: int, batch_size: int, seed: int, start: int = 0, part: tuple[int, int] = (0, 1)):
         self.size = size
+        self.part = part
         self.batch_size = min(batch_size, size)
         self.seed = seed
         self.start = start
 
     def batch(self, step: int) -> list[int]:
-        """Rows of the meta set for this step, all different."""
+        """Rows of the meta set for this step (of its part), all different."""
         round_, place = divmod(step, self.size // self.batch_size)
         order = np.random.default_rng((self.seed, round_)).permutation(self.size)
-        return order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+        batch = order[place * self.batch_size : (place + 1) * self.batch_size]
+        own, parts = self.part
+        return np.array_split(batch, parts)[own].tolist()
 
     def __iter__(self) -> Iterator[list[int]]:
         step = self.start

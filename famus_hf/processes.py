@@ -1,0 +1,120 @@
+"""What the processes of a run tell each other in a step (torch only); without torch.distributed there is one.
+
+A weight is divided by the sum over the *global* batch, so that the meta gradient is no mean of what each process finds
+on its own share. Hence the small things are gathered, logits and their tangents, and each process takes the same
+gradient by θ of the same global function; the large ones, gradients by w, are sums over the processes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+BUCKET_BYTES = 25 * 2**20  # gradients are summed in parts of about this size
+
+
+class Processes:
+    """The processes that train together, each on its own rows of every batch.
+
+    Args:
+        rank: Of this one, from 0.
+        count: k.
+        device: That they talk over.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1, device: torch.device | None = None):
+        self.rank, self.count, self.device = rank, count, device
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """The rows of all processes in order of their ranks, detached. (n, …) → (k·n, …); every process gives n."""
+        if self.count == 1:
+            return rows
+        rows = rows.detach().contiguous()
+        parts = [torch.empty_like(rows) for _ in range(self.count)]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    def gathered_with_graph(self, rows: Tensor) -> Tensor:
+        """The same, with the graph of this process's own rows."""
+        if self.count == 1:
+            return rows
+        parts = list(self.gathered(rows).chunk(self.count))
+        parts[self.rank] = rows
+        return torch.cat(parts)
+
+    def own(self, rows: Tensor) -> Tensor:
+        """This process's part of what was gathered. (k·n, …) → (n, …)"""
+        return rows.chunk(self.count)[self.rank]
+
+    def summed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Sums over the processes, by name; all give the same names and shapes."""
+        if self.count == 1:
+            return dict(tensors)
+        found: dict[str, Tensor] = {}
+        for names in _buckets(tensors):
+            flat = torch.cat([tensors[name].detach().reshape(-1) for name in names])
+            dist.all_reduce(flat)
+            parts = flat.split([tensors[name].numel() for name in names])
+            found.update((name, part.view(tensors[name].shape)) for name, part in zip(names, parts, strict=True))
+        return {name: found[name] for name in tensors}
+
+    def mean(self, tensors: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
+        """The mean over all rows of what each process gives as the mean over its own ones, by name."""
+        if self.count == 1:
+            return dict(tensors)
+        weighted = {name: rows * tensor.detach() for name, tensor in tensors.items()}
+        total = self.summed({**weighted, " rows": torch.tensor(float(rows), device=self.device)})
+        return {name: total[name] / total[" rows"].to(total[name]) for name in tensors}
+
+    def first(self, tensor: Tensor) -> Tensor:
+        """The first process's values of a tensor that all have, detached."""
+        if self.count == 1:
+            return tensor.detach()
+        values = tensor.detach().to(self.device, copy=True)
+        dist.broadcast(values, src=0)
+        return values.to(tensor.device)
+
+    def first_object(self, value: Any) -> Any:
+        """What the first process has."""
+        if self.count == 1:
+            return value
+        holder = [value]
+        dist.broadcast_object_list(holder, src=0)
+        return holder[0]
+
+    def objects(self, value: Any) -> list[Any]:
+        """What each process has, in order of their ranks."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value)
+        return found
+
+    def all_true(self, condition: bool) -> bool:
+        """Whether it holds in every process."""
+        if self.count == 1:
+            return condition
+        flag = torch.tensor(float(condition), device=self.device)
+        dist.all_reduce(flag, dist.ReduceOp.MIN)
+        return bool(flag)
+
+    def take_from_first(self, module: nn.Module) -> None:
+        """Parameters and buffers become those of the first process."""
+        with torch.no_grad():
+            for tensor in (*module.parameters(), *module.buffers()):
+                tensor.copy_(self.first(tensor))
+
+
+def _buckets(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """Names in order, in groups of one kind of number and about `BUCKET_BYTES`."""
+    buckets: list[list[str]] = []
+    held, kind = 0, None
+    for name, tensor in tensors.items():
+        if tensor.dtype != kind or held + tensor.nbytes > BUCKET_BYTES:
+            buckets.append([])
+            held, kind = 0, tensor.dtype
+        buckets[-1].append(name)
+        held += tensor.nbytes
+    return buckets

@@ -1,0 +1,116 @@
+"""Training runs that test_processes.py repeats in one process: `torchrun --nproc_per_node 2 two_processes.py FOLDER`.
+
+Each leaves, in each process, a file of everything that was learned.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from models import build_model
+from test_trainer import Examples, make_args
+
+from famus_hf import MLC, FaMUSTrainer, LearnedSampler, MWNet
+
+STEPS = 20
+GLOBAL_BATCH = 8
+LEARNED = {"layer_sampler": "learned", "sampler_learning_rate": 0.01}
+CASES = {
+    "MW-Net": {"layer_sampler": "all"},
+    "MW-Net, weights not divided by their sum": {"layer_sampler": "all", "weight_normalization": "mean"},
+    "FaMUS": LEARNED,
+    "L2R": {"meta_learner": "l2r", "layer_sampler": "all"},
+    "FaMUS on L2R": {"meta_learner": "l2r", **LEARNED},
+    "MLC": {"meta_learner": "mlc", "layer_sampler": "all"},
+    "reverse": {"layer_sampler": "all", "candidate_layers": "3", "derivative": "reverse"},
+    "finite": {"layer_sampler": "all", "derivative": "finite"},
+    "reused gradient": {"layer_sampler": "all", "reuse_virtual_gradient": True, "meta_interval": 2},
+    "scaled gradients": {"layer_sampler": "all", "scale_example_gradients": True},
+    "virtual scope": {"layer_sampler": "all", "virtual_scope": "candidates", "candidate_layers": "3"},
+    "AdamW": {"layer_sampler": "all", "optim": "adamw_torch", "learning_rate": 1e-3},
+    "accumulation": {**LEARNED, "gradient_accumulation_steps": 2},
+    "accumulation, reused gradient": {
+        "layer_sampler": "all", "gradient_accumulation_steps": 2, "reuse_virtual_gradient": True
+    },
+    "accumulation, scaled gradients": {
+        "layer_sampler": "all", "gradient_accumulation_steps": 2, "scale_example_gradients": True
+    },
+    "pseudo-clean": {"layer_sampler": "all", "meta_set": "pseudo-clean", "plain_warmup_epochs": 1},
+    "small meta set": {"layer_sampler": "all", "meta_batch_size": 6},
+    "bad examples": {"layer_sampler": "all"},
+    "bad examples, accumulation": {**LEARNED, "gradient_accumulation_steps": 2},
+}  # fmt: skip
+MODELS = {"bad examples": "called group norm", "bad examples, accumulation": "called group norm"}
+ROUNDING = {"bf16": {"layer_sampler": "all", "bf16": True}}
+
+
+class SomeBadExamples(Examples):
+    """One image in ten is not a number."""
+
+    def __getitem__(self, row):
+        example = super().__getitem__(row)
+        return {**example, "pixel_values": example["pixel_values"] / (0 if row % 10 == 3 else 1)}
+
+
+def make(folder, name, settings, processes):
+    """The trainer of a case: a global batch of 8, whatever the number of processes."""
+    torch.manual_seed(3)
+    settings = dict(settings)
+    learner = {"mlc": lambda: MLC(4), "l2r": lambda: None}.get(settings.get("meta_learner"), lambda: MWNet(
+        weight_normalization=settings.get("weight_normalization", "sum")))()  # fmt: skip
+    dtype = torch.float32 if settings.get("bf16") else torch.float64
+    sampler = LearnedSampler().to(dtype) if settings["layer_sampler"] == "learned" else None
+    settings["meta_batch_size"] = settings.get("meta_batch_size", GLOBAL_BATCH) // processes
+    pseudo_clean = settings.get("meta_set") == "pseudo-clean"
+    kind = SomeBadExamples if name.startswith("bad") else Examples
+    args = make_args(
+        folder, per_device_train_batch_size=GLOBAL_BATCH // processes, **{"max_steps": STEPS, **settings}
+    )
+    return FaMUSTrainer(
+        build_model("called group norm", dtype),
+        args,
+        train_dataset=kind(40, dtype=dtype),
+        meta_dataset=None if pseudo_clean else Examples(11, 1000, seed=8, dtype=dtype),
+        meta_learner=None if learner is None else learner.to(dtype),
+        layer_sampler=sampler,
+    )
+
+
+def learned(trainer):
+    """Everything that moves, by name."""
+    parts = {"w": trainer.model, "theta": trainer.meta_learner, "eta": trainer.layer_sampler}
+    return {f"{part}.{name}": t.clone() for part, module in parts.items() for name, t in module.state_dict().items()}
+
+
+def run(folder, name, settings, processes):
+    trainer = make(folder, name, settings, processes)
+    trainer.train()
+    return {**learned(trainer), "times_on": torch.tensor(trainer.meta.times_on)}
+
+
+def resumed(folder, settings, processes):
+    """The states of a run, and of one that was stopped after three steps and resumed."""
+    settings = {**settings, "max_steps": 6, "save_strategy": "steps", "save_steps": 3}
+    whole = make(folder / "whole", "MW-Net", settings, processes)
+    whole.train()
+    again = make(folder / "whole", "MW-Net", settings, processes)
+    again.train(resume_from_checkpoint=str(folder / "whole" / "checkpoint-3"))
+    return learned(whole), learned(again)
+
+
+def main(folder):
+    rank = int(torch.distributed.get_rank()) if torch.distributed.is_initialized() else None
+    for name, settings in {**CASES, **ROUNDING}.items():
+        found = run(folder / "runs" / name, name, settings, 2)
+        rank = torch.distributed.get_rank()
+        torch.save(found, folder / f"{name}-{rank}.pt")
+    for name in ("FaMUS", "accumulation", "pseudo-clean"):
+        torch.save(resumed(folder / "resumed" / name, CASES[name], 2), folder / f"resumed {name}-{rank}.pt")
+    files = sorted(path.name for path in (folder / "resumed" / "FaMUS" / "whole" / "checkpoint-6").iterdir())
+    (folder / "files.txt").write_text("\n".join(files))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
