@@ -62,6 +62,14 @@ def check_meta_learning_is_possible(trainer: "FaMUSTrainer") -> None:
     args = trainer.args
     args.check_meta_learning_is_supported()
     _check_processes(trainer)
+    if trainer.accelerator.mixed_precision == "fp16" and trainer.accelerator.scaler is None:
+        raise ValueError("fp16 was asked for and needs a GPU, which there is none of: use bf16, or leave it out")
+    checkpointing: Any = args.gradient_checkpointing_kwargs or {}
+    if args.gradient_checkpointing and checkpointing.get("use_reentrant"):
+        raise ValueError(
+            "gradient_checkpointing with use_reentrant=True gives no single gradients, which the meta step needs: set "
+            "it to False"
+        )
     if trainer.compute_loss_func is not None:
         raise ValueError("compute_loss_func returns one number, but FaMUS weighs examples: leave it out")
     problem = getattr(getattr(trainer.model, "config", None), "problem_type", None)

@@ -92,9 +92,10 @@ def logit_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor], 
     way = {"forward": _forward_tangent, "reverse": _reverse_tangent, "finite": _finite_tangent}[derivative]
     if training_pass.loss_scale == 1:
         return way(training_pass, direction)
+    # A derivative is linear: in fp16 that of a vector of length 1 to 2 is taken, so that little of it is too small.
     norm = torch.stack([tangent.norm() for tangent in direction.values()]).norm()
-    norm = torch.where(norm > 0, norm, 1)  # a derivative is linear: in fp16 that of a unit vector is taken
-    return norm * way(training_pass, {name: tangent / norm for name, tangent in direction.items()})
+    size = torch.where(norm > 0, torch.exp2(torch.log2(norm).floor()), 1)
+    return size * way(training_pass, {name: tangent / size for name, tangent in direction.items()})
 
 
 def _forward_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """Forward passes that leave no trace: substituted tensors, thrown-away buffers, restored generators (torch only)."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,6 +80,26 @@ def model_logits(model: nn.Module, inputs: Mapping[str, Any], tensors: Mapping[s
         seen = f"logits of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(outputs).__name__
         raise TypeError(f"the model returned {seen}; FaMUS needs an output with .logits of shape (batch, classes)")
     return logits
+
+
+class _Substituted(nn.Module):
+    """A module around another, for `functional_call` to replace tensors in while `compute` runs."""
+
+    def __init__(self, model: nn.Module, compute: Callable[[nn.Module], Any]):
+        super().__init__()
+        self.model, self.compute = model, compute
+
+    def forward(self) -> Any:
+        return self.compute(self.model)
+
+
+def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor], compute: Callable[[nn.Module], Any]) -> Any:
+    """`compute(model)` while some parameters and buffers are replaced by `tensors`.
+
+    Also in a backward pass inside of it: there checkpointed layers run again, with whatever weights they then have.
+    """
+    named = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    return functional_call(_Substituted(model, compute), named, ())
 
 
 def cloned_buffers(model: nn.Module) -> dict[str, Tensor]:

@@ -144,8 +144,10 @@ def _make_layer_sampler(args: FaMUSTrainingArguments) -> LayerSampler:
 
 
 def _usable_derivative(trainer: "FaMUSTrainer", probe: TrainingPass) -> str:
-    """`args.derivative`, unless an operation of the network has no forward mode."""
+    """`args.derivative`, unless an operation of the network has no forward mode, or its graph has no derivative."""
     derivative = trainer.args.derivative
+    if derivative == "reverse" and trainer.compiles:
+        raise ValueError("derivative='reverse' does not work with torch.compile, whose backward has none: use auto")
     if derivative in ("reverse", "finite"):
         return derivative
     direction = {name: torch.ones_like(p) for name, p in trainer.model.named_parameters() if p.requires_grad}
@@ -155,13 +157,22 @@ def _usable_derivative(trainer: "FaMUSTrainer", probe: TrainingPass) -> str:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        if derivative == "forward":
-            raise ValueError(f"derivative='forward' does not work with this network ({error}): use auto") from error
-        mixed = trainer.accelerator.mixed_precision == "bf16"  # finite differences drown in its rounding
-        instead, words = ("reverse", "two backward passes") if mixed else ("finite", "finite differences")
-        logger.warning(f"the derivative is taken by {words}, as the network has no forward mode ({error})")
-        return instead
-    return derivative
+        return _instead_of_forward(trainer, error)
+    return "forward" if trainer.compiles else derivative
+
+
+def _instead_of_forward(trainer: "FaMUSTrainer", error: RuntimeError) -> str:
+    if trainer.args.derivative == "forward":
+        raise ValueError(f"derivative='forward' does not work with this network ({error}): use auto") from error
+    mixed = trainer.accelerator.mixed_precision != "no"  # finite differences drown in its rounding
+    if mixed and trainer.compiles:
+        raise ValueError(
+            f"no derivative is left for this network under torch.compile and mixed precision ({error}): leave one of "
+            "them out"
+        ) from error
+    instead, words = ("reverse", "two backward passes") if mixed else ("finite", "finite differences")
+    logger.warning(f"the derivative is taken by {words}, as the network has no forward mode ({error})")
+    return instead
 
 
 def _check_scaling(trainer: "FaMUSTrainer") -> None:

@@ -39,6 +39,7 @@ from famus_hf.passes import (
     model_logits,
     random_state_kept,
     split_inputs,
+    with_tensors,
 )
 from famus_hf.processes import Processes
 from famus_hf.stopwatch import NO_STOPWATCH, Stopwatch
@@ -74,16 +75,18 @@ def validation_gradient(
     """
     processes = processes or Processes()
     leaves = {name: virtual[name].detach().requires_grad_() for name in names}
-    with random_state_kept(labels.device), torch.enable_grad():
+
+    def loss_and_gradients(model: nn.Module) -> tuple[Tensor, Sequence[Tensor]]:
         with clock("validation forward"):
-            logits = model_logits(model, inputs, {**virtual, **leaves, **cloned_buffers(model)})
-            loss = cross_entropy(logits, labels).mean()
-        if loss.requires_grad:
-            with clock("validation backward"):
-                gradients = scaled_gradients(loss, list(leaves.values()), loss_scale)
-        else:  # the forward pass uses none of these parameters
-            gradients = tuple(torch.zeros_like(leaf) for leaf in leaves.values())
-    found = processes.mean({**dict(zip(leaves, gradients, strict=True)), LOSS: loss.detach()}, len(labels))
+            loss = cross_entropy(model_logits(model, inputs), labels).mean()
+        if not loss.requires_grad:  # the forward pass uses none of these parameters
+            return loss, [torch.zeros_like(leaf) for leaf in leaves.values()]
+        with clock("validation backward"):
+            return loss.detach(), scaled_gradients(loss, list(leaves.values()), loss_scale)
+
+    with random_state_kept(labels.device), torch.enable_grad():
+        loss, gradients = with_tensors(model, {**virtual, **leaves, **cloned_buffers(model)}, loss_and_gradients)
+    found = processes.mean({**dict(zip(leaves, gradients, strict=True)), LOSS: loss}, len(labels))
     return found.pop(LOSS), found
 
 

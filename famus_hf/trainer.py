@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, Subset
 from transformers import PreTrainedModel
@@ -145,6 +146,11 @@ class FaMUSTrainer(ClassifierTrainer):
         """Γ, or None in plain training."""
         return None if self.meta is None else self.meta.layer_sampler
 
+    @property
+    def compiles(self) -> bool:
+        """Whether torch.compile is on: for the training batch's forward pass and its backward passes."""
+        return self.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
+
     # ---- The training step ----
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -158,7 +164,9 @@ class FaMUSTrainer(ClassifierTrainer):
         model.train()
         # Where micro-batches are accumulated, one that is left out has no backward pass for DDP to average in.
         accumulates = self.processes.count > 1 and self.current_gradient_accumulation_steps > 1
-        with self.accelerator.no_sync(model) if accumulates else nullcontext():
+        # A checkpointed layer runs again in the backward pass, and must take the same attention kernel there.
+        attention = differentiable_attention() if self.args.gradient_checkpointing else nullcontext()
+        with self.accelerator.no_sync(model) if accumulates else nullcontext(), attention:
             loss = self._three_stages(self.meta, model, batch, inputs.get("clean_label"))
         if accumulates and self.accelerator.sync_gradients:
             self._average_gradients()
@@ -219,7 +227,7 @@ class FaMUSTrainer(ClassifierTrainer):
             meta.clock("forward"),
             self.compute_loss_context_manager(),
             differentiable_attention() if exact else nullcontext(),
-            record if is_meta_step else nullcontext(),
+            record if is_meta_step and not self.compiles else nullcontext(),
         ):
             logits = model_logits(model, batch)
         return TrainingPass(

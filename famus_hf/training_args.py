@@ -376,19 +376,17 @@ class FaMUSTrainingArguments(TrainingArguments):
     def check_meta_learning_is_supported(self) -> None:
         """Raises ValueError on settings that do not go with a meta-learner."""
         refused = {
-            "torch_compile": "leave it out",
             "deepspeed": "leave it out",
             "fsdp": "leave it out",
             "auto_find_batch_size": "set per_device_train_batch_size",
-            "gradient_checkpointing": "leave it out",
-            "activation_checkpointing": "leave it out",
         }
         for name, advice in refused.items():
             if getattr(self, name):
                 raise ValueError(f"{name} does not work with a meta-learner yet: {advice}")
-        if self.bf16 and self.derivative == "finite":
+        if (self.bf16 or self.fp16) and self.derivative == "finite":
             raise ValueError(
-                "derivative='finite' does not work with bf16, in whose rounding differences drown: use auto"
+                f"derivative='finite' does not work with {'bf16' if self.bf16 else 'fp16'}, in whose rounding "
+                "differences drown: use auto"
             )
         if self.label_names not in (None, ["labels"]):
             raise ValueError(f"label_names={self.label_names} can't be used: rename the column to 'labels'")
