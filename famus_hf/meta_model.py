@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from famus_hf.budget import Budget, LayerCosts
 from famus_hf.derivatives import TrainingPass
-from famus_hf.faults import all_finite, log_once
 from famus_hf.layer_sampler import LayerSampler, LearnedSampler, pooled_gradients, sparsity_gradient, step_generator
 from famus_hf.layers import Layer, parameters_of
 from famus_hf.meta_learners import MetaLearner, PerExampleLoss
@@ -132,7 +131,7 @@ class MetaModel:
         virtual_step: VirtualStep,
         keep_gradient: bool = True,
     ) -> MetaTrain:
-        """One Meta-Train step: moves θ and η. Arguments as in `stages.meta_train`."""
+        """One Meta-Train step: moves θ and η, unless its gradient is not finite. Arguments: see `stages.meta_train`."""
         pooled = pooled_gradients(self.candidates, gradient) if self.layer_sampler.needs_gradients else {}
         gates = self.layer_sampler(pooled, step_generator(self.seed, self.steps))
         agreed = training_pass.processes.first(gates)  # whatever the last bit of each process says
@@ -152,9 +151,7 @@ class MetaModel:
             self.clock,
             keep_gradient,
         )
-        if not all_finite([*found.learner_gradient.values(), found.gate_slopes]):
-            log_once("a meta gradient was not finite: θ and the layer sampler stay as they are in such a step")
-        else:
+        if found.is_finite:
             if found.learner_gradient:
                 self.meta_learner.move(found.learner_gradient, self.learner_optimizer)
             if self.sampler_optimizer is not None:

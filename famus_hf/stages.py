@@ -21,6 +21,7 @@ from famus_hf.derivatives import (
     logit_tangent,
     training_pass_without_trace,
 )
+from famus_hf.faults import all_finite
 from famus_hf.layers import (
     Layer,
     find_layers,
@@ -151,12 +152,14 @@ class MetaTrain:
         gate_slopes: −α⟨v_l, g_l⟩, each gate's own effect on L_c, shape (L,); zero where the gate is off, as v_l does
             not exist there.
         switched_on: Whether each gate is on, of length L.
+        is_finite: Whether θ and the gates could move by these numbers.
     """
 
     meta_loss: Tensor | None
     learner_gradient: dict[str, Tensor]
     gate_slopes: Tensor
     switched_on: list[bool]
+    is_finite: bool = True
 
 
 def meta_train(
@@ -229,7 +232,8 @@ def meta_train(
             training_pass.all_labels,
             per_example_loss,
         )
-    return MetaTrain(meta_loss, learner_gradient, slopes, switched_on)
+    is_finite = all_finite([*learner_gradient.values(), slopes])
+    return MetaTrain(meta_loss, learner_gradient, slopes, switched_on, is_finite)
 
 
 def _add_matching_direction(

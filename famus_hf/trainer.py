@@ -22,7 +22,7 @@ from famus_hf.data.balanced import ClassBalancedSampler
 from famus_hf.data.model_inputs import as_model_inputs, has_raw_images, known_labels
 from famus_hf.data.processors import adapted_processor, default_image_processor, make_augmentation, training_processor
 from famus_hf.derivatives import TrainingPass
-from famus_hf.faults import all_finite, log_once
+from famus_hf.faults import Faults, all_finite
 from famus_hf.layer_sampler import LayerSampler
 from famus_hf.losses import CrossEntropyLoss, LDAMLoss, cross_entropy
 from famus_hf.meta_batches import MetaBatches, as_array, in_order
@@ -117,6 +117,8 @@ class FaMUSTrainer(ClassifierTrainer):
         self._steps_per_epoch = 0  # of the optimizer
         self._micro_batch = (-1, 0)  # step and place of the batch within it, where gradients are accumulated
         self._averages: dict[str, tuple[Tensor, int]] = {}  # name → sum and count since the last log
+        self.faults = Faults(args.nan_policy)
+        self._left_out = False  # the last batch, as its gradient was not finite
         self._card: dict[str, Any] = {}
         self._given = (meta_learner, layer_sampler)
         self.base_loss: PerExampleLoss = cross_entropy if base_loss is None else base_loss
@@ -159,7 +161,7 @@ class FaMUSTrainer(ClassifierTrainer):
             self.base_loss.progress = self.state.global_step / max(self.state.max_steps, 1)
         batch = self._augmented(self._prepare_inputs(inputs), TRAIN_STREAM, *self._place_of_batch())
         if self.meta is None or self.state.global_step < self._warmup_steps():
-            return super().training_step(model, batch)
+            return self._plain_step(model, batch)
         self._refresh_meta_set()
         model.train()
         # Where micro-batches are accumulated, one that is left out has no backward pass for DDP to average in.
@@ -172,6 +174,11 @@ class FaMUSTrainer(ClassifierTrainer):
             self._average_gradients()
         return loss / self.current_gradient_accumulation_steps
 
+    def _plain_step(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        buffers = cloned_buffers(self.model)
+        loss = super().training_step(model, batch)
+        return self._unless_not_finite(loss, buffers, "the loss or its gradient")
+
     def _three_stages(
         self, meta: MetaModel, model: nn.Module, batch: dict[str, Any], clean_labels: Tensor | None
     ) -> Tensor:
@@ -179,7 +186,8 @@ class FaMUSTrainer(ClassifierTrainer):
         is_meta_step = self.state.global_step % self.args.meta_interval == 0
         training_pass = self._forward(meta, model, batch, is_meta_step)
         if not all_finite([training_pass.all_logits]):
-            return self._leave_out(buffers, "the network's logits")
+            return self._leave_out(buffers, "the network's logits", is_fault=True)
+        self.faults.none("the network's logits")
         meta.meta_learner.begin_step(training_pass.all_logits)
         learned = None if training_pass.loss_scale == 1 else meta.copy_of_learned()
         loss = None
@@ -187,6 +195,7 @@ class FaMUSTrainer(ClassifierTrainer):
             virtual_loss, gradient = self._virtual_train(meta, training_pass)  # Eq. (3)
             if not all_finite(gradient.values()):
                 return self._leave_out(buffers, "the virtual gradient")
+            self.faults.none("the virtual gradient")
             if self.args.reuse_virtual_gradient:
                 self._record_weights(meta, training_pass, clean_labels)
                 loss = virtual_loss
@@ -196,23 +205,34 @@ class FaMUSTrainer(ClassifierTrainer):
             del gradient
         if loss is None:
             loss = self._actual_train(meta, model, training_pass, clean_labels)  # Eq. (5)
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        if not self.processes.all_true(all_finite([loss, *gradients])):
-            self.model.zero_grad()  # with it go the micro-batches accumulated before
-            if learned is not None:
-                meta.take_back(learned)  # a step that the loss scaling leaves out is no step of θ either
-            return self._leave_out(buffers, "the gradient")
-        return loss.detach()
+        loss = self._unless_not_finite(loss.detach(), buffers, "the gradient")
+        if learned is not None and self._left_out:
+            meta.take_back(learned)  # a step that the loss scaling leaves out is no step of θ either
+        return loss
 
-    def _leave_out(self, buffers: dict[str, Tensor], what: str) -> Tensor:
-        """Leaves the network as it was before this batch, running statistics included."""
-        log_once(f"{what} held values that are not finite: such batches are left out")
+    def _unless_not_finite(self, loss: Tensor, buffers: dict[str, Tensor], what: str) -> Tensor:
+        """The loss; where it or a gradient is not finite, the batch is left out in all processes."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        self._left_out = not self.processes.all_true(all_finite([loss, *gradients]))
+        if self._left_out:
+            self.model.zero_grad()  # with it go the micro-batches accumulated before
+            return self._leave_out(buffers, what)
+        self.faults.none(what)
+        return loss
+
+    def _leave_out(self, buffers: dict[str, Tensor], what: str, is_fault: bool = False) -> Tensor:
+        """Leaves the network as it was before this batch, running statistics included.
+
+        With fp16 a gradient that is not finite is no fault, but how the GradScaler finds its scale.
+        """
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(buffers[name])
             if self.accelerator.scaler is not None:  # which must see this step, to leave it out and to scale less
                 for parameter in self.model.parameters():
                     parameter.grad = torch.full_like(parameter, torch.inf) if parameter.requires_grad else None
+        if is_fault or self.accelerator.scaler is None:
+            self.faults.found(what, self.state.global_step)
         return torch.zeros((), device=self.args.device)
 
     def _forward(self, meta: MetaModel, model: nn.Module, inputs: dict[str, Any], is_meta_step: bool) -> TrainingPass:
@@ -276,6 +296,10 @@ class FaMUSTrainer(ClassifierTrainer):
         step = virtual_step_of(self.model, self.optimizer, self.args.virtual_step or "optimizer")
         keep_gradient = self.args.reuse_virtual_gradient
         found = meta.step(training_pass, self.base_loss, batch, labels, gradient, step, keep_gradient)
+        if found.is_finite:
+            self.faults.none("the meta gradient")
+        elif self.accelerator.scaler is None:
+            self.faults.found("the meta gradient", self.state.global_step)
         self._average("mean_active_layers", torch.tensor(float(sum(found.switched_on))))
         if found.meta_loss is not None:
             self._average("meta_loss", found.meta_loss)
@@ -431,6 +455,8 @@ class FaMUSTrainer(ClassifierTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self._means_over_processes())
+            if self.faults.count:
+                logs["steps_left_out"] = self.faults.count  # since the start of this training
             self._averages.clear()
         super().log(logs, start_time)
 

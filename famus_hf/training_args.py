@@ -8,6 +8,7 @@ from transformers.training_args import OptimizerNames, SchedulerType
 from famus_hf.data.augmentation import AUGMENTATIONS, PADDING_MODES
 from famus_hf.data.meta_set import META_SETS
 from famus_hf.derivatives import DERIVATIVES
+from famus_hf.faults import NAN_POLICIES
 from famus_hf.losses import BASE_LOSSES
 from famus_hf.virtual_step import VIRTUAL_STEPS
 
@@ -225,6 +226,13 @@ class FaMUSTrainingArguments(TrainingArguments):
             "help": "Steps from one meta step to the next (paper: 1); between them the meta-learner stays as it is."
         },
     )
+    nan_policy: str = field(
+        default="stop",
+        metadata={
+            "help": "Where logits, a loss or a gradient is not finite: stop, or skip the step, in which then nothing "
+            "moves (the log says so once, and the run stops after 100 in a row)."
+        },
+    )
     base_loss: str = field(
         default="ce",
         metadata={
@@ -258,6 +266,7 @@ class FaMUSTrainingArguments(TrainingArguments):
         if self.meta_optim is not None:
             self._check_choice("meta_optim", META_OPTIMIZERS)
         self._check_choice("virtual_scope", VIRTUAL_SCOPES)
+        self._check_choice("nan_policy", NAN_POLICIES)
         self._check_virtual_step()
         self._check_choice("derivative", DERIVATIVES)
         self._check_data_settings()

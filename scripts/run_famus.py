@@ -61,6 +61,11 @@ def load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
     """Train, meta and test as the flags say."""
     if data_args.num_meta == 0 and args.meta_set is None and args.meta_learner != "none":
         raise ValueError("--num_meta 0 leaves the meta set empty: add --meta_set pseudo-clean, or --meta_learner none")
+    with args.main_process_first(desc="loading the data"):  # the others then find its cache
+        return _load_data(data_args, args)
+
+
+def _load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
     return load_noisy_dataset(
         data_args.dataset_name,
         config_name=data_args.dataset_config_name,
@@ -344,12 +349,18 @@ def main(argv: list[str]) -> None:
         if "debug" in argv or "--log_level=debug" in argv:
             raise
         fail(error)
+    is_first = args.process_index == 0
     rows = []
     for run in runs:
-        print(f"\n=== {run.name} → {run.args.output_dir}", flush=True)
-        rows.append(run.train(checkpoint if run.args is args else None))
-    print(f"\n{short_name(data_args)}, {runs[-1].noise_description}, seed {args.seed}\n")
-    print(format_table(rows), flush=True)
+        if is_first:
+            print(f"\n=== {run.name} → {run.args.output_dir}", flush=True)
+        try:
+            rows.append(run.train(checkpoint if run.args is args else None))
+        except FloatingPointError as error:
+            fail(f"{error}; --resume_from_checkpoint true goes on from the newest checkpoint")
+    if is_first:
+        print(f"\n{short_name(data_args)}, {runs[-1].noise_description}, seed {args.seed}\n")
+        print(format_table(rows), flush=True)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,6 @@ CASES = {
     "bad examples": {"layer_sampler": "all"},
     "bad examples, accumulation": {**LEARNED, "gradient_accumulation_steps": 2},
 }  # fmt: skip
-MODELS = {"bad examples": "called group norm", "bad examples, accumulation": "called group norm"}
 ROUNDING = {"bf16": {"layer_sampler": "all", "bf16": True}}
 
 
@@ -97,7 +96,6 @@ def resumed(folder, settings, processes):
 
 
 def main(folder):
-    rank = int(torch.distributed.get_rank()) if torch.distributed.is_initialized() else None
     for name, settings in {**CASES, **ROUNDING}.items():
         found = run(folder / "runs" / name, name, settings, 2)
         rank = torch.distributed.get_rank()
