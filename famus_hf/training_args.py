@@ -1,6 +1,6 @@
 """FaMUSTrainingArguments: transformers' TrainingArguments with the paper's defaults and its own settings."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames, SchedulerType
@@ -13,6 +13,7 @@ from famus_hf.losses import BASE_LOSSES
 from famus_hf.virtual_step import VIRTUAL_STEPS
 
 VIRTUAL_SCOPES = ("all", "candidates")
+PRESETS = {"fast": {"layer_sampler": "all", "candidate_layers": "4", "virtual_scope": "candidates"}}
 META_LEARNERS = ("mw-net", "l2r", "mlc", "none")
 LAYER_SAMPLERS = ("learned", "all", "block", "random")
 META_OPTIMIZERS = ("adam", "sgd")
@@ -226,6 +227,14 @@ class FaMUSTrainingArguments(TrainingArguments):
             "help": "Steps from one meta step to the next (paper: 1); between them the meta-learner stays as it is."
         },
     )
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": "fast: settings for a step of little more than a plain one, in place of those that are left at "
+            "their defaults: layer_sampler all, candidate_layers 4, virtual_scope candidates, and a meta_batch_size of a "
+            "quarter of the training batch."
+        },
+    )
     nan_policy: str = field(
         default="stop",
         metadata={
@@ -256,6 +265,7 @@ class FaMUSTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        self._apply_preset()
         self._check_choice("meta_learner", META_LEARNERS)
         self._check_choice("layer_sampler", LAYER_SAMPLERS)
         self._check_choice("base_loss", BASE_LOSSES)
@@ -290,6 +300,18 @@ class FaMUSTrainingArguments(TrainingArguments):
     def num_candidate_layers(self) -> int | None:
         """N of the top N candidate layers; None means all."""
         return None if self.candidate_layers == "all" else int(self.candidate_layers)
+
+    def _apply_preset(self) -> None:
+        if self.preset is None:
+            return
+        self._check_choice("preset", tuple(PRESETS))
+        if self.meta_learner == "none":
+            raise ValueError(f"preset={self.preset!r} is about the meta step, and meta_learner 'none' has none")
+        defaults = {setting.name: setting.default for setting in fields(self)}
+        quarter = max(1, self.per_device_train_batch_size // 4)
+        for name, value in {**PRESETS[self.preset], "meta_batch_size": quarter}.items():
+            if getattr(self, name) == defaults[name]:
+                setattr(self, name, value)
 
     def _check_choice(self, name: str, allowed: tuple[str, ...]) -> None:
         value = getattr(self, name)

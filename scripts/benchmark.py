@@ -7,7 +7,8 @@
     python scripts/benchmark.py --input_pipeline [--batch 100 --image_size 32]
 
 Every method trains the same WideResNet on the same random images, through a Trainer's own training_step, optimizer and
-zero_grad. The methods take turns, each behind a plain step, so that a slow spell of the machine hits both; the ratio is
+zero_grad. The methods take turns, each right behind a plain step, so that a slow spell of the machine hits both; before
+each timed step runs an untimed one of the same method, so that neither finds the other's memory and caches. The ratio is
 the median over the pairs. Peak memory is weights and optimizer state plus the most that one step holds at once beside
 them, in allocated tensor bytes: torch.profiler on the CPU, max_memory_allocated on CUDA. "Own Python" is the share of a
 step that the interpreter spends in famus_hf itself, by cProfile.
@@ -19,6 +20,7 @@ Methods (--methods):
   candidates   the virtual step moves only those four layers: virtual_scope "candidates"
   reuse        the virtual gradient is the actual one: reuse_virtual_gradient; exact-reuse: with all layers on
   interval     reuse, and a meta step in every tenth step (timed over ten)
+  fast         preset "fast"
   lowest       only the lowest of --layers candidate layers is on
 A quarter at the end of a name means a meta batch of a quarter of the training batch.
 
@@ -87,8 +89,9 @@ def build_trainers(options: argparse.Namespace, folder: str) -> dict[str, Traine
         return with_group_norm(model) if options.norm == "group" else model
 
     def ours(sampler: Any = None, part: int = 1, **settings: Any) -> FaMUSTrainer:
-        meta_batch = max(1, (options.meta_batch or options.batch) // part)
-        args = FaMUSTrainingArguments(folder, meta_batch_size=meta_batch, **common, **settings)
+        if "preset" not in settings:
+            settings["meta_batch_size"] = max(1, (options.meta_batch or options.batch) // part)
+        args = FaMUSTrainingArguments(folder, **common, **settings)
         return FaMUSTrainer(network(), args, train_dataset=train, meta_dataset=meta, layer_sampler=sampler)
 
     def top(part: int = 1, **settings: Any) -> FaMUSTrainer:
@@ -106,6 +109,7 @@ def build_trainers(options: argparse.Namespace, folder: str) -> dict[str, Traine
         "reuse-quarter": lambda: top(4, reuse_virtual_gradient=True),
         "interval": lambda: top(reuse_virtual_gradient=True, meta_interval=10),
         "exact-reuse": lambda: ours(layer_sampler="all", reuse_virtual_gradient=True),
+        "fast": lambda: ours(preset="fast"),
         "lowest": lambda: ours(LowestLayer(), candidate_layers=str(options.layers)),
     }
     peers = peer_trainers() if options.peers else {}
@@ -151,7 +155,8 @@ def one_step(trainer: Trainer, batch: dict[str, Any]) -> None:
 
 
 def seconds_of(trainer: Trainer, batch: dict[str, Any], steps: int = 1) -> float:
-    """Of a step, the mean of so many."""
+    """Of a step, the mean of so many, behind one that is not timed."""
+    one_step(trainer, batch)
     started = now()
     for _ in range(steps):
         one_step(trainer, batch)

@@ -296,10 +296,11 @@ def baselines_of(args: FaMUSTrainingArguments) -> list[FaMUSTrainingArguments]:
         folder = f"{args.output_dir}-{name}"
         return dataclasses.replace(args, output_dir=folder, push_to_hub=False, resume_from_checkpoint=None, **changes)
 
-    exact = {"layer_sampler": "all", "candidate_layers": "all", "sampler_block": None, "meta_budget": None}
+    exact = {"layer_sampler": "all", "candidate_layers": "all", "sampler_block": None, "meta_budget": None,
+             "preset": None, "virtual_scope": "all"}  # fmt: skip
     if args.meta_learner == "none":
         return []
-    plain = variant("plain", meta_learner="none", meta_budget=None)
+    plain = variant("plain", meta_learner="none", meta_budget=None, preset=None)
     match = None if args.meta_learner == "l2r" else 0.0  # L2R has no such loss
     base = variant(args.meta_learner, **exact, sparsity_weight=0.0, gradient_match_weight=match)
     return [plain] if method_name(base) == method_name(args) else [plain, base]

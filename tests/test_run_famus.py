@@ -1,6 +1,7 @@
 """scripts/run_famus.py: what it leaves behind, and what it says to wrong input."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -299,4 +300,19 @@ def test_compare_takes_the_meta_learner_that_was_asked_for():
     assert block == ["plain", "MLC, all layers", "MLC, block 2"]
     assert names("--layer_sampler", "all") == ["plain", "MW-Net, all layers"]
     assert names("--layer_sampler", "all", "--candidate_layers", "4")[-1] == "MW-Net, top 4 layers"
+    assert names("--preset", "fast") == ["plain", "MW-Net, all layers", "MW-Net, top 4 layers"]
     assert names("--meta_learner", "none") == ["plain"]
+
+
+def test_two_processes_leave_one_folder_and_print_one_table(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    flags = [*SMALL, "--use_cpu", "--per_device_train_batch_size", "25", "--output_dir", str(tmp_path / "run")]
+    done = subprocess.run(
+        [*command, str(SCRIPT), *flags],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("MW-Net + FaMUS  ") == 1
+    results = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    assert results["global_step"] > 0
+    assert load_famus(tmp_path / "run")[1] is not None

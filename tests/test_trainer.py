@@ -373,6 +373,8 @@ REFUSED = {
     "candidate layers": ({"candidate_layers": "0"}, "whole number from 1"),
     "fp16 without a GPU": ({"fp16": True}, "needs a GPU"),
     "finite differences in bf16": ({"bf16": True, "derivative": "finite"}, "differences drown"),
+    "unknown preset": ({"preset": "faster"}, "choose one of fast"),
+    "preset of plain training": ({"preset": "fast", "meta_learner": "none"}, "is about the meta step"),
     "unknown policy": ({"nan_policy": "ignore"}, "choose one of stop, skip"),
     "unknown scope": ({"virtual_scope": "top"}, "choose one of all, candidates"),
     "meta interval": ({"meta_interval": 0}, "greater than 0"),
@@ -400,6 +402,15 @@ REFUSED = {
     "pickles to the Hub": ({"hub_strategy": "all_checkpoints"}, "pickles"),
     "batch larger than the set": ({"per_device_train_batch_size": 41}, "less than one batch of 41"),
 }
+
+
+def test_a_preset_fills_in_what_is_left_at_its_default(tmp_path):
+    fast = make_args(tmp_path, preset="fast", per_device_train_batch_size=10)
+    assert (fast.layer_sampler, fast.candidate_layers, fast.virtual_scope) == ("all", "4", "candidates")
+    assert fast.meta_batch_size == 2
+    mine = make_args(tmp_path, preset="fast", candidate_layers="2", meta_batch_size=9)
+    assert (mine.layer_sampler, mine.candidate_layers, mine.meta_batch_size) == ("all", "2", 9)
+    assert make_args(tmp_path).meta_batch_size == make_args(tmp_path).per_device_train_batch_size == 8
 
 
 @pytest.mark.parametrize("case", REFUSED)
