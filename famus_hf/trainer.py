@@ -16,6 +16,7 @@ from transformers.trainer_utils import has_length
 from transformers.utils import PushToHubMixin
 
 from famus_hf import checks, hub
+from famus_hf.averages import Averages
 from famus_hf.classifier_trainer import ClassifierTrainer
 from famus_hf.data.augmentation import make_generator
 from famus_hf.data.balanced import ClassBalancedSampler
@@ -116,7 +117,7 @@ class FaMUSTrainer(ClassifierTrainer):
         self.meta: MetaModel | None = None
         self._steps_per_epoch = 0  # of the optimizer
         self._micro_batch = (-1, 0)  # step and place of the batch within it, where gradients are accumulated
-        self._averages: dict[str, tuple[Tensor, int]] = {}  # name → sum and count since the last log
+        self._averages = Averages()
         self.faults = Faults(args.nan_policy)
         self._left_out = False  # the last batch, as its gradient was not finite
         self._card: dict[str, Any] = {}
@@ -300,9 +301,9 @@ class FaMUSTrainer(ClassifierTrainer):
             self.faults.none("the meta gradient")
         elif self.accelerator.scaler is None:
             self.faults.found("the meta gradient", self.state.global_step)
-        self._average("mean_active_layers", torch.tensor(float(sum(found.switched_on))))
+        self._averages.add("mean_active_layers", torch.tensor(float(sum(found.switched_on))))
         if found.meta_loss is not None:
-            self._average("meta_loss", found.meta_loss)
+            self._averages.add("meta_loss", found.meta_loss)
 
     def _actual_train(
         self, meta: MetaModel, model: nn.Module, training_pass: TrainingPass, clean_labels: Tensor | None
@@ -379,8 +380,8 @@ class FaMUSTrainer(ClassifierTrainer):
         chosen.choose(losses, correct, fewest, self.args.seed, epoch)
         self._meta_batches.restart()
         if chosen.purity is not None:
-            self._average("meta_set_purity", torch.tensor(chosen.purity))
-        self._average("meta_set_size", torch.tensor(float(len(chosen))))
+            self._averages.add("meta_set_purity", torch.tensor(chosen.purity))
+        self._averages.add("meta_set_size", torch.tensor(float(len(chosen))))
 
     @torch.no_grad()
     def _losses_of_training_set(self) -> tuple[np.ndarray, np.ndarray | None]:
@@ -446,27 +447,14 @@ class FaMUSTrainer(ClassifierTrainer):
         wrong = (labels if labels.dim() == 1 else labels.argmax(1)) != clean_labels.to(labels.device)
         for name, group in (("mean_weight_clean", relative[~wrong]), ("mean_weight_noisy", relative[wrong])):
             if len(group):
-                self._average(name, group.mean())
-
-    def _average(self, name: str, value: Tensor) -> None:
-        total, count = self._averages.get(name, (torch.zeros_like(value), 0))
-        self._averages[name] = (total + value, count + 1)
+                self._averages.add(name, group.mean())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs.update(self._means_over_processes())
+            logs.update(self._averages.take(self.processes))
             if self.faults.count:
                 logs["steps_left_out"] = self.faults.count  # since the start of this training
-            self._averages.clear()
         super().log(logs, start_time)
-
-    def _means_over_processes(self) -> dict[str, float]:
-        """Of what was averaged since the last log; a process may lack what its share of the data did not hold."""
-        own = {name: (total.item(), count) for name, (total, count) in self._averages.items()}
-        parts = self.processes.objects(own)
-        names = dict.fromkeys(name for part in parts for name in part)
-        pairs = {name: [part[name] for part in parts if name in part] for name in names}
-        return {name: sum(t for t, _ in found) / sum(c for _, c in found) for name, found in pairs.items()}
 
     # ---- Evaluation ----
 
