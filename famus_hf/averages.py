@@ -18,7 +18,7 @@ class Averages:
         self._sums[name] = (total + value, count + 1)
 
     def take(self, processes: Processes) -> dict[str, float]:
-        """The means over all processes since the last time; a process may lack what its share of the data had none of."""
+        """The means over all processes since the last time; what a process lacks is left out."""
         parts = processes.objects({name: (total.item(), count) for name, (total, count) in self._sums.items()})
         self._sums.clear()
         names = dict.fromkeys(name for part in parts for name in part)

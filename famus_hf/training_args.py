@@ -231,8 +231,8 @@ class FaMUSTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "fast: settings for a step of little more than a plain one, in place of those that are left at "
-            "their defaults: layer_sampler all, candidate_layers 4, virtual_scope candidates, meta_batch_size a quarter "
-            "of the training batch."
+            "their defaults: layer_sampler all, candidate_layers 4, virtual_scope candidates, meta_batch_size a "
+            "quarter of the training batch."
         },
     )
     nan_policy: str = field(

@@ -9,9 +9,9 @@
 Every method trains the same WideResNet on the same random images, through a Trainer's own training_step, optimizer and
 zero_grad. The methods take turns, each right behind a plain step, so that a slow spell of the machine hits both; before
 each timed step runs an untimed one of the same method, so that none finds the memory and caches of another. The ratio
-is the median over the pairs. Peak memory is weights and optimizer state plus the most that one step holds at once beside
-them, in allocated tensor bytes: torch.profiler on the CPU, max_memory_allocated on CUDA. "Own Python" is the share of a
-step that the interpreter spends in famus_hf itself, by cProfile.
+is the median over the pairs. Peak memory is weights and optimizer state plus the most that one step holds at once
+beside them, in allocated tensor bytes: torch.profiler on the CPU, max_memory_allocated on CUDA. "Own Python" is the
+share of a step that the interpreter spends in famus_hf itself, by cProfile.
 
 Methods (--methods):
   exact        MW-Net's own gradient: all layers on
