@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
 from transformers.trainer_utils import has_length
 
@@ -67,6 +68,11 @@ def check_meta_learning_is_possible(trainer: "FaMUSTrainer") -> None:
         raise ValueError(
             f"{max(args.world_size, args.n_gpu)} devices were found, and the meta step runs on one: "
             "start one process (accelerate launch --num_processes 1) that sees one device"
+        )
+    if any(isinstance(parameter, DTensor) for parameter in trainer.model.parameters()):
+        raise ValueError(
+            "the model's parameters are sharded (DTensor), and the meta step needs them whole: leave out fully_shard, "
+            "or call famus_hf.sharded_meta_gradient in a loop of your own"
         )
     if trainer.compute_loss_func is not None:
         raise ValueError("compute_loss_func returns one number, but FaMUS weighs examples: leave it out")
