@@ -4,7 +4,10 @@ from types import SimpleNamespace
 
 import brute_force
 import pytest
+import run_famus
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from models import CLASSES, build_batch, build_model
 from torch import distributed, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
@@ -12,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from two_processes import run_in_two_processes
 
-from famus_hf import L2R, MLC, MWNet, meta_gradient, sharded_meta_gradient
+from famus_hf import L2R, MLC, FaMUSTrainer, FaMUSTrainingArguments, MWNet, meta_gradient, sharded_meta_gradient
 from famus_hf.layers import parameters_by_layer
 from famus_hf.virtual_step import virtual_step_of
 
@@ -202,22 +205,28 @@ def gradients(rank, kind, wrap=shard, dtype=torch.float64, rows=6, prefix=""):
     inputs = {name: value for name, value in train.items() if name != "labels"}
     outcome = {}
     for name, chosen in (("all layers", None), ("some layers", layers)):
-        model.eval()
-        with torch.no_grad():
-            logits = model(**inputs).logits  # leaves the root's parameters gathered
-        model.train()
         torch.manual_seed(3)
-        if isinstance(model, FSDPModule):
-            model.reshard()
         before = state_of(model)
-        outcome[name] = sharded_meta_gradient(
-            model, mw_net, train, meta, learning_rate=LEARNING_RATE, layers=chosen
-        )  # fmt: skip
+        logits = output(model, inputs)  # leaves the root's parameters gathered
+        outcome[name] = sharded_meta_gradient(model, mw_net, train, meta, learning_rate=LEARNING_RATE, layers=chosen)
         outcome[f"{name} unchanged"] = is_unchanged(model, before)
-        model.eval()
-        with torch.no_grad():
-            outcome[f"{name} unchanged"]["output"] = torch.equal(model(**inputs).logits, logits)
+        outcome[f"{name} unchanged"]["output"] = torch.equal(output(model, inputs), logits)
+        reshard(model)
     return outcome
+
+
+def reshard(model):
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+@torch.no_grad()
+def output(model, inputs):
+    model.eval()
+    logits = model(**inputs).logits
+    model.train()
+    return logits
 
 
 def faults(rank):
@@ -266,6 +275,25 @@ def refusals(rank):
     }
 
 
+def still_gathered(model):
+    """FSDP keeps the parameters together after a backward pass, too."""
+    shard(model, reshard_after_forward=False).set_reshard_after_backward(False)
+    return model
+
+
+def message_of_accelerate(rank):
+    """Plain training in two CPU processes, with FSDP asked for as `accelerate launch` does."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 2)):
+            patch.setenv(name, str(value))
+        FaMUSTrainingArguments("unused", meta_learner="none", use_cpu=True, report_to="none")
+        assert PartialState().distributed_type == DistributedType.MULTI_CPU
+        patch.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(ValueError) as error:
+            FaMUSTrainingArguments("unused", meta_learner="none", use_cpu=True, report_to="none")
+        return str(error.value)
+
+
 def adam_displacements(wrap):
     """−α·P·1 by name, after two steps of AdamW on batches that every process has whole."""
     model = wrap(build_model("group norm").eval())
@@ -275,8 +303,7 @@ def adam_displacements(wrap):
         torch.nn.functional.cross_entropy(model(batch["pixel_values"]).logits, batch["labels"]).backward()
         optimizer.step()
         optimizer.zero_grad()
-    if isinstance(model, FSDPModule):
-        model.reshard()
+    reshard(model)
     step = virtual_step_of(model, optimizer, "optimizer")
     assert step.preconditioners.keys() == dict(model.named_parameters()).keys()
     found = {name: step.displacement(name, torch.ones_like(p)) for name, p in model.named_parameters()}
@@ -287,12 +314,14 @@ def cases(rank):
     return {
         **{kind: gradients(rank, kind) for kind in KINDS},
         "float32": gradients(rank, "batch norm", dtype=torch.float32),
+        "still gathered": gradients(rank, "batch norm", wrap=still_gathered),
         "unequal rows": gradients(rank, "called group norm", rows=5),
         "replicated": gradients(rank, "batch norm", wrap=lambda model: model),
         "DDP": gradients(rank, "batch norm", wrap=DistributedDataParallel, prefix="module."),
         "faults": faults(rank),
         "refusals": refusals(rank),
         "AdamW": adam_displacements(shard),
+        "accelerate": message_of_accelerate(rank),
         "processes": distributed.get_world_size(),
     }
 
@@ -309,6 +338,7 @@ def both(tmp_path_factory):
     [(kind, kind, torch.float64, 6) for kind in KINDS]
     + [
         ("float32", "batch norm", torch.float32, 6),
+        ("still gathered", "batch norm", torch.float64, 6),
         ("unequal rows", "called group norm", torch.float64, 5),
         ("replicated", "batch norm", torch.float64, 6),
         ("DDP", "batch norm", torch.float64, 6),
@@ -354,3 +384,56 @@ def test_virtual_step_of_adam_is_the_same_on_shards(both):
     expected = adam_displacements(lambda model: model)
     for outcome in both:
         torch.testing.assert_close(outcome["AdamW"], expected)
+
+
+# ---- What FaMUSTrainer refuses ----
+
+PLAIN = ["--meta_learner", "none", "--num_meta", "0"]
+
+
+@pytest.mark.parametrize(
+    "environment, flags, words",
+    [
+        (None, ["--fsdp", "full_shard"], "fsdp does not work with a meta-learner yet"),
+        (None, ["--fsdp"], "fsdp does not work with a meta-learner yet"),
+        (None, ["--fsdp_config", '{"version": 2}'], "fsdp_config does nothing without fsdp"),
+        (None, ["--deepspeed", "config.json"], "deepspeed does not work with a meta-learner yet"),
+        ("ACCELERATE_USE_FSDP", [], "start accelerate without --use_fsdp"),
+        ("ACCELERATE_USE_DEEPSPEED", [], "start accelerate without --use_deepspeed"),
+        ("ACCELERATE_USE_MEGATRON_LM", [], "start accelerate without --use_megatron_lm"),
+        (None, ["--fsdp", "full_shard", *PLAIN], "does not engage on CPU"),
+        ("ACCELERATE_USE_FSDP", PLAIN, "does not engage on CPU"),
+        (None, ["--deepspeed", "config.json", *PLAIN], "DeepSpeed was asked for and is not installed"),
+        ("ACCELERATE_USE_DEEPSPEED", PLAIN, "DeepSpeed was asked for and is not installed"),
+    ],
+)
+def test_sharding_that_would_not_work_is_refused_in_one_sentence(
+    environment, flags, words, monkeypatch, capsys, tmp_path
+):
+    if environment is not None:
+        monkeypatch.setenv(environment, "true")
+    monkeypatch.setattr(run_famus, "load_data", lambda *arguments: pytest.fail("refused too late"))
+    with pytest.raises(SystemExit) as end:
+        run_famus.main(["--dataset_name", "digits", "--use_cpu", "--output_dir", str(tmp_path), *flags])
+    assert end.value.code == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert words in errors[-1] and errors[-1].startswith("run_famus.py: error: ")
+    assert not any("Traceback" in line for line in errors)
+
+
+def test_fsdp_that_accelerate_silently_leaves_out_on_cpu_processes_is_refused(both):
+    for outcome in both:
+        assert outcome["accelerate"].startswith("ACCELERATE_USE_FSDP asks for FSDP, which does not engage on CPU")
+
+
+def test_a_model_that_is_sharded_already_is_refused_by_the_trainer(tmp_path):
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        examples = [{"pixel_values": torch.randn(3, 8, 8), "labels": row % CLASSES} for row in range(8)]
+        args = FaMUSTrainingArguments(str(tmp_path), per_device_train_batch_size=4, use_cpu=True, report_to="none")
+        with pytest.raises(ValueError, match=r"sharded \(DTensor\), and the meta step needs them whole"):
+            FaMUSTrainer(
+                shard(build_model("batch norm", torch.float32)), args, train_dataset=examples, meta_dataset=examples
+            )  # fmt: skip
+    finally:
+        distributed.destroy_process_group()
