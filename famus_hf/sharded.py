@@ -9,8 +9,8 @@ whole passes alone, and with changes of the shards in place that are taken back 
 3. two forward passes of the training batch at w ± εd, d = −α·P·v on the layers that are on → ż = (∂z/∂w)·d;
 4. the gradient by θ of ⟨∂J/∂z (z; θ), ż⟩ on the logits of all processes, in each of them the same.
 
-Together 10 forward passes' worth of work, of which FSDP spares nothing for layers that are off. An ordinary module, in
-one process or replicated in several, takes the same way.
+Together eight forward passes' worth of work, of which layers that are off spare nothing. An ordinary module, in one
+process or replicated in several, takes the same way.
 
 Symbols as in `stages`. Each process holds its own n rows of the training batch and m of the meta batch; N and M count
 those of all processes, whose J and L_c are meant.
@@ -186,8 +186,8 @@ def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
         with random_state_kept(device), torch.enable_grad():
             yield
     except BaseException:
-        for module in _outermost_sharded(model):
-            module.reset_iter_state()  # else FSDP goes on with the weights that it gathered for the broken pass
+        if isinstance(model, FSDPModule):
+            model.reset_iter_state()  # else FSDP goes on with the weights that it gathered for the broken pass
         raise
     finally:
         for parameter, gradient in gradients:
@@ -255,14 +255,6 @@ def _reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-
-
-def _outermost_sharded(model: nn.Module) -> list[FSDPModule]:
-    found: dict[str, FSDPModule] = {}
-    for name, module in model.named_modules():  # parents first
-        if isinstance(module, FSDPModule) and not any(name.startswith(f"{path}.") or not path for path in found):
-            found[name] = module
-    return list(found.values())
 
 
 # ---- Processes ----
