@@ -65,8 +65,9 @@ def sharded_meta_gradient(
 
     Returns:
         The gradient by name in `meta_learner.named_parameters()`, the same in every process and within 1 % of the
-        exact one (in float32 a ReLU network's lowest layers alone: a few per cent); for `L2R`, which has none, its
-        weights of shape (N,), in order of the processes, under the key `"weights"`.
+        exact one (in float32 not so for a ReLU network's lowest layer alone, which kinks put off by some per cent,
+        seldom by tens); for `L2R`, which has none, its weights of shape (N,), in order of the processes, under the key
+        `"weights"`.
 
     Raises:
         ValueError: An unknown layer; layers that compute in less than float32, in whose rounding differences drown; a
