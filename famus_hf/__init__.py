@@ -8,6 +8,7 @@ from famus_hf.losses import ClassBalancedLoss, CrossEntropyLoss, FocalLoss, LDAM
 from famus_hf.meta_learners import L2R, MLC, MetaLearner, MWNet
 from famus_hf.models import build_backbone
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
+from famus_hf.sharded import sharded_meta_gradient
 from famus_hf.stages import meta_gradient
 from famus_hf.trainer import FaMUSTrainer
 from famus_hf.training_args import FaMUSTrainingArguments
@@ -39,4 +40,5 @@ __all__ = [
     "meta_gradient",
     "register_layer_sampler",
     "register_meta_learner",
+    "sharded_meta_gradient",
 ]

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
 from transformers.trainer_utils import has_length
 
@@ -69,6 +70,11 @@ def check_meta_learning_is_possible(trainer: "FaMUSTrainer") -> None:
         raise ValueError(
             "gradient_checkpointing with use_reentrant=True gives no single gradients, which the meta step needs: set "
             "it to False"
+        )
+    if any(isinstance(parameter, DTensor) for parameter in trainer.model.parameters()):
+        raise ValueError(
+            "the model's parameters are sharded (DTensor), and the meta step needs them whole: leave out fully_shard, "
+            "or call famus_hf.sharded_meta_gradient in a loop of your own"
         )
     if trainer.compute_loss_func is not None:
         raise ValueError("compute_loss_func returns one number, but FaMUS weighs examples: leave it out")

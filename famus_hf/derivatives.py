@@ -9,7 +9,8 @@ It is all that the meta gradient needs from the network beside ordinary gradient
 | finite | central difference of two forward passes | kernels without either derivative |
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -150,27 +151,55 @@ def _starts_of_reverse(training_pass: TrainingPass, direction: Mapping[str, Tens
 
 
 def _finite_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]) -> Tensor:
-    """Central difference in place: the weights are restored bit for bit, whatever happens in between."""
     model, inputs = training_pass.model, training_pass.inputs
     device = training_pass.logits.device
-    parameters = [model.get_parameter(name) for name in direction]
     tangents = list(direction.values())
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tangent) for tangent in tangents]))
+    norm = norm_of(tangents)
     if norm == 0:
         return torch.zeros_like(training_pass.logits)
-    # Small enough to cross few kinks of a ReLU network, large enough to stay clear of rounding.
-    step = float(torch.finfo(norm.dtype).eps ** 0.4 / norm)
+
+    def logits() -> Tensor:
+        with random_state_kept(device, training_pass.random_state):
+            return model_logits(model, inputs, cloned_buffers(model))
+
     # `.data` leaves the version counters alone: the retained graph of the training pass stays valid.
-    weights = [parameter.data for parameter in parameters]
-    originals = [weight.clone() for weight in weights]
+    return central_difference([model.get_parameter(name).data for name in direction], tangents, norm, logits)
+
+
+def norm_of(tensors: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of all their values, a scalar."""
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors]))
+
+
+def central_difference(
+    weights: Sequence[Tensor], tangents: Sequence[Tensor], norm: Tensor, logits: Callable[[], Tensor]
+) -> Tensor:
+    """ż = (∂z/∂w)·d, shape (n, C), from the logits at w + εd and w − εd.
+
+    Args:
+        weights: w, changed in place, and restored bit for bit whatever happens in between.
+        tangents: d, of the same shapes.
+        norm: ‖d‖, greater than 0; where w is spread over processes, the same in all of them.
+        logits: A forward pass at the weights as they are, z of shape (n, C).
+    """
+    # Small enough to cross few kinks of a ReLU network, large enough to stay clear of rounding. Measured in float32 on
+    # wide ResNets with batch norm, ViT and BERT: at a power of 0.4 the former are off by up to 4 %, at 0.5 by 0.5 %.
+    step = float(torch.finfo(norm.dtype).eps ** 0.5 / norm)
     shifted = []
-    try:
+    with restored(weights) as originals, torch.no_grad():
         for sign in (1, -1):
             for weight, original, tangent in zip(weights, originals, tangents, strict=True):
                 torch.add(original, tangent, alpha=sign * step, out=weight)
-            with torch.no_grad(), random_state_kept(device, training_pass.random_state):
-                shifted.append(model_logits(model, inputs, cloned_buffers(model)))
+            shifted.append(logits())
+    return (shifted[0] - shifted[1]) / (2 * step)
+
+
+@contextmanager
+def restored(weights: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Gives the body copies of the weights; after it they are again what they were, bit for bit."""
+    originals = [weight.clone() for weight in weights]
+    try:
+        yield originals
     finally:
         for weight, original in zip(weights, originals, strict=True):
             weight.copy_(original)
-    return (shifted[0] - shifted[1]) / (2 * step)

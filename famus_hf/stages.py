@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from famus_hf.derivatives import (
     DERIVATIVES,
@@ -283,10 +284,12 @@ def meta_gradient(
         under the key `"weights"`.
 
     Raises:
-        ValueError: An unknown layer or derivative.
+        ValueError: An unknown layer or derivative, or parameters that are sharded.
     """
     if derivative not in DERIVATIVES:
         raise ValueError(f"derivative={derivative!r} is unknown: choose one of {', '.join(DERIVATIVES)}")
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        raise ValueError("the model's parameters are sharded (DTensor): call famus_hf.sharded_meta_gradient instead")
     on = parameters_by_layer(model) if layers is None else select_layers(model, layers)
     inputs, labels, _ = split_inputs(train_inputs)
     if not on:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 
+from accelerate.utils import DistributedType, is_deepspeed_available, parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames, SchedulerType
 
@@ -17,6 +18,11 @@ PRESETS = {"fast": {"layer_sampler": "all", "candidate_layers": "4", "virtual_sc
 META_LEARNERS = ("mw-net", "l2r", "mlc", "none")
 LAYER_SAMPLERS = ("learned", "all", "block", "random")
 META_OPTIMIZERS = ("adam", "sgd")
+SHARDING = {  # set by `accelerate launch` → the flag that asks for it
+    "ACCELERATE_USE_FSDP": "--use_fsdp",
+    "ACCELERATE_USE_DEEPSPEED": "--use_deepspeed",
+    "ACCELERATE_USE_MEGATRON_LM": "--use_megatron_lm",
+}
 # optimizers whose step `virtual_step="optimizer"` knows
 KNOWN_STEPS = (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED, OptimizerNames.SGD)
 
@@ -293,6 +299,7 @@ class FaMUSTrainingArguments(TrainingArguments):
         if self.meta_batch_size is None:
             self.meta_batch_size = self.per_device_train_batch_size
         super().__post_init__()
+        self._check_fsdp_engages()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
 
@@ -409,11 +416,17 @@ class FaMUSTrainingArguments(TrainingArguments):
         refused = {
             "deepspeed": "leave it out",
             "fsdp": "leave it out",
+            "parallelism_config": "leave it out",
             "auto_find_batch_size": "set per_device_train_batch_size",
         }
         for name, advice in refused.items():
             if getattr(self, name):
                 raise ValueError(f"{name} does not work with a meta-learner yet: {advice}")
+        for variable, flag in SHARDING.items():
+            if parse_flag_from_env(variable):
+                raise ValueError(
+                    f"{variable} does not work with a meta-learner yet: unset it, or start accelerate without {flag}"
+                )
         if (self.bf16 or self.fp16) and self.derivative == "finite":
             raise ValueError(
                 f"derivative='finite' does not work with {'bf16' if self.bf16 else 'fp16'}, in whose rounding "
@@ -422,7 +435,22 @@ class FaMUSTrainingArguments(TrainingArguments):
         if self.label_names not in (None, ["labels"]):
             raise ValueError(f"label_names={self.label_names} can't be used: rename the column to 'labels'")
 
+    def _check_fsdp_engages(self) -> None:
+        """accelerate 1.15 shards nothing on CPU or outside of a distributed run, and says so in some cases only."""
+        asked = "fsdp" if self.fsdp else "ACCELERATE_USE_FSDP" if parse_flag_from_env("ACCELERATE_USE_FSDP") else None
+        state = self.distributed_state
+        if asked and state is not None and state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+            raise ValueError(
+                f"{asked} asks for FSDP, which does not engage on CPU or without a launcher, so that parameters would "
+                "stay whole: leave it out, or start GPU processes with accelerate launch --use_fsdp"
+            )
+
     def _check_transformers_settings(self) -> None:
+        deepspeed = self.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+        if deepspeed and not is_deepspeed_available():
+            raise ValueError("DeepSpeed was asked for and is not installed: leave it out, or pip install deepspeed")
+        if self.fsdp_config and not self.fsdp:
+            raise ValueError("fsdp_config does nothing without fsdp: add fsdp, or leave it out")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the columns that hold images: leave it False")
         if self.hub_strategy in ("checkpoint", "all_checkpoints"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from two_processes import CASES, ROUNDING, run
+from equal_runs import CASES, ROUNDING, run
 
 TESTS = Path(__file__).parent
 
@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
     done = subprocess.run(
-        [*command, str(TESTS / "two_processes.py"), str(folder)],
+        [*command, str(TESTS / "equal_runs.py"), str(folder)],
         env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

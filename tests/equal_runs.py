@@ -1,4 +1,4 @@
-"""Training runs that test_processes.py repeats in one process: `torchrun --nproc_per_node 2 two_processes.py FOLDER`.
+"""Training runs that test_processes.py repeats in one process: `torchrun --nproc_per_node 2 equal_runs.py FOLDER`.
 
 Each leaves, in each process, a file of everything that was learned.
 """
