@@ -62,7 +62,11 @@ def make(folder, name, settings, processes):
     settings["meta_batch_size"] = settings.get("meta_batch_size", GLOBAL_BATCH) // processes
     pseudo_clean = settings.get("meta_set") == "pseudo-clean"
     kind = SomeBadExamples if name.startswith("bad") else Examples
-    args = make_args(folder, per_device_train_batch_size=GLOBAL_BATCH // processes, **{"max_steps": STEPS, **settings})
+    args = make_args(
+        folder,
+        per_device_train_batch_size=GLOBAL_BATCH // processes,
+        **{"max_steps": STEPS, "nan_policy": "skip", **settings},
+    )
     return FaMUSTrainer(
         build_model("called group norm", dtype),
         args,

@@ -9,11 +9,11 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from models import CLASSES, build_batch, build_model
+from spawned import run_in_two_processes
 from torch import distributed, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from spawned import run_in_two_processes
 
 from famus_hf import L2R, MLC, FaMUSTrainer, FaMUSTrainingArguments, MWNet, meta_gradient, sharded_meta_gradient
 from famus_hf.layers import parameters_by_layer
