@@ -27,6 +27,13 @@ class Processes:
     def __init__(self, rank: int = 0, count: int = 1, device: torch.device | None = None):
         self.rank, self.count, self.device = rank, count, device
 
+    @classmethod
+    def present(cls) -> "Processes":
+        """Those of torch.distributed's default group; one where it is not in use."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
     def gathered(self, rows: Tensor) -> Tensor:
         """The rows of all processes in order of their ranks, detached. (n, …) → (k·n, …); every process gives n."""
         if self.count == 1:
@@ -47,6 +54,24 @@ class Processes:
     def own(self, rows: Tensor) -> Tensor:
         """This process's part of what was gathered. (k·n, …) → (n, …)"""
         return rows.chunk(self.count)[self.rank]
+
+    def gathered_unevenly(self, rows: Tensor) -> Tensor:
+        """As `gathered`, where processes have different numbers of rows. (n, …) → (N, …)"""
+        if self.count == 1:
+            return rows.detach()
+        counts = self._row_counts(rows)
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows.detach()
+        return torch.cat(
+            [part[:count] for part, count in zip(self.gathered(padded).chunk(self.count), counts, strict=True)]
+        )
+
+    def own_of(self, gathered: Tensor, own: Tensor) -> Tensor:
+        """The part of what was gathered unevenly that has the place of this process's rows. (N, …), (n, …) → (n, …)"""
+        return gathered if self.count == 1 else gathered.split(self._row_counts(own))[self.rank]
+
+    def _row_counts(self, rows: Tensor) -> list[int]:
+        return self.gathered(torch.tensor([len(rows)], device=rows.device)).tolist()
 
     def summed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sums over the processes, by name; all give the same names and shapes."""

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
@@ -31,6 +30,7 @@ from famus_hf.layers import parameters_by_layer, select_layers
 from famus_hf.losses import cross_entropy
 from famus_hf.meta_learners import MetaLearner
 from famus_hf.passes import cloned_buffers, get_random_state, model_logits, random_state_kept, split_inputs
+from famus_hf.processes import Processes
 from famus_hf.stages import gradient_of_slope
 from famus_hf.virtual_step import VirtualStep
 
@@ -79,7 +79,7 @@ def sharded_meta_gradient(
     with without_trace(model, labels.device):
         step = VirtualStep({name: learning_rate for name, _ in _trainable(model)})
         training_pass = sharded_training_pass(model, inputs, labels, with_graph=meta_learner.has_virtual_step)
-        logits, all_labels = gathered(training_pass.logits), gathered(labels)
+        logits, all_labels = _gathered(training_pass.logits), _gathered(labels)
         meta_learner.begin_step(logits)
         if not on:
             return meta_learner.outcome({name: torch.zeros_like(t) for name, t in meta_learner.theta().items()})
@@ -89,7 +89,7 @@ def sharded_meta_gradient(
             gradient = virtual_gradient(training_pass, loss, logits)
         _, validation = validation_gradient(model, gradient, step, meta_batch, meta_labels)
         direction = {name: step.displacement(name, validation[name]) for names in on.values() for name in names}
-        tangent = gathered(logit_tangent(training_pass, direction))
+        tangent = _gathered(logit_tangent(training_pass, direction))
     return meta_learner.outcome(gradient_of_slope(meta_learner, logits, tangent, all_labels, cross_entropy))
 
 
@@ -116,7 +116,7 @@ def virtual_gradient(training_pass: TrainingPass, loss: Tensor, logits: Tensor) 
         logits: z of all processes, shape (N, C), a leaf of that graph.
     """
     (by_logits,) = torch.autograd.grad(loss, logits)
-    own = _own_rows(by_logits, training_pass.logits)
+    own = Processes.present().own_of(by_logits, training_pass.logits)
     return _gradient_of_sum(training_pass.model, (training_pass.logits * own).sum())
 
 
@@ -197,7 +197,7 @@ def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 def _gradient_of_sum(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     """∇_w of the sum of all processes' losses, by parameter name."""
-    (loss * _process_count()).backward()  # type: ignore[no-untyped-call]  # FSDP takes the mean over the processes
+    (loss * Processes.present().count).backward()  # type: ignore[no-untyped-call]  # FSDP takes the mean over the processes
     _reshard(model)
     parameters = _trainable(model)
     if all(parameter.grad is None for _, parameter in parameters):
@@ -210,7 +210,7 @@ def _gradient_of_sum(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         parameter.grad = None
         if not isinstance(parameter, DTensor):  # in DDP that is the mean of equal ones
-            gradient = _summed(gradient) / _process_count()
+            gradient = _summed(gradient) / Processes.present().count
         found[name] = gradient
     return found
 
@@ -235,6 +235,15 @@ def _full_precision(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
+def _summed(tensor: Tensor) -> Tensor:
+    return Processes.present().summed({"": tensor})[""]
+
+
+def _gathered(rows: Tensor) -> Tensor:
+    """(n, …) → (N, …), detached; n may differ among the processes."""
+    return Processes.present().gathered_unevenly(rows)
+
+
 # ---- Shards ----
 
 
@@ -256,44 +265,3 @@ def _reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-
-
-# ---- Processes ----
-
-
-def _process_count() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _summed(tensor: Tensor) -> Tensor:
-    """The sum over the processes."""
-    if _process_count() > 1:
-        tensor = tensor.clone()
-        dist.all_reduce(tensor)
-    return tensor
-
-
-def _row_counts(rows: Tensor) -> list[int]:
-    """Of each process."""
-    parts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(_process_count())]
-    dist.all_gather(parts, torch.full_like(parts[0], len(rows)))
-    return torch.cat(parts).tolist()
-
-
-def _own_rows(rows: Tensor, own: Tensor) -> Tensor:
-    """The part of what was gathered that belongs to this process. (N, …), (n, …) → (n, …)"""
-    if _process_count() == 1:
-        return rows
-    return rows.split(_row_counts(own))[dist.get_rank()]
-
-
-def gathered(rows: Tensor) -> Tensor:
-    """The rows of all processes in order of their ranks, detached. (n, …) → (N, …); n may differ among them."""
-    if _process_count() == 1:
-        return rows.detach()
-    counts = _row_counts(rows)
-    padded = rows.new_zeros(max(counts), *rows.shape[1:])
-    padded[: len(rows)] = rows.detach()
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
