@@ -3,7 +3,7 @@
     python tests/killed_runs.py FOLDER KILLS SEED
 
 A run is killed at random moments, and in the middle of the calls that write, sync, rename and remove files. Prints one
-line of JSON: how many kills there were and where. Exits with 1 and says why as soon as something is wrong.
+line of JSON: how many kills there were and where. Then two processes do so together. Exits with 1 and says why as soon as something is wrong.
 """
 
 import json
@@ -13,12 +13,13 @@ import shutil
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import safetensors.torch
 import torch
 import transformers.modeling_utils
+import two_processes
+from forks import ended_by, forked
 from models import build_model
 from test_pseudo_clean import Learnable
 from test_trainer import make_trainer, state_of
@@ -52,29 +53,6 @@ def train(name, folder, resume):
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     torch.save(state_of(trainer), folder / "final.pt")
-
-
-def forked(work, *arguments):
-    """The process id of a child that runs `work` and ends with 0 if that raised nothing."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        work(*arguments)
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-
-
-def ended_by(child):
-    """0, or the signal that killed it; a child that failed ends everything."""
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return os.WTERMSIG(status)
-    if os.WEXITSTATUS(status):
-        sys.exit("a training failed")
-    return 0
 
 
 # ---- Where a process kills itself ----
@@ -195,6 +173,7 @@ def main(folder, kills, seed):
         check_same(name, folder, whole)
         shutil.rmtree(folder)
         runs += 1
+    two_processes.main(root / "two")
     print(json.dumps({"kills": len(killed), "places": sorted(set(killed)), "runs": runs}))
 
 
