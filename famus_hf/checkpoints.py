@@ -120,9 +120,9 @@ def fault_of(checkpoint: Path) -> str | None:
     return None
 
 
-def run_of(checkpoint: str | Path) -> str | None:
-    """Name of the run that saved it."""
-    return _record(Path(checkpoint)).get("run")
+def run_of(checkpoint: str | Path) -> str:
+    """Name of the run that saved it; empty where that can't be read."""
+    return str(_record(Path(checkpoint)).get("run", ""))
 
 
 def to_resume_from(wanted: str | Path | bool | None, output_dir: str | Path) -> str | None:
@@ -140,6 +140,8 @@ def to_resume_from(wanted: str | Path | bool | None, output_dir: str | Path) -> 
     checkpoint = _newest_whole(Path(output_dir)) if wanted is True else Path(wanted)
     if not checkpoint.exists():
         checkpoint = _proper(checkpoint)  # it was named before `settle`
+    if not checkpoint.is_dir():
+        raise ValueError(f"checkpoint {str(wanted)!r} does not exist: {_other_choice(checkpoint)}")
     fault = fault_of(checkpoint)
     if fault is not None:
         raise ValueError(f"checkpoint {str(checkpoint)!r} is damaged ({fault}): {_other_choice(checkpoint)}")
@@ -161,7 +163,7 @@ def _newest_whole(output_dir: Path) -> Path:
         raise ValueError(f"resume_from_checkpoint found no checkpoint in {str(output_dir)!r}: start without it")
     for checkpoint in found:
         if fault_of(checkpoint) is None:
-            known = {run_of(folder) for folder in found[: found.index(checkpoint) + 1]} - {None}
+            known = {run_of(folder) for folder in found[: found.index(checkpoint) + 1]} - {""}
             if len(known) > 1:
                 break
             for damaged in found[: found.index(checkpoint)]:

@@ -98,17 +98,15 @@ class ClassifierTrainer(Trainer):
             checkpoints.settle(output_dir)
         self.accelerator.wait_for_everyone()
         checkpoint = checkpoints.to_resume_from(resume_from_checkpoint, output_dir)
-        self._resumed_run = None if checkpoint is None else checkpoints.run_of(checkpoint)
-        self._run = self._resumed_run or uuid4().hex
+        self._is_resumed = checkpoint is not None
+        self._run = uuid4().hex if checkpoint is None else checkpoints.run_of(checkpoint)
         if checkpoint is None and checkpoints.by_age(output_dir):
             logger.warning("%s holds checkpoints of an earlier run: save_total_limit removes those first", output_dir)
         return super().train(checkpoint, *arguments, **keywords)
 
     def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
         """transformers 5.23 trains on where a run is resumed that had ended within an epoch, or stopped early."""
-        if self._resumed_run is not None and (
-            self.state.global_step >= self.state.max_steps or self._has_stopped_early
-        ):
+        if self._is_resumed and (self.state.global_step >= self.state.max_steps or self._has_stopped_early):
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*arguments, **keywords)
@@ -189,7 +187,7 @@ class ClassifierTrainer(Trainer):
     def _note_best_checkpoint(self, checkpoint: Path) -> None:
         """transformers 5.23 also takes a `checkpoint-N` for the best one that an earlier run left in the folder."""
         best = checkpoint.with_name(f"checkpoint-{self.state.best_global_step}")
-        if best == checkpoint or (best.is_dir() and checkpoints.run_of(best) == self._resumed_run):
+        if best.is_dir() or best == checkpoint:
             self.state.best_model_checkpoint = str(best)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -2,8 +2,9 @@
 
     python tests/killed_runs.py FOLDER KILLS SEED
 
-A run is killed at random moments, and in the middle of the calls that write, sync, rename and remove files. Prints one
-line of JSON: how many kills there were and where. Then two processes do so together. Exits with 1 and says why as soon as something is wrong.
+A run is killed at random moments, and in the middle of the calls that write, sync, rename and remove files. Then two
+processes train together. Prints one line of JSON: how many kills there were and where. Exits with 1 and says why as
+soon as something is wrong.
 """
 
 import json

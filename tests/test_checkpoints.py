@@ -219,13 +219,14 @@ def test_a_full_disk_at_the_end_leaves_the_earlier_model(tmp_path, monkeypatch, 
 
 def test_the_command_line_says_that_files_can_t_grow_and_exits(tmp_path):
     """A limit of the system on the size of files, as real as a full disk and possible everywhere."""
-    run_famus.main([*SMALL, "--output_dir", str(tmp_path), "--num_train_epochs", "1"])
+    flags = [*SMALL, "--max_train_samples", "100", "--per_device_train_batch_size", "20", "--output_dir", str(tmp_path)]
+    run_famus.main([*flags, "--num_train_epochs", "1"])
     before = {path: path.read_bytes() for path in tmp_path.rglob("checkpoint-*/*") if path.is_file()}
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    command = [sys.executable, str(SCRIPT), *SMALL, "--output_dir", str(tmp_path), "--resume_from_checkpoint", "true"]
+    command = [sys.executable, str(SCRIPT), *flags, "--resume_from_checkpoint", "true"]
     result = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, timeout=300)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     last = result.stderr.strip().splitlines()[-1]
@@ -272,6 +273,8 @@ def test_the_newest_whole_one_leads_to_the_same_end(tmp_path, whole, caplog):
 def test_where_none_is_whole_that_is_said(tmp_path):
     with pytest.raises(ValueError, match="found no checkpoint"):
         run(tmp_path, True)
+    with pytest.raises(ValueError, match="checkpoint-9' does not exist: there is no whole one"):
+        run(tmp_path, str(tmp_path / "checkpoint-9"))
     run(tmp_path, max_steps=1)
     cut(tmp_path / "checkpoint-1" / "scheduler.pt")
     with pytest.raises(ValueError) as error:
