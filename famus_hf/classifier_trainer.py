@@ -187,7 +187,7 @@ class ClassifierTrainer(Trainer):
     def _note_best_checkpoint(self, checkpoint: Path) -> None:
         """transformers 5.23 also takes a `checkpoint-N` for the best one that an earlier run left in the folder."""
         best = checkpoint.with_name(f"checkpoint-{self.state.best_global_step}")
-        if best.is_dir() or best == checkpoint:
+        if best == checkpoint or (best.is_dir() and checkpoints.run_of(best) == self._run):
             self.state.best_model_checkpoint = str(best)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
