@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import SchedulerType, has_length
 from transformers.training_args import OptimizerNames
 
 from famus_hf import checkpoints, hub
@@ -103,6 +103,21 @@ class ClassifierTrainer(Trainer):
         if checkpoint is None and checkpoints.by_age(output_dir):
             logger.warning("%s holds checkpoints of an earlier run: save_total_limit removes those first", output_dir)
         return super().train(checkpoint, *arguments, **keywords)
+
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, num_epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """Epochs that are done, and batches of the next one.
+
+        transformers 5.23 takes a stream for a single epoch of `max_steps` when it resumes, and so skips batches of the
+        first epoch where it should skip some of a later one, which is shuffled differently.
+        """
+        found = super()._init_training_state(max_steps, steps_per_epoch, num_epochs, checkpoint, trial)
+        if checkpoint is None or has_length(self.train_dataset) or self.args.ignore_data_skip:
+            return found
+        saved = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        epochs, share = divmod(float(saved.epoch or 0), 1)
+        return int(epochs), round(share * saved.max_steps * self.args.gradient_accumulation_steps)
 
     def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
         """transformers 5.23 trains on where a run is resumed that had ended within an epoch, or stopped early."""
