@@ -45,6 +45,7 @@ from famus_hf.set_up import make_base_loss, make_meta_model
 from famus_hf.tangents import ForwardRecord
 from famus_hf.training_args import FaMUSTrainingArguments
 from famus_hf.virtual_step import names_with_own_memory, virtual_gradient, virtual_step_of
+from famus_hf.whole_files import written_beside
 
 META_STATE = "meta_state.pt"
 TRAIN_STREAM, META_STREAM = 0, 1  # of the augmentation's draws
@@ -557,4 +558,6 @@ class FaMUSTrainer(ClassifierTrainer):
         """
         if self.is_world_process_zero():
             self._card.update({name: value for name, value in facts.items() if value is not None})
-            render_model_card({**facts_of_run(self), **self._card}).save(Path(str(self.args.output_dir)) / "README.md")
+            card = render_model_card({**facts_of_run(self), **self._card})
+            with written_beside(Path(str(self.args.output_dir)) / "README.md") as path:
+                card.save(path)

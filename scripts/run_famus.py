@@ -25,14 +25,15 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_noisy_dataset
+from famus_hf.checkpoints import to_resume_from
 from famus_hf.data.idx import is_idx_folder
 from famus_hf.data.noise_file import write_noise_file
 from famus_hf.data.sources import HUB_DATASETS
 from famus_hf.metrics import compute_accuracy
 from famus_hf.pseudo_clean import PseudoCleanSet
+from famus_hf.whole_files import SaveError, written_beside
 
 TINY_DATASETS = ("digits", "fashion_mnist")  # data sets, beside idx folders, whose default backbone is `tiny`
 
@@ -145,20 +146,17 @@ def select_on_meta_set(args: FaMUSTrainingArguments, data_args: DataArguments, d
 
 
 def resolve_checkpoint(args: FaMUSTrainingArguments) -> str | None:
-    """`--resume_from_checkpoint`: a folder, or `true` for the newest one in the output folder."""
+    """`--resume_from_checkpoint`: a folder, or `true` for the newest whole one in the output folder."""
     wanted = args.resume_from_checkpoint
     if wanted is None or str(wanted).lower() == "false":
         return None
     if str(wanted).lower() == "true":
-        newest = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-        if newest is None:
-            raise ValueError(f"--resume_from_checkpoint true found no checkpoint in {args.output_dir!r}")
-        return newest
+        return to_resume_from(True, args.output_dir)
     if not (Path(wanted) / "trainer_state.json").is_file():
         raise ValueError(f"--resume_from_checkpoint {wanted!r} is no checkpoint folder (it has no trainer_state.json)")
     if args.meta_learner != "none" and not (Path(wanted) / "meta_net" / "config.json").is_file():
         raise ValueError(f"--resume_from_checkpoint {wanted!r} is of plain training: add --meta_learner none")
-    return wanted
+    return to_resume_from(wanted, args.output_dir)
 
 
 class Run:
@@ -244,7 +242,8 @@ class Run:
 
     def write_records(self, results: dict[str, Any]) -> None:
         folder, train = Path(self.args.output_dir), self.data["train"]
-        (folder / "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        with written_beside(folder / "all_results.json") as path:
+            path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         if self.data_args.streaming:
             return  # its labels are a function of seed and row
         write_noise_file(
@@ -359,6 +358,8 @@ def main(argv: list[str]) -> None:
             rows.append(run.train(checkpoint if run.args is args else None))
         except FloatingPointError as error:
             fail(f"{error}; --resume_from_checkpoint true goes on from the newest checkpoint")
+        except SaveError as error:
+            fail(error)
     if is_first:
         print(f"\n{short_name(data_args)}, {runs[-1].noise_description}, seed {args.seed}\n")
         print(format_table(rows), flush=True)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, load_noisy_dataset
+from famus_hf.checkpoints import seal
 from famus_hf.pseudo_clean import PseudoCleanSet, clean_probabilities, pseudo_clean_rows
 from famus_hf.trainer import META_STATE
 
@@ -149,6 +150,7 @@ def test_a_checkpoint_of_a_given_meta_set_is_refused(tmp_path):
     state = torch.load(path, weights_only=True)
     del state["pseudo_clean"]
     torch.save(state, path)
+    seal(path.parent, "a run")
     with pytest.raises(ValueError, match="is of a run with a given meta set"):
         make_trainer(tmp_path)[0].train(resume_from_checkpoint=str(path.parent))
 

@@ -110,13 +110,16 @@ def make_trainer(folder, output, **changes):
     )
 
 
-def test_a_stream_trains_and_resumes_exactly(folder, tmp_path):
-    whole = make_trainer(folder, tmp_path / "whole")
+@pytest.mark.parametrize("accumulation, step", [(1, 13), (1, 28), (1, 39), (2, 26)])
+def test_a_stream_trains_and_resumes_exactly(folder, tmp_path, accumulation, step):
+    """Within an epoch of 28 batches, at its end, in the second one and, with accumulation, in the second one too."""
+    settings = {"gradient_accumulation_steps": accumulation, "save_steps": step}
+    whole = make_trainer(folder, tmp_path / "whole", **settings)
     whole.train()
     losses = [entry["meta_loss"] for entry in whole.state.log_history if "meta_loss" in entry]
     assert losses[-1] < losses[0] and 0.2 < whole.train_dataset.realised_noise_rate < 0.35
-    parts = make_trainer(folder, tmp_path / "parts")
-    parts.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-13"))
+    parts = make_trainer(folder, tmp_path / "parts", **settings)
+    parts.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
     for (name, one), other in zip(whole.model.state_dict().items(), parts.model.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
     assert whole.evaluate()["eval_loss"] == parts.evaluate()["eval_loss"]

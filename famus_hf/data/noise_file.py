@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from famus_hf.whole_files import written_beside
 from famus_hf.wording import first_few
 
 COLUMNS = ("index", "label", "clean_label")
@@ -51,9 +52,9 @@ def write_noise_file(
     columns = {"index": list(index), "label": list(labels)}
     if clean_labels is not None:
         columns["clean_label"] = list(clean_labels)
-    unfinished = path.with_name(path.name + ".tmp")
-    pq.write_table(pa.table(columns).replace_schema_metadata({"famus_hf": json.dumps(metadata)}), unfinished)
-    unfinished.replace(path)
+    table = pa.table(columns).replace_schema_metadata({"famus_hf": json.dumps(metadata)})
+    with written_beside(path) as beside:
+        pq.write_table(table, beside)
 
 
 def read_noise_file(path: Path) -> NoiseFile:
