@@ -14,8 +14,10 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from famus_hf import hub
+from famus_hf.backbone import read_network
 from famus_hf.data.model_inputs import as_model_inputs
 from famus_hf.training_args import FaMUSTrainingArguments
+from famus_hf.untrusted import reason_of
 
 
 def step_decay(milestones: list[int], step: int) -> float:
@@ -72,11 +74,15 @@ class ClassifierTrainer(Trainer):
         """Reads the weights as `from_pretrained` does.
 
         transformers 5.23 saves some networks (ViT among them) under names that only `from_pretrained` translates back;
-        its own Trainer leaves those weights as they are, with a warning.
+        its own Trainer leaves those weights as they are, with a warning. Weights that are missing, of other shapes or
+        not finite are refused.
         """
         if not (Path(checkpoint) / "config.json").is_file():
             raise ValueError(f"{checkpoint!r} holds no checkpoint (it has no config.json)")
-        saved = type(network).from_pretrained(checkpoint, config=network.config)
+        try:
+            saved = read_network(type(network), checkpoint, network.config)
+        except Exception as error:  # transformers raises anything on a damaged file
+            raise ValueError(f"checkpoint {checkpoint!r} can't be loaded: {reason_of(error)}") from error
         network.load_state_dict(saved.state_dict())
 
     # ---- Hub ----

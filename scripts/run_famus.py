@@ -103,7 +103,11 @@ def build_model(
             **source,
         )
         model = AutoModelForImageClassification.from_pretrained(
-            model_args.model_name_or_path, config=config, ignore_mismatched_sizes=True, **source
+            model_args.model_name_or_path,
+            config=config,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            **source,
         )
         return model, AutoImageProcessor.from_pretrained(model_args.model_name_or_path, **source)
     except OSError as error:
