@@ -6,7 +6,6 @@ before the sizes of the tensor files are known.
 
 import inspect
 import json
-import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -232,7 +231,7 @@ def _read_layer(position: int, entry: Any) -> Layer:
         raise ValueError(f"{where} names a parameter twice")
     if type(width) is not int or width < 0:
         raise ValueError(f"{where} has a width that is no whole number of at least 0")
-    if type(share) not in (int, float) or not (math.isfinite(share) and 0 <= share <= 1):
+    if type(share) not in (int, float) or not 0 <= share <= 1:
         raise ValueError(f"{where} has a share outside of [0, 1]")
     if block is not None and (type(block) is not int or block < 1):
         raise ValueError(f"{where} has a block that is no whole number of at least 1")

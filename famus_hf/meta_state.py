@@ -1,7 +1,7 @@
 """`meta_state.pt` of a checkpoint: read without running anything, and checked before a run takes it (torch only)."""
 
-import math
 import pickletools
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -75,7 +75,7 @@ def _require(condition: bool, complaint: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # false for NaN
 
 
 def _is_count(value: Any) -> bool:

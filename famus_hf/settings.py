@@ -1,6 +1,6 @@
 """Checks of single settings, each in one sentence: they come from users, and from files of others."""
 
-import math
+import sys
 from numbers import Integral, Real
 from typing import Any
 
@@ -13,7 +13,7 @@ def check_whole(name: str, value: Any, at_least: int) -> None:
 
 def check_number(name: str, value: Any) -> None:
     """Raises ValueError on what is no finite number."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name}={value!r} must be a finite number")
 
 
