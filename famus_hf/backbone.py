@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-from famus_hf.untrusted import Allowance, check_finite, check_inside, read_json, reason_of, shapes_in
-from famus_hf.wording import first_few
+from famus_hf.untrusted import Allowance, check_finite, check_inside, read_json, shapes_in
+from famus_hf.wording import first_few, reason_of
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -64,12 +64,22 @@ def read_network(kind: Any, folder: str | Path, config: Any, **keywords: Any) ->
         ValueError: Weights that are missing, too many, of other shapes or not finite.
     """
     network, info = kind.from_pretrained(
-        folder, config=config, use_safetensors=True, output_loading_info=True, **keywords
+        folder,
+        config=config,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # to name them here
+        output_loading_info=True,
+        **keywords,
     )
-    for problem, keys in (("lack", "missing_keys"), ("have in another shape", "mismatched_keys"),
-                          ("have beside those of the network", "unexpected_keys")):  # fmt: skip
-        if info.get(keys):
-            raise ValueError(f"its weights {problem} {first_few(sorted(map(str, info[keys])))}")
+    problems = {
+        "missing_keys": "lack",
+        "mismatched_keys": "have in another shape",
+        "unexpected_keys": "have beside those of the network",
+    }
+    for keys, problem in problems.items():
+        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[keys])
+        if names:
+            raise ValueError(f"its weights {problem} {first_few(names)}")
     check_finite("its weights", network.state_dict(), {name for name, _ in network.named_parameters()})
     return network
 

@@ -17,7 +17,7 @@ from famus_hf import hub
 from famus_hf.backbone import read_network
 from famus_hf.data.model_inputs import as_model_inputs
 from famus_hf.training_args import FaMUSTrainingArguments
-from famus_hf.untrusted import reason_of
+from famus_hf.wording import reason_of
 
 
 def step_decay(milestones: list[int], step: int) -> float:

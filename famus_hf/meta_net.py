@@ -19,7 +19,8 @@ from torch import nn
 from famus_hf.layer_sampler import AllLayers, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
 from famus_hf.layers import Layer
 from famus_hf.meta_learners import L2R, MLC, MetaLearner, MWNet
-from famus_hf.untrusted import Allowance, check_inside, read_json, read_tensors, reason_of, shapes_in
+from famus_hf.untrusted import Allowance, check_inside, read_json, read_tensors, shapes_in
+from famus_hf.wording import reason_of
 
 META_NET = "meta_net"
 CONFIG = "config.json"

@@ -13,7 +13,8 @@ def check_whole(name: str, value: Any, at_least: int) -> None:
 
 def check_number(name: str, value: Any) -> None:
     """Raises ValueError on what is no finite number."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not abs(value) <= sys.float_info.max:
+    number: Any = value
+    if isinstance(value, bool) or not isinstance(value, Real) or not abs(number) <= sys.float_info.max:  # NaN is not
         raise ValueError(f"{name}={value!r} must be a finite number")
 
 

@@ -43,8 +43,8 @@ from famus_hf.scaled_gradients import ScaledGradients
 from famus_hf.set_up import make_base_loss, make_meta_model
 from famus_hf.tangents import ForwardRecord
 from famus_hf.training_args import FaMUSTrainingArguments
-from famus_hf.untrusted import reason_of
 from famus_hf.virtual_step import names_with_own_memory, virtual_gradient, virtual_step_of
+from famus_hf.wording import reason_of
 
 META_STATE = "meta_state.pt"
 TRAIN_STREAM, META_STREAM = 0, 1  # of the augmentation's draws

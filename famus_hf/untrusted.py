@@ -16,19 +16,11 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from famus_hf.wording import first_few
+from famus_hf.wording import first_few, reason_of
 
 MAX_JSON_BYTES = 2**24  # ten thousand layers take two million
 SPARE_BYTES = 2**24  # what a constructor may take beside what it loads
 SPARE_TENSORS = 4096
-
-
-def reason_of(error: BaseException) -> str:
-    """The first line of an error, short enough for a sentence."""
-    lines = str(error).strip().splitlines() or [""]
-    text = lines[0] if isinstance(error, ValueError) else f"{type(error).__name__}: {lines[0]}"
-    text = text.rstrip(".: ").encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= 300 else text[:300] + "…"
 
 
 def check_inside(root: Path, path: Path) -> None:

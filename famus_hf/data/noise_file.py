@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from famus_hf.wording import first_few
+from famus_hf.wording import first_few, reason_of
 
 COLUMNS = ("index", "label", "clean_label")
 SPARE_ROWS = 2**22  # beside one for each byte
@@ -67,8 +67,7 @@ def read_noise_file(path: Path) -> NoiseFile:
     try:
         table = _read_columns(path)
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"noise file {str(path)!r} can't be read as parquet: {reason}") from error
+        raise ValueError(f"noise file {str(path)!r} can't be read as parquet: {reason_of(error)}") from error
     found = {name: table[name] for name in table.column_names}
     index = found["index"].to_numpy()
     rows, counts = np.unique(index, return_counts=True)
