@@ -56,6 +56,10 @@ CONFIGS = {
     "sizes that multiply": ({"intermediate_size": 10**6, "num_hidden_layers": 10**6}, "more memory than"),
     "10^9 layers": ({"num_hidden_layers": 10**9}, "beyond 1048576"),
     "10^6 layers": ({"num_hidden_layers": 10**6}, "more memory than"),
+    "thousands of tiny layers": (
+        {"num_hidden_layers": 5000, "hidden_size": 2, "intermediate_size": 1},  # Python's objects are what fills memory
+        "more memory than",
+    ),
     "10^9 classes": ({"num_labels": 10**9}, "beyond 1048576"),
     "10^6 classes": ({"num_labels": 10**6}, "has 1000000 labels, and no tensor has a side of more than 32"),
     "another size": ({"intermediate_size": 64}, "in another shape"),
@@ -121,6 +125,10 @@ ELSEWHERE = {
         "is a link that leaves",
     ),
     "config": (lambda run, other: link(run / "config.json", other / "config.json"), "is a link that leaves"),
+    "what transformers alone reads": (
+        lambda run, other: (run / "generation_config.json").symlink_to(other / "config.json"),
+        "is a link that leaves",
+    ),
     "adapter": (lambda run, other: (run / "adapter_config.json").write_text("{}"), "give the whole network"),
     "part": (lambda run, other: write_index(run, "../other/model.safetensors"), "no safetensors of this folder"),
     "absolute part": (lambda run, other: write_index(run, str(other / "model.safetensors")), "no safetensors of this"),
