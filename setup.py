@@ -30,7 +30,15 @@ setup(
         "transformers>=5.23,<6",
     ],
     extras_require={
-        "test": ["mypy>=2", "pytest>=9", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "ruff>=0.17", "types-PyYAML"],
+        "test": [
+            "hypothesis>=6.150",
+            "mypy>=2",
+            "pytest>=9",
+            "pytest-timeout>=2.4",
+            "pytest-xdist>=3.8",
+            "ruff>=0.17",
+            "types-PyYAML",
+        ],
         "bench": ["torchopt>=0.7.3"],
         "plots": ["matplotlib>=3.10"],
         "logging": ["tensorboard>=2.20", "trackio", "wandb"],

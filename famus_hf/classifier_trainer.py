@@ -22,6 +22,7 @@ from transformers.trainer_utils import SchedulerType, has_length
 from transformers.training_args import OptimizerNames
 
 from famus_hf import checkpoints, hub
+from famus_hf.backbone import read_network
 from famus_hf.data.model_inputs import as_model_inputs
 from famus_hf.training_args import FaMUSTrainingArguments
 from famus_hf.whole_files import (
@@ -32,6 +33,7 @@ from famus_hf.whole_files import (
     save_error,
     written_beside,
 )
+from famus_hf.wording import reason_of
 
 logger = logging.getLogger("famus_hf")
 
@@ -226,11 +228,15 @@ class ClassifierTrainer(Trainer):
         """Reads the weights as `from_pretrained` does.
 
         transformers 5.23 saves some networks (ViT among them) under names that only `from_pretrained` translates back;
-        its own Trainer leaves those weights as they are, with a warning.
+        its own Trainer leaves those weights as they are, with a warning. Weights that are missing, of other shapes or
+        not finite are refused.
         """
         if not (Path(checkpoint) / "config.json").is_file():
             raise ValueError(f"{checkpoint!r} holds no checkpoint (it has no config.json)")
-        saved = type(network).from_pretrained(checkpoint, config=network.config)
+        try:
+            saved = read_network(type(network), checkpoint, network.config)
+        except Exception as error:  # transformers raises anything on a damaged file
+            raise ValueError(f"checkpoint {checkpoint!r} can't be loaded: {reason_of(error)}") from error
         network.load_state_dict(saved.state_dict())
 
     # ---- Hub ----

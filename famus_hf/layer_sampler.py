@@ -4,6 +4,7 @@ A sampler is made with its settings and told later which layers there are (`buil
 shape (L,), 0 or 1; the learned one from the virtual gradients of those layers.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from famus_hf.budget import Budget
 from famus_hf.layers import Layer, pool_gradient
+from famus_hf.settings import check_number, check_whole
 
 MAX_WIDTH = 4096  # a longer pooled gradient (an embedding's) is average-pooled to this width
 
@@ -65,6 +67,7 @@ class BlockSampler(LayerSampler):
 
     def __init__(self, block: int):
         super().__init__()
+        check_whole("block", block, 0)
         self.block = block
 
     def config(self) -> dict[str, Any]:
@@ -92,8 +95,7 @@ class RandomLayers(LayerSampler):
 
     def __init__(self, num_layers: int = 4):
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"num_layers={num_layers} must be at least 1")
+        check_whole("num_layers", num_layers, 1)
         self.num_layers = num_layers
 
     def config(self) -> dict[str, Any]:
@@ -127,6 +129,9 @@ class LearnedSampler(LayerSampler):
 
     def __init__(self, hidden_size: int = 128, temperature: float = 1.0, initial_bias: float = 0.0):
         super().__init__()
+        check_whole("hidden_size", hidden_size, 1)
+        check_number("temperature", temperature)
+        check_number("initial_bias", initial_bias)
         if temperature <= 0:
             raise ValueError(f"temperature={temperature} must be greater than 0")
         self.hidden_size = hidden_size
@@ -149,10 +154,11 @@ class LearnedSampler(LayerSampler):
         if self.stacks:
             raise ValueError(f"the layer sampler was made for {len(self.layers)} other layers: make a new one")
         super().build(layers)
-        for width in sorted({min(width, MAX_WIDTH) for _, width in widths}):
-            self.stacks[str(width)] = _StackedGates(
-                len(self._members(width)), width, self.hidden_size, self.initial_bias
-            )
+        counts = Counter(min(width, MAX_WIDTH) for _, width in widths)
+        if counts[0]:
+            raise ValueError("a layer sampler can't learn from a layer of width 0, which has no gradient")
+        for width in sorted(counts):
+            self.stacks[str(width)] = _StackedGates(counts[width], width, self.hidden_size, self.initial_bias)
 
     def _members(self, width: int) -> list[str]:
         return [layer.name for layer in self.layers if min(layer.width, MAX_WIDTH) == width]

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from famus_hf.settings import check_choice, check_flag, check_number, check_whole
+
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]  # logits (n, C), labels (n,) or (n, C) → (n,)
 
 
@@ -95,8 +97,10 @@ class MWNet(MetaLearner):
         detach_losses: bool = True,
     ):
         super().__init__()
-        if weight_normalization not in ("sum", "mean"):
-            raise ValueError(f"weight_normalization={weight_normalization!r} is unknown: choose 'sum' or 'mean'")
+        check_whole("hidden_size", hidden_size, 1)
+        check_choice("weight_normalization", weight_normalization, ("sum", "mean"))
+        check_number("initial_scale", initial_scale)
+        check_flag("detach_losses", detach_losses)
         self.hidden_size = hidden_size
         self.weight_normalization = weight_normalization
         self.initial_scale = initial_scale
@@ -105,6 +109,7 @@ class MWNet(MetaLearner):
         self.output = nn.Linear(hidden_size, 1)
         if initial_bias is None:
             initial_bias = -3.0 if weight_normalization == "sum" else 0.0
+        check_number("initial_bias", initial_bias)
         self.initial_bias = initial_bias
         with torch.no_grad():
             self.output.weight.mul_(initial_scale)
@@ -198,12 +203,10 @@ class MLC(MetaLearner):
 
     def __init__(self, num_labels: int, form: str = "logits", keep_matrix: bool = True, reduction: str = "mean"):
         super().__init__()
-        if form not in ("logits", "probabilities"):
-            raise ValueError(f"form={form!r} is unknown: choose 'logits' or 'probabilities'")
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction={reduction!r} is unknown: choose 'mean' or 'sum'")
-        if num_labels < 2:
-            raise ValueError(f"num_labels={num_labels} must be at least 2")
+        check_whole("num_labels", num_labels, 2)
+        check_choice("form", form, ("logits", "probabilities"))
+        check_flag("keep_matrix", keep_matrix)
+        check_choice("reduction", reduction, ("mean", "sum"))
         self.num_labels = num_labels
         self.form = form
         self.keep_matrix = self.keeps_theta = keep_matrix

@@ -13,6 +13,7 @@ from famus_hf.derivatives import TrainingPass
 from famus_hf.layer_sampler import LayerSampler, LearnedSampler, pooled_gradients, sparsity_gradient, step_generator
 from famus_hf.layers import Layer, parameters_of
 from famus_hf.meta_learners import MetaLearner, PerExampleLoss
+from famus_hf.meta_state import check_meta_state
 from famus_hf.stages import MetaObjective, MetaTrain, meta_train
 from famus_hf.stopwatch import NO_STOPWATCH, Stopwatch
 from famus_hf.virtual_step import VirtualStep
@@ -226,7 +227,8 @@ class MetaModel:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Takes back what `state_dict` gave. Raises ValueError on anything else, before it changes anything."""
+        check_meta_state(state, self)
         for name in ("learner_optimizer", "sampler_optimizer"):
             optimizer = getattr(self, name)
             if optimizer is not None:

@@ -85,7 +85,19 @@ class PseudoCleanSet(torch.utils.data.Dataset):
         return {"rows": torch.from_numpy(self.rows), "epoch": self.epoch, "purity": self.purity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave. Raises ValueError where that is no choice of this training set's rows."""
+        self._check(state)
         self.rows, self.epoch, self.purity = state["rows"].cpu().numpy(), state["epoch"], state["purity"]
+
+    def _check(self, state: Any) -> None:
+        if not (isinstance(state, dict) and state.keys() == {"rows", "epoch", "purity"}):
+            raise ValueError("its pseudo-clean set is not rows, epoch and purity")
+        rows, epoch, purity, total = state["rows"], state["epoch"], state["purity"], len(self.train_dataset)
+        sound = isinstance(rows, torch.Tensor) and rows.dtype == torch.int64 and rows.dim() == 1
+        sound = sound and 0 < len(rows) <= total and len(rows.unique()) == len(rows)
+        sound = sound and bool(rows.min() >= 0) and bool(rows.max() < total) and type(epoch) is int and epoch >= -1
+        if not sound or not (purity is None or (type(purity) is float and 0 <= purity <= 1)):
+            raise ValueError(f"its pseudo-clean set is no choice among {total} training examples: it is of other data")
 
     def __len__(self) -> int:
         return len(self.rows)

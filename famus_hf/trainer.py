@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import has_length
 from transformers.utils import PushToHubMixin
 
-from famus_hf import checks, hub
+from famus_hf import checks
 from famus_hf.averages import Averages
 from famus_hf.classifier_trainer import ClassifierTrainer
 from famus_hf.data.augmentation import make_generator
@@ -29,6 +29,8 @@ from famus_hf.losses import CrossEntropyLoss, LDAMLoss, cross_entropy
 from famus_hf.meta_batches import MetaBatches, as_array, in_order
 from famus_hf.meta_learners import MetaLearner, PerExampleLoss
 from famus_hf.meta_model import MetaModel
+from famus_hf.meta_net import load_into, save_meta_net
+from famus_hf.meta_state import read_meta_state
 from famus_hf.model_card import facts_of_run, render_model_card
 from famus_hf.passes import (
     RECORD_COLUMNS,
@@ -46,6 +48,7 @@ from famus_hf.tangents import ForwardRecord
 from famus_hf.training_args import FaMUSTrainingArguments
 from famus_hf.virtual_step import names_with_own_memory, virtual_gradient, virtual_step_of
 from famus_hf.whole_files import written_beside
+from famus_hf.wording import reason_of
 
 META_STATE = "meta_state.pt"
 TRAIN_STREAM, META_STREAM = 0, 1  # of the augmentation's draws
@@ -505,7 +508,7 @@ class FaMUSTrainer(ClassifierTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            hub.save_meta_net(output_dir or str(self.args.output_dir), self.meta_learner, self.layer_sampler)
+            save_meta_net(output_dir or str(self.args.output_dir), self.meta_learner, self.layer_sampler)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -516,17 +519,28 @@ class FaMUSTrainer(ClassifierTrainer):
             torch.save(state, Path(output_dir) / META_STATE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except Exception as error:  # torch.load raises anything on a damaged file
+            raise ValueError(
+                f"optimizer.pt or scheduler.pt of checkpoint {checkpoint!r} does not fit: {reason_of(error)}"
+            ) from error
         if checkpoint is not None and self.meta is not None:
             path = Path(checkpoint) / META_STATE
             if not path.is_file():
                 raise ValueError(f"checkpoint {checkpoint!r} has no {META_STATE}: it was saved without optimizers")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            self.meta.load_state_dict(state)
-            if isinstance(self.meta_dataset, PseudoCleanSet):
-                if "pseudo_clean" not in state:
-                    raise ValueError(f"checkpoint {checkpoint!r} is of a run with a given meta set: give the same")
-                self.meta_dataset.load_state_dict(state["pseudo_clean"])
+            try:
+                self._take_meta_state(self.meta, read_meta_state(path))
+            except ValueError as error:
+                raise ValueError(f"{META_STATE} of checkpoint {checkpoint!r} does not fit: {error}") from error
+
+    def _take_meta_state(self, meta: MetaModel, state: dict[str, Any]) -> None:
+        is_pseudo_clean = isinstance(self.meta_dataset, PseudoCleanSet)
+        if is_pseudo_clean and "pseudo_clean" not in state:
+            raise ValueError("it is of a run with a given meta set: give the same")
+        meta.load_state_dict(state)
+        if is_pseudo_clean:
+            self.meta_dataset.load_state_dict(state["pseudo_clean"])
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if isinstance(self.model, PreTrainedModel):
@@ -545,7 +559,7 @@ class FaMUSTrainer(ClassifierTrainer):
 
     def _load_meta_net(self, checkpoint: str) -> None:
         if self.meta is not None:
-            hub.load_into(checkpoint, self.meta.meta_learner, self.meta.layer_sampler)
+            load_into(checkpoint, self.meta.meta_learner, self.meta.layer_sampler)
 
     # ---- Hub ----
 

@@ -1,4 +1,4 @@
-"""How errors name offenders."""
+"""How errors name offenders, and reasons."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -9,3 +9,11 @@ def first_few(values: Iterable[Any], count: int = 3) -> str:
     """The first of them, separated by commas, and whether there are more: "a, b, c, …"."""
     first = list(islice(values, count + 1))
     return ", ".join(map(str, first[:count])) + (", …" if len(first) > count else "")
+
+
+def reason_of(error: BaseException) -> str:
+    """The first sentence of an error, short enough to be part of another."""
+    first = (str(error).strip().splitlines() or [""])[0].split(". ")[0]
+    text = first if isinstance(error, ValueError) else f"{type(error).__name__}: {first}"
+    text = text.rstrip(".: ").encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= 300 else text[:300] + "…"

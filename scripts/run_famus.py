@@ -34,6 +34,7 @@ from famus_hf.data.sources import HUB_DATASETS
 from famus_hf.metrics import compute_accuracy
 from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.whole_files import SaveError, written_beside
+from famus_hf.wording import reason_of
 
 TINY_DATASETS = ("digits", "fashion_mnist")  # data sets, beside idx folders, whose default backbone is `tiny`
 
@@ -109,12 +110,16 @@ def build_model(
             **source,
         )
         model = AutoModelForImageClassification.from_pretrained(
-            model_args.model_name_or_path, config=config, ignore_mismatched_sizes=True, **source
+            model_args.model_name_or_path,
+            config=config,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            **source,
         )
         return model, AutoImageProcessor.from_pretrained(model_args.model_name_or_path, **source)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model {model_args.model_name_or_path!r} could not be loaded: {reason}") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        name = model_args.model_name_or_path
+        raise ValueError(f"model {name!r} could not be loaded: {reason_of(error)}") from error
 
 
 def select_on_meta_set(args: FaMUSTrainingArguments, data_args: DataArguments, data: Any) -> Any:

@@ -1,6 +1,7 @@
 """noise.parquet: which labels a run was trained on, so that another method can be trained on the very same."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from famus_hf.whole_files import written_beside
-from famus_hf.wording import first_few
+from famus_hf.wording import first_few, reason_of
 
 COLUMNS = ("index", "label", "clean_label")
+SPARE_ROWS = 2**22  # beside one for each byte
 
 
 @dataclass
@@ -64,18 +66,10 @@ def read_noise_file(path: Path) -> NoiseFile:
         ValueError: No such file, columns missing or of other types, or an index that occurs twice.
     """
     try:
-        table = pq.read_table(path)
+        table = _read_columns(path)
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"noise file {str(path)!r} can't be read as parquet: {reason}") from error
-    found = {name: table[name] for name in COLUMNS if name in table.column_names}
-    wrong = [name for name in COLUMNS[:2] if name not in found]
-    wrong += [name for name, column in found.items() if not pa.types.is_integer(column.type) or column.null_count]
-    if wrong:
-        raise ValueError(
-            f"noise file {str(path)!r} has no column {wrong[0]!r} of whole numbers: it needs index and label, and "
-            "clean_label where known, as in the noise.parquet of a run"
-        )
+        raise ValueError(f"noise file {str(path)!r} can't be read as parquet: {reason_of(error)}") from error
+    found = {name: table[name] for name in table.column_names}
     index = found["index"].to_numpy()
     rows, counts = np.unique(index, return_counts=True)
     if (counts > 1).any():
@@ -88,14 +82,35 @@ def read_noise_file(path: Path) -> NoiseFile:
     return NoiseFile(index, found["label"].to_numpy(), clean, metadata)
 
 
+def _read_columns(path: Path) -> pa.Table:
+    """The columns of use, as int64. Raises ValueError where they are no whole numbers, or claim to be a flood."""
+    with pq.ParquetFile(path) as file:
+        rows, size = file.metadata.num_rows, path.stat().st_size
+        if rows > SPARE_ROWS + size:  # `write_noise_file` takes at least four bytes for a row
+            raise ValueError(f"noise file {str(path)!r} claims {rows} rows in {size} bytes: take the file of a run")
+        names = file.schema_arrow.names
+        needed = [name for name in COLUMNS if name in names or name in COLUMNS[:2]]
+        types = {field.name: field.type for field in file.schema_arrow}
+        wrong = [n for n in needed if names.count(n) != 1 or not pa.types.is_integer(types[n])]
+        table = file.read(columns=[name for name in needed if name not in wrong])
+    wrong += [name for name in table.column_names if table[name].null_count]
+    if wrong:
+        raise ValueError(
+            f"noise file {str(path)!r} has no column {wrong[0]!r} of whole numbers: it needs index and label, and "
+            "clean_label where known, as in the noise.parquet of a run"
+        )
+    return table.cast(pa.schema([(name, pa.int64()) for name in table.column_names], table.schema.metadata))
+
+
 def _checked_metadata(path: Path, content: bytes, train: set[int]) -> dict[str, Any]:
     """The settings as a mapping whose `meta_index`, if there is one, holds different rows outside of train."""
     try:
         metadata = json.loads(content)
-        rows = metadata.get("meta_index", [])
-        sound = all(type(row) is int for row in rows) and len(set(rows)) == len(rows) and not train & set(rows)
-        sound = sound and isinstance(metadata.get("noise", 0), int | float)
-    except (ValueError, AttributeError, TypeError):
+        rows, noise = metadata.get("meta_index", []), metadata.get("noise", 0)
+        sound = isinstance(rows, list) and all(type(row) is int and abs(row) < 2**63 for row in rows)
+        sound = sound and len(set(rows)) == len(rows) and not train & set(rows)
+        sound = sound and type(noise) in (int, float) and math.isfinite(noise)
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         sound = False
     if not sound:
         raise ValueError(

@@ -1,0 +1,211 @@
+"""Backbones of somebody else: refused in one sentence, nothing run, fetched or built at the size that is claimed."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from hostile import Canary, as_json, damaged, fuzz, is_a_sentence, mutated, peak_growth, refused
+from hypothesis import given
+from hypothesis import strategies as st
+from loopback_hub import LoopbackHub
+from models import build_model
+from safetensors.torch import load_file, save_file
+from test_hub import run_python
+from transformers import ViTImageProcessor
+
+from famus_hf import MWNet, load_famus
+from famus_hf.hub import save_meta_net
+
+
+def write_backbone(folder, kind="vit", **shards):
+    build_model(kind, torch.float32).save_pretrained(folder, **shards)
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+
+
+def change_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("kind", ["vit", "batch norm"])
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "5KB"}], ids=str)
+def test_a_sound_backbone_loads(tmp_path, kind, shards):
+    write_backbone(tmp_path, kind, **shards)
+    model, meta_learner, _, processor = load_famus(tmp_path)
+    sound = build_model(kind, torch.float32).state_dict()
+    assert all(torch.equal(tensor, sound[name]) for name, tensor in model.state_dict().items())
+    assert meta_learner is None and processor is not None and not model.training
+
+
+CONFIGS = {
+    "a type that nobody knows": ({"model_type": "evil"}, "'evil', which transformers does not know: import"),
+    "no type": ({"model_type": None}, "'None', which transformers does not know"),
+    "code of its own": (
+        {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}},
+        "code of the folder is never run",
+    ),
+    "a negative size": ({"hidden_size": -16}, "."),
+    "a size of 10^12": ({"intermediate_size": 10**12}, "beyond 1048576"),
+    "sizes that multiply": ({"intermediate_size": 10**6, "num_hidden_layers": 10**6}, "more memory than"),
+    "10^9 layers": ({"num_hidden_layers": 10**9}, "beyond 1048576"),
+    "10^6 layers": ({"num_hidden_layers": 10**6}, "more memory than"),
+    "thousands of tiny layers": (
+        {"num_hidden_layers": 5000, "hidden_size": 2, "intermediate_size": 1},  # Python's objects are what fills memory
+        "more memory than",
+    ),
+    "10^9 classes": ({"num_labels": 10**9}, "beyond 1048576"),
+    "10^6 classes": ({"num_labels": 10**6}, "has 1000000 labels, and no tensor has a side of more than 32"),
+    "another size": ({"intermediate_size": 64}, "in another shape"),
+    "another layer": ({"num_hidden_layers": 3}, "its weights lack"),
+    "a layer less": ({"num_hidden_layers": 1}, "have beside those of the network"),
+    "a string for a number": ({"num_hidden_layers": "2; rm"}, "."),
+    "a kernel from the Hub": ({"attn_implementation": "evil/kernel"}, "code from elsewhere is never run"),
+    "a kernel for a part": ({"_attn_implementation": {"": "evil/kernel"}}, "code from elsewhere is never run"),
+    "quantized": ({"quantization_config": {"quant_method": "awq"}}, "has a quantization_config"),
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_hostile_configurations_of_a_backbone_are_refused(tmp_path, kind):
+    changes, words = CONFIGS[kind]
+    write_backbone(tmp_path)
+    change_json(tmp_path / "config.json", **changes)
+    (tmp_path / "evil.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()")
+    assert peak_growth(lambda: refused(words, load_famus, tmp_path)) < 150
+    assert not (tmp_path / "ran").exists()
+
+
+WEIGHTS = {
+    "NaN": (lambda w: w["classifier.bias"].fill_(float("nan")), r"not finite in classifier\.bias"),
+    "infinity": (lambda w: w["classifier.bias"].fill_(float("inf")), r"not finite in classifier\.bias"),
+    "a tensor missing": (lambda w: w.pop("classifier.bias"), r"its weights lack classifier\.bias"),
+    "a tensor too many": (lambda w: w.update(more=torch.ones(3)), "have beside those of the network more"),
+    "another shape": (lambda w: w.update({"classifier.bias": torch.ones(5)}), r"in another shape .*classifier\.bias"),
+}
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_weights_that_do_not_fit_or_are_not_finite_are_refused(tmp_path, kind):
+    change, words = WEIGHTS[kind]
+    write_backbone(tmp_path)
+    change_weights(tmp_path, change)
+    refused(words, load_famus, tmp_path)
+
+
+def test_a_folder_of_pickles_is_refused_and_nothing_runs(tmp_path):
+    write_backbone(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Canary(tmp_path / "ran")))
+    refused(r"there is no model\.safetensors; weights in other formats", load_famus, tmp_path)
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "model.safetensors")
+    refused("can't be read as safetensors", load_famus, tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def link(path, target):
+    path.unlink()
+    path.symlink_to(target)
+
+
+def write_index(run, part):
+    (run / "model.safetensors").unlink()
+    (run / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"classifier.bias": part}}))
+
+
+ELSEWHERE = {
+    "weights": (
+        lambda run, other: link(run / "model.safetensors", other / "model.safetensors"),
+        "is a link that leaves",
+    ),
+    "config": (lambda run, other: link(run / "config.json", other / "config.json"), "is a link that leaves"),
+    "what transformers alone reads": (
+        lambda run, other: (run / "generation_config.json").symlink_to(other / "config.json"),
+        "is a link that leaves",
+    ),
+    "adapter": (lambda run, other: (run / "adapter_config.json").write_text("{}"), "give the whole network"),
+    "part": (lambda run, other: write_index(run, "../other/model.safetensors"), "no safetensors of this folder"),
+    "absolute part": (lambda run, other: write_index(run, str(other / "model.safetensors")), "no safetensors of this"),
+    "pickled part": (lambda run, other: write_index(run, "pytorch_model.bin"), "no safetensors of this folder"),
+}
+
+
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_files_that_lead_elsewhere_are_refused(tmp_path, kind):
+    hostile, words = ELSEWHERE[kind]
+    for name in ("run", "other"):
+        write_backbone(tmp_path / name)
+    hostile(tmp_path / "run", tmp_path / "other")
+    refused(words, load_famus, tmp_path / "run")
+
+
+def test_a_processor_with_code_of_its_own_is_refused(tmp_path):
+    write_backbone(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    change_json(path, image_processor_type="Evil", auto_map={"AutoImageProcessor": "evil.Evil"})
+    (tmp_path / "evil.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()")
+    refused("no image processor that can be loaded", load_famus, tmp_path)
+    path.write_text("[" * 10**5)
+    refused("nested too deeply", load_famus, tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("count", [pytest.param(60, id="60"), pytest.param(1500, id="1500", marks=pytest.mark.slow)])
+def test_no_mutation_of_a_backbone_does_more_than_being_refused(tmp_path, count):
+    write_backbone(tmp_path)
+    path = tmp_path / "config.json"
+    config, text = json.loads(path.read_text()), path.read_bytes()
+
+    @fuzz(count)
+    @given(st.one_of(mutated(config).map(as_json), damaged(text)))
+    def check(content):
+        path.write_bytes(content)
+        try:
+            load_famus(tmp_path)
+        except ValueError as error:
+            assert is_a_sentence(str(error)), str(error)
+
+    assert peak_growth(check) < 400
+
+
+LOAD_HOSTILE = """
+import pathlib
+from famus_hf import load_famus
+print(type(load_famus("user/sound")[1]).__name__)
+for name in ("pickles", "code", "outside"):
+    try:
+        load_famus("user/" + name)
+    except ValueError as error:
+        print(name, str(error).count(chr(10)), error)
+"""
+
+
+def test_hostile_repositories_are_refused_over_http(tmp_path):
+    write_backbone(tmp_path / "sound")
+    save_meta_net(tmp_path / "sound", MWNet(), None)
+    sound = {
+        path.relative_to(tmp_path / "sound").as_posix(): path.read_bytes()
+        for path in (tmp_path / "sound").rglob("*")
+        if path.is_file()
+    }
+    pickled = pickle.dumps(Canary(tmp_path / "ran"))
+    config = {**json.loads(sound["config.json"]), "model_type": "evil", "auto_map": {"AutoConfig": "evil.C"}}
+    repositories = {
+        "user/sound": {**sound, "meta_net/optimizer.pt": pickled},  # not fetched
+        "user/pickles": {**{n: c for n, c in sound.items() if n != "model.safetensors"}, "pytorch_model.bin": pickled},
+        "user/code": {**sound, "config.json": as_json(config), "evil.py": b"open('ran', 'w')"},
+        "user/outside": {**sound, "../../../../evil.json": b"{}"},
+    }
+    with LoopbackHub(repositories) as hub:
+        lines = run_python(LOAD_HOSTILE, hub.environment(tmp_path / "home"), tmp_path).splitlines()
+    found = dict(line.split(" ", 1) for line in lines[-3:])
+    assert lines[-4] == "MWNet" and list(found) == ["pickles", "code", "outside"]
+    assert all(line.startswith("0 ") for line in found.values()), found
+    assert not (tmp_path / "ran").exists() and not os.path.exists("ran")
+    assert not list(tmp_path.rglob("evil.json")) and not list(tmp_path.rglob("evil.py"))
