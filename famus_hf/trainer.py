@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, Subset
 from transformers import PreTrainedModel
@@ -17,13 +16,11 @@ from transformers.utils import PushToHubMixin
 
 from famus_hf import checks
 from famus_hf.averages import Averages
-from famus_hf.classifier_trainer import ClassifierTrainer
 from famus_hf.data.augmentation import make_generator
 from famus_hf.data.balanced import ClassBalancedSampler
 from famus_hf.data.model_inputs import as_model_inputs, has_raw_images, known_labels
 from famus_hf.data.processors import adapted_processor, default_image_processor, make_augmentation, training_processor
-from famus_hf.derivatives import TrainingPass
-from famus_hf.faults import Faults, all_finite
+from famus_hf.faults import Faults
 from famus_hf.layer_sampler import LayerSampler
 from famus_hf.losses import CrossEntropyLoss, LDAMLoss, cross_entropy
 from famus_hf.meta_batches import MetaBatches, as_array, in_order
@@ -34,19 +31,15 @@ from famus_hf.meta_state import read_meta_state
 from famus_hf.model_card import facts_of_run, render_model_card
 from famus_hf.passes import (
     RECORD_COLUMNS,
-    cloned_buffers,
     differentiable_attention,
-    get_random_state,
     model_logits,
     split_inputs,
 )
 from famus_hf.processes import Processes
 from famus_hf.pseudo_clean import PseudoCleanSet
-from famus_hf.scaled_gradients import ScaledGradients
 from famus_hf.set_up import make_base_loss, make_meta_model
-from famus_hf.tangents import ForwardRecord
+from famus_hf.three_stages import ThreeStageTrainer
 from famus_hf.training_args import FaMUSTrainingArguments
-from famus_hf.virtual_step import names_with_own_memory, virtual_gradient, virtual_step_of
 from famus_hf.whole_files import written_beside
 from famus_hf.wording import reason_of
 
@@ -54,7 +47,7 @@ META_STATE = "meta_state.pt"
 TRAIN_STREAM, META_STREAM = 0, 1  # of the augmentation's draws
 
 
-class FaMUSTrainer(ClassifierTrainer):
+class FaMUSTrainer(ThreeStageTrainer):
     """Trains a classifier on noisy labels; a meta-learner, taught by a clean meta set, weighs the examples.
 
     Paper: Xu, Zhu, Jiang, Yang, "Faster Meta Update Strategy for Noise-Robust Deep Learning", CVPR 2021,
@@ -123,10 +116,9 @@ class FaMUSTrainer(ClassifierTrainer):
         self._micro_batch = (-1, 0)  # step and place of the batch within it, where gradients are accumulated
         self._averages = Averages()
         self.faults = Faults(args.nan_policy)
-        self._left_out = False  # the last batch, as its gradient was not finite
         self._card: dict[str, Any] = {}
         self._given = (meta_learner, layer_sampler)
-        self.base_loss: PerExampleLoss = cross_entropy if base_loss is None else base_loss
+        self.base_loss = cross_entropy if base_loss is None else base_loss
         if self.train_dataset is None:
             return  # made for evaluation only
         checks.check_batch_size(self)
@@ -153,11 +145,6 @@ class FaMUSTrainer(ClassifierTrainer):
         """Γ, or None in plain training."""
         return None if self.meta is None else self.meta.layer_sampler
 
-    @property
-    def compiles(self) -> bool:
-        """Whether torch.compile is on: for the training batch's forward pass and its backward passes."""
-        return self.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
-
     # ---- The training step ----
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -178,174 +165,6 @@ class FaMUSTrainer(ClassifierTrainer):
         if accumulates and self.accelerator.sync_gradients:
             self._average_gradients()
         return loss / self.current_gradient_accumulation_steps
-
-    def _plain_step(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
-        buffers = cloned_buffers(self.model)
-        loss = super().training_step(model, batch)
-        return self._unless_not_finite(loss, buffers, "the loss or its gradient")
-
-    def _three_stages(
-        self, meta: MetaModel, model: nn.Module, batch: dict[str, Any], clean_labels: Tensor | None
-    ) -> Tensor:
-        buffers = cloned_buffers(self.model)
-        is_meta_step = self.state.global_step % self.args.meta_interval == 0
-        training_pass = self._forward(meta, model, batch, is_meta_step)
-        if not all_finite([training_pass.all_logits]):
-            return self._leave_out(buffers, "the network's logits", is_fault=True)
-        self.faults.none("the network's logits")
-        meta.meta_learner.begin_step(training_pass.all_logits)
-        learned = None if training_pass.loss_scale == 1 else meta.copy_of_learned()
-        loss = None
-        if is_meta_step:
-            virtual_loss, gradient = self._virtual_train(meta, training_pass)  # Eq. (3)
-            if not all_finite(gradient.values()):
-                return self._leave_out(buffers, "the virtual gradient")
-            self.faults.none("the virtual gradient")
-            if self.args.reuse_virtual_gradient:
-                self._record_weights(meta, training_pass, clean_labels)
-                loss = virtual_loss
-            self._meta_train(meta, training_pass, gradient)  # Eq. (4), (6)–(12)
-            if loss is not None:
-                self._add_gradient(gradient, training_pass.loss_scale)
-            del gradient
-        if loss is None:
-            loss = self._actual_train(meta, model, training_pass, clean_labels)  # Eq. (5)
-        loss = self._unless_not_finite(loss.detach(), buffers, "the gradient")
-        if learned is not None and self._left_out:
-            meta.take_back(learned)  # a step that the loss scaling leaves out is no step of θ either
-        return loss
-
-    def _unless_not_finite(self, loss: Tensor, buffers: dict[str, Tensor], what: str) -> Tensor:
-        """The loss; where it or a gradient is not finite, the batch is left out in all processes."""
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        self._left_out = not self.processes.all_true(all_finite([loss, *gradients]))
-        if self._left_out:
-            self.model.zero_grad()  # with it go the micro-batches accumulated before
-            return self._leave_out(buffers, what)
-        self.faults.none(what)
-        return loss
-
-    def _leave_out(self, buffers: dict[str, Tensor], what: str, is_fault: bool = False) -> Tensor:
-        """Leaves the network as it was before this batch, running statistics included.
-
-        With fp16 a gradient that is not finite is no fault, but how the GradScaler finds its scale.
-        """
-        with torch.no_grad():
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(buffers[name])
-            if self.accelerator.scaler is not None:  # which must see this step, to leave it out and to scale less
-                for parameter in self.model.parameters():
-                    parameter.grad = torch.full_like(parameter, torch.inf) if parameter.requires_grad else None
-        if is_fault or self.accelerator.scaler is None:
-            self.faults.found(what, self.state.global_step)
-        return torch.zeros((), device=self.args.device)
-
-    def _forward(self, meta: MetaModel, model: nn.Module, inputs: dict[str, Any], is_meta_step: bool) -> TrainingPass:
-        """The training batch's only forward pass at w, shared by Virtual-Train and Actual-Train."""
-        batch, labels, _ = split_inputs(inputs)
-        random_state = get_random_state(labels.device)
-        if labels.min() < 0:
-            raise ValueError(f"a training batch holds the label {int(labels.min())}: every example needs a class")
-        exact = is_meta_step and self.args.derivative != "finite"
-        record = ForwardRecord()
-        with (
-            meta.clock("forward"),
-            self.compute_loss_context_manager(),
-            differentiable_attention() if exact else nullcontext(),
-            record if is_meta_step and not self.compiles else nullcontext(),
-        ):
-            logits = model_logits(model, batch)
-        return TrainingPass(
-            self.model,
-            batch,
-            labels,
-            logits,
-            random_state,
-            record,
-            processes=self.processes,
-            loss_scale=self._loss_scale(),
-        )
-
-    def _loss_scale(self) -> float:
-        """What fp16's GradScaler multiplies losses by; 1 without it."""
-        scaler = self.accelerator.scaler
-        return 1.0 if scaler is None else float(scaler.scale(torch.ones((), device=self.args.device)))
-
-    def _virtual_train(self, meta: MetaModel, training_pass: TrainingPass) -> tuple[Tensor, dict[str, Tensor]]:
-        """J(w, θ) and ∇_w J(w, θ) over the global batch, of which ŵ is formed where it is used.
-
-        Where the meta-learner has no virtual step, the sampler alone may need a gradient: that of the mean loss, by the
-        candidate layers.
-        """
-        parameters = {name: self.model.get_parameter(name) for name in meta.virtual_names(self.model)}
-        if meta.meta_learner.has_virtual_step:
-            loss = self._training_loss(meta, training_pass)
-        else:
-            loss = self.base_loss(training_pass.all_logits, training_pass.all_labels).mean()
-        if not parameters:
-            return loss, {}
-        with meta.clock("virtual backward"):
-            if self.args.scale_example_gradients:
-                weights = self.processes.own(self._example_weights(meta, training_pass))
-                training_pass.scaled = ScaledGradients(
-                    loss, weights, parameters, training_pass.record, training_pass.loss_scale
-                )
-                gradient = training_pass.scaled.first
-            else:
-                gradient = virtual_gradient(loss, parameters, training_pass.loss_scale)
-            return loss, self.processes.summed(gradient)
-
-    def _meta_train(self, meta: MetaModel, training_pass: TrainingPass, gradient: dict[str, Tensor]) -> None:
-        """One step of θ and of the layer sampler on a meta batch at ŵ."""
-        batch, labels, _ = split_inputs(self._next_meta_batch(meta))
-        step = virtual_step_of(self.model, self.optimizer, self.args.virtual_step or "optimizer")
-        keep_gradient = self.args.reuse_virtual_gradient
-        found = meta.step(training_pass, self.base_loss, batch, labels, gradient, step, keep_gradient)
-        if found.is_finite:
-            self.faults.none("the meta gradient")
-        elif self.accelerator.scaler is None:
-            self.faults.found("the meta gradient", self.state.global_step)
-        self._averages.add("mean_active_layers", torch.tensor(float(sum(found.switched_on))))
-        if found.meta_loss is not None:
-            self._averages.add("meta_loss", found.meta_loss)
-
-    def _actual_train(
-        self, meta: MetaModel, model: nn.Module, training_pass: TrainingPass, clean_labels: Tensor | None
-    ) -> Tensor:
-        """Backward of J(w, θ') on the graph of the shared forward pass; the Trainer's optimizer does the step."""
-        loss = self._training_loss(meta, training_pass)
-        self._record_weights(meta, training_pass, clean_labels)
-        if training_pass.scaled is not None:
-            weights = self.processes.own(self._example_weights(meta, training_pass))
-            if self.processes.all_true(training_pass.scaled.can_scale_to(weights)):
-                with meta.clock("actual products"):
-                    gradient = training_pass.scaled.scaled_to(weights)
-                    self._add_gradient(self.processes.summed(gradient), training_pass.loss_scale)
-                return loss
-        with meta.clock("actual backward"):
-            # DDP takes the mean over the processes, of which each has the gradient by its own logits alone.
-            share = self.processes.count / self.current_gradient_accumulation_steps
-            self.accelerator.backward(loss * share)
-        meta.meta_learner.zero_grad()  # J depends on θ too, but θ moves in Meta-Train alone
-        return loss
-
-    def _add_gradient(self, gradient: dict[str, Tensor], loss_scale: float) -> None:
-        """What the backward of Actual-Train would have done, with a gradient that is known."""
-        factor = loss_scale / self.current_gradient_accumulation_steps
-        own = names_with_own_memory(gradient)
-        for name, value in gradient.items():
-            parameter = self.model.get_parameter(name)
-            share = value if factor == 1 and name in own else value * factor
-            parameter.grad = share if parameter.grad is None else parameter.grad.add_(share)
-
-    def _average_gradients(self) -> None:
-        """What DDP would have done after the last of the accumulated micro-batches."""
-        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-        for name, total in self.processes.summed(gradients).items():
-            gradients[name].copy_(total / self.processes.count)
-
-    def _training_loss(self, meta: MetaModel, training_pass: TrainingPass) -> Tensor:
-        return meta.meta_learner.training_loss(training_pass.all_logits, training_pass.all_labels, self.base_loss)
 
     def _place_of_batch(self) -> tuple[int, int]:
         """Optimizer step, and place within it where gradients are accumulated."""
@@ -432,26 +251,6 @@ class FaMUSTrainer(ClassifierTrainer):
     def mean_fixed_meta_cost(self) -> float | None:
         """With a `meta_budget`: what the rest of Virtual- and Meta-Train took, likewise."""
         return None if self.meta is None else self.meta.in_plain_steps("virtual backward", "validation forward")
-
-    @torch.no_grad()
-    def _example_weights(self, meta: MetaModel, training_pass: TrainingPass) -> Any:
-        """V̂ of the global batch, shape (k·n,), or None where the meta-learner has no such weights."""
-        losses = self.base_loss(training_pass.all_logits, training_pass.all_labels)
-        return meta.meta_learner.example_weights(losses)
-
-    @torch.no_grad()
-    def _record_weights(self, meta: MetaModel, training_pass: TrainingPass, clean_labels: Tensor | None) -> None:
-        if clean_labels is None:
-            return
-        weights = self._example_weights(meta, training_pass)
-        if weights is None:
-            return
-        relative = self.processes.own(weights * len(weights))  # 1 is what plain training gives every example
-        labels = training_pass.labels
-        wrong = (labels if labels.dim() == 1 else labels.argmax(1)) != clean_labels.to(labels.device)
-        for name, group in (("mean_weight_clean", relative[~wrong]), ("mean_weight_noisy", relative[wrong])):
-            if len(group):
-                self._averages.add(name, group.mean())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
