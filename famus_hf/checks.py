@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import is_peft_model
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import CPUOffloadPolicy, StateDictType
 from torch.utils.data import IterableDataset
 from transformers.trainer_utils import has_length
 
@@ -11,6 +12,8 @@ from famus_hf.data.meta_set import check_no_copies, check_no_overlap
 from famus_hf.data.model_inputs import ModelInputs, known_labels
 from famus_hf.losses import LDAMLoss
 from famus_hf.meta_learners import MetaLearner
+from famus_hf.sharded import LOW_PRECISION
+from famus_hf.shards import is_sharded
 from famus_hf.training_args import FaMUSTrainingArguments
 
 if TYPE_CHECKING:
@@ -71,17 +74,57 @@ def check_meta_learning_is_possible(trainer: "FaMUSTrainer") -> None:
             "gradient_checkpointing with use_reentrant=True gives no single gradients, which the meta step needs: set "
             "it to False"
         )
-    if any(isinstance(parameter, DTensor) for parameter in trainer.model.parameters()):
-        raise ValueError(
-            "the model's parameters are sharded (DTensor), and the meta step needs them whole: leave out fully_shard, "
-            "or call famus_hf.sharded_meta_gradient in a loop of your own"
-        )
+    _check_sharding(trainer)
     if trainer.compute_loss_func is not None:
         raise ValueError("compute_loss_func returns one number, but FaMUS weighs examples: leave it out")
     problem = getattr(getattr(trainer.model, "config", None), "problem_type", None)
     if problem in ("multi_label_classification", "regression"):
         raise ValueError(f"the model's problem_type is {problem!r}: FaMUS weighs examples of one class each")
     _check_data_sets(trainer)
+
+
+def _check_sharding(trainer: "FaMUSTrainer") -> None:
+    """Raises ValueError on a model that others have sharded, and on what does not go with FSDP."""
+    if is_sharded(trainer.model):
+        raise ValueError(
+            "the model's parameters are sharded already (DTensor): give it whole and have accelerate launch --use_fsdp "
+            "--fsdp_version 2 shard it, or call famus_hf.sharded_meta_gradient in a loop of your own"
+        )
+    if not trainer.is_fsdp_enabled:
+        return
+    args, accelerator = trainer.args, trainer.accelerator
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise ValueError(
+            f"FSDP version {plugin.fsdp_version} flattens parameters, which the meta step needs apart: start with "
+            "--fsdp_version 2"
+        )
+    if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
+        raise ValueError(
+            f"FSDP with {plugin.state_dict_type.name} would leave no model.safetensors: start with "
+            "--fsdp_state_dict_type FULL_STATE_DICT"
+        )
+    half = any(parameter.dtype in LOW_PRECISION for parameter in trainer.model.parameters())
+    refused = {
+        f"derivative={args.derivative!r}": args.derivative not in ("auto", "finite"),
+        "reuse_virtual_gradient": args.reuse_virtual_gradient,
+        "scale_example_gradients": args.scale_example_gradients,
+        f"virtual_scope={args.virtual_scope!r}": args.virtual_scope != "all",
+        "meta_budget": args.meta_budget is not None,
+        f"mixed precision ({accelerator.mixed_precision})": accelerator.mixed_precision != "no",
+        "a model in half precision": half,
+        "torch.compile": trainer.compiles,
+        "activation checkpointing": plugin.activation_checkpointing or args.gradient_checkpointing,
+        "CPU offload": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
+        "a parallelism_config": accelerator.parallelism_config is not None,
+        "PEFT": is_peft_model(trainer.model),
+    }
+    for name, is_asked in refused.items():
+        if is_asked:
+            raise ValueError(
+                f"{name} does not go with a meta-learner under FSDP, which takes the meta gradient by whole passes and "
+                "finite differences in float32: leave it out"
+            )
 
 
 def _check_processes(trainer: "FaMUSTrainer") -> None:

@@ -24,6 +24,8 @@ from transformers.training_args import OptimizerNames
 from famus_hf import checkpoints, hub
 from famus_hf.backbone import read_network
 from famus_hf.data.model_inputs import as_model_inputs
+from famus_hf.processes import Processes
+from famus_hf.shards import class_of, is_sharded, load_whole
 from famus_hf.training_args import FaMUSTrainingArguments
 from famus_hf.whole_files import (
     UNFINISHED,
@@ -233,11 +235,21 @@ class ClassifierTrainer(Trainer):
         """
         if not (Path(checkpoint) / "config.json").is_file():
             raise ValueError(f"{checkpoint!r} holds no checkpoint (it has no config.json)")
-        try:
-            saved = read_network(type(network), checkpoint, network.config)
-        except Exception as error:  # transformers raises anything on a damaged file
-            raise ValueError(f"checkpoint {checkpoint!r} can't be loaded: {reason_of(error)}") from error
-        network.load_state_dict(saved.state_dict())
+        sharded = is_sharded(network)
+        state, problem = {}, None
+        if not sharded or self.is_world_process_zero():
+            try:
+                state = read_network(class_of(network), checkpoint, network.config).state_dict()
+            except Exception as error:  # transformers raises anything on a damaged file
+                problem = reason_of(error)
+        if sharded:
+            problem = Processes.present().first_object(problem)
+        if problem is not None:
+            raise ValueError(f"checkpoint {checkpoint!r} can't be loaded: {problem}")
+        if sharded:
+            load_whole(network, state)
+        else:
+            network.load_state_dict(state)
 
     # ---- Hub ----
 

@@ -7,6 +7,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from famus_hf.shards import own_part
+
 NAN_POLICIES = ("stop", "skip")
 MOST_IN_A_ROW = 100  # faults of one kind, after which nothing is to be hoped for
 
@@ -57,8 +59,8 @@ def log_once(message: str) -> None:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no value is infinite or NaN; one host synchronisation."""
-    values = [tensor.detach() for tensor in tensors if tensor.numel()]
+    """Whether no value is infinite or NaN, of sharded tensors in this process's part; one host synchronisation."""
+    values = [part for part in (own_part(tensor.detach()) for tensor in tensors) if part.numel()]
     if not values:
         return True
     norms = torch._foreach_norm(values)  # carries infinities and NaN along, and is the fastest way over the values

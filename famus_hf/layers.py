@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from famus_hf.passes import logits_without_trace
+from famus_hf.shards import spread_like, whole
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,12 @@ def pool_gradient(gradients: Sequence[Tensor]) -> Tensor:
     """Avg-Pool of Eq. (8): each tensor averaged over all but its first dimension, biases as they are, concatenated.
 
     Args:
-        gradients: The gradients of one layer's tensors, each of shape (D, …), (D,) or ().
+        gradients: The gradients of one layer's tensors, each of shape (D, …), (D,) or (), sharded or not.
 
     Returns:
-        Shape (D_out,), D_out = sum of the first dimensions.
+        Shape (D_out,), D_out = sum of the first dimensions; the same in all processes.
     """
-    return torch.cat([g.flatten(1).mean(1) if g.dim() > 1 else g.reshape(-1) for g in gradients])
+    return torch.cat([whole(g.flatten(1).mean(1) if g.dim() > 1 else g.reshape(-1)) for g in gradients])
 
 
 def pooled_width(shapes: Sequence[torch.Size]) -> int:
@@ -152,10 +153,11 @@ def pooled_width(shapes: Sequence[torch.Size]) -> int:
 
 
 def unpool_gradient(pooled: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """The transpose of `pool_gradient`: spreads a vector of shape (D_out,) over tensors shaped as `like`."""
+    """The transpose of `pool_gradient`: spreads a vector of shape (D_out,) over tensors like `like`, sharded as those."""
     widths = [tensor.shape[0] if tensor.dim() else 1 for tensor in like]
     spread = []
     for part, tensor in zip(pooled.split(widths), like, strict=True):
         averaged = tensor.numel() // len(part)
-        spread.append((part / averaged).unsqueeze(1).expand(-1, averaged).reshape(tensor.shape))
+        even = (part / averaged).unsqueeze(1).expand(-1, averaged).reshape(tensor.shape)
+        spread.append(spread_like(even, tensor))
     return spread

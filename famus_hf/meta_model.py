@@ -14,7 +14,7 @@ from famus_hf.layer_sampler import LayerSampler, LearnedSampler, pooled_gradient
 from famus_hf.layers import Layer, parameters_of
 from famus_hf.meta_learners import MetaLearner, PerExampleLoss
 from famus_hf.meta_state import check_meta_state
-from famus_hf.stages import MetaObjective, MetaTrain, meta_train
+from famus_hf.stages import MetaObjective, MetaTrain, Passes, meta_train
 from famus_hf.stopwatch import NO_STOPWATCH, Stopwatch
 from famus_hf.virtual_step import VirtualStep
 
@@ -131,6 +131,7 @@ class MetaModel:
         gradient: Mapping[str, Tensor],
         virtual_step: VirtualStep,
         keep_gradient: bool = True,
+        passes: Passes = Passes(),  # noqa: B008  # it can't be changed
     ) -> MetaTrain:
         """One Meta-Train step: moves θ and η, unless its gradient is not finite. Arguments: see `stages.meta_train`."""
         pooled = pooled_gradients(self.candidates, gradient) if self.layer_sampler.needs_gradients else {}
@@ -151,6 +152,7 @@ class MetaModel:
             self.objective,
             self.clock,
             keep_gradient,
+            passes,
         )
         if found.is_finite:
             if found.learner_gradient:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from famus_hf.pseudo_clean import PseudoCleanSet
+from famus_hf.shards import class_of
 
 if TYPE_CHECKING:
     from famus_hf.trainer import FaMUSTrainer
@@ -57,7 +58,7 @@ def facts_of_run(trainer: "FaMUSTrainer") -> dict[str, Any]:
     judge = str(args.metric_for_best_model).removeprefix("eval_")
     if args.load_best_model_at_end and not judge.startswith(("meta_", "validation_")):
         selection = f"The checkpoint was selected by {args.metric_for_best_model} on the evaluation set;"
-    settings: dict[str, Any] = {"backbone": type(trainer.model).__name__, "meta-learner": learner}
+    settings: dict[str, Any] = {"backbone": class_of(trainer.model).__name__, "meta-learner": learner}
     if meta is not None:
         settings["layer sampler"] = type(meta.layer_sampler).__name__
         settings["layers on, mean"] = f"{meta.mean_active_layers:.2f} of {len(meta.candidates)}"

@@ -28,11 +28,11 @@ class Processes:
         self.rank, self.count, self.device = rank, count, device
 
     @classmethod
-    def present(cls) -> "Processes":
+    def present(cls, device: torch.device | None = None) -> "Processes":
         """Those of torch.distributed's default group; one where it is not in use."""
         if dist.is_available() and dist.is_initialized():
-            return cls(dist.get_rank(), dist.get_world_size())
-        return cls()
+            return cls(dist.get_rank(), dist.get_world_size(), device)
+        return cls(device=device)
 
     def gathered(self, rows: Tensor) -> Tensor:
         """The rows of all processes in order of their ranks, detached. (n, …) → (k·n, …); every process gives n."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 from transformers.utils import logging
@@ -145,7 +145,7 @@ def _make_layer_sampler(args: FaMUSTrainingArguments) -> LayerSampler:
 
 def _usable_derivative(trainer: "FaMUSTrainer", probe: TrainingPass) -> str:
     """`args.derivative`, unless an operation of the network has no forward mode, or its graph has no derivative."""
-    derivative = trainer.args.derivative
+    derivative = "finite" if trainer.is_fsdp_enabled else trainer.args.derivative
     if derivative == "reverse" and trainer.compiles:
         raise ValueError("derivative='reverse' does not work with torch.compile, whose backward has none: use auto")
     if derivative in ("reverse", "finite"):
@@ -220,9 +220,11 @@ def _train_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _examples(trainer: "FaMUSTrainer", dataset: Any, count: int | None) -> dict[str, Any]:
-    """The first examples of a data set as a batch on the device."""
+    """The first examples of a data set as a batch where the network is."""
     if isinstance(dataset, IterableDataset):
         examples = list(islice(dataset, count or 1))
     else:
         examples = [dataset[row] for row in range(min(count or 1, len(dataset)))]
-    return trainer.central_crop(trainer._prepare_inputs(trainer.data_collator(examples)))
+    batch = trainer.central_crop(trainer._prepare_inputs(trainer.data_collator(examples)))
+    device = next(trainer.model.parameters()).device  # with FSDP the network goes to its own when training starts
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}

@@ -16,8 +16,9 @@ Symbols as in `stages`. Each process holds its own n rows of the training batch 
 those of all processes, whose J and L_c are meant.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,7 +32,9 @@ from famus_hf.losses import cross_entropy
 from famus_hf.meta_learners import MetaLearner
 from famus_hf.passes import cloned_buffers, get_random_state, model_logits, random_state_kept, split_inputs
 from famus_hf.processes import Processes
-from famus_hf.stages import gradient_of_slope
+from famus_hf.shards import abandon_passes, own_part
+from famus_hf.stages import Passes, gradient_of_slope
+from famus_hf.stopwatch import Stopwatch
 from famus_hf.virtual_step import VirtualStep
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -79,23 +82,35 @@ def sharded_meta_gradient(
     with without_trace(model, labels.device):
         step = VirtualStep({name: learning_rate for name, _ in _trainable(model)})
         training_pass = sharded_training_pass(model, inputs, labels, with_graph=meta_learner.has_virtual_step)
-        logits, all_labels = _gathered(training_pass.logits), _gathered(labels)
+        logits, all_labels = training_pass.all_logits, training_pass.all_labels
         meta_learner.begin_step(logits)
         if not on:
             return meta_learner.outcome({name: torch.zeros_like(t) for name, t in meta_learner.theta().items()})
         gradient = {}
         if meta_learner.has_virtual_step:
-            loss = meta_learner.training_loss(logits.requires_grad_(), all_labels, cross_entropy)
-            gradient = virtual_gradient(training_pass, loss, logits)
+            gradient = virtual_gradient(training_pass, meta_learner.training_loss(logits, all_labels, cross_entropy))
         _, validation = validation_gradient(model, gradient, step, meta_batch, meta_labels)
         direction = {name: step.displacement(name, validation[name]) for names in on.values() for name in names}
-        tangent = _gathered(logit_tangent(training_pass, direction))
+        tangent = training_pass.processes.gathered_unevenly(logit_tangent(training_pass, direction))
     return meta_learner.outcome(gradient_of_slope(meta_learner, logits, tangent, all_labels, cross_entropy))
+
+
+class ShardedPass(TrainingPass):
+    """A pass of this process's training rows, of which there may be more or less than in other processes."""
+
+    @cached_property
+    def all_logits(self) -> Tensor:
+        """Of the global batch, shape (N, C); a leaf, as FSDP takes what goes back to `logits` for its one backward."""
+        return self.processes.gathered_unevenly(self.logits).requires_grad_(self.logits.requires_grad)
+
+    @cached_property
+    def all_labels(self) -> Tensor:
+        return self.processes.gathered_unevenly(self.labels)
 
 
 def sharded_training_pass(
     model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, with_graph: bool = True
-) -> TrainingPass:
+) -> ShardedPass:
     """A pass of this process's training rows that leaves buffers as they are; the generators move on.
 
     Raises:
@@ -104,19 +119,18 @@ def sharded_training_pass(
     random_state = get_random_state(labels.device)
     with torch.set_grad_enabled(with_graph), _full_precision(model):
         logits = model_logits(model, inputs, cloned_buffers(model))
-    return TrainingPass(model, inputs, labels, logits, random_state)
+    return ShardedPass(model, inputs, labels, logits, random_state, processes=Processes.present(labels.device))
 
 
-def virtual_gradient(training_pass: TrainingPass, loss: Tensor, logits: Tensor) -> dict[str, Tensor]:
+def virtual_gradient(training_pass: ShardedPass, loss: Tensor) -> dict[str, Tensor]:
     """g = ∇_w J(w, θ) of Eq. (3) by parameter name, sharded as the parameters are; θ gets no `.grad`.
 
     Args:
         training_pass: Its graph, that of the whole module, is used up.
-        loss: J, a scalar with the graph back to `logits`.
-        logits: z of all processes, shape (N, C), a leaf of that graph.
+        loss: J, a scalar with the graph back to `training_pass.all_logits`.
     """
-    (by_logits,) = torch.autograd.grad(loss, logits)
-    own = Processes.present().own_of(by_logits, training_pass.logits)
+    (by_logits,) = torch.autograd.grad(loss, training_pass.all_logits)
+    own = training_pass.processes.own_of(by_logits, training_pass.logits)
     return _gradient_of_sum(training_pass.model, (training_pass.logits * own).sum())
 
 
@@ -170,6 +184,26 @@ def logit_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]) 
     return central_difference(_shards_of(model, direction), tangents, norm, logits)
 
 
+def _validation(
+    training_pass: TrainingPass,
+    gradient: Mapping[str, Tensor],
+    step: VirtualStep,
+    inputs: Mapping[str, Any],
+    labels: Tensor,
+    names: Iterable[str],
+    reusable: Set[str],
+    clock: Stopwatch,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    return validation_gradient(training_pass.model, gradient, step, inputs, labels)
+
+
+def _tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor], derivative: str) -> Tensor:
+    return logit_tangent(training_pass, direction)
+
+
+PASSES = Passes(_validation, _tangent)  # all layers whichever are on, and finite differences whatever is asked
+
+
 @contextmanager
 def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
     """In the body `.grad` is empty; after it `.grad`, generators and FSDP stand where they stood, whatever it raised.
@@ -187,8 +221,7 @@ def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
         with random_state_kept(device), torch.enable_grad():
             yield
     except BaseException:
-        if isinstance(model, FSDPModule):
-            model.reset_iter_state()  # else FSDP goes on with the weights that it gathered for the broken pass
+        abandon_passes(model)  # else FSDP goes on with the weights that it gathered for the broken pass
         raise
     finally:
         for parameter, gradient in gradients:
@@ -239,11 +272,6 @@ def _summed(tensor: Tensor) -> Tensor:
     return Processes.present().summed({"": tensor})[""]
 
 
-def _gathered(rows: Tensor) -> Tensor:
-    """(n, …) → (N, …), detached; n may differ among the processes."""
-    return Processes.present().gathered_unevenly(rows)
-
-
 # ---- Shards ----
 
 
@@ -253,7 +281,7 @@ def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def _shard(tensor: Tensor) -> Tensor:
     """This process's part of a tensor: its memory, with a version counter of its own."""
-    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).data
+    return own_part(tensor).data
 
 
 def _shards_of(model: nn.Module, names: Iterable[str]) -> list[Tensor]:

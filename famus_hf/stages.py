@@ -7,13 +7,12 @@ through the logits: one directional derivative of the logits (`derivatives.logit
 graph, exactly, for any set of layers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from famus_hf.derivatives import (
     DERIVATIVES,
@@ -44,6 +43,7 @@ from famus_hf.passes import (
     with_tensors,
 )
 from famus_hf.processes import Processes
+from famus_hf.shards import is_sharded, whole
 from famus_hf.stopwatch import NO_STOPWATCH, Stopwatch
 from famus_hf.virtual_step import VirtualStep, scaled_gradients, virtual_gradient, virtual_parameters
 
@@ -90,6 +90,38 @@ def validation_gradient(
         loss, gradients = with_tensors(model, {**virtual, **leaves, **cloned_buffers(model)}, loss_and_gradients)
     found = processes.mean({**dict(zip(leaves, gradients, strict=True)), LOSS: loss}, len(labels))
     return found.pop(LOSS), found
+
+
+def _validation_at_virtual_weights(
+    training_pass: TrainingPass,
+    gradient: Mapping[str, Tensor],
+    step: VirtualStep,
+    inputs: Mapping[str, Any],
+    labels: Tensor,
+    names: Iterable[str],
+    reusable: Set[str],
+    clock: Stopwatch,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    model = training_pass.model
+    virtual = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    moved = {name: virtual[name] for name in gradient}
+    virtual |= virtual_parameters(moved, gradient, step, reusable)
+    return validation_gradient(
+        model, virtual, inputs, labels, names, clock, training_pass.processes, training_pass.loss_scale
+    )
+
+
+class Passes(NamedTuple):
+    """How Meta-Train gets at the network: an ordinary one as the defaults do, a sharded one by `sharded.PASSES`.
+
+    Attributes:
+        validation: Training pass, g by name of what moves, α and P, meta batch, its labels, names of parameters, names
+            in g whose memory may be taken, stopwatch → L_c and v by (at least these) names.
+        tangent: Training pass, d by parameter name, a way of `famus_hf.derivatives` → ż, shape (n, C).
+    """
+
+    validation: Callable[..., tuple[Tensor, dict[str, Tensor]]] = _validation_at_virtual_weights
+    tangent: Callable[[TrainingPass, Mapping[str, Tensor], str], Tensor] = logit_tangent
 
 
 def gradient_of_slope(
@@ -177,6 +209,7 @@ def meta_train(
     objective: MetaObjective,
     clock: Stopwatch = NO_STOPWATCH,
     keep_gradient: bool = True,
+    passes: Passes = Passes(),  # noqa: B008  # it can't be changed
 ) -> MetaTrain:
     """The gradients of Eq. (12) w.r.t. θ and, but for Eq. (10), the gates. A layer that is off is not computed.
 
@@ -195,8 +228,8 @@ def meta_train(
         objective: K, λ1, λ2.
         clock: Takes the time of `"validation forward"`, `"validation backward"` and `"derivative"`.
         keep_gradient: Whether `gradient` is needed afterwards; where not, its memory may become ŵ.
+        passes: How to get at the network.
     """
-    model = training_pass.model
     switched_on = [r > 0 for r in gates.tolist()]  # the one host synchronisation of a step
     on = [layer for layer, is_on in zip(candidates, switched_on, strict=True) if is_on]
     matched = [last_layer] if objective.gradient_match_weight > 0 else []
@@ -204,28 +237,30 @@ def meta_train(
     slopes = torch.zeros_like(gates)
     meta_loss, learner_gradient = None, {}
     if evaluated:
-        virtual = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-        if meta_learner.has_virtual_step:
-            read_later = gradient if keep_gradient else parameters_of(candidates if gates.requires_grad else matched)
-            moved = {name: virtual[name] for name in gradient}
-            virtual |= virtual_parameters(moved, gradient, step, reusable=set(gradient).difference(read_later))
-        names = parameters_of(evaluated)
-        meta_loss, validation = validation_gradient(
-            model, virtual, meta_inputs, meta_labels, names, clock, training_pass.processes, training_pass.loss_scale
+        moves = gradient if meta_learner.has_virtual_step else {}
+        read_later = gradient if keep_gradient else parameters_of(candidates if gates.requires_grad else matched)
+        meta_loss, validation = passes.validation(
+            training_pass,
+            moves,
+            step,
+            meta_inputs,
+            meta_labels,
+            parameters_of(evaluated),
+            set(moves).difference(read_later),
+            clock,
         )
-        del virtual
         direction = {name: step.displacement(name, validation[name]) for name in parameters_of(on)}
         if gates.requires_grad and on:
             slopes[gates.detach() > 0] = torch.stack(
                 [
-                    torch.stack([(direction[name] * gradient[name]).sum() for name in layer.parameters]).sum()
+                    torch.stack([whole((direction[name] * gradient[name]).sum()) for name in layer.parameters]).sum()
                     for layer in on
                 ]
             ).to(slopes)
         for layer in matched:
             _add_matching_direction(direction, layer, gradient, validation, objective.gradient_match_weight)
         with clock("derivative"):
-            tangent = logit_tangent(training_pass, direction, choose_derivative(objective.derivative, evaluated))
+            tangent = passes.tangent(training_pass, direction, choose_derivative(objective.derivative, evaluated))
         learner_gradient = gradient_of_slope(
             meta_learner,
             training_pass.all_logits,
@@ -288,7 +323,7 @@ def meta_gradient(
     """
     if derivative not in DERIVATIVES:
         raise ValueError(f"derivative={derivative!r} is unknown: choose one of {', '.join(DERIVATIVES)}")
-    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    if is_sharded(model):
         raise ValueError("the model's parameters are sharded (DTensor): call famus_hf.sharded_meta_gradient instead")
     on = parameters_by_layer(model) if layers is None else select_layers(model, layers)
     inputs, labels, _ = split_inputs(train_inputs)

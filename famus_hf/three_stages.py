@@ -7,6 +7,7 @@ import torch
 from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 
+from famus_hf import sharded
 from famus_hf.averages import Averages
 from famus_hf.classifier_trainer import ClassifierTrainer
 from famus_hf.derivatives import TrainingPass
@@ -16,6 +17,8 @@ from famus_hf.meta_model import MetaModel
 from famus_hf.passes import cloned_buffers, differentiable_attention, get_random_state, model_logits, split_inputs
 from famus_hf.processes import Processes
 from famus_hf.scaled_gradients import ScaledGradients
+from famus_hf.shards import abandon_passes
+from famus_hf.stages import Passes
 from famus_hf.tangents import ForwardRecord
 from famus_hf.virtual_step import names_with_own_memory, virtual_gradient, virtual_step_of
 
@@ -54,11 +57,18 @@ class ThreeStageTrainer(ClassifierTrainer):
     ) -> Tensor:
         buffers = cloned_buffers(self.model)
         is_meta_step = self.state.global_step % self.args.meta_interval == 0
+        is_begun = is_meta_step and self.is_fsdp_enabled
+        if is_begun:
+            fault = self._meta_step_on_shards(meta, batch)
+            if fault is not None:
+                return self._leave_out(buffers, fault, is_fault=True)
+            is_meta_step = False
         training_pass = self._forward(meta, model, batch, is_meta_step)
         if not all_finite([training_pass.all_logits]):
             return self._leave_out(buffers, "the network's logits", is_fault=True)
         self.faults.none("the network's logits")
-        meta.meta_learner.begin_step(training_pass.all_logits)
+        if not is_begun:
+            meta.meta_learner.begin_step(training_pass.all_logits)
         learned = None if training_pass.loss_scale == 1 else meta.copy_of_learned()
         loss = None
         if is_meta_step:
@@ -80,6 +90,26 @@ class ThreeStageTrainer(ClassifierTrainer):
             meta.take_back(learned)  # a step that the loss scaling leaves out is no step of θ either
         return loss
 
+    def _meta_step_on_shards(self, meta: MetaModel, batch: dict[str, Any]) -> str | None:
+        """Virtual- and Meta-Train before the forward pass of Actual-Train, whose graph would not outlive theirs.
+
+        That pass draws what the one in here draws. Returns what was not finite, if anything was not.
+        """
+        inputs, labels, _ = split_inputs(batch)
+        with sharded.without_trace(self.model, labels.device):
+            with meta.clock("forward"):
+                with_graph = bool(meta.virtual_names(self.model))
+                training_pass = sharded.sharded_training_pass(self.model, inputs, labels, with_graph)
+            if not all_finite([training_pass.all_logits]):
+                return "the network's logits"
+            meta.meta_learner.begin_step(training_pass.all_logits)
+            _, gradient = self._virtual_train(meta, training_pass)
+            if not self.processes.all_true(all_finite(gradient.values())):
+                return "the virtual gradient"
+            self.faults.none("the virtual gradient")
+            self._meta_train(meta, training_pass, gradient)
+        return None
+
     def _unless_not_finite(self, loss: Tensor, buffers: dict[str, Tensor], what: str) -> Tensor:
         """The loss; where it or a gradient is not finite, the batch is left out in all processes."""
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
@@ -95,6 +125,7 @@ class ThreeStageTrainer(ClassifierTrainer):
 
         With fp16 a gradient that is not finite is no fault, but how the GradScaler finds its scale.
         """
+        abandon_passes(self.model)
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(buffers[name])
@@ -150,6 +181,8 @@ class ThreeStageTrainer(ClassifierTrainer):
         if not parameters:
             return loss, {}
         with meta.clock("virtual backward"):
+            if isinstance(training_pass, sharded.ShardedPass):
+                return loss, sharded.virtual_gradient(training_pass, loss)
             if self.args.scale_example_gradients:
                 weights = self.processes.own(self._example_weights(meta, training_pass))
                 training_pass.scaled = ScaledGradients(
@@ -165,7 +198,8 @@ class ThreeStageTrainer(ClassifierTrainer):
         batch, labels, _ = split_inputs(self._next_meta_batch(meta))
         step = virtual_step_of(self.model, self.optimizer, self.args.virtual_step or "optimizer")
         keep_gradient = self.args.reuse_virtual_gradient
-        found = meta.step(training_pass, self.base_loss, batch, labels, gradient, step, keep_gradient)
+        passes = sharded.PASSES if isinstance(training_pass, sharded.ShardedPass) else Passes()
+        found = meta.step(training_pass, self.base_loss, batch, labels, gradient, step, keep_gradient, passes)
         if found.is_finite:
             self.faults.none("the meta gradient")
         elif self.accelerator.scaler is None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, Sampler, Subset
 from transformers import PreTrainedModel
 from transformers.trainer_utils import has_length
@@ -156,8 +157,11 @@ class FaMUSTrainer(ThreeStageTrainer):
             return self._plain_step(model, batch)
         self._refresh_meta_set()
         model.train()
+        if isinstance(self.model, FSDPModule):  # which reduces the passes of Meta-Train by themselves, so each at once
+            self.model.set_requires_gradient_sync(True)
         # Where micro-batches are accumulated, one that is left out has no backward pass for DDP to average in.
-        accumulates = self.processes.count > 1 and self.current_gradient_accumulation_steps > 1
+        is_replicated = self.processes.count > 1 and not self.is_fsdp_enabled
+        accumulates = is_replicated and self.current_gradient_accumulation_steps > 1
         # A checkpointed layer runs again in the backward pass, and must take the same attention kernel there.
         attention = differentiable_attention() if self.args.gradient_checkpointing else nullcontext()
         with self.accelerator.no_sync(model) if accumulates else nullcontext(), attention:
@@ -211,8 +215,10 @@ class FaMUSTrainer(ThreeStageTrainer):
         """Cross-entropy of every training example in eval mode, and whether its label is right, where that is known."""
         losses, correct = [], []
         self.model.eval()
-        share = np.array_split(np.arange(len(self.train_dataset)), self.processes.count)[self.processes.rank]
-        for inputs in in_order(Subset(self.train_dataset, share.tolist()), self.args, self.data_collator):
+        count = len(self.train_dataset)
+        share = -(-count // self.processes.count)  # equal, as FSDP needs all processes in each of its passes
+        rows = np.arange(share * self.processes.rank, share * (self.processes.rank + 1)).clip(max=count - 1)
+        for inputs in in_order(Subset(self.train_dataset, rows.tolist()), self.args, self.data_collator):
             batch, labels, _ = split_inputs(self.central_crop(self._prepare_inputs(inputs)))
             with self.compute_loss_context_manager():
                 losses.append(cross_entropy(model_logits(self.model, batch).float(), labels))
@@ -220,7 +226,8 @@ class FaMUSTrainer(ThreeStageTrainer):
                 given = inputs["labels"]
                 correct.append((given if given.dim() == 1 else given.argmax(1)) == inputs["clean_label"])
         self.model.train()
-        return self._of_all_processes(losses), self._of_all_processes(correct) if correct else None
+        known = self._of_all_processes(correct)[:count] if correct else None
+        return self._of_all_processes(losses)[:count], known
 
     def _of_all_processes(self, parts: list[Tensor]) -> np.ndarray:
         return np.concatenate(self.processes.objects(as_array(parts)))

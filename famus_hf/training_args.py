@@ -19,7 +19,6 @@ META_LEARNERS = ("mw-net", "l2r", "mlc", "none")
 LAYER_SAMPLERS = ("learned", "all", "block", "random")
 META_OPTIMIZERS = ("adam", "sgd")
 SHARDING = {  # set by `accelerate launch` → the flag that asks for it
-    "ACCELERATE_USE_FSDP": "--use_fsdp",
     "ACCELERATE_USE_DEEPSPEED": "--use_deepspeed",
     "ACCELERATE_USE_MEGATRON_LM": "--use_megatron_lm",
 }
@@ -415,7 +414,6 @@ class FaMUSTrainingArguments(TrainingArguments):
         """Raises ValueError on settings that do not go with a meta-learner."""
         refused = {
             "deepspeed": "leave it out",
-            "fsdp": "leave it out",
             "parallelism_config": "leave it out",
             "auto_find_batch_size": "set per_device_train_batch_size",
         }

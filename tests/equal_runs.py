@@ -57,7 +57,7 @@ def make(folder, name, settings, processes):
     settings = dict(settings)
     learner = {"mlc": lambda: MLC(4), "l2r": lambda: None}.get(settings.get("meta_learner"), lambda: MWNet(
         weight_normalization=settings.get("weight_normalization", "sum")))()  # fmt: skip
-    dtype = torch.float32 if settings.get("bf16") else torch.float64
+    dtype = getattr(torch, settings.pop("dtype", "float32" if settings.get("bf16") else "float64"))
     sampler = LearnedSampler().to(dtype) if settings["layer_sampler"] == "learned" else None
     settings["meta_batch_size"] = settings.get("meta_batch_size", GLOBAL_BATCH) // processes
     pseudo_clean = settings.get("meta_set") == "pseudo-clean"

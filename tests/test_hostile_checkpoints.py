@@ -130,9 +130,7 @@ def test_a_meta_state_runs_nothing_and_takes_no_memory(tmp_path):
     path = tmp_path / META_STATE
     torch.save({"steps": Flood()}, path)
     assert (
-        peak_growth(
-            lambda: refused("names 'builtins bytearray'|names '__builtin__ bytearray'", read_meta_state, path)
-        )
+        peak_growth(lambda: refused("names 'builtins bytearray'|names '__builtin__ bytearray'", read_meta_state, path))
         < 64
     )
     torch.save({"steps": Canary(tmp_path / "ran")}, path)

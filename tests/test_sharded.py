@@ -394,11 +394,11 @@ PLAIN = ["--meta_learner", "none", "--num_meta", "0"]
 @pytest.mark.parametrize(
     "environment, flags, words",
     [
-        (None, ["--fsdp", "full_shard"], "fsdp does not work with a meta-learner yet"),
-        (None, ["--fsdp"], "fsdp does not work with a meta-learner yet"),
+        (None, ["--fsdp", "full_shard"], "does not engage on CPU"),
+        (None, ["--fsdp"], "does not engage on CPU"),
         (None, ["--fsdp_config", '{"version": 2}'], "fsdp_config does nothing without fsdp"),
         (None, ["--deepspeed", "config.json"], "deepspeed does not work with a meta-learner yet"),
-        ("ACCELERATE_USE_FSDP", [], "start accelerate without --use_fsdp"),
+        ("ACCELERATE_USE_FSDP", [], "does not engage on CPU"),
         ("ACCELERATE_USE_DEEPSPEED", [], "start accelerate without --use_deepspeed"),
         ("ACCELERATE_USE_MEGATRON_LM", [], "start accelerate without --use_megatron_lm"),
         (None, ["--fsdp", "full_shard", *PLAIN], "does not engage on CPU"),
@@ -431,7 +431,7 @@ def test_a_model_that_is_sharded_already_is_refused_by_the_trainer(tmp_path):
     try:
         examples = [{"pixel_values": torch.randn(3, 8, 8), "labels": row % CLASSES} for row in range(8)]
         args = FaMUSTrainingArguments(str(tmp_path), per_device_train_batch_size=4, use_cpu=True, report_to="none")
-        with pytest.raises(ValueError, match=r"sharded \(DTensor\), and the meta step needs them whole"):
+        with pytest.raises(ValueError, match=r"sharded already \(DTensor\): give it whole"):
             FaMUSTrainer(
                 shard(build_model("batch norm", torch.float32)), args, train_dataset=examples, meta_dataset=examples
             )  # fmt: skip

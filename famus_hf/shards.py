@@ -1,0 +1,47 @@
+"""Tensors that FSDP2 has spread over the processes (DTensor), beside ordinary ones (torch only)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether one of its parameters is spread over processes."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, which may be nothing; all of an ordinary one."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole tensor in every process. All call it together; an ordinary one is returned as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor that every process has whole, spread over the processes as `like` is."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def class_of(model: nn.Module) -> type[nn.Module]:
+    """The network's class as it was written; `fully_shard` puts one of its own, and FSDPModule, before it."""
+    return type(model).__mro__[2] if isinstance(model, FSDPModule) else type(model)
+
+
+def load_whole(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Gives a sharded network the first process's state; of the other ones an empty dict is enough."""
+    set_model_state_dict(model, dict(state), options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+
+
+def abandon_passes(model: nn.Module) -> None:
+    """Has FSDP2 forget a pass that goes no further; an ordinary network needs no such thing."""
+    if isinstance(model, FSDPModule):
+        model.reset_iter_state()
