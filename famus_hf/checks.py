@@ -104,6 +104,13 @@ def _check_sharding(trainer: "FaMUSTrainer") -> None:
             f"FSDP with {plugin.state_dict_type.name} would leave no model.safetensors: start with "
             "--fsdp_state_dict_type FULL_STATE_DICT"
         )
+    try:
+        getattr(trainer.model, "get_input_embeddings", lambda: None)()
+    except NotImplementedError:
+        raise ValueError(
+            f"accelerate 1.15 can't shard a {type(trainer.model).__name__}, whose get_input_embeddings raises: override it "
+            "to return None, or start without FSDP"
+        ) from None
     half = any(parameter.dtype in LOW_PRECISION for parameter in trainer.model.parameters())
     refused = {
         f"derivative={args.derivative!r}": args.derivative not in ("auto", "finite"),

@@ -153,7 +153,7 @@ def pooled_width(shapes: Sequence[torch.Size]) -> int:
 
 
 def unpool_gradient(pooled: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """The transpose of `pool_gradient`: spreads a vector of shape (D_out,) over tensors like `like`, sharded as those."""
+    """The transpose of `pool_gradient`: spreads a vector (D_out,) over tensors shaped and sharded as `like`."""
     widths = [tensor.shape[0] if tensor.dim() else 1 for tensor in like]
     spread = []
     for part, tensor in zip(pooled.split(widths), like, strict=True):

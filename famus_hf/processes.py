@@ -5,11 +5,11 @@ on its own share. Hence the small things are gathered, logits and their tangents
 gradient by θ of the same global function; the large ones, gradients by w, are sums over the processes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
 
 BUCKET_BYTES = 25 * 2**20  # gradients are summed in parts of about this size
@@ -125,10 +125,10 @@ class Processes:
         dist.all_reduce(flag, dist.ReduceOp.MIN)
         return bool(flag)
 
-    def take_from_first(self, module: nn.Module) -> None:
-        """Parameters and buffers become those of the first process."""
+    def take_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """The values become those of the first process."""
         with torch.no_grad():
-            for tensor in (*module.parameters(), *module.buffers()):
+            for tensor in tensors:
                 tensor.copy_(self.first(tensor))
 
 

@@ -91,7 +91,7 @@ def make_meta_model(
             costs = trainer.processes.first_object(_measure_costs(trainer, meta))
             meta.set_budget(Budget(args.meta_budget, costs), Stopwatch(args.device))
         for module in (meta.meta_learner, meta.layer_sampler):
-            trainer.processes.take_from_first(module)
+            trainer.processes.take_from_first([*module.parameters(), *module.buffers()])
         return meta
 
 

@@ -119,6 +119,8 @@ def sharded_training_pass(
     random_state = get_random_state(labels.device)
     with torch.set_grad_enabled(with_graph), _full_precision(model):
         logits = model_logits(model, inputs, cloned_buffers(model))
+    if not with_graph:
+        _reshard(model)  # what FSDP gathers without gradients gets none in the next pass either
     return ShardedPass(model, inputs, labels, logits, random_state, processes=Processes.present(labels.device))
 
 
@@ -235,8 +237,9 @@ def _gradient_of_sum(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     parameters = _trainable(model)
     if all(parameter.grad is None for _, parameter in parameters):
         raise ValueError(
-            "no parameter got a gradient, as with set_requires_gradient_sync(False): the meta gradient needs gradients "
-            "that are reduced in each backward pass"
+            "no parameter got a gradient, as with set_requires_gradient_sync(False) or an output that FSDP can't look "
+            "into: the meta gradient needs gradients that are reduced in each backward pass, and FSDP a network that "
+            "returns a tensor, tuple, dict or ModelOutput"
         )
     found = {}
     for name, parameter in parameters:

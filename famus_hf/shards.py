@@ -1,6 +1,7 @@
 """Tensors that FSDP2 has spread over the processes (DTensor), beside ordinary ones (torch only)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,6 +35,17 @@ def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
 def class_of(model: nn.Module) -> type[nn.Module]:
     """The network's class as it was written; `fully_shard` puts one of its own, and FSDPModule, before it."""
     return type(model).__mro__[2] if isinstance(model, FSDPModule) else type(model)
+
+
+@contextmanager
+def as_written(model: nn.Module) -> Iterator[None]:
+    """In the body the network is of the class of `class_of`, which `save_pretrained` puts beside the weights."""
+    sharded_class = type(model)
+    model.__class__ = class_of(model)
+    try:
+        yield
+    finally:
+        model.__class__ = sharded_class
 
 
 def load_whole(model: nn.Module, state: Mapping[str, Any]) -> None:

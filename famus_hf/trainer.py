@@ -39,6 +39,7 @@ from famus_hf.passes import (
 from famus_hf.processes import Processes
 from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.set_up import make_base_loss, make_meta_model
+from famus_hf.shards import as_written
 from famus_hf.three_stages import ThreeStageTrainer
 from famus_hf.training_args import FaMUSTrainingArguments
 from famus_hf.whole_files import written_beside
@@ -152,6 +153,8 @@ class FaMUSTrainer(ThreeStageTrainer):
         """Virtual-Train, Meta-Train and Actual-Train on one batch. Returns the detached training loss."""
         if isinstance(self.base_loss, LDAMLoss):
             self.base_loss.progress = self.state.global_step / max(self.state.max_steps, 1)
+        if self.is_fsdp_enabled:  # running statistics are then shared as in DDP, which broadcasts them likewise
+            self.processes.take_from_first(self.model.buffers())
         batch = self._augmented(self._prepare_inputs(inputs), TRAIN_STREAM, *self._place_of_batch())
         if self.meta is None or self.state.global_step < self._warmup_steps():
             return self._plain_step(model, batch)
@@ -312,7 +315,8 @@ class FaMUSTrainer(ThreeStageTrainer):
                 self._meta_batches.restart()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        with as_written(self.model):
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
             save_meta_net(output_dir or str(self.args.output_dir), self.meta_learner, self.layer_sampler)
 

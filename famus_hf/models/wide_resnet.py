@@ -94,6 +94,7 @@ class WideResNetForImageClassification(PreTrainedModel):
     config_class = WideResNetConfig
     base_model_prefix = "wide_resnet"
     main_input_name = "pixel_values"
+    _no_split_modules = ("WideResNetBlock",)  # what FSDP brings together at once
 
     def __init__(self, config: WideResNetConfig):
         super().__init__(config)
@@ -127,6 +128,9 @@ class WideResNetForImageClassification(PreTrainedModel):
             init.kaiming_normal_(module.weight, nonlinearity="linear")
             if module.bias is not None:
                 init.zeros_(module.bias)
+
+    def get_input_embeddings(self) -> None:  # type: ignore[override]
+        """There are none; accelerate asks for them under FSDP2."""
 
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, return_dict: bool | None = None

@@ -1,0 +1,73 @@
+"""FaMUSTrainer under FSDP2 in two CPU processes: it learns what one process learns, resumes, and says what it can't."""
+
+from functools import partial
+
+import pytest
+import torch
+from fsdp_runs import BLOCKS, CASES, REFUSED, run, work
+from spawned import run_in_two_processes
+
+WORDS = {
+    "version 1": "FSDP version 1 flattens parameters",
+    "sharded files": "FSDP with SHARDED_STATE_DICT would leave no model.safetensors",
+    "offload": "CPU offload does not go with",
+    "checkpointing": "activation checkpointing does not go with",
+    "forward": "derivative='forward' does not go with",
+    "reverse": "derivative='reverse' does not go with",
+    "reused": "reuse_virtual_gradient does not go with",
+    "scaled": "scale_example_gradients does not go with",
+    "scope": "virtual_scope='candidates' does not go with",
+    "budget": "meta_budget does not go with",
+    "bf16": "mixed precision (bf16) does not go with",
+}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fsdp")
+    return run_in_two_processes(partial(work, folder=folder), folder)
+
+
+def part(state, name):
+    return torch.cat([tensor.double().flatten() for key, tensor in state.items() if key.startswith(f"{name}.")])
+
+
+def different(found, expected):
+    assert found.keys() == expected.keys()
+    return [name for name in expected if not torch.equal(found[name], expected[name])]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_with_shards_learn_what_one_learns_on_the_whole_batch(both, tmp_path, name):
+    expected = run(tmp_path, name, CASES[name], 1)
+    found = both[0]["cases"][name]
+    assert different(both[1]["cases"][name], found) == [], "both processes hold the same"
+    for what, limit in (("w", 1e-6), ("theta", 1e-4), ("eta", 1e-4)):
+        if any(key.startswith(what) for key in expected):
+            one, two = part(expected, what), part(found, what)
+            assert (two - one).norm() < limit * one.norm()
+    assert found["left_out"] == expected["left_out"] and (found["left_out"] > 0) == name.startswith("bad")
+    assert torch.equal(found["times_on"], expected["times_on"])
+
+
+@pytest.mark.parametrize("kind", ["vit", "batch norm", "called group norm"])
+def test_a_sharded_run_resumes_bit_for_bit_and_saves_what_loads_whole(both, kind):
+    first, second = (outcome["resumed"][kind] for outcome in both)
+    for outcome in (first, second):
+        assert different(outcome["again"], outcome["whole"]) == []
+        assert torch.equal(outcome["accuracy"], first["accuracy"])
+    if kind in BLOCKS:
+        assert different(first["loaded"], first["whole"]) == []
+        blocks = {"vit": "vit.layers.1", "batch norm": "blocks.2"}[kind]
+        assert {"", blocks} < set(first["sharded"])
+    of_each_process = ["rng_state_0.pth", "rng_state_1.pth"]
+    assert [name for name in first["files"] if "_1." in name or "_0." in name] == of_each_process
+    shared = {"model.safetensors", "optimizer.bin", "meta_state.pt", "meta_net", "checkpoint_files.json"}
+    assert shared <= set(first["files"]) and not [name for name in first["files"] if "fsdp_" in name]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_go_with_fsdp_is_refused_in_one_sentence(both, name):
+    for outcome in both:
+        assert outcome["refused"][name].startswith(WORDS[name])
+        assert outcome["refused"][name].count(". ") == 0
