@@ -108,8 +108,8 @@ def _check_sharding(trainer: "FaMUSTrainer") -> None:
         getattr(trainer.model, "get_input_embeddings", lambda: None)()
     except NotImplementedError:
         raise ValueError(
-            f"accelerate 1.15 can't shard a {type(trainer.model).__name__}, whose get_input_embeddings raises: override it "
-            "to return None, or start without FSDP"
+            f"accelerate 1.15 can't shard a {type(trainer.model).__name__}, whose get_input_embeddings raises: have it "
+            "return None, or start without FSDP"
         ) from None
     half = any(parameter.dtype in LOW_PRECISION for parameter in trainer.model.parameters())
     refused = {
@@ -119,7 +119,7 @@ def _check_sharding(trainer: "FaMUSTrainer") -> None:
         f"virtual_scope={args.virtual_scope!r}": args.virtual_scope != "all",
         "meta_budget": args.meta_budget is not None,
         f"mixed precision ({accelerator.mixed_precision})": accelerator.mixed_precision != "no",
-        "a model in half precision": half,
+        "half precision": half,
         "torch.compile": trainer.compiles,
         "activation checkpointing": plugin.activation_checkpointing or args.gradient_checkpointing,
         "CPU offload": isinstance(plugin.cpu_offload, CPUOffloadPolicy),

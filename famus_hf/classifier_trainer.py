@@ -25,7 +25,7 @@ from famus_hf import checkpoints, hub
 from famus_hf.backbone import read_network
 from famus_hf.data.model_inputs import as_model_inputs
 from famus_hf.processes import Processes
-from famus_hf.shards import class_of, is_sharded, load_whole
+from famus_hf.shards import class_of, is_sharded, load_whole, reshard
 from famus_hf.training_args import FaMUSTrainingArguments
 from famus_hf.whole_files import (
     UNFINISHED,
@@ -106,6 +106,7 @@ class ClassifierTrainer(Trainer):
         self._run = uuid4().hex if checkpoint is None else checkpoints.run_of(checkpoint)
         if checkpoint is None and checkpoints.by_age(output_dir):
             logger.warning("%s holds checkpoints of an earlier run: save_total_limit removes those first", output_dir)
+        reshard(self.model)  # of an earlier training, as accelerate finds the optimizer's parameters by their memory
         return super().train(checkpoint, *arguments, **keywords)
 
     def _init_training_state(

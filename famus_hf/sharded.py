@@ -12,6 +12,9 @@ whole passes alone, and with changes of the shards in place that are taken back 
 Together eight forward passes' worth of work, of which layers that are off spare nothing. An ordinary module, in one
 process or replicated in several, takes the same way.
 
+`sharded_meta_gradient` is for a loop of one's own. In FaMUSTrainer `PASSES` puts these passes into the one Meta-Train of
+`stages`, where accelerate has engaged FSDP2. Tests show both in two CPU processes over gloo; no GPU has shown either.
+
 Symbols as in `stages`. Each process holds its own n rows of the training batch and m of the meta batch; N and M count
 those of all processes, whose J and L_c are meant.
 """
@@ -23,7 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from famus_hf.derivatives import TrainingPass, central_difference, norm_of, restored
@@ -32,7 +35,7 @@ from famus_hf.losses import cross_entropy
 from famus_hf.meta_learners import MetaLearner
 from famus_hf.passes import cloned_buffers, get_random_state, model_logits, random_state_kept, split_inputs
 from famus_hf.processes import Processes
-from famus_hf.shards import abandon_passes, own_part
+from famus_hf.shards import abandon_passes, own_part, reshard
 from famus_hf.stages import Passes, gradient_of_slope
 from famus_hf.stopwatch import Stopwatch
 from famus_hf.virtual_step import VirtualStep
@@ -120,7 +123,7 @@ def sharded_training_pass(
     with torch.set_grad_enabled(with_graph), _full_precision(model):
         logits = model_logits(model, inputs, cloned_buffers(model))
     if not with_graph:
-        _reshard(model)  # what FSDP gathers without gradients gets none in the next pass either
+        reshard(model)  # what FSDP gathers without gradients gets none in the next pass either
     return ShardedPass(model, inputs, labels, logits, random_state, processes=Processes.present(labels.device))
 
 
@@ -175,7 +178,7 @@ def logit_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]) 
     def logits() -> Tensor:
         with random_state_kept(training_pass.logits.device, training_pass.random_state):
             z = model_logits(model, inputs, cloned_buffers(model))
-        _reshard(model)
+        reshard(model)
         return z
 
     tangents = [_shard(tangent) for tangent in direction.values()]
@@ -215,7 +218,7 @@ def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
     """
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         raise ValueError("the model is wrapped in FullyShardedDataParallel: shard it with fully_shard (FSDP2) instead")
-    _reshard(model)
+    reshard(model)  # else FSDP would go on with what it has gathered after the shards have changed
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
         for parameter, _ in gradients:
@@ -233,7 +236,7 @@ def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
 def _gradient_of_sum(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     """∇_w of the sum of all processes' losses, by parameter name."""
     (loss * Processes.present().count).backward()  # type: ignore[no-untyped-call]  # FSDP takes the mean over the processes
-    _reshard(model)
+    reshard(model)
     parameters = _trainable(model)
     if all(parameter.grad is None for _, parameter in parameters):
         raise ValueError(
@@ -289,10 +292,3 @@ def _shard(tensor: Tensor) -> Tensor:
 
 def _shards_of(model: nn.Module, names: Iterable[str]) -> list[Tensor]:
     return [_shard(model.get_parameter(name)) for name in names]
-
-
-def _reshard(model: nn.Module) -> None:
-    """Drops what FSDP has gathered; else it would go on with it after the shards have changed."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()

@@ -11,8 +11,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether one of its parameters is spread over processes."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    """Whether parameters are spread over processes, be it that FSDP has brought them together for the moment."""
+    return any(isinstance(module, FSDPModule) for module in model.modules()) or any(
+        isinstance(parameter, DTensor) for parameter in model.parameters()
+    )
 
 
 def own_part(tensor: Tensor) -> Tensor:
@@ -51,6 +53,13 @@ def as_written(model: nn.Module) -> Iterator[None]:
 def load_whole(model: nn.Module, state: Mapping[str, Any]) -> None:
     """Gives a sharded network the first process's state; of the other ones an empty dict is enough."""
     set_model_state_dict(model, dict(state), options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+
+
+def reshard(model: nn.Module) -> None:
+    """Drops what FSDP2 has gathered, so that parameters are the shards again, which the optimizer knows."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def abandon_passes(model: nn.Module) -> None:

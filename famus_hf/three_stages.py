@@ -57,21 +57,20 @@ class ThreeStageTrainer(ClassifierTrainer):
     ) -> Tensor:
         buffers = cloned_buffers(self.model)
         is_meta_step = self.state.global_step % self.args.meta_interval == 0
-        is_begun = is_meta_step and self.is_fsdp_enabled
-        if is_begun:
-            fault = self._meta_step_on_shards(meta, batch)
+        on_shards = is_meta_step and self.is_fsdp_enabled
+        if on_shards:
+            fault = self._virtual_and_meta_train_on_shards(meta, batch)
             if fault is not None:
                 return self._leave_out(buffers, fault, is_fault=True)
-            is_meta_step = False
-        training_pass = self._forward(meta, model, batch, is_meta_step)
+        training_pass = self._forward(meta, model, batch, is_meta_step and not on_shards)
         if not all_finite([training_pass.all_logits]):
             return self._leave_out(buffers, "the network's logits", is_fault=True)
         self.faults.none("the network's logits")
-        if not is_begun:
+        if not on_shards:
             meta.meta_learner.begin_step(training_pass.all_logits)
         learned = None if training_pass.loss_scale == 1 else meta.copy_of_learned()
         loss = None
-        if is_meta_step:
+        if is_meta_step and not on_shards:
             virtual_loss, gradient = self._virtual_train(meta, training_pass)  # Eq. (3)
             if not all_finite(gradient.values()):
                 return self._leave_out(buffers, "the virtual gradient")
@@ -90,7 +89,7 @@ class ThreeStageTrainer(ClassifierTrainer):
             meta.take_back(learned)  # a step that the loss scaling leaves out is no step of θ either
         return loss
 
-    def _meta_step_on_shards(self, meta: MetaModel, batch: dict[str, Any]) -> str | None:
+    def _virtual_and_meta_train_on_shards(self, meta: MetaModel, batch: dict[str, Any]) -> str | None:
         """Virtual- and Meta-Train before the forward pass of Actual-Train, whose graph would not outlive theirs.
 
         That pass draws what the one in here draws. Returns what was not finite, if anything was not.

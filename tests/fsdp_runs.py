@@ -5,16 +5,20 @@ import os
 from contextlib import contextmanager
 
 import pytest
+import test_trainer
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from equal_runs import CASES as ALL_CASES
 from equal_runs import make
+from models import build_model
+from peft import LoraConfig, get_peft_model
 from test_trainer import make_trainer
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from famus_hf import load_famus
+from famus_hf.models.wide_resnet import WideResNetForImageClassification
 from famus_hf.shards import whole
 
 STEPS = 10
@@ -50,6 +54,15 @@ REFUSED = {
     "scope": ({}, {"virtual_scope": "candidates"}),
     "budget": ({}, {"meta_budget": 0.5}),
     "bf16": ({}, {"bf16": True}),
+    "half": ({}, {"dtype": torch.bfloat16}),
+    "compile": ({}, {"torch_compile": True}),
+    "transformers' checkpointing": ({}, {"gradient_checkpointing": True}),
+    "two ways of sharding": (
+        {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2"},
+        {},
+    ),
+    "LoRA": ({}, {"adapters": True}),
+    "no embeddings": ({}, {"without": "get_input_embeddings"}),
 }
 
 
@@ -121,8 +134,14 @@ def resumed(folder, kind):
 
 
 def refusal(folder, variables, settings):
-    with environment(**variables), pytest.raises(ValueError) as error:
-        make_trainer(folder, "called group norm", **settings)
+    settings = dict(settings)
+    with environment(**variables), pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError) as error:
+        if "without" in settings:
+            patch.delattr(WideResNetForImageClassification, settings.pop("without"))
+        if settings.pop("adapters", False):
+            config = LoraConfig(target_modules=["classifier"])
+            patch.setattr(test_trainer, "build_model", lambda *given: get_peft_model(build_model(*given), config))
+        make_trainer(folder, "batch norm", **settings)
     return str(error.value)
 
 

@@ -19,6 +19,12 @@ WORDS = {
     "scope": "virtual_scope='candidates' does not go with",
     "budget": "meta_budget does not go with",
     "bf16": "mixed precision (bf16) does not go with",
+    "half": "half precision does not go with",
+    "compile": "torch.compile does not go with",
+    "transformers' checkpointing": "activation checkpointing does not go with",
+    "two ways of sharding": "a parallelism_config does not go with",
+    "LoRA": "PEFT does not go with",
+    "no embeddings": "accelerate 1.15 can't shard a WideResNetForImageClassification",
 }
 
 

@@ -94,7 +94,7 @@ class WideResNetForImageClassification(PreTrainedModel):
     config_class = WideResNetConfig
     base_model_prefix = "wide_resnet"
     main_input_name = "pixel_values"
-    _no_split_modules = ("WideResNetBlock",)  # what FSDP brings together at once
+    _no_split_modules = ["WideResNetBlock"]  # noqa: RUF012  # what FSDP brings together at once
 
     def __init__(self, config: WideResNetConfig):
         super().__init__(config)
