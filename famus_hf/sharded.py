@@ -12,8 +12,8 @@ whole passes alone, and with changes of the shards in place that are taken back 
 Together eight forward passes' worth of work, of which layers that are off spare nothing. An ordinary module, in one
 process or replicated in several, takes the same way.
 
-`sharded_meta_gradient` is for a loop of one's own. In FaMUSTrainer `PASSES` puts these passes into the one Meta-Train of
-`stages`, where accelerate has engaged FSDP2. Tests show both in two CPU processes over gloo; no GPU has shown either.
+`sharded_meta_gradient` is for a loop of one's own. In FaMUSTrainer, where accelerate has engaged FSDP2, `PASSES` puts
+these passes into the one Meta-Train of `stages`. Tests show both in two CPU processes over gloo, and no GPU has yet.
 
 Symbols as in `stages`. Each process holds its own n rows of the training batch and m of the meta batch; N and M count
 those of all processes, whose J and L_c are meant.

@@ -33,10 +33,10 @@ CASES = {
     "SGD, learned sampler, float32": {"layer_sampler": "learned", "dtype": "float32"},
     "AdamW, all layers, float32": {"layer_sampler": "all", "dtype": "float32", **ADAMW},
     "AdamW, learned sampler, float64": {"layer_sampler": "learned", **ADAMW},
-    **{
-        name: {"max_steps": 4, **ALL_CASES[name]}
-        for name in ("L2R", "accumulation", "pseudo-clean", "bad examples, accumulation")
-    },
+    "L2R": {**ALL_CASES["L2R"], "max_steps": 4},
+    "accumulation": {**ALL_CASES["accumulation"], "max_steps": 4},
+    "pseudo-clean": {**ALL_CASES["pseudo-clean"], "max_steps": 8},
+    "bad examples, accumulation": {**ALL_CASES["bad examples, accumulation"], "max_steps": 4},
 }
 BLOCKS = {  # how blocks are found, of networks that have some
     "vit": {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_TRANSFORMER_CLS_TO_WRAP": "ViTLayer"},
@@ -100,14 +100,16 @@ def environment(**variables):
 
 
 def run(folder, name, settings, processes):
+    """Everything that moves, at the start and at the end of a run, and what was counted."""
     settings = {"max_steps": STEPS, "derivative": "finite", **settings}
     if processes == 2 and name.startswith("AdamW"):
         settings |= copy.deepcopy(BY_ARGUMENTS)
     trainer = make(folder, name, settings, processes)
+    start = learned(trainer)
     trainer.train()
     assert all(isinstance(parameter, DTensor) == (processes == 2) for parameter in trainer.model.parameters())
     counts = {"times_on": torch.tensor(trainer.meta.times_on), "left_out": torch.tensor(trainer.faults.count)}
-    return {**learned(trainer), **counts}
+    return {"start": start, "end": learned(trainer), "counts": counts}
 
 
 def resumed(folder, kind):

@@ -46,14 +46,16 @@ def different(found, expected):
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_with_shards_learn_what_one_learns_on_the_whole_batch(both, tmp_path, name):
     expected = run(tmp_path, name, CASES[name], 1)
-    found = both[0]["cases"][name]
-    assert different(both[1]["cases"][name], found) == [], "both processes hold the same"
-    for what, limit in (("w", 1e-6), ("theta", 1e-4), ("eta", 1e-4)):
-        if any(key.startswith(what) for key in expected):
-            one, two = part(expected, what), part(found, what)
-            assert (two - one).norm() < limit * one.norm()
-    assert found["left_out"] == expected["left_out"] and (found["left_out"] > 0) == name.startswith("bad")
-    assert torch.equal(found["times_on"], expected["times_on"])
+    found, other = (outcome["cases"][name] for outcome in both)
+    assert different(other["end"], found["end"]) == [], "both processes hold the same"
+    assert different(found["counts"], expected["counts"]) == []
+    assert expected["counts"]["times_on"].sum() > 0
+    assert (expected["counts"]["left_out"] > 0) == name.startswith("bad")
+    limits = {"w": 1e-4, "theta": 1e-2, "eta": 1e-3} if "float32" in name else {"w": 1e-6, "theta": 1e-6, "eta": 1e-6}
+    for what in {key.partition(".")[0] for key in expected["end"]}:
+        one, two = part(expected["end"], what), part(found["end"], what)
+        moved = (one - part(expected["start"], what)).norm()
+        assert moved > 0 and (two - one).norm() < limits[what] * moved
 
 
 @pytest.mark.parametrize("kind", ["vit", "batch norm", "called group norm"])
