@@ -127,24 +127,24 @@ class Flood:
 
 
 def test_a_meta_state_runs_nothing_and_takes_no_memory(tmp_path):
-    path, device = tmp_path / META_STATE, torch.device("cpu")
+    path = tmp_path / META_STATE
     torch.save({"steps": Flood()}, path)
     assert (
         peak_growth(
-            lambda: refused("names 'builtins bytearray'|names '__builtin__ bytearray'", read_meta_state, path, device)
+            lambda: refused("names 'builtins bytearray'|names '__builtin__ bytearray'", read_meta_state, path)
         )
         < 64
     )
     torch.save({"steps": Canary(tmp_path / "ran")}, path)
-    refused("neither a tensor nor a plain value", read_meta_state, path, device)
+    refused("neither a tensor nor a plain value", read_meta_state, path)
     torch.save([1], path)
-    refused("holds a list", read_meta_state, path, device)
+    refused("holds a list", read_meta_state, path)
     torch.save({"zeros": torch.zeros(2**26)}, path)
     with zipfile.ZipFile(path) as sound, zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as small:
         for file in sound.infolist():
             small.writestr(file.filename, sound.read(file))
     assert (tmp_path / "small.pt").stat().st_size < 2**20
-    assert peak_growth(lambda: refused("is compressed", read_meta_state, tmp_path / "small.pt", device)) < 64
+    assert peak_growth(lambda: refused("is compressed", read_meta_state, tmp_path / "small.pt")) < 64
     assert not (tmp_path / "ran").exists()
 
 
@@ -157,7 +157,7 @@ def test_no_damage_to_a_meta_state_does_more_than_being_refused(tmp_path, checkp
     def check(hostile):
         path.write_bytes(hostile)
         try:
-            trainer.meta.load_state_dict(read_meta_state(path, torch.device("cpu")))
+            trainer.meta.load_state_dict(read_meta_state(path))
         except ValueError as error:
             assert "\n" not in str(error)
 
