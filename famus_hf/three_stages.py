@@ -63,9 +63,6 @@ class ThreeStageTrainer(ClassifierTrainer):
         loss = None
         if is_meta_step:
             virtual_loss, gradient = self._virtual_train(meta, training_pass)  # Eq. (3)
-            if not all_finite(gradient.values()):
-                return self._leave_out(buffers, "the virtual gradient")
-            self.faults.none("the virtual gradient")
             if self.args.reuse_virtual_gradient:
                 self._record_weights(meta, training_pass, clean_labels)
                 loss = virtual_loss
