@@ -268,7 +268,7 @@ def meta_train(
             training_pass.all_labels,
             per_example_loss,
         )
-    is_finite = all_finite([*learner_gradient.values(), slopes])
+    is_finite = all_finite([*learner_gradient.values(), slopes, gates])  # what is wrong with g shows here
     return MetaTrain(meta_loss, learner_gradient, slopes, switched_on, is_finite)
 
 

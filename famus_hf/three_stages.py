@@ -58,10 +58,8 @@ class ThreeStageTrainer(ClassifierTrainer):
         buffers = cloned_buffers(self.model)
         is_meta_step = self.state.global_step % self.args.meta_interval == 0
         on_shards = is_meta_step and self.is_fsdp_enabled
-        if on_shards:
-            fault = self._virtual_and_meta_train_on_shards(meta, batch)
-            if fault is not None:
-                return self._leave_out(buffers, fault, is_fault=True)
+        if on_shards and not self._virtual_and_meta_train_on_shards(meta, batch):
+            return self._leave_out(buffers, "the network's logits", is_fault=True)
         training_pass = self._forward(meta, model, batch, is_meta_step and not on_shards)
         if not all_finite([training_pass.all_logits]):
             return self._leave_out(buffers, "the network's logits", is_fault=True)
@@ -72,9 +70,6 @@ class ThreeStageTrainer(ClassifierTrainer):
         loss = None
         if is_meta_step and not on_shards:
             virtual_loss, gradient = self._virtual_train(meta, training_pass)  # Eq. (3)
-            if not all_finite(gradient.values()):
-                return self._leave_out(buffers, "the virtual gradient")
-            self.faults.none("the virtual gradient")
             if self.args.reuse_virtual_gradient:
                 self._record_weights(meta, training_pass, clean_labels)
                 loss = virtual_loss
@@ -89,10 +84,10 @@ class ThreeStageTrainer(ClassifierTrainer):
             meta.take_back(learned)  # a step that the loss scaling leaves out is no step of θ either
         return loss
 
-    def _virtual_and_meta_train_on_shards(self, meta: MetaModel, batch: dict[str, Any]) -> str | None:
+    def _virtual_and_meta_train_on_shards(self, meta: MetaModel, batch: dict[str, Any]) -> bool:
         """Virtual- and Meta-Train before the forward pass of Actual-Train, whose graph would not outlive theirs.
 
-        That pass draws what the one in here draws. Returns what was not finite, if anything was not.
+        That pass draws what the one in here draws. Returns whether the logits were finite; else nothing was done.
         """
         inputs, labels, _ = split_inputs(batch)
         with sharded.without_trace(self.model, labels.device):
@@ -100,14 +95,11 @@ class ThreeStageTrainer(ClassifierTrainer):
                 with_graph = bool(meta.virtual_names(self.model))
                 training_pass = sharded.sharded_training_pass(self.model, inputs, labels, with_graph)
             if not all_finite([training_pass.all_logits]):
-                return "the network's logits"
+                return False
             meta.meta_learner.begin_step(training_pass.all_logits)
             _, gradient = self._virtual_train(meta, training_pass)
-            if not self.processes.all_true(all_finite(gradient.values())):
-                return "the virtual gradient"
-            self.faults.none("the virtual gradient")
             self._meta_train(meta, training_pass, gradient)
-        return None
+        return True
 
     def _unless_not_finite(self, loss: Tensor, buffers: dict[str, Tensor], what: str) -> Tensor:
         """The loss; where it or a gradient is not finite, the batch is left out in all processes."""

@@ -79,14 +79,15 @@ def build_trainers(options: argparse.Namespace, folder: str) -> dict[str, Traine
     common = {
         "per_device_train_batch_size": options.batch, "learning_rate": LEARNING_RATE, "optim": "sgd",
         "optim_args": "momentum=0.9", "max_grad_norm": 0.0, "lr_scheduler_type": "constant", "report_to": "none",
-        "use_cpu": not torch.cuda.is_available(), "bf16": options.bf16,
+        "use_cpu": not torch.cuda.is_available(), "bf16": options.bf16, "torch_compile": options.compile,
     }  # fmt: skip
 
     def network() -> nn.Module:
         torch.manual_seed(0)
         config = WideResNetConfig(depth=options.depth, widen_factor=options.width, num_labels=CLASSES)
-        model = WideResNetForImageClassification(config)
-        return with_group_norm(model) if options.norm == "group" else model
+        model: nn.Module = WideResNetForImageClassification(config)
+        model = with_group_norm(model) if options.norm == "group" else model
+        return model.to(memory_format=torch.channels_last) if options.channels_last else model
 
     def ours(sampler: Any = None, part: int = 1, **settings: Any) -> FaMUSTrainer:
         if "preset" not in settings:
@@ -141,14 +142,14 @@ def with_group_norm(model: nn.Module) -> nn.Module:
 def prepare(trainer: Trainer) -> dict[str, Any]:
     """What Trainer.train does before its loop. Returns one batch."""
     trainer.create_optimizer()
-    _, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+    trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
     trainer.create_scheduler(10**6)
     trainer.current_gradient_accumulation_steps = 1
     return next(iter(trainer.get_train_dataloader()))
 
 
 def one_step(trainer: Trainer, batch: dict[str, Any]) -> None:
-    trainer.training_step(trainer.model, dict(batch))
+    trainer.training_step(trainer.model_wrapped, dict(batch))
     trainer.optimizer.step()
     trainer.model.zero_grad()
     trainer.state.global_step += 1
@@ -258,6 +259,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of each method")
     parser.add_argument("--warmup", type=int, default=2, help="steps of each method before the clock runs")
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, for plain training too")
+    parser.add_argument("--channels_last", action="store_true", help="weights in channels-last format, likewise")
     parser.add_argument("--meta_batch", type=int, help="meta examples of a step (--batch)")
     parser.add_argument("--layers", type=int, default=4, help="candidate layers, from the top; on unless a method says")
     parser.add_argument("--norm", choices=("batch", "group"), default="batch", help="normalisation of the WideResNet")

@@ -36,7 +36,8 @@ CASES = {
         "layer_sampler": "all", "gradient_accumulation_steps": 2, "scale_example_gradients": True
     },
     "pseudo-clean": {"layer_sampler": "all", "meta_set": "pseudo-clean", "plain_warmup_epochs": 1},
-    "small meta set": {"layer_sampler": "all", "meta_batch_size": 6},
+    "small meta batch": {"layer_sampler": "all", "meta_batch_size": 6},
+    "eleven meta examples for two": {"layer_sampler": "all", "meta_batch_size": 16},
     "bad examples": {"layer_sampler": "all"},
     "bad examples, accumulation": {**LEARNED, "gradient_accumulation_steps": 2},
 }  # fmt: skip

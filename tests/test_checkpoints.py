@@ -20,7 +20,7 @@ from test_trainer import Examples, make_trainer, state_of
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from famus_hf import checkpoints, hub, load_famus
+from famus_hf import checkpoints, load_famus, meta_net
 from famus_hf.checkpoints import fault_of, to_resume_from
 from famus_hf.whole_files import SaveError
 
@@ -170,7 +170,7 @@ def full_for_safetensors(*arguments, **keywords):
 WRITES = {
     "optimizer": (torch, "save", full_for_torch),
     "weights": (transformers.modeling_utils, "safe_save_file", full_for_safetensors),
-    "meta_net": (hub, "save_file", full_for_safetensors),
+    "meta_net": (meta_net, "save_file", full_for_safetensors),
     "state": (TrainerState, "save_to_json", full),
     "list of files": (Path, "write_text", full),
     "sync": (os, "fsync", full),

@@ -73,6 +73,22 @@ def test_losses_that_are_infinite_are_left_out(tmp_path, meta_learner):
     assert not torch.equal(start, trainer.model.classifier.weight), "the sound batches train"
 
 
+@pytest.mark.parametrize("mode", [{}, {"reuse_virtual_gradient": True}, {"meta_learner": "l2r"}], ids=str)
+def test_gradients_that_are_not_finite_where_losses_are_move_nothing(tmp_path, mode):
+    """The gates see the virtual gradient first."""
+
+    def loss(logits, labels):
+        losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        return losses + (losses - losses.detach()).abs().sqrt() if labels[0] == 1 else losses  # 0, with a slope of NaN
+
+    settings = {"layer_sampler": "learned", "max_steps": 30, "nan_policy": "skip", **mode}
+    trainer = make_trainer(tmp_path, **settings, keywords={"base_loss": loss})
+    start = trainer.model.classifier.weight.detach().clone()
+    trainer.train()
+    assert_finite(trainer)
+    assert trainer.faults.count > 0 and not torch.equal(start, trainer.model.classifier.weight)
+
+
 @pytest.mark.parametrize("meta_learner", ["mw-net", "l2r", "mlc"])
 @pytest.mark.parametrize("degenerate", ["one class", "equal losses"])
 def test_degenerate_batches_train_without_nan(tmp_path, meta_learner, degenerate):

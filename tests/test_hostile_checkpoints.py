@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from test_pseudo_clean import make_trainer as make_pseudo_clean_trainer
 from test_trainer import make_trainer
 
+from famus_hf import checkpoints
 from famus_hf.data.noise_file import check_noise_file, read_noise_file, write_noise_file
 from famus_hf.meta_state import read_meta_state
 from famus_hf.trainer import META_STATE
@@ -95,7 +96,7 @@ def test_a_meta_state_that_no_run_writes_is_refused_and_changes_nothing(tmp_path
 
 
 def test_a_resume_refuses_a_damaged_checkpoint_in_one_sentence(tmp_path, checkpoint):
-    """Every file in turn; transformers reads some of them."""
+    """Every file in turn, with a record of sizes that agrees; transformers reads some of them."""
     weights = load_file(checkpoint / "model.safetensors")
     name = "classifier.bias"
     save_file({**weights, name: weights[name] * NAN}, tmp_path / "nan.safetensors", metadata={"format": "pt"})
@@ -113,8 +114,10 @@ def test_a_resume_refuses_a_damaged_checkpoint_in_one_sentence(tmp_path, checkpo
     ):
         sound = (checkpoint / file).read_bytes()
         (checkpoint / file).write_bytes(content)
+        checkpoints.seal(checkpoint, "run")
         refused(words, resume, tmp_path, checkpoint)
         (checkpoint / file).write_bytes(sound)
+    checkpoints.seal(checkpoint, "run")
     assert not (tmp_path / "ran").exists()
     resume(tmp_path, checkpoint)
 

@@ -644,9 +644,9 @@ def test_twenty_steps_with_all_layers_equal_the_published_method(tmp_path, meta_
 def test_l2r_skips_the_virtual_backward_that_it_does_not_need(tmp_path, monkeypatch, sampler):
     asked = []
 
-    def spy(loss, parameters):
+    def spy(loss, parameters, loss_scale):
         asked.append({name.rpartition(".")[0] for name in parameters})
-        return virtual_gradient(loss, parameters)
+        return virtual_gradient(loss, parameters, loss_scale)
 
     monkeypatch.setattr("famus_hf.three_stages.virtual_gradient", spy)
     make_trainer(
