@@ -131,6 +131,9 @@ def resumed(folder, kind):
         found["loaded"] = {
             f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()
         }
+    if kind == "batch norm":
+        trainers[1].train()
+        found["twice"] = learned(trainers[1])
     found["sharded"] = [name for name, module in trainers[0].model.named_modules() if isinstance(module, FSDPModule)]
     return found
 

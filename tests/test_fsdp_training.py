@@ -74,6 +74,14 @@ def test_a_sharded_run_resumes_bit_for_bit_and_saves_what_loads_whole(both, kind
     assert shared <= set(first["files"]) and not [name for name in first["files"] if "fsdp_" in name]
 
 
+def test_a_sharded_network_trains_on_after_an_evaluation(both):
+    """Which leaves parameters gathered, under which accelerate doesn't find them again."""
+    first, second = (outcome["resumed"]["batch norm"] for outcome in both)
+    weights = [name for name in first["again"] if name.startswith("w.") and name.endswith("weight")]
+    assert set(weights) <= set(different(first["twice"], first["again"]))
+    assert not set(weights) & set(different(second["twice"], first["twice"]))
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_does_not_go_with_fsdp_is_refused_in_one_sentence(both, name):
     for outcome in both:
