@@ -33,6 +33,7 @@ setup(
         "test": [
             "hypothesis>=6.150",
             "mypy>=2",
+            "peft>=0.21",
             "pytest>=9",
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
