@@ -155,11 +155,23 @@ def test_every_recipe_is_parsed_or_refused_in_one_sentence(recipe, capsys, monke
     assert own.seed == 9 and own.learning_rate == 0.3, "flags win"
 
 
-def test_recipes_whose_backbone_is_not_there_are_refused(capsys, monkeypatch):
+@pytest.mark.parametrize("recipe", ["table8-cifar10-ce", "table8-cifar10-ldam"])
+def test_recipes_of_the_long_tail_build_their_backbone(recipe, monkeypatch):
     monkeypatch.setattr(run_famus, "load_data", lambda *arguments: load_noisy_dataset("digits", num_meta=100))
-    with pytest.raises(SystemExit):
-        run_famus.main(["--recipe", "table8-cifar10-ce", "--use_cpu"])
-    assert "backbone 'cifar-resnet-32' is unknown" in capsys.readouterr().err
+    built = []
+
+    class Stop(Exception):
+        pass
+
+    def train(run, checkpoint):
+        built.append(run.trainer.model)
+        raise Stop
+
+    monkeypatch.setattr(run_famus.Run, "train", train)
+    with pytest.raises(Stop):
+        run_famus.main(["--recipe", recipe, "--use_cpu"])
+    assert built[0].config.depth == 32 and built[0].config.model_type == "cifar_resnet"
+    assert built[0].config.cosine_classifier == (recipe == "table8-cifar10-ldam")
 
 
 def test_pretrained_models_load_from_disk(tmp_path):
@@ -211,7 +223,10 @@ WRONG_INPUT = {
     "one-class meta set": (["--num_meta", "1"], "choose at least 10"),
     "meta set too large": (["--num_meta", "1400"], "choose a smaller num_meta"),
     "two models": (["--backbone", "tiny", "--model_name_or_path", "x/y"], "contradict each other"),
-    "unknown backbone": (["--backbone", "resnet"], "choose one of tiny, small, wide-resnet-28-10"),
+    "unknown backbone": (
+        ["--backbone", "resnet"],
+        "choose one of tiny, small, wide-resnet-28-10, wide-resnet-40-2, preact",
+    ),
     "no such model": (["--model_name_or_path", "/nowhere"], "model '/nowhere' could not be loaded"),
     "noise on noisy data": (["--clean_label_column_name", "c"], "contradict each other"),
     "selection on the test set": (

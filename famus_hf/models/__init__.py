@@ -2,20 +2,30 @@
 
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
 
+from famus_hf.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
+from famus_hf.models.preact_resnet import PreActResNetConfig, PreActResNetForImageClassification
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
 
-AutoConfig.register("wide_resnet", WideResNetConfig)
-AutoModelForImageClassification.register(WideResNetConfig, WideResNetForImageClassification)
+NETWORKS: dict[type[PretrainedConfig], type[PreTrainedModel]] = {
+    WideResNetConfig: WideResNetForImageClassification,
+    PreActResNetConfig: PreActResNetForImageClassification,
+    CifarResNetConfig: CifarResNetForImageClassification,
+}
+for _config, _network in NETWORKS.items():
+    AutoConfig.register(_config.model_type, _config)
+    AutoModelForImageClassification.register(_config, _network)
 
 # `tiny` and `small` have 0.08 M parameters: three pre-activation blocks of widths 16, 32, 64, for few cores; `tiny` for
 # images of about 8×8, `small`, which halves height and width at once, of about 28×28.
-BACKBONES = {
-    "tiny": {"depth": 10, "widen_factor": 1},
-    "small": {"depth": 10, "widen_factor": 1, "stem_stride": 2},
-    "wide-resnet-28-10": {"depth": 28, "widen_factor": 10},
-    "wide-resnet-40-2": {"depth": 40, "widen_factor": 2},
+BACKBONES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
+    "tiny": (WideResNetConfig, {"depth": 10, "widen_factor": 1}),
+    "small": (WideResNetConfig, {"depth": 10, "widen_factor": 1, "stem_stride": 2}),
+    "wide-resnet-28-10": (WideResNetConfig, {"depth": 28, "widen_factor": 10}),
+    "wide-resnet-40-2": (WideResNetConfig, {"depth": 40, "widen_factor": 2}),
+    "preact-resnet-18": (PreActResNetConfig, {"depth": 18}),
+    "cifar-resnet-32": (CifarResNetConfig, {"depth": 32}),
 }
 
 
@@ -29,9 +39,10 @@ def build_backbone(name: str, class_names: list[str], **settings: Any) -> PreTra
     """
     if name not in BACKBONES:
         raise ValueError(f"backbone {name!r} is unknown: choose one of {', '.join(BACKBONES)}")
-    config = WideResNetConfig(
-        **{**BACKBONES[name], **settings},
+    kind, own_settings = BACKBONES[name]
+    config = kind(
+        **{**own_settings, **settings},
         id2label=dict(enumerate(class_names)),
         label2id={label: index for index, label in enumerate(class_names)},
     )
-    return WideResNetForImageClassification(config)
+    return NETWORKS[kind](config)
