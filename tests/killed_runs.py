@@ -26,7 +26,7 @@ from test_pseudo_clean import Learnable
 from test_trainer import make_trainer, state_of
 from transformers.trainer_utils import get_last_checkpoint
 
-from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, hub
+from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, hub, meta_net
 from famus_hf.checkpoints import by_age
 
 KILLS_OF_A_RUN = 7
@@ -78,7 +78,7 @@ def half_removed(folder):
 PLACES = {  # module, function, and what is done at the call
     "torch.save": (torch, "save", lambda call, state, path: (call(state, path), cut(path))),
     "weights": (transformers.modeling_utils, "safe_save_file", lambda call, *a, **k: (call(*a, **k), cut(a[1]))),
-    "meta_net": (hub, "save_file", lambda call, *a, **k: (call(*a, **k), cut(a[1]))),
+    "meta_net": (meta_net, "save_file", lambda call, *a, **k: (call(*a, **k), cut(a[1]))),
     "text": (Path, "write_text", lambda call, path, *a, **k: (call(path, *a, **k), cut(path))),
     "fsync": (os, "fsync", die),
     "before rename": (os, "rename", die),
