@@ -42,3 +42,25 @@ def test_every_function_that_the_readme_names_exists():
     for name in names:
         module, attribute = name.split(".")
         assert hasattr(importlib.import_module(f"famus_hf.{module}"), attribute), name
+
+
+def test_every_test_that_the_readme_names_exists():
+    names = set(re.findall(r"`(test_\w+)`", README.read_text(encoding="utf-8")))
+    sources = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    assert len(names) >= 30
+    assert names <= set(re.findall(r"def (test_\w+)", sources))
+
+
+def test_every_flag_that_the_readme_names_exists():
+    import arguments
+    from transformers import HfArgumentParser
+
+    from famus_hf import FaMUSTrainingArguments
+
+    kinds = (arguments.ModelArguments, arguments.DataArguments, FaMUSTrainingArguments)
+    known = HfArgumentParser(kinds).format_help()
+    table = re.findall(r"^\| (`--.*?) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+    flags = {flag for row in table for flag in re.findall(r"--\w+", row)}
+    assert len(flags) >= 25
+    missing = {flag for flag in flags if f"{flag} " not in known} - {"--recipe", "--config"}  # read before the others
+    assert not missing
