@@ -2,10 +2,11 @@
 
 from famus_hf.data import load_noisy_dataset
 from famus_hf.data.noise import corrupt_labels
-from famus_hf.hub import load_famus, register_layer_sampler, register_meta_learner
+from famus_hf.hub import load_famus
 from famus_hf.layer_sampler import AllLayers, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
 from famus_hf.losses import ClassBalancedLoss, CrossEntropyLoss, FocalLoss, LDAMLoss
 from famus_hf.meta_learners import L2R, MLC, MetaLearner, MWNet
+from famus_hf.meta_net import register_layer_sampler, register_meta_learner
 from famus_hf.models import build_backbone
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
 from famus_hf.sharded import sharded_meta_gradient

@@ -8,29 +8,8 @@ from huggingface_hub import snapshot_download
 from famus_hf.backbone import check_folder, load_backbone, load_processor
 from famus_hf.layer_sampler import LayerSampler
 from famus_hf.meta_learners import MetaLearner
-from famus_hf.meta_net import (
-    LAYER_SAMPLERS,
-    META_LEARNERS,
-    META_NET,
-    load_into,
-    load_meta_net,
-    register_layer_sampler,
-    register_meta_learner,
-    save_meta_net,
-)
+from famus_hf.meta_net import META_NET, load_meta_net
 
-__all__ = [
-    "LAYER_SAMPLERS",
-    "META_LEARNERS",
-    "META_NET",
-    "files_to_push",
-    "load_famus",
-    "load_into",
-    "load_meta_net",
-    "register_layer_sampler",
-    "register_meta_learner",
-    "save_meta_net",
-]
 # What a push uploads: nothing that is not safetensors, JSON, text, Python of a backbone, or the record of the noise.
 PUSHED_FILES = ("*.json", "*.safetensors", "*.txt", "*.py", "*.model", "README.md", "noise.parquet", "*.png")
 NOT_PUSHED = ("trainer_state.json",)  # holds paths of the machine

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from famus_hf.tangents import Call, ForwardRecord
+from famus_hf.virtual_step import without_scale
 
 TOLERANCE = 1e-2  # relative, of float32 and bf16 alike; coupled examples are off by much more
 
@@ -42,10 +43,9 @@ class ScaledGradients:
         self._loss_scale = loss_scale
         self._names_of = record.captured(parameters)
         edges: list[Any] = [call.edge for call in self._names_of]
-        scaled = loss if loss_scale == 1 else loss * loss_scale
         inputs = [*parameters.values(), *edges]
-        gradients = torch.autograd.grad(scaled, inputs, retain_graph=True, materialize_grads=True)
-        self.first = self._without_scale(dict(zip(parameters, gradients, strict=False)))
+        gradients = torch.autograd.grad(loss * loss_scale, inputs, retain_graph=True, materialize_grads=True)
+        self.first = without_scale(dict(zip(parameters, gradients, strict=False)), loss_scale)
         self._rows: dict[Call, Tensor] = dict(zip(self._names_of, gradients[len(parameters) :], strict=True))
 
     def can_scale_to(self, weights: Tensor) -> bool:
@@ -63,12 +63,7 @@ class ScaledGradients:
             own = [self._parameters[name] for name in names]
             edges: list[Any] = [call.edge]
             found.update(zip(names, torch.autograd.grad(edges, own, [rows], retain_graph=True), strict=True))
-        return self._without_scale(found)
-
-    def _without_scale(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self._loss_scale == 1:
-            return gradients
-        return {name: gradient / self._loss_scale for name, gradient in gradients.items()}
+        return without_scale(found, self._loss_scale)
 
 
 def why_gradients_do_not_scale(

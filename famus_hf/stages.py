@@ -45,7 +45,7 @@ from famus_hf.passes import (
 from famus_hf.processes import Processes
 from famus_hf.shards import is_sharded, whole
 from famus_hf.stopwatch import NO_STOPWATCH, Stopwatch
-from famus_hf.virtual_step import VirtualStep, scaled_gradients, virtual_gradient, virtual_parameters
+from famus_hf.virtual_step import VirtualStep, virtual_gradient, virtual_parameters, without_scale
 
 LOSS = " loss"  # no parameter's name
 
@@ -78,17 +78,18 @@ def validation_gradient(
     processes = processes or Processes()
     leaves = {name: virtual[name].detach().requires_grad_() for name in names}
 
-    def loss_and_gradients(model: nn.Module) -> tuple[Tensor, Sequence[Tensor]]:
+    def loss_and_gradients(model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
         with clock("validation forward"):
             loss = cross_entropy(model_logits(model, inputs), labels).mean()
         if not loss.requires_grad:  # the forward pass uses none of these parameters
-            return loss, [torch.zeros_like(leaf) for leaf in leaves.values()]
+            return loss, {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
         with clock("validation backward"):
-            return loss.detach(), scaled_gradients(loss, list(leaves.values()), loss_scale)
+            gradients = torch.autograd.grad(loss * loss_scale, list(leaves.values()), materialize_grads=True)
+            return loss.detach(), without_scale(dict(zip(leaves, gradients, strict=True)), loss_scale)
 
     with random_state_kept(labels.device), torch.enable_grad():
         loss, gradients = with_tensors(model, {**virtual, **leaves, **cloned_buffers(model)}, loss_and_gradients)
-    found = processes.mean({**dict(zip(leaves, gradients, strict=True)), LOSS: loss}, len(labels))
+    found = processes.mean({**gradients, LOSS: loss}, len(labels))
     return found.pop(LOSS), found
 
 

@@ -36,7 +36,6 @@ class ThreeStageTrainer(ClassifierTrainer):
     base_loss: PerExampleLoss
     faults: Faults
     _averages: Averages
-    _left_out = False  # the last batch, as its gradient was not finite
 
     def _next_meta_batch(self, meta: MetaModel) -> dict[str, Any]:
         """This process's part of the meta batch of `meta.steps`, on the device."""
@@ -50,7 +49,8 @@ class ThreeStageTrainer(ClassifierTrainer):
     def _plain_step(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         buffers = cloned_buffers(self.model)
         loss = super().training_step(model, batch)
-        return self._unless_not_finite(loss, buffers, "the loss or its gradient")
+        what = "the loss or its gradient"
+        return loss if self._is_sound(loss, what) else self._leave_out(buffers, what)
 
     def _three_stages(
         self, meta: MetaModel, model: nn.Module, batch: dict[str, Any], clean_labels: Tensor | None
@@ -66,7 +66,7 @@ class ThreeStageTrainer(ClassifierTrainer):
         self.faults.none("the network's logits")
         if not on_shards:
             meta.meta_learner.begin_step(training_pass.all_logits)
-        learned = None if training_pass.loss_scale == 1 else meta.copy_of_learned()
+        learned = meta.copy_of_learned() if is_meta_step and training_pass.loss_scale != 1 else None
         loss = None
         if is_meta_step and not on_shards:
             virtual_loss, gradient = self._virtual_train(meta, training_pass)  # Eq. (3)
@@ -79,10 +79,11 @@ class ThreeStageTrainer(ClassifierTrainer):
             del gradient
         if loss is None:
             loss = self._actual_train(meta, model, training_pass, clean_labels)  # Eq. (5)
-        loss = self._unless_not_finite(loss.detach(), buffers, "the gradient")
-        if learned is not None and self._left_out:
+        if self._is_sound(loss, "the gradient"):
+            return loss.detach()
+        if learned is not None:
             meta.take_back(learned)  # a step that the loss scaling leaves out is no step of θ either
-        return loss
+        return self._leave_out(buffers, "the gradient")
 
     def _virtual_and_meta_train_on_shards(self, meta: MetaModel, batch: dict[str, Any]) -> bool:
         """Virtual- and Meta-Train before the forward pass of Actual-Train, whose graph would not outlive theirs.
@@ -101,15 +102,14 @@ class ThreeStageTrainer(ClassifierTrainer):
             self._meta_train(meta, training_pass, gradient)
         return True
 
-    def _unless_not_finite(self, loss: Tensor, buffers: dict[str, Tensor], what: str) -> Tensor:
-        """The loss; where it or a gradient is not finite, the batch is left out in all processes."""
+    def _is_sound(self, loss: Tensor, what: str) -> bool:
+        """Whether it and all gradients are finite, in all processes; else the gradients are emptied."""
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        self._left_out = not self.processes.all_true(all_finite([loss, *gradients]))
-        if self._left_out:
-            self.model.zero_grad()  # with it go the micro-batches accumulated before
-            return self._leave_out(buffers, what)
-        self.faults.none(what)
-        return loss
+        if self.processes.all_true(all_finite([loss, *gradients])):
+            self.faults.none(what)
+            return True
+        self.model.zero_grad()  # with it go the micro-batches accumulated before
+        return False
 
     def _leave_out(self, buffers: dict[str, Tensor], what: str, is_fault: bool = False) -> Tensor:
         """Leaves the network as it was before this batch, running statistics included.

@@ -1,7 +1,7 @@
 """Virtual-Train (Eq. 3): ŵ = w − α·P·∇_w J(w, θ); P is 1 or the preconditioner of an Adam-like optimizer."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,17 +70,14 @@ def _adam_preconditioner(group: Mapping[str, Any], state: Mapping[str, Any], ste
 
 def virtual_gradient(loss: Tensor, parameters: Mapping[str, Tensor], loss_scale: float = 1.0) -> dict[str, Tensor]:
     """g = ∇_w J(w, θ) of Eq. (3) by parameter name; the graph of `loss` (a scalar) is kept for Actual-Train."""
-    gradients = scaled_gradients(loss, list(parameters.values()), loss_scale, retain_graph=True)
-    return dict(zip(parameters, gradients, strict=True))
+    inputs = list(parameters.values())
+    gradients = torch.autograd.grad(loss * loss_scale, inputs, retain_graph=True, materialize_grads=True)
+    return without_scale(dict(zip(parameters, gradients, strict=True)), loss_scale)
 
 
-def scaled_gradients(
-    loss: Tensor, inputs: Sequence[Any], loss_scale: float = 1.0, retain_graph: bool = False
-) -> tuple[Tensor, ...]:
-    """∂loss/∂inputs, with zeros where there is none; gone through backward times `loss_scale`, as fp16 needs it."""
-    scaled = loss if loss_scale == 1 else loss * loss_scale
-    gradients = torch.autograd.grad(scaled, inputs, retain_graph=retain_graph, materialize_grads=True)
-    return gradients if loss_scale == 1 else tuple(gradient / loss_scale for gradient in gradients)
+def without_scale(gradients: dict[str, Tensor], loss_scale: float) -> dict[str, Tensor]:
+    """What comes of a loss that went through backward times `loss_scale`, as fp16 needs it, without that factor."""
+    return gradients if loss_scale == 1 else {name: gradient / loss_scale for name, gradient in gradients.items()}
 
 
 def virtual_parameters(

@@ -16,7 +16,7 @@ from test_hub import run_python
 from transformers import ViTImageProcessor
 
 from famus_hf import MWNet, load_famus
-from famus_hf.hub import save_meta_net
+from famus_hf.meta_net import save_meta_net
 
 
 def write_backbone(folder, kind="vit", **shards):

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from famus_hf import MLC, LearnedSampler, MetaLearner, MWNet, register_meta_learner
-from famus_hf.hub import META_LEARNERS, load_into, load_meta_net, save_meta_net
 from famus_hf.layers import Layer
+from famus_hf.meta_net import META_LEARNERS, load_into, load_meta_net, save_meta_net
 
 LAYERS = [Layer("stem", ("stem.weight",), 5), Layer("a.b", ("a.b.weight", "a.b.bias"), 8, 0.5, 1), Layer("", ("w",), 5)]
 

@@ -23,8 +23,9 @@ from famus_hf import (
     register_layer_sampler,
     register_meta_learner,
 )
-from famus_hf.hub import LAYER_SAMPLERS, META_LEARNERS, files_to_push, load_meta_net, save_meta_net
+from famus_hf.hub import files_to_push
 from famus_hf.layers import Layer
+from famus_hf.meta_net import LAYER_SAMPLERS, META_LEARNERS, load_meta_net, save_meta_net
 
 
 def assert_same_parameters(module, other):
