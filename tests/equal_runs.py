@@ -1,10 +1,6 @@
-"""Training runs that test_processes.py repeats in one process: `torchrun --nproc_per_node 2 equal_runs.py FOLDER`.
+"""Training runs of two processes, which test_processes.py repeats in one."""
 
-Each leaves, in each process, a file of everything that was learned.
-"""
-
-import sys
-from pathlib import Path
+import os
 
 import torch
 from models import build_model
@@ -41,6 +37,7 @@ CASES = {
     "bad examples": {"layer_sampler": "all"},
     "bad examples, accumulation": {**LEARNED, "gradient_accumulation_steps": 2},
 }  # fmt: skip
+RESUMED = ("FaMUS", "accumulation", "pseudo-clean")
 ROUNDING = {"bf16": {"layer_sampler": "all", "bf16": True}}
 
 
@@ -86,6 +83,7 @@ def learned(trainer):
 
 def run(folder, name, settings, processes):
     trainer = make(folder, name, settings, processes)
+    assert trainer.args.world_size == processes
     trainer.train()
     return {**learned(trainer), "times_on": torch.tensor(trainer.meta.times_on)}
 
@@ -100,18 +98,10 @@ def resumed(folder, settings, processes):
     return learned(whole), learned(again)
 
 
-def main(folder):
-    for name, settings in {**CASES, **ROUNDING}.items():
-        found = run(folder / "runs" / name, name, settings, 2)
-        rank = torch.distributed.get_rank()
-        torch.save(found, folder / f"{name}-{rank}.pt")
-    for name in ("FaMUS", "accumulation", "pseudo-clean"):
-        torch.save(resumed(folder / "resumed" / name, CASES[name], 2), folder / f"resumed {name}-{rank}.pt")
+def work(rank, folder):
+    """All cases in one of two processes: by name what was learned, resumed runs, and the files of a checkpoint."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    found = {name: run(folder / "runs" / name, name, own, 2) for name, own in {**CASES, **ROUNDING}.items()}
+    again = {name: resumed(folder / "resumed" / name, CASES[name], 2) for name in RESUMED}
     files = sorted(path.name for path in (folder / "resumed" / "FaMUS" / "whole" / "checkpoint-6").iterdir())
-    (folder / "files.txt").write_text("\n".join(files))
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    return {"runs": found, "resumed": again, "files": files}

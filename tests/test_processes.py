@@ -1,29 +1,17 @@
 """Two processes of half the batch learn what one process of the whole batch learns, and hold the same state."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
-import torch
-from equal_runs import CASES, ROUNDING, run
-
-TESTS = Path(__file__).parent
+from equal_runs import CASES, RESUMED, ROUNDING, run, work
+from spawned import run_in_two_processes
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """What two processes left of all cases."""
+def both(tmp_path_factory):
+    """What each of two processes found in all cases."""
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
-    done = subprocess.run(
-        [*command, str(TESTS / "equal_runs.py"), str(folder)],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder
+    return run_in_two_processes(partial(work, folder=folder), folder, timeout=300)
 
 
 def largest_difference(found, expected):
@@ -32,27 +20,26 @@ def largest_difference(found, expected):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_learn_what_one_learns(folder, tmp_path, name):
-    found = torch.load(folder / f"{name}-0.pt")
+def test_two_processes_learn_what_one_learns(both, tmp_path, name):
     expected = run(tmp_path, name, CASES[name], 1)
-    assert largest_difference(found, expected) < (1e-4 if name == "finite" else 1e-9)
+    assert largest_difference(both[0]["runs"][name], expected) < (1e-4 if name == "finite" else 1e-9)
 
 
 @pytest.mark.parametrize("name", [*CASES, *ROUNDING])
-def test_both_processes_hold_the_same_state(folder, name):
-    first, second = (torch.load(folder / f"{name}-{rank}.pt") for rank in (0, 1))
+def test_both_processes_hold_the_same_state(both, name):
+    first, second = (found["runs"][name] for found in both)
     assert largest_difference(second, first) == 0
     assert all(tensor.isfinite().all() for tensor in first.values())
 
 
-@pytest.mark.parametrize("name", ["FaMUS", "accumulation", "pseudo-clean"])
-def test_two_processes_resume_bit_for_bit(folder, name):
-    for rank in (0, 1):
-        whole, again = torch.load(folder / f"resumed {name}-{rank}.pt")
+@pytest.mark.parametrize("name", RESUMED)
+def test_two_processes_resume_bit_for_bit(both, name):
+    for found in both:
+        whole, again = found["resumed"][name]
         assert largest_difference(again, whole) == 0
 
 
-def test_one_process_writes_each_file(folder):
-    files = (folder / "files.txt").read_text().split()
+def test_one_process_writes_each_file(both):
+    files = both[0]["files"]
     assert {"model.safetensors", "meta_state.pt", "rng_state_0.pth", "rng_state_1.pth"} <= set(files)
     assert [name for name in files if "meta_state" in name] == ["meta_state.pt"]
