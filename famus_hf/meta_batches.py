@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -62,7 +61,3 @@ def in_order(dataset: Any, args: FaMUSTrainingArguments, collate: Callable[[list
     )
     with random_state_kept(args.device), python_random_state_kept():
         yield from loader
-
-
-def as_array(parts: list[torch.Tensor]) -> np.ndarray:
-    return torch.cat(parts).float().cpu().numpy()

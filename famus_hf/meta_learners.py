@@ -48,6 +48,10 @@ class MetaLearner(nn.Module):
         """V̂ of a batch for the logs, shape (n,), from losses of shape (n,); None where there are no such weights."""
         return None
 
+    def raw_weights(self, losses: Tensor) -> Tensor | None:
+        """V of single examples, for reports, shape (n,), from losses of shape (n,); None where V hangs on more."""
+        return None
+
     def training_loss(self, logits: Tensor, labels: Tensor, per_example_loss: PerExampleLoss) -> Tensor:
         """J(w, θ), a scalar that reaches w only through the logits.
 
@@ -129,6 +133,9 @@ class MWNet(MetaLearner):
         losses = losses.to(self.hidden.weight.dtype)
         hidden = torch.relu(self.hidden(losses.unsqueeze(1)))  # (n, hidden_size)
         return torch.sigmoid(self.output(hidden)).squeeze(1)
+
+    def raw_weights(self, losses: Tensor) -> Tensor:
+        return self(losses)
 
     def example_weights(self, losses: Tensor) -> Tensor:
         """The normalised weights V̂ of a batch, shape (n,); all zero where the raw weights sum to zero."""

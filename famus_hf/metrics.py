@@ -5,7 +5,7 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, average_precision_score
 from transformers import EvalPrediction
 
 
@@ -22,6 +22,23 @@ class Accuracy(evaluate.Metric):
 
     def _compute(self, predictions: Any, references: Any, **kwargs: Any) -> dict[str, float]:
         return {"accuracy": float(accuracy_score(references, predictions))}
+
+
+class AveragePrecision(evaluate.Metric):
+    """Area under precision against recall, `{"average_precision": …}`; here of finding wrong labels."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Mean precision at the places of the positives, in the order of their scores.",
+            citation="",
+            inputs_description="predictions: scores, high for positives; references: 1 for positives, else 0.",
+            features=datasets.Features(
+                {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
+            ),
+        )
+
+    def _compute(self, predictions: Any, references: Any, **kwargs: Any) -> dict[str, float]:
+        return {"average_precision": float(average_precision_score(references, predictions))}
 
 
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:

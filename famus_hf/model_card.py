@@ -4,13 +4,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers.training_args import OptimizerNames, SchedulerType
 
+from famus_hf.figures import CURVE, FIGURES, HISTOGRAM, SHEET
+from famus_hf.label_report import REPORT_FILE
 from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.shards import class_of
 
 if TYPE_CHECKING:
+    from famus_hf.meta_model import MetaModel
     from famus_hf.trainer import FaMUSTrainer
+    from famus_hf.training_args import FaMUSTrainingArguments
 
+CAPTIONS = {  # picture of a run → what it shows
+    f"{FIGURES}/{CURVE}": "Weight that the meta-net gives to an example, by its loss.",
+    f"{FIGURES}/{HISTOGRAM}": "Weights of the training examples after training.",
+    f"{FIGURES}/{SHEET}": "The training examples whose labels are most suspect: index, given and predicted label.",
+}
+OPTIONAL_FACTS: dict[str, Any] = {  # of the template, which not every caller knows
+    "baselines": [],
+    "figures": {},
+    "label_report": False,
+    "train_seconds": None,
+    "seconds_per_step": None,
+    "hardware": None,
+    "suspects": None,
+    "data_license": None,
+    "license": None,
+    "command": None,
+    "remark": None,
+}
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
 
@@ -18,8 +41,9 @@ def render_model_card(facts: dict[str, Any]) -> ModelCard:
     """Fills model_card_template.md.
 
     Args:
-        facts: The fields of the template; besides, for the metadata, `dataset_id`, `license`, `tags`, and `metrics`:
-            a name → accuracy in [0, 1].
+        facts: The fields of the template, among them `metrics`: a name → accuracy in [0, 1], and where there are any
+            `baselines`: rows of the same, with `method`, `last`, `best` and `seconds_per_step`; besides, for the
+            metadata, `dataset_id`, `license`, `tags`.
     """
     results = [
         EvalResult(
@@ -43,48 +67,117 @@ def render_model_card(facts: dict[str, Any]) -> ModelCard:
         model_name=facts["model_name"] if results else None,
         eval_results=results or None,
     )
-    return ModelCard.from_template(data, template_path=str(TEMPLATE), **facts)
+    shown = {**OPTIONAL_FACTS, **facts}
+    shown["ratio"] = _ratio_to_plain(shown)
+    return ModelCard.from_template(data, template_path=str(TEMPLATE), results_table=_results_table(shown), **shown)
+
+
+def _results_table(facts: dict[str, Any]) -> str:
+    """Markdown: the baselines, and then this model."""
+    own = {"method": "**this model**", "seconds_per_step": facts["seconds_per_step"], **facts["metrics"]}
+    rows = [*facts["baselines"], *([own] if facts["metrics"] else [])]
+    if not rows:
+        return "No accuracy was recorded."
+    lines = ["| | last | best | seconds a step |", "|---|---|---|---|"]
+    for row in rows:
+        seconds = row.get("seconds_per_step")
+        cells = [row["method"], *(f"{100 * row[name]:.2f} %" for name in ("last", "best"))]
+        lines.append(f"| {' | '.join([*cells, '–' if seconds is None else f'{seconds:.4f}'])} |")
+    return "\n".join(lines)
+
+
+def _ratio_to_plain(facts: dict[str, Any]) -> float | None:
+    """Seconds of a step, in those of the baseline `plain`; None where either is not known."""
+    plain = [row["seconds_per_step"] for row in facts["baselines"] if row["method"] == "plain"]
+    return facts["seconds_per_step"] / plain[0] if plain and plain[0] and facts["seconds_per_step"] else None
 
 
 def facts_of_run(trainer: "FaMUSTrainer") -> dict[str, Any]:
     """What the trainer knows of its run; the caller adds what only it knows (`dataset_name`, …)."""
     args, meta, train = trainer.args, trainer.meta, trainer.train_dataset
-    accuracies = [entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
+    log = trainer.state.log_history
+    accuracies = [entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry]
+    seconds = [entry["train_runtime"] for entry in log if "train_runtime" in entry]
     rate = getattr(train, "realised_noise_rate", None)
-    realised = "unknown" if rate is None else f"{100 * rate:.2f} %"
-    name = Path(str(args.output_dir)).absolute().name
-    learner = "none" if meta is None else type(meta.meta_learner).__name__
+    folder = Path(str(args.output_dir)).absolute()
     selection = "Test accuracy was recorded while training and selected nothing;"
     judge = str(args.metric_for_best_model).removeprefix("eval_")
     if args.load_best_model_at_end and not judge.startswith(("meta_", "validation_")):
         selection = f"The checkpoint was selected by {args.metric_for_best_model} on the evaluation set;"
-    settings: dict[str, Any] = {"backbone": class_of(trainer.model).__name__, "meta-learner": learner}
-    if meta is not None:
-        settings["layer sampler"] = type(meta.layer_sampler).__name__
-        settings["layers on, mean"] = f"{meta.mean_active_layers:.2f} of {len(meta.candidates)}"
-    if args.base_loss != "ce":
-        settings["loss of an example"] = args.base_loss
-    settings |= {
-        "optimizer": f"{args.optim} {args.optim_args or ''}".strip(),
-        "learning rate": args.learning_rate,
-        "weight decay": args.weight_decay,
-        "batch": args.per_device_train_batch_size,
-        "steps": trainer.state.global_step,
-        "seed": args.seed,
-    }
     return {
-        "model_name": name,
-        "repo_id": trainer.hub_model_id or args.hub_model_id or name,
+        "model_name": folder.name,
+        "repo_id": trainer.hub_model_id or args.hub_model_id or folder.name,
         "dataset_name": "the training data",
         "noise_description": "not stated",
-        "realised_noise": realised,
+        "realised_noise": "unknown" if rate is None else f"{100 * rate:.2f} %",
         "num_train": 0 if train is None else len(train) if hasattr(train, "__len__") else "a stream",
-        "meta_set": _describe_meta_set(trainer.meta_dataset),
-        "training_mode": learner,
+        "meta_set": _describe_meta_set(trainer.meta_dataset) if meta is not None else "none",
+        "training_mode": "none" if meta is None else type(meta.meta_learner).__name__,
         "selection": selection,
         "metrics": {"last": accuracies[-1], "best": max(accuracies)} if accuracies else {},
-        "settings": settings,
+        "train_seconds": seconds[-1] if seconds else None,
+        "settings": _settings_of(trainer),
+        "figures": {name: caption for name, caption in CAPTIONS.items() if (folder / name).is_file()},
+        "label_report": (folder / REPORT_FILE).is_file(),
     }
+
+
+def _settings_of(trainer: "FaMUSTrainer") -> dict[str, Any]:
+    """Hyper-parameters, by the words that the card uses."""
+    args, meta = trainer.args, trainer.meta
+    size = sum(parameter.numel() for parameter in trainer.model.parameters())
+    settings: dict[str, Any] = {
+        "backbone": f"{class_of(trainer.model).__name__}, {size / 1e6:.2f} M parameters",
+        "loss of an example": args.base_loss,
+        "optimizer": f"{OptimizerNames(args.optim).value} {args.optim_args or ''}".strip(),
+        "learning rate": f"{args.learning_rate:g}{_describe_schedule(args)}",
+        "weight decay": args.weight_decay,
+        "batch": _times_processes(args.per_device_train_batch_size, args.world_size),
+        "steps": f"{trainer.state.global_step} ({trainer.state.epoch or 0:g} epochs)",
+        "augmentation": args.augmentation,
+        "precision": trainer.accelerator.mixed_precision.replace("no", "float32"),
+        "seed": args.seed,
+    }
+    return settings if meta is None else {**settings, **_meta_settings_of(args, meta)}
+
+
+def _meta_settings_of(args: "FaMUSTrainingArguments", meta: "MetaModel") -> dict[str, Any]:
+    learner, sampler = meta.meta_learner, meta.layer_sampler
+    optimizer = meta.learner_optimizer
+    settings = {
+        "meta-learner": _with_config(learner),
+        "layer sampler": _with_config(sampler),
+        "layers on, mean": f"{meta.mean_active_layers:.2f} of {len(meta.candidates)}",
+        "meta batch": _times_processes(args.meta_batch_size or 0, args.world_size),
+        "layers moved by Virtual-Train": args.virtual_scope,
+    }
+    if optimizer is not None:
+        settings["optimizer of the meta-learner"] = f"{type(optimizer).__name__}, {optimizer.param_groups[0]['lr']:g}"
+    if meta.sampler_optimizer is not None:
+        target = f"K = {args.expected_layers:g}" if args.meta_budget is None else f"budget {args.meta_budget:g}"
+        settings["learning of the sampler"] = (
+            f"{target}, rate {args.sampler_learning_rate:g}, temperature {args.sampler_temperature:g}, "
+            f"λ1 {meta.objective.sparsity_weight:g}, λ2 {meta.objective.gradient_match_weight:g}"
+        )
+    if args.meta_interval > 1 or args.reuse_virtual_gradient:
+        settings["departures"] = f"meta step every {args.meta_interval}, gradient reused {args.reuse_virtual_gradient}"
+    return settings
+
+
+def _describe_schedule(args: "FaMUSTrainingArguments") -> str:
+    kind = SchedulerType(args.lr_scheduler_type).value
+    if kind != "constant":
+        return f", {kind}"
+    return f", a tenth from each of {', '.join(map(str, args.lr_milestones))} on" if args.lr_milestones else ""
+
+
+def _times_processes(size: int, count: int) -> str:
+    return str(size) if count == 1 else f"{size} on each of {count} processes"
+
+
+def _with_config(part: Any) -> str:
+    settings = ", ".join(f"{name}={value}" for name, value in part.config().items())
+    return f"{type(part).__name__}({settings})"
 
 
 def _describe_meta_set(meta: Any) -> str:

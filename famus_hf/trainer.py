@@ -4,13 +4,14 @@ import copy
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.utils.data import DataLoader, Sampler, Subset
+from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel
 from transformers.trainer_utils import has_length
 from transformers.utils import PushToHubMixin
@@ -21,21 +22,19 @@ from famus_hf.data.augmentation import make_generator
 from famus_hf.data.balanced import ClassBalancedSampler
 from famus_hf.data.model_inputs import as_model_inputs, has_raw_images, known_labels
 from famus_hf.data.processors import adapted_processor, default_image_processor, make_augmentation, training_processor
+from famus_hf.examination import examine
 from famus_hf.faults import Faults
+from famus_hf.figures import draw_report
+from famus_hf.label_report import REPORT_FILE, class_names, label_report
 from famus_hf.layer_sampler import LayerSampler
 from famus_hf.losses import CrossEntropyLoss, LDAMLoss, cross_entropy
-from famus_hf.meta_batches import MetaBatches, as_array, in_order
+from famus_hf.meta_batches import MetaBatches
 from famus_hf.meta_learners import MetaLearner, PerExampleLoss
 from famus_hf.meta_model import MetaModel
 from famus_hf.meta_net import load_into, save_meta_net
 from famus_hf.meta_state import read_meta_state
 from famus_hf.model_card import facts_of_run, render_model_card
-from famus_hf.passes import (
-    RECORD_COLUMNS,
-    differentiable_attention,
-    model_logits,
-    split_inputs,
-)
+from famus_hf.passes import RECORD_COLUMNS, differentiable_attention, model_logits, split_inputs
 from famus_hf.processes import Processes
 from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.set_up import make_base_loss, make_meta_model
@@ -140,7 +139,7 @@ class FaMUSTrainer(ThreeStageTrainer):
     @property
     def meta_learner(self) -> MetaLearner | None:
         """Ψ, or None in plain training."""
-        return None if self.meta is None else self.meta.meta_learner
+        return self._given[0] if self.meta is None else self.meta.meta_learner
 
     @property
     def layer_sampler(self) -> LayerSampler | None:
@@ -205,35 +204,13 @@ class FaMUSTrainer(ThreeStageTrainer):
         epoch = self.state.global_step // max(1, self._steps_per_epoch)
         if chosen.epoch >= epoch:
             return
-        losses, correct = self._losses_of_training_set()
+        found = examine(self, self.train_dataset, cross_entropy)
         fewest = (self.args.meta_batch_size or 1) * self.processes.count
-        chosen.choose(losses, correct, fewest, self.args.seed, epoch)
+        chosen.choose(found.losses, found.correct, fewest, self.args.seed, epoch)
         self._meta_batches.restart()
         if chosen.purity is not None:
             self._averages.add("meta_set_purity", torch.tensor(chosen.purity))
         self._averages.add("meta_set_size", torch.tensor(float(len(chosen))))
-
-    @torch.no_grad()
-    def _losses_of_training_set(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Cross-entropy of every training example in eval mode, and whether its label is right, where that is known."""
-        losses, correct = [], []
-        self.model.eval()
-        count = len(self.train_dataset)
-        share = -(-count // self.processes.count)  # equal, as FSDP needs all processes in each of its passes
-        rows = np.arange(share * self.processes.rank, share * (self.processes.rank + 1)).clip(max=count - 1)
-        for inputs in in_order(Subset(self.train_dataset, rows.tolist()), self.args, self.data_collator):
-            batch, labels, _ = split_inputs(self.central_crop(self._prepare_inputs(inputs)))
-            with self.compute_loss_context_manager():
-                losses.append(cross_entropy(model_logits(self.model, batch).float(), labels))
-            if "clean_label" in inputs:
-                given = inputs["labels"]
-                correct.append((given if given.dim() == 1 else given.argmax(1)) == inputs["clean_label"])
-        self.model.train()
-        known = self._of_all_processes(correct)[:count] if correct else None
-        return self._of_all_processes(losses)[:count], known
-
-    def _of_all_processes(self, parts: list[Tensor]) -> np.ndarray:
-        return np.concatenate(self.processes.objects(as_array(parts)))
 
     def central_crop(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The central part of images that were kept larger for random crops."""
@@ -302,6 +279,55 @@ class FaMUSTrainer(ThreeStageTrainer):
             return super()._get_train_sampler(train_dataset)
         size = batches * self.args.train_batch_size * self.args.world_size
         return ClassBalancedSampler(known_labels(self.train_dataset), size, self.args.seed)
+
+    # ---- Suspect labels ----
+
+    def label_report(self, dataset: Any = None) -> Dataset:
+        """Which labels are probably wrong, the most suspect first.
+
+        Args:
+            dataset: In the form of `train_dataset`, which is the default; each label is judged by the network as it is.
+
+        Returns:
+            Columns `index`, `label`, `predicted_label`, `loss`, `weight` (V by the meta-learner; None where it has none
+            for a loss alone), `clean_probability` and, where known, `clean_label`. `famus_hf.label_report` has more.
+        """
+        inputs = self.train_dataset if dataset is None else as_model_inputs(dataset, self.processing_class)
+        found = examine(self, inputs, self.base_loss, with_probabilities=True, progress="Examining labels")
+        return label_report(
+            found.labels,
+            cast(np.ndarray, found.probabilities),
+            found.losses,
+            class_names(self.model, cast(np.ndarray, found.probabilities).shape[1]),
+            index=found.index,
+            weights=self._raw_weights(found.losses),
+            clean_labels=found.clean_labels,
+        )
+
+    def save_label_report(self, dataset: Any = None, folder: str | Path | None = None) -> Dataset:
+        """`label_report`, written to label_report.parquet in the output folder or another; pictures in `figures/`.
+
+        The pictures: the most suspect images, where they are at hand; the meta-learner's weights, if it has such.
+        """
+        report = self.label_report(dataset)
+        if self.is_world_process_zero():
+            target = Path(folder or str(self.args.output_dir))
+            target.mkdir(parents=True, exist_ok=True)
+            with written_beside(target / REPORT_FILE) as path:
+                report.to_parquet(path)
+            raw = self.train_dataset if dataset is None else dataset
+            draw_report(report, raw, self._raw_weights, target)
+        return report
+
+    def _raw_weights(self, losses: np.ndarray) -> np.ndarray | None:
+        """V by losses alone, both of shape (n,)."""
+        learner = self.meta_learner
+        if learner is None:
+            return None
+        device = next((parameter.device for parameter in learner.parameters()), torch.device("cpu"))
+        with torch.no_grad():
+            weights = learner.raw_weights(torch.as_tensor(losses, dtype=torch.float32, device=device))
+        return None if weights is None else weights.float().cpu().numpy()
 
     # ---- Checkpoints ----
 

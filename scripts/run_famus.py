@@ -9,14 +9,17 @@ method (all layers) run first: same data, schedule and seed.
 
 import dataclasses
 import json
+import shlex
 import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from arguments import DataArguments, ModelArguments, fail, parse_arguments, short_name
+from datasets import Dataset
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -30,8 +33,8 @@ from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_
 from famus_hf.checkpoints import to_resume_from
 from famus_hf.data.idx import is_idx_folder
 from famus_hf.data.noise_file import write_noise_file
-from famus_hf.data.sources import HUB_DATASETS
-from famus_hf.metrics import compute_accuracy
+from famus_hf.data.sources import DATA_LICENSES, HUB_DATASETS
+from famus_hf.metrics import AveragePrecision, compute_accuracy
 from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.whole_files import SaveError, written_beside
 from famus_hf.wording import reason_of
@@ -191,8 +194,16 @@ class Run:
         if data_args.early_stopping_patience is not None:
             self.trainer.add_callback(EarlyStoppingCallback(data_args.early_stopping_patience))
 
-    def train(self, checkpoint: str | None) -> dict[str, Any]:
-        """Trains, evaluates on the test set and writes the output folder. Returns what all_results.json holds."""
+    def train(
+        self, checkpoint: str | None, with_label_report: bool = False, card: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Trains, evaluates on the test set and writes the output folder. Returns what all_results.json holds.
+
+        Args:
+            checkpoint: To go on from.
+            with_label_report: Whether the labels of the training set are examined afterwards.
+            card: Further facts of the model card.
+        """
         trainer = self.trainer
         set_seed(self.args.seed)  # every run of a comparison sees the same batches
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -212,6 +223,7 @@ class Run:
             "best_eval_accuracy": max(accuracies),
             "eval_loss": metrics["eval_loss"],
             **{f"{split}_accuracy": metrics[f"{split}_accuracy"] for split in others},
+            "dataset_name": short_name(self.data_args) if self.is_folder else self.data_args.dataset_name,
             "protocol": self.data_args.protocol,
             **self.meta_set_facts,
             "train_seconds_per_step": statistics.median(self.timer.seconds) if self.timer.seconds else None,
@@ -223,12 +235,19 @@ class Run:
             "global_step": trainer.state.global_step,
             "seed": self.args.seed,
         }
+        if with_label_report:
+            results |= summary_of(trainer.save_label_report())
         trainer.save_model(_internal_call=True)
         trainer.save_state()
         if trainer.is_world_process_zero():
             self.write_records(results)
-        self.push_or_write_card(results)
+        self.push_or_write_card(results, card or {})
         return results
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the data lie on this machine."""
+        return self.data_args.dataset_name is None or Path(self.data_args.dataset_name).is_dir()
 
     @property
     def realised_noise_rate(self) -> float | None:
@@ -269,20 +288,29 @@ class Run:
             },
         )
 
-    def push_or_write_card(self, results: dict[str, Any]) -> None:
+    def push_or_write_card(self, results: dict[str, Any], card: dict[str, Any]) -> None:
         data_args = self.data_args
         name = data_args.dataset_name or ""
-        is_folder = data_args.dataset_name is None or Path(name).is_dir()
         facts = {
-            "dataset_name": short_name(data_args) if is_folder else name,
-            "dataset_id": HUB_DATASETS.get(name, (name if "/" in name and not is_folder else None,))[0],
+            "dataset_name": results["dataset_name"],
+            "dataset_id": HUB_DATASETS.get(name, (name if "/" in name and not self.is_folder else None,))[0],
             "noise_description": self.noise_description,
             "metrics": {"last": results["eval_accuracy"], "best": results["best_eval_accuracy"]},
+            "seconds_per_step": results["train_seconds_per_step"],
+            "suspects": self.describe_suspects(results),
+            "data_license": DATA_LICENSES.get(name) or getattr(self.data["train"].info, "license", None) or None,
+            **card,
         }
         if self.args.push_to_hub:
             self.trainer.push_to_hub(**facts)
         else:
             self.trainer.create_model_card(**facts)
+
+    def describe_suspects(self, results: dict[str, Any]) -> str | None:
+        if "suspect_labels" not in results:
+            return None
+        count, total = results["suspect_labels"], len(self.data["train"])
+        return f"{count} of {total} ({100 * count / total:.1f} %)"
 
     @property
     def noise_description(self) -> str:
@@ -291,6 +319,52 @@ class Run:
         if self.data_args.noise_file or self.realised_noise_rate is None or self.realised_noise_rate > 0:
             return "as the labels came"
         return "none"
+
+
+def summary_of(report: Dataset) -> dict[str, Any]:
+    """What all_results.json says of a label report."""
+    sound = np.asarray(report["clean_probability"][:])
+    summary: dict[str, Any] = {
+        "suspect_labels": int((sound < 0.5).sum()),
+        "estimated_noise_rate": float(1 - sound.mean()),
+    }
+    if "clean_label" in report.features:
+        wrong = np.asarray(report["label"][:]) != np.asarray(report["clean_label"][:])
+        if wrong.any():
+            found = AveragePrecision().compute(predictions=1 - sound, references=wrong.astype(int))
+            summary["wrong_label_average_precision"] = found["average_precision"]
+    return summary
+
+
+def as_baseline(results: dict[str, Any]) -> dict[str, Any]:
+    """A finished run as a row of another's model card."""
+    return {
+        "method": results["method"],
+        "last": results["eval_accuracy"],
+        "best": results["best_eval_accuracy"],
+        "seconds_per_step": results["train_seconds_per_step"],
+    }
+
+
+def command_of(argv: list[str]) -> str:
+    """The command line for the model card, without what concerns this machine and its user: token, target, paths."""
+    kept = []
+    for flag, values in grouped(argv):
+        if not flag.startswith(("--hub_", "--output_dir", "--push_to_hub", "--resume_from_checkpoint")):
+            kept += [flag, *(Path(value).name if Path(value).exists() else value for value in values)]
+    return f"accelerate launch scripts/run_famus.py {shlex.join(kept)}".strip()
+
+
+def grouped(argv: list[str]) -> list[tuple[str, list[str]]]:
+    """Each flag with its values."""
+    groups: list[tuple[str, list[str]]] = []
+    for word in argv:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            groups.append((flag, [value] if equals else []))
+        elif groups:
+            groups[-1][1].append(word)
+    return groups
 
 
 def baselines_of(args: FaMUSTrainingArguments) -> list[FaMUSTrainingArguments]:
@@ -360,7 +434,11 @@ def main(argv: list[str]) -> None:
         if is_first:
             print(f"\n=== {run.name} → {run.args.output_dir}", flush=True)
         try:
-            rows.append(run.train(checkpoint if run.args is args else None))
+            if run.args is args:
+                card = {"baselines": [as_baseline(row) for row in rows], "command": command_of(argv)}
+                rows.append(run.train(checkpoint, data_args.label_report and not data_args.streaming, card))
+            else:
+                rows.append(run.train(None))
         except FloatingPointError as error:
             fail(f"{error}; --resume_from_checkpoint true goes on from the newest checkpoint")
         except SaveError as error:

@@ -10,6 +10,8 @@ from transformers import TrainerCallback
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, load_noisy_dataset
 from famus_hf.checkpoints import seal
+from famus_hf.examination import examine
+from famus_hf.losses import cross_entropy
 from famus_hf.pseudo_clean import PseudoCleanSet, clean_probabilities, pseudo_clean_rows
 from famus_hf.trainer import META_STATE
 
@@ -117,15 +119,15 @@ def test_the_choice_is_by_losses_in_eval_mode_and_leaves_no_trace(tmp_path):
     trainer.train()
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     state = torch.get_rng_state()
-    losses, correct = trainer._losses_of_training_set()
+    found = examine(trainer, trainer.train_dataset, cross_entropy)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
     data = trainer.train_dataset
     trainer.model.eval()
     with torch.no_grad():
         expected = F.cross_entropy(trainer.model(data.batch["pixel_values"]).logits, data.labels, reduction="none")
-    assert np.allclose(losses, expected.numpy(), atol=1e-5)
-    assert np.array_equal(correct.astype(bool), (data.labels == data.clean).numpy())
+    assert np.allclose(found.losses, expected.numpy(), atol=1e-5)
+    assert np.array_equal(found.correct, (data.labels == data.clean).numpy())
 
 
 @pytest.mark.parametrize("stop_at", [5, 16, 19, 24])

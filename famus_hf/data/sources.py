@@ -22,6 +22,12 @@ HUB_DATASETS = {
     "cifar100": ("uoft-cs/cifar100", Columns(image="img", label="fine_label", superclass="coarse_label")),
     "fashion_mnist": ("zalando-datasets/fashion_mnist", Columns(image="image", label="label")),
 }
+DATA_LICENSES = {  # as their authors publish them
+    "digits": "CC BY 4.0 (UCI Machine Learning Repository, Optical Recognition of Handwritten Digits)",
+    "fashion_mnist": "MIT (Zalando SE)",
+    "cifar10": "none is stated by the authors",
+    "cifar100": "none is stated by the authors",
+}
 TEST_NAMES = ("test", "validation", "valid", "val")  # of the split to test on; the first that has labels
 TEST_SEED = 0  # of every test split that is made here: it never follows the run's seed
 TEST_SHARE = 0.2

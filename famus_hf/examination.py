@@ -1,0 +1,99 @@
+"""What the network makes of every example of a data set, in evaluation mode and on all processes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+from tqdm.auto import tqdm
+from transformers.trainer_utils import has_length
+
+from famus_hf.meta_batches import in_order
+from famus_hf.passes import model_logits, split_inputs
+
+if TYPE_CHECKING:
+    from famus_hf.trainer import FaMUSTrainer
+
+
+@dataclass
+class Examined:
+    """In the order of the data set, the same on every process.
+
+    Attributes:
+        labels: Shape (N,), the given labels; of soft targets the largest.
+        losses: Shape (N,), what the meta-learner sees of an example.
+        probabilities: Shape (N, C), the network's prediction; None where it was not asked for.
+        clean_labels: Shape (N,), or None where they are not known.
+        index: Shape (N,), rows in the source, or None where they are not known.
+    """
+
+    labels: np.ndarray
+    losses: np.ndarray
+    probabilities: np.ndarray | None
+    clean_labels: np.ndarray | None
+    index: np.ndarray | None
+
+    @property
+    def correct(self) -> np.ndarray | None:
+        """Whether a given label is right, shape (N,), or None where that is not known."""
+        return None if self.clean_labels is None else self.labels == self.clean_labels
+
+
+def examine(
+    trainer: "FaMUSTrainer", dataset: Any, loss: Any, *, with_probabilities: bool = False, progress: str | None = None
+) -> Examined:
+    """One pass over a data set that yields model inputs.
+
+    Args:
+        trainer: Its network, processes and settings.
+        dataset: Map-style.
+        loss: Logits (n, C), labels → (n,).
+        with_probabilities: They take 4·N·C bytes on every process.
+        progress: Words beside a progress bar; default: none.
+
+    Raises:
+        ValueError: The data set is a stream, or empty.
+    """
+    if not has_length(dataset) or len(dataset) == 0:
+        raise ValueError("a data set that is empty, or a stream, can't be examined: give one whose size is known")
+    found: dict[str, list[np.ndarray]] = {}
+    for logits, labels, inputs in _passes(trainer, dataset, progress):
+        given = inputs["labels"]
+        parts = {"labels": given if given.dim() == 1 else given.argmax(1), "losses": loss(logits, labels).float()}
+        if with_probabilities:
+            parts["probabilities"] = logits.softmax(1)
+        parts |= {name: inputs[name] for name in ("clean_label", "index") if name in inputs}
+        for name, part in parts.items():
+            found.setdefault(name, []).append(part.cpu().numpy())
+    whole = {
+        name: np.concatenate(trainer.processes.objects(np.concatenate(parts)))[: len(dataset)]
+        for name, parts in found.items()
+    }
+    return Examined(
+        whole["labels"], whole["losses"], whole.get("probabilities"), whole.get("clean_label"), whole.get("index")
+    )
+
+
+@torch.no_grad()
+def _passes(
+    trainer: "FaMUSTrainer", dataset: Any, progress: str | None
+) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
+    """Logits (n, C) and labels of this process's share, batch by batch, and the batch as it was loaded."""
+    model, processes = trainer.model, trainer.processes
+    was_training = model.training
+    share = -(-len(dataset) // processes.count)  # equal, as FSDP needs all processes in each of its passes
+    rows = np.arange(share * processes.rank, share * (processes.rank + 1)).clip(max=len(dataset) - 1)
+    batches = in_order(Subset(dataset, rows.tolist()), trainer.args, trainer.data_collator)
+    show = progress is not None and trainer.is_world_process_zero() and not trainer.args.disable_tqdm
+    model.eval()
+    try:
+        for inputs in tqdm(batches, desc=progress, disable=not show):
+            batch, labels, _ = split_inputs(trainer.central_crop(trainer._prepare_inputs(inputs)))
+            with trainer.compute_loss_context_manager():
+                logits = model_logits(model, batch).float()
+            yield logits, labels, inputs
+    finally:
+        model.train(was_training)

@@ -1,0 +1,129 @@
+"""Pictures of a run, from its label report: how the meta-learner weighs, and which labels it doubts."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL.Image import Image
+
+from famus_hf.whole_files import written_beside
+
+FIGURES = "figures"  # a folder of the run's
+RIGHT, WRONG, UNKNOWN = "#0072B2", "#D55E00", "#555555"  # told apart by the colour-blind, and in grey
+SHEET, CURVE, HISTOGRAM = PICTURES = ("suspect_labels.png", "weight_curve.png", "weight_histogram.png")
+COLUMNS, SHOWN = 8, 40  # of the contact sheet
+
+
+def draw_report(report: Dataset, dataset: Any, weigh: Callable[[np.ndarray], np.ndarray | None], folder: Path) -> None:
+    """The pictures of a label report, in `figures/` below a folder, in place of those of an earlier one.
+
+    Args:
+        report: See `famus_hf.label_report`.
+        dataset: The data set that it is of; its images are drawn where it has any.
+        weigh: Losses → weights V, both of shape (n,), or None where the meta-learner has none for a loss alone.
+        folder: Of the run.
+    """
+    target = folder / FIGURES
+    for name in PICTURES:
+        (target / name).unlink(missing_ok=True)
+    images = _images(dataset, report["index"][:SHOWN])
+    if images:
+        draw_contact_sheet(report, images, target / SHEET)
+    if weigh(np.zeros(1)) is not None:
+        draw_weight_curve(report, weigh, target / CURVE)
+        draw_weight_histogram(report, target / HISTOGRAM)
+
+
+def _images(dataset: Any, index: Sequence[int]) -> list[Image]:
+    """The images with these numbers in the column `index` (without one: rows); none where there are no raw images."""
+    images = getattr(dataset, "images", dataset)
+    if "image" not in getattr(images, "column_names", []):
+        return []
+    numbers = dataset.records.get("index") if images is not dataset else None
+    numbers = dataset["index"][:] if numbers is None and "index" in images.column_names else numbers
+    rows = {number: row for row, number in enumerate(range(len(images)) if numbers is None else numbers)}
+    return [images[rows[number]]["image"] for number in index]
+
+
+def draw_weight_curve(report: Dataset, weigh: Callable[[np.ndarray], np.ndarray | None], path: Path) -> None:
+    """V against the loss, over the losses that the examples really have.
+
+    Args:
+        report: See `famus_hf.label_report`.
+        weigh: Losses → weights V, both of shape (n,).
+        path: Of the PNG file.
+    """
+    losses = np.asarray(report["loss"][:])
+    grid = np.linspace(0, np.quantile(losses, 0.99), 200)
+    figure, axes = _new_figure("loss of an example (evaluation mode)", "weight V")
+    axes.plot(grid, weigh(grid), color="black", linewidth=2)
+    axes.set_ylim(bottom=0)
+    _save(figure, path)
+
+
+def draw_weight_histogram(report: Dataset, path: Path) -> None:
+    """How many examples have which weight, those with right and with wrong labels apart where that is known."""
+    weights = np.asarray(report["weight"][:])
+    edges = np.linspace(weights.min(), max(weights.max(), weights.min() + 1e-6), 41)
+    figure, axes = _new_figure("weight V", "share of these examples")
+    for name, chosen, colour in _groups(report):
+        of_one = np.full(int(chosen.sum()), 1 / max(1, int(chosen.sum())))
+        axes.hist(
+            weights[chosen], edges, weights=of_one, label=f"{name} ({int(chosen.sum())})",
+            histtype="stepfilled", alpha=0.5, facecolor=colour, edgecolor=colour, linewidth=1.5,
+        )  # fmt: skip
+    axes.legend()
+    _save(figure, path)
+
+
+def draw_contact_sheet(report: Dataset, images: Sequence[Image], path: Path) -> None:
+    """The most suspect examples, each with its given label and the predicted one.
+
+    Args:
+        report: Its first rows are drawn.
+        images: Of these rows, at most `SHOWN`.
+        path: Of the PNG file.
+    """
+    label, predicted = report.features["label"], report.features["predicted_label"]
+    rows = -(-len(images) // COLUMNS)
+    figure = Figure(figsize=(1.5 * COLUMNS, 2.0 * rows), layout="constrained")
+    for place, (image, row) in enumerate(zip(images, report.select(range(len(images))), strict=True)):
+        axes = figure.add_subplot(rows, COLUMNS, place + 1)
+        axes.imshow(image.convert("RGB"), interpolation="nearest")
+        axes.set_axis_off()
+        given, found = (_short(kind.int2str(row[name])) for name, kind in
+                        (("label", label), ("predicted_label", predicted)))  # fmt: skip
+        axes.set_title(f"{row['index']}\ngiven {given}\npredicted {found}", fontsize=7)
+    _save(figure, path)
+
+
+def _groups(report: Dataset) -> list[tuple[str, np.ndarray, str]]:
+    """Name, mask of shape (N,) and colour of the examples that are drawn apart."""
+    if "clean_label" not in report.features:
+        return [("examples", np.ones(len(report), dtype=bool), UNKNOWN)]
+    right = np.asarray(report["label"][:]) == np.asarray(report["clean_label"][:])
+    return [("right labels", right, RIGHT), ("wrong labels", ~right, WRONG)]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 14 else f"{name[:13]}…"
+
+
+def _new_figure(x: str, y: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure)
+    with written_beside(path) as beside:
+        figure.savefig(beside, format="png", dpi=120, metadata={"Software": None})

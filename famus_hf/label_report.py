@@ -1,0 +1,105 @@
+"""Which labels of a data set are probably wrong: one row for each example, the most suspect first (numpy only).
+
+A network that learned from noisy labels with FaMUS tells what the true class of an example probably is. How often
+examples of class k are labelled y is counted over the whole data set, and Bayes' rule then gives the probability that
+this very label is right. So a label is suspect where the network finds a class likely that is often given this label,
+and not merely where it finds the label unlikely.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Value
+
+REPORT_FILE = "label_report.parquet"
+SMALLEST = 1e-12  # of a probability, so that no quotient is 0/0
+
+
+def label_report(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    losses: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    index: Sequence[int] | np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+    clean_labels: np.ndarray | None = None,
+) -> Dataset:
+    """The report as a data set, sorted by `clean_probability`, the most suspect example first.
+
+    Args:
+        labels: Shape (N,), the given labels.
+        probabilities: Shape (N, C), what the network predicts.
+        losses: Shape (N,).
+        class_names: C of them.
+        index: Rows of the examples in their source; default: 0 to N − 1.
+        weights: Shape (N,), V of the meta-learner, where it has such weights.
+        clean_labels: Shape (N,), where known.
+
+    Returns:
+        Columns `index`, `label`, `predicted_label`, `loss`, `weight`, `clean_probability` and, where known,
+        `clean_label`.
+    """
+    sound = clean_label_probabilities(labels, probabilities)
+    order = np.lexsort((-losses, sound))
+    names = ClassLabel(names=list(class_names))
+    columns: dict[str, tuple[Any, Any]] = {
+        "index": (np.arange(len(labels)) if index is None else np.asarray(index), Value("int64")),
+        "label": (labels, names),
+        "predicted_label": (probabilities.argmax(1), names),
+        "loss": (losses, Value("float32")),
+        "weight": (weights, Value("float32")),
+        "clean_probability": (sound, Value("float32")),
+        "clean_label": (clean_labels, names),
+    }
+    if clean_labels is None:
+        columns.pop("clean_label")
+    return Dataset.from_dict(
+        {
+            name: [None] * len(labels) if values is None else np.asarray(values)[order].tolist()
+            for name, (values, _) in columns.items()
+        },
+        features=Features({name: feature for name, (_, feature) in columns.items()}),
+    )
+
+
+def clean_label_probabilities(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """P(true class = given label | image, given label), shape (N,).
+
+    Args:
+        labels: Shape (N,), the given labels y.
+        probabilities: Shape (N, C), P(true class = k | image).
+    """
+    matrix = transition_matrix(labels, probabilities)
+    return _posteriors(labels, probabilities, matrix)[np.arange(len(labels)), labels]
+
+
+def transition_matrix(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """T_ky = P(given label y | true class k), shape (C, C): examples are counted for the class that is predicted.
+
+    Counts of whole examples, and not of their probabilities: a network that has learned the wrong labels by heart
+    explains them all, and by its probabilities no label would ever be wrong. Each count starts from one.
+
+    Args:
+        labels: Shape (N,), the given labels.
+        probabilities: Shape (N, C), P(true class = k | image).
+    """
+    counts = np.ones((probabilities.shape[1],) * 2)
+    np.add.at(counts, (probabilities.argmax(1), labels), 1)
+    return _rows_divided_by_sum(counts)
+
+
+def _posteriors(labels: np.ndarray, probabilities: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """P(true class = k | image, given label), shape (N, C)."""
+    return _rows_divided_by_sum(probabilities.clip(min=SMALLEST) * matrix[:, labels].T)
+
+
+def _rows_divided_by_sum(values: np.ndarray) -> np.ndarray:
+    return values / values.sum(1, keepdims=True)
+
+
+def class_names(model: Any, num_labels: int) -> list[str]:
+    """The names that a network's configuration has for its classes, else their numbers."""
+    names = getattr(getattr(model, "config", None), "id2label", None) or {}
+    return [str(names.get(label, label)) for label in range(num_labels)]

@@ -1,0 +1,121 @@
+"""Which labels of a data set are probably wrong, by a model that FaMUS trained: a table, the most suspect first.
+
+    python scripts/label_report.py --model outputs/my_photos --dataset_name my_photos
+    python scripts/label_report.py --model me/famus --dataset_name cifar10 --split test --push_to_hub me/suspects
+
+Leaves in --output_dir: label_report.parquet (and .csv with --csv) with the columns index, label, predicted_label, loss,
+weight, clean_probability and, where known, clean_label; figures/suspect_labels.png, the most suspect images; and how
+the meta-net weighs. Labels are judged best where the model was trained on them or on data like them.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from datasets import Dataset
+
+from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, load_famus, load_noisy_dataset
+from famus_hf.label_report import REPORT_FILE
+from famus_hf.wording import first_few
+
+SHOWN = 20  # rows that are printed
+
+
+def load_split(options: argparse.Namespace) -> Dataset:
+    """The examples whose labels are judged."""
+    data = load_noisy_dataset(
+        options.dataset_name,
+        config_name=options.dataset_config_name,
+        data_dir=options.data_dir,
+        train_dir=options.train_dir,
+        image_column_name=options.image_column_name,
+        label_column_name=options.label_column_name,
+        clean_label_column_name=options.clean_label_column_name,
+        noise_file=options.noise_file,
+        num_meta=0,
+    )
+    if options.split not in data:
+        raise ValueError(f"--split {options.split!r} is not there: choose one of {', '.join(data)}")
+    return data[options.split]
+
+
+def with_classes_of(model: object, dataset: Dataset) -> Dataset:
+    """The data set with its labels numbered as the model's. Raises ValueError where they are not the same classes."""
+    known = {str(name): int(label) for label, name in model.config.id2label.items()}
+    names = dataset.features["label"].names
+    strange = sorted(set(names) ^ set(known))
+    if strange:
+        raise ValueError(
+            f"the model knows {len(known)} classes and the data have {len(names)}, which differ in "
+            f"{first_few(strange)}: give the data that it was trained on, or data with the same classes"
+        )
+    for column in ("label", "clean_label"):
+        if column in dataset.features and names != sorted(known, key=known.get):
+            dataset = dataset.align_labels_with_mapping(known, column)
+    return dataset
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="folder of a run, or user/name on the Hub")
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
+    parser.add_argument("--dataset_name", help="as in run_famus.py")
+    parser.add_argument("--dataset_config_name", help="as in run_famus.py")
+    parser.add_argument("--data_dir", help="as in run_famus.py")
+    parser.add_argument("--train_dir", help="as in run_famus.py")
+    parser.add_argument("--image_column_name", help="as in run_famus.py")
+    parser.add_argument("--label_column_name", help="as in run_famus.py")
+    parser.add_argument("--clean_label_column_name", help="true labels, to be set beside the given ones")
+    parser.add_argument("--noise_file", help="noise.parquet of a run: judge the labels that it was trained on")
+    parser.add_argument("--split", default="train", help="whose labels are judged")
+    parser.add_argument("--output_dir", default="outputs/label_report", help="of the table and the pictures")
+    parser.add_argument("--csv", action="store_true", help="write label_report.csv as well, with names of classes")
+    parser.add_argument("--batch_size", type=int, default=250, help="images at once")
+    parser.add_argument("--use_cpu", action="store_true", help="even where there is a GPU")
+    parser.add_argument("--push_to_hub", metavar="USER/NAME", help="push the table as a data set")
+    parser.add_argument("--private", action="store_true", help="make that repository private if it is new")
+    options = parser.parse_args(argv)
+    try:
+        report = make_report(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"label_report.py: error: {' '.join(str(error).split())}")
+    print(with_names(report.select(range(min(SHOWN, len(report))))).to_pandas().to_string(index=False))
+    suspect = sum(probability < 0.5 for probability in report["clean_probability"])
+    print(f"{suspect} of {len(report)} labels are more likely wrong than right: see {options.output_dir}")
+
+
+def make_report(options: argparse.Namespace) -> Dataset:
+    """Loads model and data, and leaves the report where the options say."""
+    model, meta_learner, _, processor = load_famus(options.model, revision=options.revision)
+    dataset = with_classes_of(model, load_split(options))
+    trained_on = Path(options.model) / "noise.parquet"
+    if options.noise_file is None and trained_on.is_file():
+        print(f"judging the labels as they came; for those that the run was trained on: --noise_file {trained_on}")
+    args = FaMUSTrainingArguments(
+        options.output_dir,
+        per_device_eval_batch_size=options.batch_size,
+        use_cpu=options.use_cpu,
+        report_to="none",
+    )
+    trainer = FaMUSTrainer(model, args, processing_class=processor, meta_learner=meta_learner)
+    report = trainer.save_label_report(dataset)
+    if options.csv:
+        with_names(report).to_csv(Path(options.output_dir) / Path(REPORT_FILE).with_suffix(".csv"))
+    if options.push_to_hub:
+        report.push_to_hub(options.push_to_hub, private=options.private or None)
+    return report
+
+
+def with_names(report: Dataset) -> Dataset:
+    """The classes by their names, for readers that know nothing of ClassLabel."""
+    table = report.to_pandas()
+    for column in ("label", "predicted_label", "clean_label"):
+        if column in report.features:
+            table[column] = report.features[column].int2str(table[column].tolist())
+    return Dataset.from_pandas(table, preserve_index=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

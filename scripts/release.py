@@ -1,0 +1,173 @@
+"""From a run to a repository on the Hub: trains or takes it, lays out the folder, proves its figures, pushes it.
+
+    python scripts/release.py --recipe fashion-mnist-symmetric-40                  # trains; --dataset_name DIR wins
+    python scripts/release.py --run outputs/digits --hub_model_id me/digits-famus  # takes a finished run, and pushes it
+
+The folder RELEASE_DIR/NAME holds the files that go to the Hub and no others. Before anything is pushed, two clean
+processes load it: one without famus_hf, which classifies the test set by transformers' pipeline and must find the
+accuracy that the card claims, and one with it, which loads the meta-net. Training is preceded by a plain run under the
+same schedule, for the card (--baseline false leaves it out). All other flags are those of run_famus.py.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from arguments import DataArguments, parse_arguments
+from huggingface_hub import ModelCard
+from run_famus import Run, as_baseline, baselines_of, command_of, fail, grouped, load_data
+
+from famus_hf import load_noisy_dataset
+from famus_hf.hub import files_to_push
+
+CLASSIFY = """
+import json, sys
+sys.modules["famus_hf"] = None  # as if it were not installed
+import evaluate
+from datasets import load_from_disk
+from sklearn.metrics import accuracy_score
+from transformers import pipeline
+folder, images = sys.argv[1:]
+test = load_from_disk(images)
+classify = pipeline("image-classification", folder, trust_remote_code=True, batch_size=100)
+names = test.features["label"].names
+found = [names.index(answer[0]["label"]) for answer in classify(list(test["image"]), top_k=1)]
+print(json.dumps(accuracy_score(test["label"][:], found)))
+"""
+LOAD = """
+import json, sys
+from famus_hf import load_famus
+print(json.dumps([type(part).__name__ for part in load_famus(sys.argv[1])]))
+"""
+
+
+def train(options: argparse.Namespace, argv: list[str]) -> Path:
+    """The run, and plain training before it. Returns its folder."""
+    model_args, data_args, args = parse_arguments(argv)
+    data = load_data(data_args, args)
+    settings = [*baselines_of(args)[: int(options.baseline)], args]
+    runs = [Run(model_args, data_args, own, data) for own in settings]
+    rows = [as_baseline(run.train(None)) for run in runs[:-1]]
+    command = command_of(argv).replace("accelerate launch scripts/run_famus.py", "python scripts/release.py")
+    card = {"baselines": rows, "command": command, "license": options.license, "model_name": options.name}
+    runs[-1].train(None, with_label_report=True, card=card)
+    return Path(args.output_dir)
+
+
+def lay_out(run: Path, target: Path, repo_id: str) -> None:
+    """Copies what is pushed, and nothing else, into an empty folder; the card then says how to load it from `repo_id`.
+
+    Raises:
+        ValueError: The folder is no finished run's, or the target holds something else than an earlier release.
+    """
+    missing = [name for name in ("config.json", "README.md", "all_results.json") if not (run / name).is_file()]
+    if missing:
+        raise ValueError(f"--run {str(run)!r} is no finished run of run_famus.py: it has no {missing[0]}")
+    if target.exists() and any(target.iterdir()) and not (target / "README.md").is_file():
+        raise ValueError(f"{str(target)!r} is not empty and no earlier release: choose another --release_dir")
+    shutil.rmtree(target, ignore_errors=True)
+    for name in files_to_push(run):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(run / name, target / name)
+    card = (target / "README.md").read_text(encoding="utf-8")
+    loads = re.compile(r'(load_famus\(|pipeline\("image-classification", )"[^"]*"')
+    (target / "README.md").write_text(loads.sub(lambda found: f'{found[1]}"{repo_id}"', card), encoding="utf-8")
+
+
+def check(folder: Path, data_args: DataArguments) -> None:
+    """Loads the folder in clean processes. Raises ValueError where it does not load, or is not as good as it claims."""
+    claims = {
+        result.metric_name: result.metric_value for result in ModelCard.load(folder / "README.md").data.eval_results
+    }
+    test = test_set(data_args)
+    with tempfile.TemporaryDirectory() as scratch:
+        test.select_columns(["image", "label"]).save_to_disk(f"{scratch}/test")
+        found = in_clean_process(CLASSIFY, scratch, str(folder.resolve()), f"{scratch}/test")
+        parts = in_clean_process(LOAD, scratch, str(folder.resolve()))
+    print(f"claimed {100 * claims['last']:.2f} %, found {100 * found:.2f} % by the pipeline, on {len(test)} images")
+    print(f"load_famus gives {', '.join(parts)}", flush=True)
+    if abs(found - claims["last"]) > max(5e-5, 1.01 / len(test)):  # rounding, or one image whose two best classes tie
+        raise ValueError(f"{str(folder)!r} claims an accuracy of {claims['last']} and has {found}: it is not released")
+
+
+def test_set(data_args: DataArguments) -> Any:
+    name = data_args.dataset_name
+    try:
+        data = load_noisy_dataset(
+            name,
+            config_name=data_args.dataset_config_name,
+            data_dir=data_args.data_dir,
+            train_dir=data_args.train_dir,
+            validation_dir=data_args.validation_dir,
+            image_column_name=data_args.image_column_name,
+            label_column_name=data_args.label_column_name,
+            clean_label_column_name=data_args.clean_label_column_name,
+            max_eval_samples=data_args.max_eval_samples,
+            num_meta=0,
+        )
+    except (ValueError, OSError) as error:
+        raise ValueError(f"the test set is needed to check the release (give --dataset_name): {error}") from error
+    return data["test"]
+
+
+def in_clean_process(code: str, home: str, *arguments: str) -> Any:
+    """What a new process prints last. Its cache of remote code is empty, and it reaches no Hub."""
+    environment = {**os.environ, "HF_HOME": f"{home}/cache", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code, *arguments]
+    result = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
+    if result.returncode:
+        raise ValueError(f"the folder does not load in a clean process: {result.stderr.strip().splitlines()[-1]}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, help="folder of a finished run of run_famus.py; without it one is trained")
+    parser.add_argument("--release_dir", type=Path, default=Path("outputs/releases"), help="the folder is made below")
+    parser.add_argument("--name", help="of the release; default: of the repository, the recipe or the run's folder")
+    parser.add_argument("--license", default="apache-2.0", help="of the weights, where a run is trained")
+    parser.add_argument("--baseline", type=lambda word: word != "false", default=True, help="train plainly as well")
+    parser.add_argument("--private", action="store_true", help="make the repository private if it is new")
+    options, passed_on = parser.parse_known_args(argv)
+    try:
+        release(options, passed_on)
+    except (ValueError, TypeError, OSError) as error:
+        fail(error)
+
+
+def release(options: argparse.Namespace, argv: list[str]) -> None:
+    """Trains or takes, lays out, checks, pushes."""
+    _, data_args, args = parse_arguments(argv)
+    name = options.name or Path(args.hub_model_id or recipe_of(argv) or options.run or args.output_dir).name
+    options.name, repo_id = name, args.hub_model_id or name
+    if options.run is None:
+        run = train(options, [*argv, *([] if is_given("--output_dir", argv) else ["--output_dir", f"outputs/{name}"])])
+    else:
+        run = options.run
+        if not is_given("--dataset_name", argv):
+            data_args.dataset_name = json.loads((run / "all_results.json").read_text())["dataset_name"]
+    target = options.release_dir / name
+    lay_out(run, target, repo_id)
+    check(target, data_args)
+    print(f"{target} is ready: {', '.join(files_to_push(target))}")
+
+
+def is_given(flag: str, argv: list[str]) -> bool:
+    return any(word.split("=")[0] == flag for word in argv)
+
+
+def recipe_of(argv: list[str]) -> str | None:
+    return dict((flag, "".join(values)) for flag, values in grouped(argv)).get("--recipe")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

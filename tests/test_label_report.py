@@ -1,0 +1,161 @@
+"""Which labels are wrong: the score against brute force, the report of a run, its pictures, the script."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, load_dataset
+from PIL import Image
+from test_trainer import make_trainer
+
+from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, MWNet, build_backbone, load_noisy_dataset
+from famus_hf.label_report import clean_label_probabilities, label_report, transition_matrix
+from famus_hf.metrics import AveragePrecision
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+NAMES = ["cat", "dog", "owl"]
+
+
+def test_the_transition_matrix_counts_given_labels_by_predicted_class():
+    probabilities = np.array([[0.8, 0.2], [0.6, 0.4], [0.9, 0.1], [0.3, 0.7]])
+    matrix = transition_matrix(np.array([0, 1, 0, 1]), probabilities)
+    assert np.allclose(matrix, [[3 / 5, 2 / 5], [1 / 3, 2 / 3]])  # counts 2, 1 and 0, 1, each and one
+
+
+def test_clean_probability_is_that_of_bayes_rule():
+    rng = np.random.default_rng(0)
+    probabilities, labels = rng.dirichlet(np.ones(3), size=50), rng.integers(3, size=50)
+    matrix = transition_matrix(labels, probabilities)
+    for row, found in enumerate(clean_label_probabilities(labels, probabilities)):
+        given = labels[row]
+        joint = [probabilities[row, true] * matrix[true, given] for true in range(3)]
+        assert found == pytest.approx(joint[given] / sum(joint))
+
+
+def test_a_likely_confusion_is_more_suspect_than_an_unlikely_one_of_the_same_loss():
+    """Class 0 is often labelled 1, and never 2: the same 30 % for the given label mean different things."""
+    probabilities = np.array([[0.9, 0.05, 0.05]] * 60 + [[0.05, 0.05, 0.9]] * 60 + [[0.7, 0.3, 0.0], [0.0, 0.3, 0.7]])
+    labels = np.array([0] * 30 + [1] * 30 + [2] * 60 + [1, 1])
+    confused, odd = clean_label_probabilities(labels, probabilities)[-2:]
+    assert confused < 0.5 * odd
+
+
+def test_the_most_suspect_example_comes_first():
+    probabilities = np.array([[0.1, 0.8, 0.1], [0.9, 0.05, 0.05], [0.34, 0.33, 0.33]])
+    report = label_report(
+        np.array([0, 0, 0]), probabilities, -np.log(probabilities[:, 0]), NAMES, index=[7, 8, 9],
+        weights=np.array([0.1, 0.9, 0.5]), clean_labels=np.array([1, 0, 0]),
+    )  # fmt: skip
+    assert report["index"][:] == [7, 9, 8] and report["clean_label"][:] == [1, 0, 0]
+    assert report["weight"][:] == pytest.approx([0.1, 0.5, 0.9])
+    assert report.features["predicted_label"].int2str(report["predicted_label"][0]) == "dog"
+
+
+def test_impossible_predictions_give_probabilities_all_the_same():
+    probabilities = np.array([[1.0, 0.0], [0.0, 1.0]])
+    found = clean_label_probabilities(np.array([1, 1]), probabilities)
+    assert np.isfinite(found).all() and found[0] < 1e-6 and found[1] > 0.99
+
+
+def trained_on_digits(folder, noise_type, **settings):
+    data = load_noisy_dataset("digits", noise=0.4, noise_type=noise_type)
+    model = build_backbone("tiny", data["train"].features["label"].names)
+    args = FaMUSTrainingArguments(
+        str(folder), num_train_epochs=8, use_cpu=True, save_strategy="no", report_to="none", preset="fast", **settings
+    )
+    trainer = FaMUSTrainer(model, args, train_dataset=data["train"], meta_dataset=data["meta"])
+    trainer.train()
+    return trainer, data
+
+
+@pytest.mark.parametrize(("noise_type", "least"), [("symmetric", 0.95), ("pair", 0.9)])
+def test_most_wrong_labels_of_real_images_come_first(tmp_path, noise_type, least):
+    """40 % of the labels are wrong, so that a random order has an average precision of about 0.4."""
+    trainer, data = trained_on_digits(tmp_path, noise_type)
+    report = trainer.save_label_report()
+    assert sorted(report["index"][:]) == sorted(data["train"]["index"][:])
+    wrong = np.asarray(report["label"][:]) != np.asarray(report["clean_label"][:])
+    scores = 1 - np.asarray(report["clean_probability"][:])
+    assert AveragePrecision().compute(predictions=scores, references=wrong.astype(int))["average_precision"] > least
+    weights, losses = torch.tensor(report["weight"][:]), torch.tensor(report["loss"][:])
+    assert torch.allclose(weights, trainer.meta_learner(losses).detach(), atol=1e-6)
+    stored = load_dataset("parquet", data_files=str(tmp_path / "label_report.parquet"), cache_dir=str(tmp_path / "c"))
+    assert stored["train"].to_dict() == report.to_dict() and stored["train"].features == report.features
+    for name in ("suspect_labels.png", "weight_curve.png", "weight_histogram.png"):
+        with Image.open(tmp_path / "figures" / name) as picture:
+            assert min(picture.size) > 300 and len(picture.convert("L").getcolors()) > 20, name
+
+
+def test_the_report_leaves_the_run_as_it_was(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    state, mode = torch.get_rng_state(), trainer.model.training
+    trainer.label_report()
+    assert trainer.model.training == mode and torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize("meta_learner", ["none", "l2r", "mlc"])
+def test_without_weights_of_losses_the_report_has_none_and_no_picture_of_them(tmp_path, meta_learner):
+    trainer = make_trainer(tmp_path, meta_learner=meta_learner)
+    trainer.train()
+    report = trainer.save_label_report()
+    assert report["weight"][:] == [None] * len(trainer.train_dataset)
+    assert not list(tmp_path.glob("figures/weight*"))
+
+
+def test_a_loaded_model_judges_other_examples(tmp_path):
+    """Made for evaluation only: no training set."""
+    data = load_noisy_dataset("digits", max_train_samples=60, max_eval_samples=20, num_meta=0)
+    model = build_backbone("tiny", data["train"].features["label"].names)
+    args = FaMUSTrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    from famus_hf.data.processors import default_image_processor
+
+    processor = default_image_processor(None, data["train"])
+    trainer = FaMUSTrainer(model, args, processing_class=processor, meta_learner=MWNet())
+    report = trainer.label_report(data["test"])
+    assert len(report) == 20 and None not in report["weight"][:]
+    with pytest.raises(ValueError, match="empty, or a stream"):
+        trainer.label_report(data["test"].to_iterable_dataset())
+
+
+def run_script(*flags):
+    command = [sys.executable, str(SCRIPTS / "label_report.py"), "--use_cpu", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_the_script_judges_the_labels_that_a_run_was_trained_on(tmp_path):
+    import run_famus
+
+    run = tmp_path / "run"
+    run_famus.main([
+        "--dataset_name", "digits", "--noise", "0.4", "--num_train_epochs", "3", "--use_cpu", "--output_dir", str(run),
+        "--disable_tqdm", "true", "--report_to", "none", "--save_strategy", "no",
+    ])  # fmt: skip
+    flags = ["--model", str(run), "--dataset_name", "digits", "--csv", "--output_dir", str(tmp_path / "report")]
+    done = run_script(*flags, "--noise_file", str(run / "noise.parquet"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "of 1297 labels are more likely wrong than right" in done.stdout
+    first, second = (Dataset.from_parquet(str(f / "label_report.parquet"), cache_dir=str(tmp_path / "c"))
+                     for f in (run, tmp_path / "report"))  # fmt: skip
+    for name in ("index", "label", "predicted_label", "clean_label"):
+        assert first[name][:] == second[name][:], name
+    assert np.allclose(first["clean_probability"][:], second["clean_probability"][:], atol=1e-5)
+    lines = (tmp_path / "report" / "label_report.csv").read_text().splitlines()
+    assert lines[0] == "index,label,predicted_label,loss,weight,clean_probability,clean_label" and len(lines) == 1298
+    results = json.loads((run / "all_results.json").read_text())
+    assert results["suspect_labels"] == sum(p < 0.5 for p in first["clean_probability"])
+    assert results["wrong_label_average_precision"] > 0.6 and 0 < results["estimated_noise_rate"] < 1
+
+
+def test_data_of_other_classes_are_refused_in_one_sentence(tmp_path):
+    model = build_backbone("tiny", NAMES)
+    model.save_pretrained(tmp_path)
+    done = run_script("--model", str(tmp_path), "--dataset_name", "digits")
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "the model knows 3 classes and the data have 10, which differ in 0, 1, 2" in done.stderr
