@@ -42,6 +42,7 @@ setup(
         ],
         "bench": ["torchopt>=0.7.3"],
         "plots": ["matplotlib>=3.10"],
+        "timm": ["timm>=1.0.31,<2"],  # brings torchvision, whose build must be that of torch
         "logging": ["tensorboard>=2.20", "trackio", "wandb"],
     },
     keywords=["noisy labels", "meta-learning", "FaMUS", "transformers", "robust training"],
