@@ -19,6 +19,7 @@ setup(
         "evaluate>=0.4.6,<0.5",
         "huggingface-hub>=2.4,<3",
         "jinja2>=3.1",
+        "matplotlib>=3.10",
         "numpy>=2",
         "pillow>=11",
         "pyarrow>=20",
@@ -40,8 +41,8 @@ setup(
             "ruff>=0.17",
             "types-PyYAML",
         ],
-        "bench": ["torchopt>=0.7.3"],
-        "plots": ["matplotlib>=3.10"],
+        "bench": ["cleanlab>=2.9", "torchopt>=0.7.3"],
+        "timm": ["timm>=1.0.31,<2"],  # brings torchvision, whose build must be that of torch
         "logging": ["tensorboard>=2.20", "trackio", "wandb"],
     },
     keywords=["noisy labels", "meta-learning", "FaMUS", "transformers", "robust training"],

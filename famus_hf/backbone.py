@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
+from famus_hf.timm_wrapper import TIMM_WRAPPER, check_timm, check_timm_config
 from famus_hf.untrusted import Allowance, check_finite, check_inside, read_json, shapes_in
 from famus_hf.wording import first_few, reason_of
 
@@ -21,6 +22,7 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 MAX_NUMBER = 2**20  # of a whole number in a configuration: a vocabulary has fewer entries
 # What makes transformers fetch or run more than the folder holds.
 REFUSED_FILES = ("adapter_config.json",)
+CLASS_COUNTS = ("num_labels", "num_classes")  # the latter in configurations of timm
 REFUSED_KEYS = ("quantization_config", "use_pretrained_backbone")
 IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm")  # others may be kernels from the Hub
 
@@ -109,8 +111,12 @@ def _check_config(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
     for key in REFUSED_KEYS:
         if config.get(key):
             raise ValueError(f"config.json has a {key}, which is not supported")
+    if kind == TIMM_WRAPPER:
+        check_timm_config(config)
     longest_side = max((side for shape in shapes.values() for side in shape), default=0)
     _check_values("config.json", config, max(MAX_NUMBER, longest_side), longest_side)
+    if kind == TIMM_WRAPPER:
+        check_timm("it")
 
 
 def _check_values(source: str, content: Mapping[str, Any], limit: int, classes: int | None = None) -> None:
@@ -126,7 +132,7 @@ def _check_values(source: str, content: Mapping[str, Any], limit: int, classes: 
             raise ValueError(f"{source} has {key[:80]!r} {value[:80]!r}, and code from elsewhere is never run")
         elif isinstance(value, int) and not -limit <= value <= limit:
             raise ValueError(f"{source} has a {key[:80]!r} beyond {limit}")
-        elif isinstance(value, int) and key.rpartition(".")[2] == "num_labels" and value > max(classes or value, 2):
+        elif isinstance(value, int) and key.rpartition(".")[2] in CLASS_COUNTS and value > max(classes or value, 2):
             raise ValueError(f"{source} has {value} labels, and no tensor has a side of more than {classes}")
 
 

@@ -8,11 +8,14 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
+from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 from torch import nn
 
@@ -33,6 +36,7 @@ LAYER_SAMPLERS: dict[str, type[LayerSampler]] = {
     "random": RandomLayers,
 }
 Part = TypeVar("Part", MetaLearner, LayerSampler)
+Kind = TypeVar("Kind", bound=MetaLearner | LayerSampler)
 
 
 def register_meta_learner(kind: type[MetaLearner]) -> type[MetaLearner]:
@@ -55,7 +59,9 @@ def register_layer_sampler(kind: type[LayerSampler]) -> type[LayerSampler]:
 # ---- Writing ----
 
 
-def save_meta_net(folder: str | Path, meta_learner: MetaLearner | None, layer_sampler: LayerSampler | None) -> None:
+def save_meta_net(
+    folder: str | PathLike[str], meta_learner: MetaLearner | None, layer_sampler: LayerSampler | None
+) -> None:
     """Writes `meta_net/` below the folder: config.json, model.safetensors, layer_sampler.safetensors.
 
     A part without parameters is in config.json alone.
@@ -105,12 +111,12 @@ def load_into(folder: str | Path, meta_learner: MetaLearner, layer_sampler: Laye
     """
     root = Path(folder)
     try:
-        saved = _read_config(root)
+        saved = _read_config(root, root / META_NET)
         for part, present in _config_of(meta_learner, layer_sampler).items():
             if saved.get(part) != json.loads(json.dumps(present)):
                 raise ValueError(f"its {part.replace('_', ' ')} has other settings")
         parts: dict[str, nn.Module] = {"meta_learner": meta_learner, "layer_sampler": layer_sampler}
-        found = {part: read_tensors(module, root, _tensor_file(root, part)) for part, module in parts.items()}
+        found = {part: read_tensors(module, root, root / META_NET / TENSORS[part]) for part, module in parts.items()}
         for part, module in parts.items():
             module.load_state_dict(found[part])
     except Exception as error:  # a registered class may raise anything
@@ -129,26 +135,62 @@ def load_meta_net(folder: str | Path) -> tuple[MetaLearner | None, LayerSampler 
     root = Path(folder)
     if not os.path.lexists(root / META_NET):
         return None, None
+    with _refusing(root / META_NET):
+        config = _read_config(root, root / META_NET)
+        meta_learner = _load_part(root, root / META_NET, "meta_learner", config, META_LEARNERS)
+        return meta_learner, _load_part(root, root / META_NET, "layer_sampler", config, LAYER_SAMPLERS)
+
+
+def load_kind(
+    kind: type[Kind], repo_or_folder: str | PathLike[str], subfolder: str, revision: str | None, token: str | None
+) -> Kind:
+    """`kind.from_pretrained` of meta-learners and layer samplers; the other part is not made.
+
+    Raises:
+        ValueError: There is no such folder, no such part in it or one of another kind; or as in `load_meta_net`.
+    """
+    root = _on_disk(repo_or_folder, subfolder, revision, token)
+    folder, source = root / subfolder, repr(str(repo_or_folder))
+    if not folder.is_dir():
+        raise ValueError(
+            f"{source} has no folder {subfolder or '.'!r}: give a run's output folder or Hub repository, or the "
+            "subfolder with its config.json"
+        )
+    is_learner = issubclass(kind, MetaLearner)
+    part, known = ("meta_learner", META_LEARNERS) if is_learner else ("layer_sampler", LAYER_SAMPLERS)
+    what = "meta-learner" if is_learner else "layer sampler"
+    with _refusing(folder):
+        found: Any = _load_part(root, folder, part, _read_config(root, folder), known)
+    if found is None:
+        raise ValueError(f"{source} holds no {what}: the run that wrote it had none")
+    if not isinstance(found, kind):
+        name, base = type(found).__name__, "MetaLearner" if is_learner else "LayerSampler"
+        raise ValueError(
+            f"{source} holds a {what} of the kind {name}, and {kind.__name__} was asked for: call "
+            f"from_pretrained of {name}, or of {base} for whatever is there"
+        )
+    return found
+
+
+def _on_disk(repo_or_folder: str | PathLike[str], subfolder: str, revision: str | None, token: str | None) -> Path:
+    """A local folder itself; of a repository on the Hub, what is fetched of its subfolder."""
+    if Path(repo_or_folder).is_dir():
+        return Path(repo_or_folder)
+    names = [f"{subfolder}/*.json", f"{subfolder}/*.safetensors"] if subfolder else [CONFIG, *TENSORS.values()]
+    return Path(snapshot_download(str(repo_or_folder), revision=revision, token=token, allow_patterns=names))
+
+
+@contextmanager
+def _refusing(folder: Path) -> Iterator[None]:
+    """Whatever is raised while a folder is read becomes a ValueError that names it."""
     try:
-        config = _read_config(root)
-        meta_learner = _load_part(root, "meta_learner", config["meta_learner"], META_LEARNERS, None)
-        if "layer_sampler" not in config:
-            return meta_learner, None
-        settings = dict(config["layer_sampler"])
-        layers = _read_layers(settings.pop("layers", None))
-        return meta_learner, _load_part(root, "layer_sampler", settings, LAYER_SAMPLERS, layers)
+        yield
     except Exception as error:  # a constructor may raise anything on the values of a folder
-        source = str(root / META_NET)
-        raise ValueError(f"{source!r} is no meta-net of famus_hf ({reason_of(error)})") from error
+        raise ValueError(f"{str(folder)!r} is no meta-net of famus_hf ({reason_of(error)})") from error
 
 
-def _tensor_file(root: Path, part: str) -> Path:
-    return root / META_NET / TENSORS[part]
-
-
-def _read_config(root: Path) -> dict[str, Any]:
-    """config.json of `meta_net/`, whose other files are those that a run writes."""
-    folder = root / META_NET
+def _read_config(root: Path, folder: Path) -> dict[str, Any]:
+    """config.json of a `meta_net/`, whose other files are those that a run writes. root: the folder around it."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {META_NET}")
     for path in sorted(folder.iterdir()):
@@ -159,33 +201,36 @@ def _read_config(root: Path) -> dict[str, Any]:
     for part, settings in config.items():
         if not isinstance(settings, dict):
             raise ValueError(f"its {part} is a {type(settings).__name__} and no object")
-    if "layer_sampler" not in config and _tensor_file(root, "layer_sampler").exists():
+    if "layer_sampler" not in config and (folder / TENSORS["layer_sampler"]).exists():
         raise ValueError(f"it holds {TENSORS['layer_sampler']} and no settings of a layer_sampler")
     return config
 
 
 def _load_part(
-    root: Path, part: str, settings: Mapping[str, Any], known: Mapping[str, type[Part]], layers: list[Layer] | None
-) -> Part:
+    root: Path, folder: Path, part: str, config: Mapping[str, Any], known: Mapping[str, type[Part]]
+) -> Part | None:
     """A meta-learner or a layer sampler: made within what its tensor file warrants, and then filled from that."""
-    name = settings.get("type")
+    if part not in config:
+        return None
+    settings = dict(config[part])
+    layers = _read_layers(settings.pop("layers", None)) if part == "layer_sampler" else []
+    name = settings.pop("type", None)
     kind = known.get(name) if isinstance(name, str) else None
     if kind is None:
         raise ValueError(
             f"its {part} is of the type {str(name)[:80]!r}; import that class and call famus_hf.register_{part} with "
             "it first"
         )
-    arguments = {key: value for key, value in settings.items() if key != "type"}
-    _check_arguments(part, kind, arguments)
-    path = _tensor_file(root, part)
+    _check_arguments(part, kind, settings)
+    path = folder / TENSORS[part]
     num_bytes, num_tensors = 0, 0
     if path.exists():
         check_inside(root, path)
         num_bytes, num_tensors = path.stat().st_size, len(shapes_in(root, path))
     with Allowance(num_bytes, num_tensors):
-        made = kind(**arguments)
+        made = kind(**settings)
         if isinstance(made, LayerSampler):
-            made.build(layers or [])
+            made.build(layers)
     made.load_state_dict(read_tensors(made, root, path))
     return made
 

@@ -18,7 +18,7 @@ from famus_hf.data.model_inputs import known_labels
 from famus_hf.derivatives import TrainingPass, logit_tangent, training_pass_without_trace
 from famus_hf.layer_costs import measure_layer_costs, num_timings
 from famus_hf.layer_sampler import AllLayers, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
-from famus_hf.layers import find_layers
+from famus_hf.layers import Layer, find_layers
 from famus_hf.losses import ClassBalancedLoss, CrossEntropyLoss, FocalLoss, LDAMLoss, cross_entropy
 from famus_hf.meta_learners import L2R, MLC, MetaLearner, MWNet, PerExampleLoss
 from famus_hf.meta_model import MetaModel
@@ -33,6 +33,7 @@ from famus_hf.scaled_gradients import why_gradients_do_not_scale
 from famus_hf.stages import MetaObjective
 from famus_hf.stopwatch import Stopwatch
 from famus_hf.training_args import FaMUSTrainingArguments
+from famus_hf.wording import reason_of
 
 if TYPE_CHECKING:
     from famus_hf.trainer import FaMUSTrainer
@@ -50,7 +51,7 @@ def make_meta_model(
         inputs, labels, _ = split_inputs(_examples(trainer, trainer.train_dataset, 2))
         check_labels(trainer, labels)
         with torch.no_grad():
-            layers = find_layers(trainer.model, inputs)
+            layers = _find_layers(trainer.model, inputs)
             probe = TrainingPass(
                 trainer.model,
                 inputs,
@@ -93,6 +94,20 @@ def make_meta_model(
         for module in (meta.meta_learner, meta.layer_sampler):
             trainer.processes.take_from_first([*module.parameters(), *module.buffers()])
         return meta
+
+
+def _find_layers(model: nn.Module, inputs: dict[str, Any]) -> list[Layer]:
+    """`find_layers`. Raises ValueError where the network fails on its inputs, as many do on images too small for it."""
+    try:
+        return find_layers(model, inputs)
+    except RuntimeError as error:
+        shapes = ", ".join(
+            f"{name} {tuple(value.shape[1:])}" for name, value in inputs.items() if hasattr(value, "shape")
+        )
+        raise ValueError(
+            f"the network fails on the first training examples, of shape {shapes} ({reason_of(error)}): if images are "
+            "too small for it, set image_size"
+        ) from error
 
 
 def make_base_loss(trainer: "FaMUSTrainer") -> PerExampleLoss:

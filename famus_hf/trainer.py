@@ -96,7 +96,7 @@ class FaMUSTrainer(ThreeStageTrainer):
         checks.check_not_empty("train_dataset", train_dataset)
         if processing_class is None and has_raw_images(train_dataset):
             processing_class = default_image_processor(model, train_dataset)
-        processing_class = adapted_processor(processing_class, args)
+        processing_class = adapted_processor(processing_class, args, model)
         convert = partial(as_model_inputs, image_processor=training_processor(processing_class, args))
         super().__init__(
             model,

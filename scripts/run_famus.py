@@ -36,6 +36,7 @@ from famus_hf.data.noise_file import write_noise_file
 from famus_hf.data.sources import DATA_LICENSES, HUB_DATASETS
 from famus_hf.metrics import AveragePrecision, compute_accuracy
 from famus_hf.pseudo_clean import PseudoCleanSet
+from famus_hf.timm_wrapper import TIMM_WRAPPER, check_timm, check_timm_config
 from famus_hf.whole_files import SaveError, written_beside
 from famus_hf.wording import reason_of
 
@@ -104,24 +105,34 @@ def build_model(
         small = dataset_name in TINY_DATASETS or (dataset_name is not None and is_idx_folder(Path(dataset_name)))
         name = model_args.backbone or ("tiny" if small else "wide-resnet-28-10")
         return build_backbone(name, classes, cosine_classifier=base_loss == "ldam"), None
+    return load_pretrained(model_args, str(model_args.model_name_or_path), classes)
+
+
+def load_pretrained(model_args: ModelArguments, name: str, classes: list[str]) -> tuple[Any, Any]:
+    """`--model_name_or_path` and its image processor."""
     source = {"revision": model_args.model_revision, "trust_remote_code": model_args.trust_remote_code}
+    if name.startswith("timm/"):
+        check_timm(f"model {name!r}")  # before anything is fetched
     try:
         config = AutoConfig.from_pretrained(
-            model_args.model_name_or_path,
+            name,
+            num_labels=len(classes),  # or a network of timm keeps its own classes
             id2label=dict(enumerate(classes)),
             label2id={label: index for index, label in enumerate(classes)},
             **source,
         )
+        if config.model_type == TIMM_WRAPPER:
+            check_timm_config(config.to_dict())
+            check_timm("it")
         model = AutoModelForImageClassification.from_pretrained(
-            model_args.model_name_or_path,
+            name,
             config=config,
             ignore_mismatched_sizes=True,
             use_safetensors=True,
             **source,
         )
-        return model, AutoImageProcessor.from_pretrained(model_args.model_name_or_path, **source)
+        return model, AutoImageProcessor.from_pretrained(name, **source)
     except (OSError, ValueError, RuntimeError) as error:
-        name = model_args.model_name_or_path
         raise ValueError(f"model {name!r} could not be loaded: {reason_of(error)}") from error
 
 

@@ -35,6 +35,18 @@ def test_backbones_have_the_size_of_the_literature(name, millions):
     assert parameters / 1e6 == pytest.approx(millions, abs=0.05 if millions > 1 else 0.005)
 
 
+def test_resnet_50_has_the_size_of_the_literature():
+    network = build_backbone("resnet-50", [f"class {label}" for label in range(1000)])
+    assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(25.6, abs=0.05)
+    assert type(network).__name__ == "ResNetForImageClassification" and network.config.id2label[999] == "class 999"
+
+
+def test_a_classifier_of_cosines_is_refused_where_the_network_has_none():
+    with pytest.raises(ValueError, match="'resnet-50' has no classifier of cosines"):
+        build_backbone("resnet-50", NAMES, cosine_classifier=True)
+    assert build_backbone("resnet-50", NAMES, depths=[1, 1, 1, 1], cosine_classifier=False).config.num_labels == 10
+
+
 @pytest.mark.parametrize("cosine_classifier", [False, True])
 @pytest.mark.parametrize("name", SMALL)
 def test_a_backbone_gives_the_same_output_after_save_and_load(tmp_path, name, cosine_classifier):

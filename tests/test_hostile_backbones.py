@@ -13,6 +13,7 @@ from loopback_hub import LoopbackHub
 from models import build_model
 from safetensors.torch import load_file, save_file
 from test_hub import run_python
+from test_timm import needs_timm, write_timm_folder
 from transformers import ViTImageProcessor
 
 from famus_hf import MWNet, load_famus
@@ -80,6 +81,52 @@ def test_hostile_configurations_of_a_backbone_are_refused(tmp_path, kind):
     (tmp_path / "evil.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()")
     assert peak_growth(lambda: refused(words, load_famus, tmp_path)) < 150
     assert not (tmp_path / "ran").exists()
+
+
+OF_TIMM = {  # refused whether timm can be imported or not
+    "another repository": ({"architecture": "hf-hub:evil/network"}, "'hf-hub:evil/network': only names of timm's own"),
+    "another folder": ({"architecture": "local-dir:/etc"}, "'local-dir:/etc': only names of timm's own list"),
+    "a repository without a prefix": (
+        {"architecture": "evil/network"},
+        "'evil/network': only names of timm's own list",
+    ),
+    "no name": ({"architecture": ["resnet18"]}, "only names of timm's own list"),
+    "weights of its own": ({"model_args": {"checkpoint_path": "/x.pth"}}, "model_args hold checkpoint_path: only"),
+    "pretrained": ({"model_args": {"pretrained": True}}, "model_args hold pretrained: only"),
+    "a source": ({"model_args": {"pretrained_cfg": {"url": "http://x"}}}, "model_args hold pretrained_cfg: only"),
+    "an overlay": ({"model_args": {"pretrained_cfg_overlay": {"hf_hub_id": "evil/x"}}}, "hold pretrained_cfg_overlay:"),
+    "a cache": ({"model_args": {"cache_dir": "/tmp"}}, "model_args hold cache_dir: only"),
+    "a path for a word": ({"model_args": {"global_pool": "../x"}}, "global_pool that is no number, word or list"),
+    "an object for a number": ({"model_args": {"depth": {"a": 1}}}, "depth that is no number, word or list"),
+    "a list of arguments": ({"model_args": ["pretrained"]}, "model_args are a list and no object"),
+    "10^9 blocks": ({"model_args": {"depth": 10**9}}, "beyond 1048576"),
+    "10^9 classes": ({"num_classes": 10**9}, "beyond 1048576"),
+    "10^6 classes": ({"num_classes": 10**6}, "has 1000000 labels, and no tensor has a side of more than 2"),
+}
+
+
+@pytest.mark.parametrize("kind", OF_TIMM)
+def test_hostile_configurations_of_timm_are_refused(tmp_path, kind):
+    changes, words = OF_TIMM[kind]
+    write_timm_folder(tmp_path, **changes)
+    refused(words, load_famus, tmp_path)
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architecture": "no_such_network"}, "no_such_network' is not supported in your version of timm"),
+        ({"architecture": "test_resnet"}, "its weights lack"),
+        ({"architecture": "vit_giant_patch14_dinov2"}, "more memory than"),
+        ({"architecture": "test_vit", "model_args": {"depth": 10**6}}, "more memory than"),
+        ({"model_args": {"no_such": 1}}, "model_args hold no_such"),
+    ],
+    ids=str,
+)
+def test_networks_of_timm_that_the_weights_do_not_fit_are_refused(tmp_path, changes, words):
+    write_timm_folder(tmp_path, **changes)
+    assert peak_growth(lambda: refused(words, load_famus, tmp_path)) < 150
 
 
 WEIGHTS = {

@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from famus_hf import MLC, LearnedSampler, MetaLearner, MWNet, register_meta_learner
+from famus_hf import MLC, LayerSampler, LearnedSampler, MetaLearner, MWNet, register_meta_learner
 from famus_hf.layers import Layer
 from famus_hf.meta_net import META_LEARNERS, load_into, load_meta_net, save_meta_net
 
@@ -56,6 +56,10 @@ def change_tensors(folder, change, name="model.safetensors"):
     tensors = load_file(folder / name)
     change(tensors)
     save_file(tensors, folder / name)
+
+
+def load_parts(folder):
+    return MetaLearner.from_pretrained(folder), LayerSampler.from_pretrained(folder)
 
 
 LAYER = ("layer_sampler", "layers", 1)
@@ -109,6 +113,7 @@ ABSURD = [
 def test_absurd_settings_of_a_meta_net_are_refused_in_one_sentence(tmp_path, path, value, words):
     change_config(write_run(tmp_path), *path, to=value)
     refused(words, load_meta_net, tmp_path)
+    refused(words, load_parts, tmp_path)
 
 
 def test_one_setting_that_is_not_absurd_still_loads(tmp_path):
@@ -136,6 +141,7 @@ def test_tensors_that_do_not_fit_or_are_not_finite_are_refused(tmp_path, damage)
     folder = write_run(tmp_path)
     change_tensors(folder, change)
     refused(words, load_meta_net, tmp_path)
+    refused(words, load_parts, tmp_path)
     meta_learner, sampler = MWNet(hidden_size=6), LearnedSampler(hidden_size=4)
     sampler.build(LAYERS)
     before = {name: tensor.clone() for name, tensor in meta_learner.state_dict().items()}
@@ -174,6 +180,7 @@ def test_files_that_no_run_writes_are_refused_in_one_sentence(tmp_path, kind):
     damage, words = FILES[kind]
     damage(write_run(tmp_path))
     refused(words, load_meta_net, tmp_path)
+    refused(words, load_parts, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", None])
@@ -187,6 +194,7 @@ def test_links_that_leave_the_folder_are_refused(tmp_path, name):
         (inside / name).unlink()
         (inside / name).symlink_to(outside / name)
     refused("is a link that leaves the folder", load_meta_net, tmp_path / "run")
+    refused("is a link that leaves the folder", load_parts, tmp_path / "run")
 
 
 def test_links_into_the_blobs_of_a_hub_cache_are_followed(tmp_path):
@@ -196,7 +204,7 @@ def test_links_into_the_blobs_of_a_hub_cache_are_followed(tmp_path):
     for path in list(folder.iterdir()):
         shutil.move(path, blobs / path.name)
         path.symlink_to(os.path.relpath(blobs / path.name, folder))
-    assert isinstance(load_meta_net(snapshot)[0], MWNet)
+    assert isinstance(load_meta_net(snapshot)[0], MWNet) and isinstance(load_parts(snapshot)[0], MWNet)
 
 
 def test_a_pickle_is_never_run(tmp_path):
@@ -204,6 +212,7 @@ def test_a_pickle_is_never_run(tmp_path):
     for name in ("model.safetensors", "config.json"):
         (folder / name).write_bytes(pickle.dumps(Canary(tmp_path / "ran")))
         refused("can't be read as", load_meta_net, tmp_path)
+        refused("can't be read as", load_parts, tmp_path)
     assert not (tmp_path / "ran").exists()
     pickle.loads((folder / "config.json").read_bytes())
     assert (tmp_path / "ran").exists(), "the canary must sing where a pickle is run"

@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from hostile import refused
 from loopback_hub import LoopbackHub
+from test_backbones import SMALL
 from test_trainer import make_trainer
 
 from famus_hf import (
@@ -15,7 +18,9 @@ from famus_hf import (
     MLC,
     AllLayers,
     BlockSampler,
+    LayerSampler,
     LearnedSampler,
+    MetaLearner,
     MWNet,
     RandomLayers,
     load_famus,
@@ -90,6 +95,54 @@ def test_damaged_meta_nets_are_refused_in_one_sentence(tmp_path, damage):
     damage(tmp_path / "meta_net")
     with pytest.raises(ValueError, match="is no meta-net of famus_hf"):
         load_meta_net(tmp_path)
+    with pytest.raises(ValueError, match="is no meta-net of famus_hf"):
+        MWNet.from_pretrained(tmp_path)
+
+
+def built_sampler():
+    sampler = LearnedSampler(hidden_size=7)
+    sampler.build([Layer("a", ("a.weight", "a.bias"), 5, 0.5, 1)])
+    return sampler
+
+
+@pytest.mark.parametrize("subfolder", ["meta_net", "", "runs/first"])
+def test_meta_learner_and_layer_sampler_load_by_themselves(tmp_path, subfolder):
+    meta_learner, sampler = MWNet(hidden_size=11), built_sampler()
+    save_meta_net(tmp_path / "saved", meta_learner, sampler)
+    shutil.copytree(tmp_path / "saved" / "meta_net", tmp_path / "run" / subfolder)
+    for kind in (MWNet, MetaLearner):
+        assert_same_parameters(kind.from_pretrained(tmp_path / "run", subfolder=subfolder), meta_learner)
+    for kind in (LearnedSampler, LayerSampler):
+        loaded = kind.from_pretrained(str(tmp_path / "run"), subfolder=subfolder)
+        assert_same_parameters(loaded, sampler)
+        assert loaded.layers == sampler.layers
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (L2R, "holds a meta-learner of the kind MWNet, and L2R was asked for: call from_pretrained"),
+        (AllLayers, "holds a layer sampler of the kind LearnedSampler, and AllLayers was asked for"),
+    ],
+)
+def test_a_part_of_another_kind_is_refused(tmp_path, kind, words):
+    save_meta_net(tmp_path, MWNet(), built_sampler())
+    refused(words, kind.from_pretrained, tmp_path)
+
+
+def test_a_folder_without_the_part_is_refused(tmp_path):
+    refused("has no folder 'meta_net': give a run's output folder", MWNet.from_pretrained, tmp_path)
+    MWNet().save_pretrained(tmp_path)
+    refused("holds no layer sampler: the run that wrote it had none", LearnedSampler.from_pretrained, tmp_path)
+
+
+def test_a_saved_meta_learner_loads_again(tmp_path):
+    meta_learner = MLC(3, "probabilities")
+    save_meta_net(tmp_path, MWNet(), built_sampler())
+    meta_learner.save_pretrained(tmp_path)
+    loaded = MetaLearner.from_pretrained(tmp_path)
+    assert_same_parameters(loaded, meta_learner)
+    assert loaded.config() == meta_learner.config() and load_meta_net(tmp_path)[1] is None
 
 
 def test_saving_a_plain_run_removes_the_meta_net_of_another(tmp_path):
@@ -171,6 +224,59 @@ def test_push_and_load_over_http(tmp_path):
         assert run_python(LOAD_WITHOUT_FAMUS, environment, tmp_path).strip().endswith("5")
 
 
+LOAD_PARTS = """
+from famus_hf import LearnedSampler, MetaLearner, MWNet
+print(type(MetaLearner.from_pretrained("user/run", revision="main")).__name__)
+print(MWNet.from_pretrained("user/run").hidden_size)
+print(LearnedSampler.from_pretrained("user/run").layers[0].name)
+print(MWNet.from_pretrained("user/parts", subfolder="").hidden_size)
+try:
+    MWNet.from_pretrained("user/plain")
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_parts_load_over_http_and_nothing_else_is_fetched(tmp_path):
+    save_meta_net(tmp_path / "saved", MWNet(hidden_size=11), built_sampler())
+    parts = {path.name: path.read_bytes() for path in (tmp_path / "saved" / "meta_net").iterdir()}
+    others = {"config.json": b"{}", "model.safetensors": b"", "meta_net/optimizer.pt": b""}
+    repositories = {
+        "user/run": {**others, **{f"meta_net/{name}": content for name, content in parts.items()}},
+        "user/parts": {**parts, "more/config.json": b"{}"},
+        "user/plain": {"config.json": b"{}"},
+    }
+    with LoopbackHub(repositories) as hub:
+        lines = run_python(LOAD_PARTS, hub.environment(tmp_path / "home"), tmp_path).splitlines()
+    assert lines[:4] == ["MWNet", "11", "a", "11"] and "'user/plain' has no folder 'meta_net'" in lines[4]
+    fetched = {path.relative_to(snapshot).as_posix() for snapshot in tmp_path.glob("home/hub/*/snapshots/*")
+               for path in snapshot.rglob("*") if path.is_file()}  # fmt: skip
+    assert fetched == {*parts, *(f"meta_net/{name}" for name in parts)}
+
+
+LOAD_BACKBONES = """
+import sys
+sys.modules["famus_hf"] = None  # as if it were not installed
+import torch
+from transformers import AutoModelForImageClassification
+for name in ("wide-resnet", "preact-resnet", "cifar-resnet"):
+    model = AutoModelForImageClassification.from_pretrained("user/" + name, trust_remote_code=True)
+    print(type(model).__name__, model(torch.ones(1, 3, 16, 16)).logits[0, 0].item())
+"""
+
+
+def test_every_backbone_of_ours_loads_from_the_hub_where_famus_hf_is_not_installed(tmp_path):
+    repositories, expected = {}, []
+    for name in ("wide-resnet", "preact-resnet", "cifar-resnet"):
+        model = SMALL[name](num_labels=3).eval()
+        model.save_pretrained(tmp_path / name)
+        repositories[f"user/{name}"] = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        expected += [type(model).__name__, pytest.approx(model(torch.ones(1, 3, 16, 16)).logits[0, 0].item(), abs=1e-5)]
+    with LoopbackHub(repositories) as hub:
+        words = run_python(LOAD_BACKBONES, hub.environment(tmp_path / "home"), tmp_path).split()
+    assert [words[0], float(words[1]), words[2], float(words[3]), words[4], float(words[5])] == expected
+
+
 def test_the_card_says_what_was_trained_on_what(tmp_path):
     from huggingface_hub import ModelCard
 
@@ -235,9 +341,10 @@ def test_a_meta_learner_of_the_users_own_loads_once_it_is_registered(tmp_path):
     try:
         register_meta_learner(Shifted)
         meta_learner, _ = load_meta_net(tmp_path)
+        own = Shifted.from_pretrained(tmp_path)
     finally:
         META_LEARNERS.pop("Shifted", None)
-    assert type(meta_learner) is Shifted and meta_learner.form == "probabilities"
+    assert type(meta_learner) is type(own) is Shifted and meta_learner.form == "probabilities"
 
 
 @pytest.mark.parametrize("meta_learner", [L2R(), MLC(3, "probabilities", keep_matrix=False, reduction="sum")])

@@ -8,6 +8,7 @@ from transformers import TrainerCallback, ViTImageProcessorPil
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_famus, load_noisy_dataset
 from famus_hf.data.augmentation import Augmentation, make_generator
+from famus_hf.data.processors import default_image_processor
 from famus_hf.trainer import META_STREAM, TRAIN_STREAM
 
 NAMES = ["ant", "bee", "cow"]
@@ -220,3 +221,35 @@ def test_balanced_epochs_need_to_know_the_labels(tmp_path):
             ),
             train_dataset=Unknown(),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "sizes"), [(300, 250, (224, 224)), (224, 225, (224, 224)), (64, 224, (64, 224))]
+)
+def test_larger_images_than_the_backbone_s_own_are_shrunk(height, width, sizes):
+    """ResNet-50 names 224."""
+    model = build_backbone("resnet-50", NAMES, depths=[1, 1, 1, 1])
+    processor = default_image_processor(model, pictures(3, 0, height, width))
+    assert processor(pictures(1, 0, height, width)["image"][:], return_tensors="pt")["pixel_values"].shape[2:] == sizes
+
+
+def test_a_resnet_of_transformers_trains_on_small_images_and_loads_again(tmp_path):
+    model = build_backbone("resnet-50", NAMES, depths=[1, 1, 1, 1])
+    trainer = make_trainer(tmp_path, model, layer_sampler="learned", max_steps=2)
+    trainer.train()
+    trainer.save_model()
+    loaded, _, layer_sampler, processor = load_famus(tmp_path)
+    assert (processor.size["height"], processor.size["width"]) == (12, 16)
+    assert loaded.config.id2label == dict(enumerate(NAMES)) and layer_sampler.layers[-1].name == "classifier.1"
+    pixels = processor(pictures(2, 3)["image"][:], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(pixels).logits, trainer.model.eval()(pixels).logits)
+
+
+def test_images_that_are_too_small_for_the_network_are_refused_before_training(tmp_path):
+    model = Seen()
+    model.network.wide_stem = torch.nn.Conv2d(3, 3, 13)
+    model.network.register_forward_pre_hook(lambda network, arguments: (network.wide_stem(*arguments),))
+    sentence = r"pixel_values \(3, 12, 16\) \(RuntimeError: .* set image_size$"
+    with pytest.raises(ValueError, match=sentence):
+        make_trainer(tmp_path, model, augmentation="none")

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
 
 from famus_hf.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
 from famus_hf.models.preact_resnet import PreActResNetConfig, PreActResNetForImageClassification
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
+from famus_hf.timm_wrapper import TIMM_WRAPPER, check_timm
 
 NETWORKS: dict[type[PretrainedConfig], type[PreTrainedModel]] = {
     WideResNetConfig: WideResNetForImageClassification,
@@ -17,34 +19,57 @@ for _config, _network in NETWORKS.items():
     AutoConfig.register(_config.model_type, _config)
     AutoModelForImageClassification.register(_config, _network)
 
-# For few cores. `tiny` and `small` have 0.08 M parameters, three pre-activation blocks of widths 16, 32, 64: `tiny` for
-# images of about 8×8, `small`, which halves height and width at once, of about 28×28. `medium`: six blocks of twice the
-# widths, 0.69 M parameters, for images of about 28×28.
-BACKBONES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
-    "tiny": (WideResNetConfig, {"depth": 10, "widen_factor": 1}),
-    "small": (WideResNetConfig, {"depth": 10, "widen_factor": 1, "stem_stride": 2}),
-    "medium": (WideResNetConfig, {"depth": 16, "widen_factor": 2, "stem_stride": 2}),
-    "wide-resnet-28-10": (WideResNetConfig, {"depth": 28, "widen_factor": 10}),
-    "wide-resnet-40-2": (WideResNetConfig, {"depth": 40, "widen_factor": 2}),
-    "preact-resnet-18": (PreActResNetConfig, {"depth": 18}),
-    "cifar-resnet-32": (CifarResNetConfig, {"depth": 32}),
+# Name → type and settings. For few cores: `tiny` and `small` have 0.08 M parameters, three pre-activation blocks of
+# widths 16, 32, 64; `tiny` is for images of about 8×8, `small`, which halves height and width at once, of about 28×28;
+# `medium`, likewise, has six blocks of twice the widths and 0.69 M parameters.
+# `image_size` is what larger images are made, where nobody says otherwise.
+BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
+    "tiny": ("wide_resnet", {"depth": 10, "widen_factor": 1}),
+    "small": ("wide_resnet", {"depth": 10, "widen_factor": 1, "stem_stride": 2}),
+    "medium": ("wide_resnet", {"depth": 16, "widen_factor": 2, "stem_stride": 2}),
+    "wide-resnet-28-10": ("wide_resnet", {"depth": 28, "widen_factor": 10}),
+    "wide-resnet-40-2": ("wide_resnet", {"depth": 40, "widen_factor": 2}),
+    "preact-resnet-18": ("preact_resnet", {"depth": 18}),
+    "cifar-resnet-32": ("cifar_resnet", {"depth": 32}),
+    "resnet-50": ("resnet", {"image_size": 224}),  # transformers' own, whose defaults these are
+    "inception-resnet-v2": (TIMM_WRAPPER, {"architecture": "inception_resnet_v2", "image_size": 299}),
 }
 
 
 def build_backbone(name: str, class_names: list[str], **settings: Any) -> PreTrainedModel:
-    """A freshly initialised backbone whose `id2label` holds the class names. Raises ValueError on an unknown name.
+    """A freshly initialised backbone whose `id2label` holds the class names.
 
     Args:
         name: A key of `BACKBONES`.
         class_names: C of them.
-        settings: Of its configuration, for example `cosine_classifier=True`.
+        settings: Of its configuration, for example `cosine_classifier=True`, which only our own networks have.
+
+    Raises:
+        ValueError: The name is unknown, timm is needed and can't be imported, or there is no such classifier.
     """
     if name not in BACKBONES:
         raise ValueError(f"backbone {name!r} is unknown: choose one of {', '.join(BACKBONES)}")
     kind, own_settings = BACKBONES[name]
-    config = kind(
+    if kind == TIMM_WRAPPER:
+        check_timm(f"backbone {name!r}")
+    is_own = kind in {config.model_type for config in NETWORKS}
+    if not is_own and settings.pop("cosine_classifier", False):
+        raise ValueError(f"backbone {name!r} has no classifier of cosines, which ldam is made for: choose another one")
+    config = AutoConfig.for_model(
+        kind,
         **{**own_settings, **settings},
         id2label=dict(enumerate(class_names)),
         label2id={label: index for index, label in enumerate(class_names)},
     )
-    return NETWORKS[kind](config)
+    network = AutoModelForImageClassification.from_config(config)
+    if kind == TIMM_WRAPPER:
+        _start_as_in_timm(network)
+    return network
+
+
+def _start_as_in_timm(network: PreTrainedModel) -> None:
+    """transformers draws kernels from N(0, 0.02), since it expects weights to be loaded. In Inception-ResNet-v2 the
+    first gradient of the lowest one is then 150 times its norm; from torch's start, which timm keeps, it is 4 times."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.reset_parameters()
