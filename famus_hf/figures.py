@@ -28,14 +28,19 @@ def draw_report(report: Dataset, dataset: Any, weigh: Callable[[np.ndarray], np.
         folder: Of the run.
     """
     target = folder / FIGURES
-    for name in PICTURES:
-        (target / name).unlink(missing_ok=True)
+    remove_pictures(folder)
     images = _images(dataset, report["index"][:SHOWN])
     if images:
         draw_contact_sheet(report, images, target / SHEET)
     if weigh(np.zeros(1)) is not None:
         draw_weight_curve(report, weigh, target / CURVE)
         draw_weight_histogram(report, target / HISTOGRAM)
+
+
+def remove_pictures(folder: Path) -> None:
+    """Those of an earlier report, which would be taken for this one's."""
+    for name in PICTURES:
+        (folder / FIGURES / name).unlink(missing_ok=True)
 
 
 def _images(dataset: Any, index: Sequence[int]) -> list[Image]:

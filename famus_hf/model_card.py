@@ -43,7 +43,7 @@ def render_model_card(facts: dict[str, Any]) -> ModelCard:
     Args:
         facts: The fields of the template, among them `metrics`: a name → accuracy in [0, 1], and where there are any
             `baselines`: rows of the same, with `method`, `last`, `best` and `seconds_per_step`; besides, for the
-            metadata, `dataset_id`, `license`, `tags`.
+            metadata, `dataset_id`, `license`, `base_model`, `tags`.
     """
     results = [
         EvalResult(
@@ -61,6 +61,7 @@ def render_model_card(facts: dict[str, Any]) -> ModelCard:
         library_name="transformers",
         pipeline_tag="image-classification",
         license=facts.get("license"),
+        base_model=facts.get("base_model"),
         datasets=[facts["dataset_id"]] if facts.get("dataset_id") else None,
         metrics=["accuracy"],
         tags=["famus", "noisy-labels", "meta-learning", *facts.get("tags", [])],
@@ -100,12 +101,14 @@ def facts_of_run(trainer: "FaMUSTrainer") -> dict[str, Any]:
     seconds = [entry["train_runtime"] for entry in log if "train_runtime" in entry]
     rate = getattr(train, "realised_noise_rate", None)
     folder = Path(str(args.output_dir)).absolute()
+    source = str(getattr(getattr(trainer.model, "config", None), "_name_or_path", ""))
     selection = "Test accuracy was recorded while training and selected nothing;"
     judge = str(args.metric_for_best_model).removeprefix("eval_")
     if args.load_best_model_at_end and not judge.startswith(("meta_", "validation_")):
         selection = f"The checkpoint was selected by {args.metric_for_best_model} on the evaluation set;"
     return {
         "model_name": folder.name,
+        "base_model": source if source.count("/") == 1 and not Path(source).exists() else None,  # none of this machine
         "repo_id": trainer.hub_model_id or args.hub_model_id or folder.name,
         "dataset_name": "the training data",
         "noise_description": "not stated",

@@ -24,7 +24,7 @@ from famus_hf.data.model_inputs import as_model_inputs, has_raw_images, known_la
 from famus_hf.data.processors import adapted_processor, default_image_processor, make_augmentation, training_processor
 from famus_hf.examination import examine
 from famus_hf.faults import Faults
-from famus_hf.figures import draw_report
+from famus_hf.figures import draw_report, remove_pictures
 from famus_hf.label_report import REPORT_FILE, class_names, label_report
 from famus_hf.layer_sampler import LayerSampler
 from famus_hf.losses import CrossEntropyLoss, LDAMLoss, cross_entropy
@@ -334,6 +334,9 @@ class FaMUSTrainer(ThreeStageTrainer):
     def train(self, *arguments: Any, **keywords: Any) -> Any:
         if self.meta is not None and self.model_init is not None:  # as the network, so everything that learns
             self.meta = make_meta_model(self, *copy.deepcopy(self._given))
+        if self.is_world_process_zero():  # an earlier report is of other weights
+            (Path(str(self.args.output_dir)) / REPORT_FILE).unlink(missing_ok=True)
+            remove_pictures(Path(str(self.args.output_dir)))
         try:
             return super().train(*arguments, **keywords)
         finally:

@@ -277,22 +277,6 @@ def test_every_backbone_of_ours_loads_from_the_hub_where_famus_hf_is_not_install
     assert [words[0], float(words[1]), words[2], float(words[3]), words[4], float(words[5])] == expected
 
 
-def test_the_card_says_what_was_trained_on_what(tmp_path):
-    from huggingface_hub import ModelCard
-
-    trainer = make_trainer(tmp_path, eval_strategy="steps", eval_steps=3)
-    trainer.train()
-    trainer.create_model_card(dataset_name="digits", noise_description="symmetric, 40 %", license="apache-2.0")
-    card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.to_dict()["library_name"] == "transformers" and card.data.license == "apache-2.0"
-    accuracies = [entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
-    found = {result.metric_name: result.metric_value for result in card.data.eval_results}
-    assert found["last"] == pytest.approx(accuracies[-1], abs=1e-6)
-    assert found["best"] == pytest.approx(max(accuracies), abs=1e-6)
-    for text in ("huggingface.co/papers/2104.15092", "symmetric, 40 %", "MWNet", "load_famus(", "@inproceedings"):
-        assert text in card.text
-
-
 def test_the_pipeline_classifies_like_the_trainer(tmp_path):
     from transformers import pipeline
 

@@ -90,6 +90,15 @@ def test_most_wrong_labels_of_real_images_come_first(tmp_path, noise_type, least
             assert min(picture.size) > 300 and len(picture.convert("L").getcolors()) > 20, name
 
 
+def test_a_new_training_removes_the_report_of_the_last(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    trainer.save_label_report()
+    assert (tmp_path / "label_report.parquet").is_file() and list(tmp_path.glob("figures/*"))
+    trainer.train()
+    assert not (tmp_path / "label_report.parquet").exists() and not list(tmp_path.glob("figures/*"))
+
+
 def test_the_report_leaves_the_run_as_it_was(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.train()
