@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from run_famus import fail
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
 from transformers import set_seed
@@ -143,7 +142,7 @@ def main(argv: list[str]) -> None:
     try:
         import cleanlab  # noqa: F401 - before hours of training
     except ImportError:
-        fail("compare_cleanlab.py needs cleanlab: pip install -e .[bench]")
+        sys.exit("compare_cleanlab.py: error: cleanlab is needed: pip install -c constraints.txt -e .[bench]")
     for noise in options.noise:
         records = []
         for seed in options.seeds:

@@ -22,7 +22,7 @@ from typing import Any
 
 from arguments import DataArguments, parse_arguments
 from huggingface_hub import ModelCard
-from run_famus import Run, as_baseline, baselines_of, command_of, fail, grouped, load_data
+from run_famus import Run, as_baseline, baselines_of, command_of, grouped, load_data
 
 from famus_hf import load_noisy_dataset
 from famus_hf.hub import files_to_push
@@ -140,8 +140,8 @@ def main(argv: list[str]) -> None:
     options, passed_on = parser.parse_known_args(argv)
     try:
         release(options, passed_on)
-    except (ValueError, TypeError, OSError) as error:
-        fail(error)
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        sys.exit(f"release.py: error: {' '.join(str(error).split())}")
 
 
 def release(options: argparse.Namespace, argv: list[str]) -> None:

@@ -1,0 +1,100 @@
+"""scripts/release.py: the folder that goes to the Hub, and the proof of its card."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import release
+import run_famus
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+
+DATA = ["--dataset_name", "digits", "--max_eval_samples", "60", "--use_cpu"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    run_famus.main([
+        *DATA, "--noise", "0.4", "--num_train_epochs", "2", "--output_dir", str(folder), "--disable_tqdm", "true",
+        "--report_to", "none",
+    ])  # fmt: skip
+    return folder
+
+
+def test_a_run_is_laid_out_and_proven_before_it_goes(run, tmp_path, capsys):
+    (run / "secrets.env").write_text("x")
+    release.main(["--run", str(run), "--release_dir", str(tmp_path), "--name", "famus-digits", *DATA])
+    target = tmp_path / "famus-digits"
+    files = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    assert files == {
+        "README.md", "all_results.json", "config.json", "model.safetensors", "preprocessor_config.json",
+        "noise.parquet", "label_report.parquet", "wide_resnet.py", "meta_net/config.json",
+        "meta_net/model.safetensors", "meta_net/layer_sampler.safetensors", "figures/suspect_labels.png",
+        "figures/weight_curve.png", "figures/weight_histogram.png",
+    }  # fmt: skip
+    text = (target / "README.md").read_text()
+    assert 'load_famus("famus-digits")' in text and '"image-classification", "famus-digits", trust' in text
+    claimed = 100 * json.loads((run / "all_results.json").read_text())["eval_accuracy"]
+    output = capsys.readouterr().out
+    assert f"claimed {claimed:.2f} %, found {claimed:.2f} % by the pipeline, on 60 images" in output
+    assert "load_famus gives WideResNetForImageClassification, MWNet, LearnedSampler" in output
+
+
+def boast(folder):
+    card = ModelCard.load(folder / "README.md")
+    card.data.eval_results[0].metric_value += 0.05
+    card.save(folder / "README.md")
+
+
+def spoil_weights(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: 0 * value for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
+def spoil_meta_net(folder):
+    (folder / "meta_net" / "config.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (boast, r"claims an accuracy of 0\.\d+ and has 0\.\d+: it is not released"),
+        (spoil_weights, r"claims an accuracy of 0\.\d+ and has 0\.\d+: it is not released"),
+        (spoil_meta_net, "does not load in a clean process: ValueError.*is no meta-net"),
+    ],
+)
+def test_what_is_not_as_good_as_its_card_is_not_released(run, tmp_path, damage, sentence):
+    folder = tmp_path / "release"
+    release.lay_out(run, folder, "me/x")
+    damage(folder)
+    data = SimpleNamespace(**{**vars(release.parse_arguments(DATA)[1])})
+    with pytest.raises(ValueError, match=sentence):
+        release.check(folder, data)
+
+
+def test_an_unfinished_run_and_a_folder_of_something_else_are_refused_in_one_sentence(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other" / "name").mkdir(parents=True)
+    (tmp_path / "other" / "name" / "thesis.tex").write_text("x")
+    for flags, sentence in (
+        (["--run", str(tmp_path / "empty"), "--dataset_name", "digits"], "is no finished run of run_famus.py"),
+        (["--run", str(run), "--release_dir", str(tmp_path / "other"), "--name", "name"], "no earlier release"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            release.main(flags)
+        assert sentence in str(ended.value.code)  # a text, so that the exit code is 1
+    assert (tmp_path / "other" / "name" / "thesis.tex").is_file()
+
+
+def test_a_release_trains_its_plain_baseline_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    release.main([
+        *DATA, "--noise", "0.4", "--num_train_epochs", "1", "--disable_tqdm", "true", "--report_to", "none",
+        "--name", "first", "--license", "mit",
+    ])  # fmt: skip
+    card = ModelCard.load(tmp_path / "outputs" / "releases" / "first" / "README.md")
+    assert card.data.license == "mit" and card.data.model_name == "first"
+    assert "| plain | " in card.text and "python scripts/release.py --dataset_name digits" in card.text
+    shutil.rmtree(tmp_path / "outputs")
