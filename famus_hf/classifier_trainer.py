@@ -12,18 +12,18 @@ from uuid import uuid4
 
 import torch
 from accelerate.utils import gather_object
-from huggingface_hub import HfApi
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerState
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SchedulerType, has_length
 from transformers.training_args import OptimizerNames
 
-from famus_hf import checkpoints, hub
+from famus_hf import checkpoints
 from famus_hf.backbone import read_network
 from famus_hf.data.model_inputs import as_model_inputs
+from famus_hf.hub_trainer import HubTrainer, is_hub_id
 from famus_hf.processes import Processes
 from famus_hf.shards import class_of, is_sharded, load_whole, reshard
 from famus_hf.training_args import FaMUSTrainingArguments
@@ -45,8 +45,8 @@ def step_decay(milestones: list[int], step: int) -> float:
     return 0.1 ** bisect_right(milestones, step)
 
 
-class ClassifierTrainer(Trainer):
-    """A Trainer with the paper's schedule, whole evaluation sets, exact checkpoints and pushes without pickles.
+class ClassifierTrainer(HubTrainer):
+    """A Trainer with the paper's schedule, whole evaluation sets and exact checkpoints.
 
     The training step, and what belongs to the method, is `FaMUSTrainer`'s.
     """
@@ -91,7 +91,7 @@ class ClassifierTrainer(Trainer):
     # ---- Checkpoints ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **keywords: Any) -> Any:
-        """As Trainer's; True resumes from the newest whole checkpoint in `output_dir`.
+        """As Trainer's; True resumes from the newest whole checkpoint in `output_dir`, `user/name` from the Hub's.
 
         Raises:
             ValueError: The checkpoint is damaged, or there is none.
@@ -101,6 +101,8 @@ class ClassifierTrainer(Trainer):
         if self.args.should_save:
             checkpoints.settle(output_dir)
         self.accelerator.wait_for_everyone()
+        if is_hub_id(resume_from_checkpoint):
+            resume_from_checkpoint = self.fetch_checkpoint(str(resume_from_checkpoint))
         checkpoint = checkpoints.to_resume_from(resume_from_checkpoint, output_dir)
         self._is_resumed = checkpoint is not None
         self._run = uuid4().hex if checkpoint is None else checkpoints.run_of(checkpoint)
@@ -222,6 +224,17 @@ class ClassifierTrainer(Trainer):
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """transformers 5.23 pickles the arguments with all tokens in clear text, into training_args.bin."""
+        tokens = {name: value for name, value in vars(self.args).items() if name.endswith("_token")}
+        try:
+            for name in tokens:
+                setattr(self.args, name, None)
+            super()._save(output_dir, state_dict)
+        finally:
+            for name, value in tokens.items():
+                setattr(self.args, name, value)
+
     def save_state(self) -> None:
         if self.is_world_process_zero():
             with written_beside(Path(str(self.args.output_dir)) / TRAINER_STATE_NAME) as path:
@@ -251,43 +264,3 @@ class ClassifierTrainer(Trainer):
             load_whole(network, state)
         else:
             network.load_state_dict(state)
-
-    # ---- Hub ----
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **facts: Any,
-    ) -> Any:
-        """Saves the run and uploads the output folder: backbone, processor, `meta_net/`, noise.parquet, model card.
-
-        Checkpoints and pickles (`training_args.bin`) stay on disk. Arguments as in transformers; `facts` go to
-        `create_model_card`.
-        """
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token or self.args.hub_token, private=private)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        self.create_model_card(**facts)
-        self._finish_current_push()
-        return self._upload(commit_message, blocking, token, revision)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.is_world_process_zero() and self.args.hub_strategy == "every_save":
-            self.push_to_hub(commit_message=f"Training in progress, step {self.state.global_step}", blocking=True)
-
-    def _upload(self, commit_message: str | None, blocking: bool, token: str | None, revision: str | None) -> Any:
-        return HfApi().upload_folder(
-            repo_id=str(self.hub_model_id),
-            folder_path=str(self.args.output_dir),
-            commit_message=commit_message,
-            token=token or self.args.hub_token,
-            revision=revision or self.args.hub_revision,
-            run_as_future=not blocking,  # type: ignore[call-overload]
-            allow_patterns=hub.files_to_push(str(self.args.output_dir)),
-        )

@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL.Image import Image
 
+from famus_hf.hub import FIGURES
 from famus_hf.whole_files import written_beside
 
-FIGURES = "figures"  # a folder of the run's
 RIGHT, WRONG, UNKNOWN = "#0072B2", "#D55E00", "#555555"  # told apart by the colour-blind, and in grey
 SHEET, CURVE, HISTOGRAM = PICTURES = ("suspect_labels.png", "weight_curve.png", "weight_histogram.png")
 COLUMNS, SHOWN = 8, 40  # of the contact sheet

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.training_args import OptimizerNames, SchedulerType
 
-from famus_hf.figures import CURVE, FIGURES, HISTOGRAM, SHEET
+from famus_hf.figures import CURVE, HISTOGRAM, SHEET
+from famus_hf.hub import FIGURES
 from famus_hf.label_report import REPORT_FILE
 from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.shards import class_of

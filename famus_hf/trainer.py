@@ -118,6 +118,7 @@ class FaMUSTrainer(ThreeStageTrainer):
         self._averages = Averages()
         self.faults = Faults(args.nan_policy)
         self._card: dict[str, Any] = {}
+        self._has_report = False  # of the training set, by the weights as they are
         self._given = (meta_learner, layer_sampler)
         self.base_loss = cross_entropy if base_loss is None else base_loss
         if self.train_dataset is None:
@@ -317,6 +318,7 @@ class FaMUSTrainer(ThreeStageTrainer):
                 report.to_parquet(path)
             raw = self.train_dataset if dataset is None else dataset
             draw_report(report, raw, self._raw_weights, target)
+        self._has_report = self._has_report or (dataset is None and folder is None)
         return report
 
     def _raw_weights(self, losses: np.ndarray) -> np.ndarray | None:
@@ -334,6 +336,7 @@ class FaMUSTrainer(ThreeStageTrainer):
     def train(self, *arguments: Any, **keywords: Any) -> Any:
         if self.meta is not None and self.model_init is not None:  # as the network, so everything that learns
             self.meta = make_meta_model(self, *copy.deepcopy(self._given))
+        self._has_report = False
         if self.is_world_process_zero():  # an earlier report is of other weights
             (Path(str(self.args.output_dir)) / REPORT_FILE).unlink(missing_ok=True)
             remove_pictures(Path(str(self.args.output_dir)))
@@ -401,6 +404,12 @@ class FaMUSTrainer(ThreeStageTrainer):
             load_into(checkpoint, self.meta.meta_learner, self.meta.layer_sampler)
 
     # ---- Hub ----
+
+    def push_to_hub(self, *arguments: Any, **keywords: Any) -> Any:
+        """As `HubTrainer.push_to_hub`; the label report of the training set, and its pictures, go along."""
+        if self.args.label_report and not self._has_report and has_length(self.train_dataset):
+            self.save_label_report()
+        return super().push_to_hub(*arguments, **keywords)
 
     def create_model_card(self, **facts: Any) -> None:  # type: ignore[override]
         """Writes README.md into the output folder. Facts given once are kept for later calls.

@@ -247,6 +247,13 @@ class FaMUSTrainingArguments(TrainingArguments):
             "moves (the log says so once, and the run stops after 100 in a row)."
         },
     )
+    label_report: bool = field(
+        default=True,
+        metadata={
+            "help": "Examine the training labels before a push and at the end of run_famus.py: label_report.parquet, and "
+            "pictures in figures/."
+        },
+    )
     base_loss: str = field(
         default="ce",
         metadata={
@@ -451,8 +458,10 @@ class FaMUSTrainingArguments(TrainingArguments):
             raise ValueError("fsdp_config does nothing without fsdp: add fsdp, or leave it out")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the columns that hold images: leave it False")
-        if self.hub_strategy in ("checkpoint", "all_checkpoints"):
+        if self.hub_strategy == "all_checkpoints":
             raise ValueError(
-                f"hub_strategy={self.hub_strategy!r} would push the pickles of a local checkpoint: "
-                "choose 'end' or 'every_save'"
+                "hub_strategy='all_checkpoints' would push the pickles of local checkpoints: choose 'every_save', or "
+                "'checkpoint', with which a run can be resumed from the Hub"
             )
+        if self.hub_strategy == "checkpoint" and self.save_only_model:
+            raise ValueError("hub_strategy='checkpoint' needs optimizers to resume with: leave save_only_model out")

@@ -111,10 +111,6 @@ class DataArguments:
         default=False,
         metadata={"help": "Also train plainly and with the meta-learner on all layers, and print them beside."},
     )
-    label_report: bool = field(
-        default=True,
-        metadata={"help": "Examine the training labels afterwards: label_report.parquet and pictures in figures/."},
-    )
     early_stopping_patience: int | None = field(
         default=None,
         metadata={"help": "Stop after so many evaluations without a better accuracy on what --protocol selects on."},

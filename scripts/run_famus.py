@@ -34,6 +34,8 @@ from famus_hf.checkpoints import to_resume_from
 from famus_hf.data.idx import is_idx_folder
 from famus_hf.data.noise_file import write_noise_file
 from famus_hf.data.sources import DATA_LICENSES, HUB_DATASETS
+from famus_hf.hub_errors import PushError
+from famus_hf.hub_trainer import is_hub_id
 from famus_hf.metrics import AveragePrecision, compute_accuracy
 from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.timm_wrapper import TIMM_WRAPPER, check_timm, check_timm_config
@@ -165,12 +167,17 @@ def select_on_meta_set(args: FaMUSTrainingArguments, data_args: DataArguments, d
 
 
 def resolve_checkpoint(args: FaMUSTrainingArguments) -> str | None:
-    """`--resume_from_checkpoint`: a folder, or `true` for the newest whole one in the output folder."""
+    """`--resume_from_checkpoint`: a folder, a repository, or `true` for the newest whole one in the output folder."""
     wanted = args.resume_from_checkpoint
     if wanted is None or str(wanted).lower() == "false":
         return None
     if str(wanted).lower() == "true":
         return to_resume_from(True, args.output_dir)
+    return wanted if is_hub_id(wanted) else check_checkpoint(wanted, args)
+
+
+def check_checkpoint(wanted: str, args: FaMUSTrainingArguments) -> str | None:
+    """A folder's own, once it is known to hold a checkpoint of this kind of run."""
     if not (Path(wanted) / "trainer_state.json").is_file():
         raise ValueError(f"--resume_from_checkpoint {wanted!r} is no checkpoint folder (it has no trainer_state.json)")
     if args.meta_learner != "none" and not (Path(wanted) / "meta_net" / "config.json").is_file():
@@ -192,6 +199,7 @@ class Run:
         classes = data["train"].features["label"].names
         model, processor = build_model(model_args, data_args.dataset_name, classes, args.base_loss)
         self.timer = StepTimer()
+        self.unpushed: str | None = None  # why the push at the end failed, and how to repeat it
         self.trainer = FaMUSTrainer(
             model,
             args,
@@ -312,10 +320,15 @@ class Run:
             "data_license": DATA_LICENSES.get(name) or getattr(self.data["train"].info, "license", None) or None,
             **card,
         }
-        if self.args.push_to_hub:
-            self.trainer.push_to_hub(**facts)
-        else:
+        if not self.args.push_to_hub:
             self.trainer.create_model_card(**facts)
+            return
+        try:
+            self.trainer.push_to_hub(**facts)
+        except PushError as error:
+            folder, repository = self.args.output_dir, str(self.trainer.hub_model_id)
+            again = shlex.join(["python", "scripts/release.py", "--run", folder, "--hub_model_id", repository])
+            self.unpushed = f"{error.failure}; the run is whole in {folder!r}, push it with: {again}"
 
     def describe_suspects(self, results: dict[str, Any]) -> str | None:
         if "suspect_labels" not in results:
@@ -435,6 +448,8 @@ def main(argv: list[str]) -> None:
         data = load_data(data_args, args)
         settings = [*(baselines_of(args) if data_args.compare else []), args]
         runs = [Run(model_args, data_args, own, data) for own in settings]
+        if checkpoint is not None and is_hub_id(checkpoint):
+            checkpoint = check_checkpoint(runs[-1].trainer.fetch_checkpoint(checkpoint), args)
     except (ValueError, TypeError, OSError) as error:
         if "debug" in argv or "--log_level=debug" in argv:
             raise
@@ -447,7 +462,7 @@ def main(argv: list[str]) -> None:
         try:
             if run.args is args:
                 card = {"baselines": [as_baseline(row) for row in rows], "command": command_of(argv)}
-                rows.append(run.train(checkpoint, data_args.label_report and not data_args.streaming, card))
+                rows.append(run.train(checkpoint, args.label_report and not data_args.streaming, card))
             else:
                 rows.append(run.train(None))
         except FloatingPointError as error:
@@ -457,6 +472,8 @@ def main(argv: list[str]) -> None:
     if is_first:
         print(f"\n{short_name(data_args)}, {runs[-1].noise_description}, seed {args.seed}\n")
         print(format_table(rows), flush=True)
+    if runs[-1].unpushed is not None:
+        fail(runs[-1].unpushed)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,177 @@
+"""HubTrainer: a Trainer whose pushes are single commits without pickles, and do not end a training."""
+
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, HfApi
+from safetensors import SafetensorError
+from torch import nn
+from transformers import Trainer
+
+from famus_hf import checkpoints, hub, pushes
+from famus_hf.hub_errors import PushError
+from famus_hf.portable_checkpoint import LAST_CHECKPOINT, pack
+from famus_hf.processes import Processes
+from famus_hf.training_args import FaMUSTrainingArguments
+from famus_hf.whole_files import UNFINISHED
+from famus_hf.wording import reason_of
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+SPARE_BYTES = 2**28  # that a checkpoint on the Hub may have beside what the network's size explains
+
+logger = logging.getLogger("famus_hf")
+
+
+def is_hub_id(wanted: str | Path | bool | None) -> bool:
+    """Whether a checkpoint to resume from looks like a repository, and like nothing on this disk."""
+    if not isinstance(wanted, str) or not HUB_ID.fullmatch(wanted):
+        return False
+    path = Path(wanted)
+    return not path.exists() and not path.parent.is_dir() and not checkpoints.NAME.fullmatch(path.name)
+
+
+class HubTrainer(Trainer):
+    """What a Trainer does with the Hub."""
+
+    args: FaMUSTrainingArguments
+    model: nn.Module
+    _run = ""  # name of the training, once there is one
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Creates the repository, and finds out before any training whether it can be pushed to.
+
+        Raises:
+            ValueError: It can't, in every process.
+        """
+        repo_id, problem = None, None
+        if self.is_world_process_zero():
+            try:
+                repo_id = pushes.prepare_repository(
+                    self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name,
+                    token=token or self.args.hub_token,
+                    private=self.args.hub_private_repo if private is None else private,
+                    revision=self.args.hub_revision,
+                )
+            except ValueError as error:
+                problem = str(error)
+        repo_id, problem = Processes.present().first_object((repo_id, problem))
+        if problem is not None:
+            raise ValueError(problem)
+        self.hub_model_id = repo_id
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **facts: Any,
+    ) -> Any:
+        """Saves the run and uploads the output folder: backbone, processor, `meta_net/`, noise.parquet, model card.
+
+        Checkpoints and pickles (`training_args.bin`) stay on disk, but for `last-checkpoint/`, where `hub_strategy` is
+        "checkpoint". What an earlier run has left in the repository is removed. Arguments as in transformers; `facts`
+        go to `create_model_card`.
+
+        Raises:
+            ValueError: The repository can't be pushed to.
+            PushError: The push failed.
+        """
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**facts)
+        if not blocking:
+            return HfApi().run_as_future(self._push, commit_message, token, revision)
+        return self._push(commit_message, token, revision)
+
+    def _push(self, commit_message: str | None, token: str | None, revision: str | None) -> CommitInfo:
+        try:
+            return self._push_folder(commit_message, token, revision)
+        except PushError as error:
+            folder = str(self.args.output_dir)
+            raise PushError(
+                error.failure, f"the run is whole in {folder!r}, and trainer.push_to_hub() tries again"
+            ) from error
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """After a save. A Hub that does not take it is no reason to stop training."""
+        if self.args.hub_strategy == "end":
+            return
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return
+        self.create_model_card()
+        try:
+            self._push_folder(f"Training in progress, step {self.state.global_step}")
+        except PushError as error:
+            logger.warning("%s; training goes on, and the next save pushes again", error.failure)
+
+    def _push_folder(
+        self, commit_message: str | None, token: str | None = None, revision: str | None = None
+    ) -> CommitInfo:
+        folder = Path(str(self.args.output_dir))
+        files = {name: folder / name for name in hub.files_to_push(folder)}
+        with self._packed_checkpoint(folder) as packed:
+            return pushes.push_files(
+                {**files, **packed},
+                str(self.hub_model_id),
+                message=commit_message or "End of training",
+                token=token or self.args.hub_token,
+                revision=revision or self.args.hub_revision,
+            )
+
+    @contextmanager
+    def _packed_checkpoint(self, folder: Path) -> Iterator[dict[str, Path]]:
+        """Name in the repository → file of this run's newest checkpoint, if checkpoints are to be pushed."""
+        own = [found for found in checkpoints.by_age(folder) if self._run and checkpoints.run_of(found) == self._run]
+        if self.args.hub_strategy != "checkpoint" or not own:
+            yield {}
+            return
+        packed = folder / UNFINISHED / LAST_CHECKPOINT
+        try:
+            try:
+                shutil.rmtree(packed, ignore_errors=True)
+                packed.mkdir(parents=True)
+                pack(own[-1], packed)
+            except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+                raise PushError(f"{own[-1].name} can't be pushed: {reason_of(error)}") from error
+            files = [path for path in packed.rglob("*") if path.is_file()]
+            yield {f"{LAST_CHECKPOINT}/{path.relative_to(packed).as_posix()}": path for path in files}
+        finally:
+            shutil.rmtree(packed.parent, ignore_errors=True)
+
+    def fetch_checkpoint(self, repo_id: str) -> str:
+        """Downloads the checkpoint that a run with `hub_strategy="checkpoint"` has pushed, into `output_dir`.
+
+        All processes call it. Returns the folder, from which `train` resumes.
+
+        Raises:
+            ValueError: There is none, it is damaged, or it belongs to another network or number of processes.
+        """
+        found, problem = None, None
+        if self.is_world_process_zero():
+            numbers = sum(tensor.numel() for tensor in self.model.state_dict().values())
+            try:
+                found = pushes.fetch_checkpoint(
+                    repo_id,
+                    Path(str(self.args.output_dir)),
+                    token=self.args.hub_token,
+                    revision=self.args.hub_revision,
+                    max_bytes=32 * numbers + SPARE_BYTES,  # weights and two moments in float64, and once more for FSDP
+                    processes=self.args.world_size,
+                )
+            except ValueError as error:
+                problem = str(error)
+        found, problem = Processes.present().first_object((found, problem))
+        if problem is not None:
+            raise ValueError(problem)
+        return str(found)
