@@ -250,8 +250,8 @@ class FaMUSTrainingArguments(TrainingArguments):
     label_report: bool = field(
         default=True,
         metadata={
-            "help": "Examine the training labels before a push and at the end of run_famus.py: label_report.parquet, and "
-            "pictures in figures/."
+            "help": "Examine the training labels before a push, and at the end of run_famus.py: label_report.parquet "
+            "and pictures in figures/."
         },
     )
     base_loss: str = field(

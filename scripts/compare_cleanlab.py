@@ -133,7 +133,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--backbone", default="small", help="as in run_famus.py")
     parser.add_argument("--num_train", type=int, default=10_000, help="noisy training examples")
     parser.add_argument("--num_meta", type=int, default=1000, help="clean meta examples, which FaMUS learns from")
-    parser.add_argument("--num_train_epochs", type=float, default=16, help="of every network")
+    parser.add_argument("--num_train_epochs", type=float, default=10, help="of every network")
     parser.add_argument("--noise", nargs="+", default=["pair:0.4", "symmetric:0.4"], help="noise type and rate")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of data, noise, folds and training")
     parser.add_argument("--results_dir", default="model_cards/fashion-mnist-label-report", help="of the records")

@@ -104,7 +104,7 @@ def make_report(options: argparse.Namespace) -> Dataset:
     if options.csv:
         with_names(report).to_csv(Path(options.output_dir) / Path(REPORT_FILE).with_suffix(".csv"))
     if options.push_to_hub:
-        report.push_to_hub(options.push_to_hub, private=options.private or None)
+        report.push_to_hub(options.push_to_hub, split=options.split, private=options.private or None)
     return report
 
 

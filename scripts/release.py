@@ -26,6 +26,7 @@ from run_famus import Run, as_baseline, baselines_of, command_of, grouped, load_
 
 from famus_hf import load_noisy_dataset
 from famus_hf.hub import files_to_push
+from famus_hf.pushes import prepare_repository, push_files
 
 CLASSIFY = """
 import json, sys
@@ -137,6 +138,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--license", default="apache-2.0", help="of the weights, where a run is trained")
     parser.add_argument("--baseline", type=lambda word: word != "false", default=True, help="train plainly as well")
     parser.add_argument("--private", action="store_true", help="make the repository private if it is new")
+    parser.epilog = "Other flags: those of run_famus.py. --hub_model_id USER/NAME pushes the release there."
     options, passed_on = parser.parse_known_args(argv)
     try:
         release(options, passed_on)
@@ -149,16 +151,31 @@ def release(options: argparse.Namespace, argv: list[str]) -> None:
     _, data_args, args = parse_arguments(argv)
     name = options.name or Path(args.hub_model_id or recipe_of(argv) or options.run or args.output_dir).name
     options.name, repo_id = name, args.hub_model_id or name
+    if args.hub_model_id is not None:  # found out before hours of training
+        repo_id = prepare_repository(
+            repo_id, token=args.hub_token, private=options.private or None, revision=args.hub_revision
+        )
     if options.run is None:
         run = train(options, [*argv, *([] if is_given("--output_dir", argv) else ["--output_dir", f"outputs/{name}"])])
     else:
         run = options.run
         if not is_given("--dataset_name", argv):
-            data_args.dataset_name = json.loads((run / "all_results.json").read_text())["dataset_name"]
+            data_args.dataset_name = recorded_dataset(run)
     target = options.release_dir / name
     lay_out(run, target, repo_id)
     check(target, data_args)
-    print(f"{target} is ready: {', '.join(files_to_push(target))}")
+    files = {file: target / file for file in files_to_push(target)}
+    print(f"{target} is ready: {', '.join(files)}", flush=True)
+    if args.hub_model_id is not None:
+        message = f"Release {name}"
+        commit = push_files(files, repo_id, message=message, token=args.hub_token, revision=args.hub_revision)
+        print(f"pushed to {commit.repo_url}")
+
+
+def recorded_dataset(run: Path) -> str:
+    """The data set that a run was trained on, if it has a name that leads to it."""
+    path = run / "all_results.json"
+    return json.loads(path.read_text(encoding="utf-8"))["dataset_name"] if path.is_file() else "digits"
 
 
 def is_given(flag: str, argv: list[str]) -> bool:

@@ -21,6 +21,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 TOKEN = "hf_loopback"
 REPOSITORIES = (["api", "models"], ["api", "datasets"])
 
@@ -82,6 +84,22 @@ def git_hash(content):
 def entry(name, content):
     """A file as the Hub lists it."""
     return {"type": "file", "path": name, "size": len(content), "oid": git_hash(content)}
+
+
+def card_problems(content):
+    """What the Hub would find wrong with a model card's metadata, as far as its documentation says."""
+    metadata = yaml.safe_load(content.split("---\n")[1])
+    wanted = {"task": ("type",), "dataset": ("type", "name"), "metrics": ("type", "value")}
+    problems = []
+    for model in metadata.get("model-index", []):
+        problems += (
+            [] if model.get("name") and model.get("results") else ["a model of model-index has no name or results"]
+        )
+        for result in model.get("results") or []:
+            for part, keys in wanted.items():
+                entries = result.get(part) if part == "metrics" else [result.get(part) or {}]
+                problems += [f"{part} lacks {key}" for entry in entries or [{}] for key in keys if key not in entry]
+    return problems
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -152,7 +170,8 @@ class _Handler(BaseHTTPRequestHandler):
         parts = path.strip("/").split("/")
         repository = "/".join(parts[2:4])
         if path == "/api/validate-yaml":
-            self.reply({"errors": [], "warnings": []})
+            problems = [{"message": problem} for problem in card_problems(json.loads(body)["content"])]
+            self.reply({"errors": problems, "warnings": []}, 400 if problems else 200)
         elif parts[:1] == ["api"] and parts[4:5] == ["paths-info"]:
             wanted = parse_qs(body.decode()).get("paths") or json.loads(body)["paths"]
             files = self.hub.files.get(repository, {})

@@ -1,6 +1,7 @@
 """Which labels are wrong: the score against brute force, the report of a run, its pictures, the script."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, load_dataset
+from loopback_hub import LoopbackHub
 from PIL import Image
 from test_trainer import make_trainer
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, MWNet, build_backbone, load_noisy_dataset
+from famus_hf.data.processors import default_image_processor
 from famus_hf.label_report import clean_label_probabilities, label_report, transition_matrix
 from famus_hf.metrics import AveragePrecision
 
@@ -123,8 +126,6 @@ def test_a_loaded_model_judges_other_examples(tmp_path):
     data = load_noisy_dataset("digits", max_train_samples=60, max_eval_samples=20, num_meta=0)
     model = build_backbone("tiny", data["train"].features["label"].names)
     args = FaMUSTrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
-    from famus_hf.data.processors import default_image_processor
-
     processor = default_image_processor(None, data["train"])
     trainer = FaMUSTrainer(model, args, processing_class=processor, meta_learner=MWNet())
     report = trainer.label_report(data["test"])
@@ -133,9 +134,9 @@ def test_a_loaded_model_judges_other_examples(tmp_path):
         trainer.label_report(data["test"].to_iterable_dataset())
 
 
-def run_script(*flags):
+def run_script(*flags, environment=None):
     command = [sys.executable, str(SCRIPTS / "label_report.py"), "--use_cpu", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_the_script_judges_the_labels_that_a_run_was_trained_on(tmp_path):
@@ -168,3 +169,22 @@ def test_data_of_other_classes_are_refused_in_one_sentence(tmp_path):
     done = run_script("--model", str(tmp_path), "--dataset_name", "digits")
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert "the model knows 3 classes and the data have 10, which differ in 0, 1, 2" in done.stderr
+
+
+def test_a_report_is_pushed_as_a_data_set(tmp_path):
+    build_backbone("tiny", [str(digit) for digit in range(10)]).save_pretrained(tmp_path / "model")
+    processor = default_image_processor(None, load_noisy_dataset("digits", num_meta=0)["train"])
+    processor.save_pretrained(tmp_path / "model")
+    flags = ["--model", str(tmp_path / "model"), "--dataset_name", "digits", "--split", "test"]
+    with LoopbackHub() as hub:
+        environment = {**os.environ, **hub.environment(tmp_path / "home")}
+        done = run_script(
+            *flags, "--output_dir", str(tmp_path / "out"), "--push_to_hub", "user/suspects", "--private",
+            environment=environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        code = "from datasets import load_dataset; print(load_dataset('user/suspects', split='test').to_dict())"
+        loaded = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert hub.private == {"user/suspects"}
+    report = Dataset.from_parquet(str(tmp_path / "out" / "label_report.parquet"), cache_dir=str(tmp_path / "c"))
+    assert loaded.stdout.strip() == str(report.to_dict()), loaded.stderr[-2000:]

@@ -1,11 +1,15 @@
 """The model card of a run: what it claims, what it shows, and what it keeps to itself."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import recipe_cards
 import run_famus
 from huggingface_hub import ModelCard
+from loopback_hub import LoopbackHub
 from test_trainer import make_trainer
 
 
@@ -21,6 +25,16 @@ def test_the_card_says_what_was_trained_on_what(tmp_path):
     assert found["best"] == pytest.approx(max(accuracies), abs=1e-6)
     for text in ("huggingface.co/papers/2104.15092", "symmetric, 40 %", "MWNet", "load_famus(", "@inproceedings"):
         assert text in card.text
+
+
+def validated(text, folder):
+    """What huggingface_hub's own validation, which asks the Hub, says of a card; nothing if it is sound."""
+    (folder / "card.md").write_text(text)
+    code = "from huggingface_hub import ModelCard; ModelCard.load('card.md').validate()"
+    with LoopbackHub() as hub:
+        environment = {**os.environ, **hub.environment(folder / "home")}
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True).stderr
 
 
 def test_the_card_of_a_compared_run_has_baselines_pictures_and_licences(tmp_path):
@@ -43,6 +57,9 @@ def test_the_card_of_a_compared_run_has_baselines_pictures_and_licences(tmp_path
     assert [name for name in pictures if f"]({name})" in text and (folder / name).is_file()] == pictures
     assert "run_famus.py --dataset_name digits --noise 0.4 --num_train_epochs 2" in text
     assert "hf_abc" not in text and str(tmp_path) not in text
+    assert validated(text, tmp_path) == ""
+    broken = text.replace("      name: digits\n", "      name: null\n", 1)
+    assert "dataset lacks name" in validated(broken, tmp_path)
     baseline = (tmp_path / "my-run-plain" / "README.md").read_text()
     assert "trained plainly" in baseline and "figures/" not in baseline
 

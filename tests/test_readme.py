@@ -1,16 +1,25 @@
 """The README's Python example runs as it stands."""
 
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from loopback_hub import LoopbackHub
 
 README = Path(__file__).parents[1] / "README.md"
 
 
-EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def blocks(language, section):
+    """The code of a section, in order."""
+    text = README.read_text(encoding="utf-8").split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+EXAMPLES = blocks("python", "In Python")
 
 
 @pytest.mark.parametrize(
@@ -64,3 +73,29 @@ def test_every_flag_that_the_readme_names_exists():
     assert len(flags) >= 25
     missing = {flag for flag in flags if f"{flag} " not in known} - {"--recipe", "--config"}  # read before the others
     assert not missing
+
+
+def test_the_way_to_the_hub_and_back_works_as_it_is_written(tmp_path):
+    """Train and push, then a process without this library, then one with it, against a Hub of our own."""
+    login, command = blocks("bash", "To the Hub and back")[0].splitlines()
+    assert login.startswith("hf auth login")
+    repository = re.search(r"--hub_model_id (\S+)", command)[1]
+    without, with_famus = blocks("python", "To the Hub and back")
+    without = "import sys\nsys.modules['famus_hf'] = None\n" + without
+    without += "\nfrom PIL import Image\nprint(len(classify(Image.new('L', (8, 8)))))"
+    with_famus += "\nimport torch\nassert torch.equal(weigh.output.weight, meta_learner.output.weight)"
+    with_famus += "\nprint(type(model).__name__, type(layer_sampler).__name__, processor.size.height)"
+    script = shlex.split(command.replace("accelerate launch", ""))
+    train = [sys.executable, str(README.parent / script[0]), *script[1:], "--num_train_epochs", "1", "--use_cpu"]
+    with LoopbackHub() as hub:
+        environment = {**os.environ, **hub.environment(tmp_path / "home")}
+
+        def output_of(command):
+            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr[-3000:]
+            return done.stdout.strip().splitlines()[-1]
+
+        output_of(train)
+        assert {"label_report.parquet", "figures/weight_curve.png", "README.md"} <= set(hub.files[repository])
+        assert output_of([sys.executable, "-c", without]) == "5"
+        assert output_of([sys.executable, "-c", with_famus]) == "WideResNetForImageClassification LearnedSampler 8"

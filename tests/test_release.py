@@ -1,13 +1,17 @@
 """scripts/release.py: the folder that goes to the Hub, and the proof of its card."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import release
 import run_famus
 from huggingface_hub import ModelCard
+from loopback_hub import LoopbackHub
 from safetensors.torch import load_file, save_file
 
 DATA = ["--dataset_name", "digits", "--max_eval_samples", "60", "--use_cpu"]
@@ -40,6 +44,32 @@ def test_a_run_is_laid_out_and_proven_before_it_goes(run, tmp_path, capsys):
     output = capsys.readouterr().out
     assert f"claimed {claimed:.2f} %, found {claimed:.2f} % by the pipeline, on 60 images" in output
     assert "load_famus gives WideResNetForImageClassification, MWNet, LearnedSampler" in output
+
+
+def test_a_release_is_pushed_once_it_is_proven(run, tmp_path):
+    """What arrives is the folder, file by file; and of what is not as good as its card nothing arrives."""
+    flags = [*DATA, "--run", str(run), "--hub_model_id", "user/digits", "--private"]
+    with LoopbackHub() as hub:
+        environment = {**os.environ, **hub.environment(tmp_path / "home")}
+
+        def release_it(*further):
+            command = [sys.executable, release.__file__, *flags, *further]
+            return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+        done = release_it()
+        assert done.returncode == 0, done.stderr[-2000:]
+        folder = tmp_path / "outputs" / "releases" / "digits"
+        expected = {
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+        }
+        assert {name: own for name, own in hub.files["user/digits"].items() if name != ".gitattributes"} == expected
+        assert hub.private == {"user/digits"} and len(hub.commits) == 1
+        spoiled = tmp_path / "spoiled"
+        shutil.copytree(run, spoiled)
+        boast(spoiled)
+        done = release_it("--run", str(spoiled))
+        assert done.returncode == 1 and "it is not released" in done.stderr and "Traceback" not in done.stderr
+        assert len(hub.commits) == 1
 
 
 def boast(folder):
