@@ -98,10 +98,19 @@ def resumed(folder, settings, processes):
     return learned(whole), learned(again)
 
 
+def reported(folder, processes):
+    """The label report of an odd number of examples, by a network that has learned for three steps."""
+    trainer = make(folder, "MW-Net", {**CASES["MW-Net"], "max_steps": 3}, processes)
+    trainer.train()
+    report = trainer.save_label_report(Examples(41, seed=5, dtype=torch.float64))
+    assert not trainer.is_world_process_zero() or (folder / "label_report.parquet").is_file()
+    return {name: torch.tensor(report[name][:]) for name in ("index", "label", "loss", "weight", "clean_probability")}
+
+
 def work(rank, folder):
-    """All cases in one of two processes: by name what was learned, resumed runs, and the files of a checkpoint."""
+    """All cases in one of two processes: what was learned, resumed runs, a report, the files of a checkpoint."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     found = {name: run(folder / "runs" / name, name, own, 2) for name, own in {**CASES, **ROUNDING}.items()}
     again = {name: resumed(folder / "resumed" / name, CASES[name], 2) for name in RESUMED}
     files = sorted(path.name for path in (folder / "resumed" / "FaMUS" / "whole" / "checkpoint-6").iterdir())
-    return {"runs": found, "resumed": again, "files": files}
+    return {"runs": found, "resumed": again, "files": files, "report": reported(folder / "report", 2)}

@@ -3,7 +3,7 @@
 from functools import partial
 
 import pytest
-from equal_runs import CASES, RESUMED, ROUNDING, run, work
+from equal_runs import CASES, RESUMED, ROUNDING, reported, run, work
 from spawned import run_in_two_processes
 
 
@@ -43,3 +43,10 @@ def test_one_process_writes_each_file(both):
     files = both[0]["files"]
     assert {"model.safetensors", "meta_state.pt", "rng_state_0.pth", "rng_state_1.pth"} <= set(files)
     assert [name for name in files if "meta_state" in name] == ["meta_state.pt"]
+
+
+def test_two_processes_report_what_one_reports_of_an_odd_number_of_examples(both, tmp_path):
+    expected = reported(tmp_path, 1)
+    assert len(expected["index"]) == 41 and expected["weight"].isfinite().all()
+    for found in both:
+        assert largest_difference(found["report"], expected) < 1e-6
