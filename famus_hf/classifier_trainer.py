@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import time
 from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -37,6 +38,8 @@ from famus_hf.whole_files import (
 )
 from famus_hf.wording import reason_of
 
+MTIME_LAG = 0.01  # seconds by which the time of a new file may lag behind the clock
+
 logger = logging.getLogger("famus_hf")
 
 
@@ -53,6 +56,7 @@ class ClassifierTrainer(HubTrainer):
 
     args: FaMUSTrainingArguments
     model: nn.Module
+    _is_resumed = False
 
     # ---- Optimizer and schedule ----
 
@@ -104,12 +108,18 @@ class ClassifierTrainer(HubTrainer):
         if is_hub_id(resume_from_checkpoint):
             resume_from_checkpoint = self.fetch_checkpoint(str(resume_from_checkpoint))
         checkpoint = checkpoints.to_resume_from(resume_from_checkpoint, output_dir)
+        self._started = time.time() - MTIME_LAG
         self._is_resumed = checkpoint is not None
         self._run = uuid4().hex if checkpoint is None else checkpoints.run_of(checkpoint)
         if checkpoint is None and checkpoints.by_age(output_dir):
             logger.warning("%s holds checkpoints of an earlier run: save_total_limit removes those first", output_dir)
         reshard(self.model)  # of an earlier training, as accelerate finds the optimizer's parameters by their memory
         return super().train(checkpoint, *arguments, **keywords)
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether the training went on from a checkpoint."""
+        return self._is_resumed
 
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, num_epochs: int, checkpoint: str | None, trial: Any

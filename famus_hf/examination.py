@@ -45,7 +45,7 @@ class Examined:
 def examine(
     trainer: "FaMUSTrainer", dataset: Any, loss: Any, *, with_probabilities: bool = False, progress: str | None = None
 ) -> Examined:
-    """One pass over a data set that yields model inputs.
+    """One pass over a data set that yields model inputs. All processes call it.
 
     Args:
         trainer: Its network, processes and settings.
@@ -55,16 +55,22 @@ def examine(
         progress: Words beside a progress bar; default: none.
 
     Raises:
-        ValueError: The data set is a stream, or empty.
+        ValueError: The data set is a stream, or empty, or has labels that the network has no class for.
     """
     if not has_length(dataset) or len(dataset) == 0:
         raise ValueError("a data set that is empty, or a stream, can't be examined: give one whose size is known")
     found: dict[str, list[np.ndarray]] = {}
+    scale = _logit_scale(trainer)
     for logits, labels, inputs in _passes(trainer, dataset, progress):
-        given = inputs["labels"]
-        parts = {"labels": given if given.dim() == 1 else given.argmax(1), "losses": loss(logits, labels).float()}
+        given = inputs["labels"] if inputs["labels"].dim() == 1 else inputs["labels"].argmax(1)
+        if given.min() < 0 or given.max() >= logits.shape[1]:
+            raise ValueError(
+                f"the labels go from {int(given.min())} to {int(given.max())} and the network has {logits.shape[1]} "
+                "classes: give data with the classes that it was trained on"
+            )
+        parts = {"labels": given, "losses": loss(logits, labels).float()}
         if with_probabilities:
-            parts["probabilities"] = logits.softmax(1)
+            parts["probabilities"] = (scale * logits).softmax(1)
         parts |= {name: inputs[name] for name in ("clean_label", "index") if name in inputs}
         for name, part in parts.items():
             found.setdefault(name, []).append(part.cpu().numpy())
@@ -75,6 +81,12 @@ def examine(
     return Examined(
         whole["labels"], whole["losses"], whole.get("probabilities"), whole.get("clean_label"), whole.get("index")
     )
+
+
+def _logit_scale(trainer: "FaMUSTrainer") -> float:
+    """What makes probabilities of logits: LDAM's scale for cosines, which lie in [−1, 1]."""
+    cosines = getattr(getattr(trainer.model, "config", None), "cosine_classifier", False)
+    return trainer.args.ldam_scale if cosines else 1.0
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL.Image import Image
 
+from famus_hf.data.model_inputs import has_raw_images
 from famus_hf.hub import FIGURES
 from famus_hf.whole_files import written_beside
 
@@ -28,7 +29,8 @@ def draw_report(report: Dataset, dataset: Any, weigh: Callable[[np.ndarray], np.
         folder: Of the run.
     """
     target = folder / FIGURES
-    remove_pictures(folder)
+    for name in PICTURES:  # of an earlier report, which would be taken for this one's
+        (target / name).unlink(missing_ok=True)
     images = _images(dataset, report["index"][:SHOWN])
     if images:
         draw_contact_sheet(report, images, target / SHEET)
@@ -37,19 +39,14 @@ def draw_report(report: Dataset, dataset: Any, weigh: Callable[[np.ndarray], np.
         draw_weight_histogram(report, target / HISTOGRAM)
 
 
-def remove_pictures(folder: Path) -> None:
-    """Those of an earlier report, which would be taken for this one's."""
-    for name in PICTURES:
-        (folder / FIGURES / name).unlink(missing_ok=True)
-
-
 def _images(dataset: Any, index: Sequence[int]) -> list[Image]:
     """The images with these numbers in the column `index` (without one: rows); none where there are no raw images."""
-    images = getattr(dataset, "images", dataset)
-    if "image" not in getattr(images, "column_names", []):
+    images, records = getattr(dataset, "images", dataset), getattr(dataset, "records", None)
+    if not has_raw_images(images):
         return []
-    numbers = dataset.records.get("index") if images is not dataset else None
-    numbers = dataset["index"][:] if numbers is None and "index" in images.column_names else numbers
+    numbers = records.get("index") if records is not None else None
+    if records is None and "index" in images.column_names:
+        numbers = images["index"][:]
     rows = {number: row for row, number in enumerate(range(len(images)) if numbers is None else numbers)}
     return [images[rows[number]]["image"] for number in index]
 
@@ -102,7 +99,7 @@ def draw_contact_sheet(report: Dataset, images: Sequence[Image], path: Path) -> 
         axes.set_axis_off()
         given, found = (_short(kind.int2str(row[name])) for name, kind in
                         (("label", label), ("predicted_label", predicted)))  # fmt: skip
-        axes.set_title(f"{row['index']}\ngiven {given}\npredicted {found}", fontsize=7)
+        axes.set_title(f"{row['index']}\ngiven {given}\npredicted {found}", fontsize=7, parse_math=False)
     _save(figure, path)
 
 

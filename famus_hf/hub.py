@@ -1,25 +1,30 @@
 """The folder that is saved, pushed and loaded: backbone at its root, meta-learner and layer sampler in `meta_net/`."""
 
+import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-
 from famus_hf.backbone import check_folder, load_backbone, load_processor
-from famus_hf.hub_errors import hub_reason
+from famus_hf.hub_errors import downloaded
 from famus_hf.layer_sampler import LayerSampler
 from famus_hf.meta_learners import MetaLearner
 from famus_hf.meta_net import META_NET, load_meta_net
 from famus_hf.portable_checkpoint import LAST_CHECKPOINT
 
-# What a push uploads: safetensors, JSON, text, Python of a backbone, pictures, records of labels, and nothing else.
-PUSHED_FILES = (
-    "*.json", "*.safetensors", "*.txt", "*.py", "*.model", "*.png", "README.md", "noise.parquet",
-    "label_report.parquet",
+# What a run writes; a push uploads these, and the files of a backbone's code, and nothing else.
+OF_A_RUN = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "adapter_config.json",
+    "adapter_model.safetensors", "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "vocab.*",
+    "merges.txt", "added_tokens.json", f"{META_NET}/*.json", f"{META_NET}/*.safetensors", "README.md",
+    "noise.parquet", "label_report.parquet", "figures/*.png", "all_results.json", "train_results.json",
+    "eval_results.json",
 )  # fmt: skip
+# Those that say something of a training, and would be taken for the next one's.
+RECORDS = ("noise.parquet", "label_report.parquet", "figures/*.png", "*_results.json")
 LOADED_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 FIGURES = "figures"
-NOT_PUSHED = ("trainer_state.json",)  # holds paths of the machine
 
 
 def load_famus(
@@ -44,7 +49,7 @@ def load_famus(
     """
     folder = Path(repo_or_folder)
     if not folder.is_dir():
-        folder = _downloaded(str(repo_or_folder), revision, token)
+        folder = downloaded(str(repo_or_folder), revision, token, allow=LOADED_FILES, ignore=(f"{LAST_CHECKPOINT}/*",))
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"{str(repo_or_folder)!r} has no config.json: a run's output folder or Hub repository is needed"
@@ -56,29 +61,35 @@ def load_famus(
     return model, meta_learner, layer_sampler, processor
 
 
-def _downloaded(repo_id: str, revision: str | None, token: str | None) -> Path:
-    try:
-        folder = snapshot_download(
-            repo_id,
-            revision=revision,
-            token=token,
-            allow_patterns=list(LOADED_FILES),
-            ignore_patterns=[f"{LAST_CHECKPOINT}/*"],
-        )
-    except Exception as error:  # the client's errors have no common class
-        raise ValueError(f"{repo_id!r} is no folder, and can't be loaded from the Hub: {hub_reason(error)}") from error
-    return Path(folder)
+def files_to_push(folder: str | Path, newer_than: float = 0.0) -> list[str]:
+    """Names of the files of a run that a push uploads.
 
-
-def files_to_push(folder: str | Path) -> list[str]:
-    """Names of the files that a push uploads: the folder's own, those of `meta_net/`, and pictures in `figures/`."""
+    Args:
+        folder: Of the run.
+        newer_than: Records of a training (its noise, results, label report and pictures) that were written before this
+            time are of an earlier one, and left out. Seconds, as of `time.time()`.
+    """
     root = Path(folder)
-    paths = [*root.iterdir(), *(root / META_NET).glob("*"), *(root / FIGURES).glob("*.png")]
+    names = [path.relative_to(root).as_posix() for path in sorted([*root.glob("*"), *root.glob("*/*")])]
+    code = code_files(root)
     return [
-        path.relative_to(root).as_posix()
-        for path in sorted(paths)
-        if path.is_file()
-        and not path.name.startswith(".")
-        and path.name not in NOT_PUSHED
-        and any(path.match(pattern) for pattern in PUSHED_FILES)
+        name
+        for name in names
+        if (root / name).is_file()
+        and (is_among(name, OF_A_RUN) or name in code)
+        and not (is_among(name, RECORDS) and (root / name).stat().st_mtime < newer_than)
     ]
+
+
+def is_among(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a file's name fits a pattern, folder by folder."""
+    return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
+
+
+def code_files(folder: Path) -> set[str]:
+    """The Python files that a folder's config.json names as its backbone's."""
+    try:
+        auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map", {})
+        return {f"{str(value).rpartition('.')[0]}.py" for value in auto_map.values()}
+    except (OSError, ValueError, AttributeError):
+        return set()

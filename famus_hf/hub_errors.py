@@ -5,7 +5,10 @@ of a large file RuntimeError around either, a download that finds nothing in the
 """
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # HTTPError is httpx's
 
 from famus_hf.wording import reason_of
@@ -62,3 +65,16 @@ def hub_reason(error: BaseException) -> str:
     if isinstance(error, json.JSONDecodeError):
         return "the Hub's answer can't be read as JSON: try again later"
     return reason_of(error)
+
+
+def downloaded(
+    repo_id: str, revision: str | None, token: str | None, allow: Sequence[str], ignore: Sequence[str] = ()
+) -> Path:
+    """Where files of a repository lie on disk. Raises ValueError, in one sentence, where the Hub does not give them."""
+    try:
+        folder = snapshot_download(
+            repo_id, revision=revision, token=token, allow_patterns=list(allow), ignore_patterns=list(ignore)
+        )
+    except Exception as error:  # the client's errors have no common class
+        raise ValueError(f"{repo_id!r} is no folder, and can't be loaded from the Hub: {hub_reason(error)}") from error
+    return Path(folder)

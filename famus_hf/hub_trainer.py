@@ -2,10 +2,10 @@
 
 import logging
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
@@ -18,7 +18,6 @@ from famus_hf.hub_errors import PushError
 from famus_hf.portable_checkpoint import LAST_CHECKPOINT, pack
 from famus_hf.processes import Processes
 from famus_hf.training_args import FaMUSTrainingArguments
-from famus_hf.whole_files import UNFINISHED
 from famus_hf.wording import reason_of
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -35,12 +34,17 @@ def is_hub_id(wanted: str | Path | bool | None) -> bool:
     return not path.exists() and not path.parent.is_dir() and not checkpoints.NAME.fullmatch(path.name)
 
 
+class UnpackableError(PushError):
+    """A checkpoint that can't travel: something in it is no plain value."""
+
+
 class HubTrainer(Trainer):
     """What a Trainer does with the Hub."""
 
     args: FaMUSTrainingArguments
     model: nn.Module
     _run = ""  # name of the training, once there is one
+    _started = 0.0  # when it was, in seconds as of time.time()
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Creates the repository, and finds out before any training whether it can be pushed to.
@@ -73,7 +77,9 @@ class HubTrainer(Trainer):
         private: bool | None = None,
         **facts: Any,
     ) -> Any:
-        """Saves the run and uploads the output folder: backbone, processor, `meta_net/`, noise.parquet, model card.
+        """Saves the run and uploads it: backbone, processor, `meta_net/`, noise, label report, model card.
+
+        All processes call it.
 
         Checkpoints and pickles (`training_args.bin`) stay on disk, but for `last-checkpoint/`, where `hub_strategy` is
         "checkpoint". What an earlier run has left in the repository is removed. Arguments as in transformers; `facts`
@@ -86,9 +92,11 @@ class HubTrainer(Trainer):
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
         self.save_model(_internal_call=True)
+        self.save_records()
         if not self.is_world_process_zero():
             return None
         self.create_model_card(**facts)
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if not blocking:
             return HfApi().run_as_future(self._push, commit_message, token, revision)
         return self._push(commit_message, token, revision)
@@ -96,6 +104,9 @@ class HubTrainer(Trainer):
     def _push(self, commit_message: str | None, token: str | None, revision: str | None) -> CommitInfo:
         try:
             return self._push_folder(commit_message, token, revision)
+        except UnpackableError as error:
+            logger.warning("%s, and stays behind", error.failure)
+            return self._push_folder(commit_message, token, revision, with_checkpoint=False)
         except PushError as error:
             folder = str(self.args.output_dir)
             raise PushError(
@@ -110,17 +121,22 @@ class HubTrainer(Trainer):
         if not self.is_world_process_zero():
             return
         self.create_model_card()
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
         try:
             self._push_folder(f"Training in progress, step {self.state.global_step}")
         except PushError as error:
             logger.warning("%s; training goes on, and the next save pushes again", error.failure)
 
     def _push_folder(
-        self, commit_message: str | None, token: str | None = None, revision: str | None = None
+        self,
+        commit_message: str | None,
+        token: str | None = None,
+        revision: str | None = None,
+        with_checkpoint: bool = True,
     ) -> CommitInfo:
         folder = Path(str(self.args.output_dir))
-        files = {name: folder / name for name in hub.files_to_push(folder)}
-        with self._packed_checkpoint(folder) as packed:
+        files = {name: folder / name for name in hub.files_to_push(folder, newer_than=self._started)}
+        with self._packed_checkpoint(folder, with_checkpoint) as packed:
             return pushes.push_files(
                 {**files, **packed},
                 str(self.hub_model_id),
@@ -130,24 +146,27 @@ class HubTrainer(Trainer):
             )
 
     @contextmanager
-    def _packed_checkpoint(self, folder: Path) -> Iterator[dict[str, Path]]:
+    def _packed_checkpoint(self, folder: Path, wanted: bool) -> Iterator[dict[str, Path]]:
         """Name in the repository → file of this run's newest checkpoint, if checkpoints are to be pushed."""
         own = [found for found in checkpoints.by_age(folder) if self._run and checkpoints.run_of(found) == self._run]
-        if self.args.hub_strategy != "checkpoint" or not own:
+        if self.args.hub_strategy != "checkpoint" or not own or not wanted:
             yield {}
             return
-        packed = folder / UNFINISHED / LAST_CHECKPOINT
-        try:
+        with TemporaryDirectory(dir=folder, prefix=".push-") as name:  # a push in the background may take a while
+            packed = Path(name)
             try:
-                shutil.rmtree(packed, ignore_errors=True)
-                packed.mkdir(parents=True)
                 pack(own[-1], packed)
             except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-                raise PushError(f"{own[-1].name} can't be pushed: {reason_of(error)}") from error
+                raise UnpackableError(f"{own[-1].name} can't be pushed: {reason_of(error)}") from error
             files = [path for path in packed.rglob("*") if path.is_file()]
             yield {f"{LAST_CHECKPOINT}/{path.relative_to(packed).as_posix()}": path for path in files}
-        finally:
-            shutil.rmtree(packed.parent, ignore_errors=True)
+
+    def save_records(self) -> None:
+        """Writes what else is pushed at the end of a training. All processes call it."""
+
+    def is_of_this_run(self, path: Path) -> bool:
+        """Whether a file is there and was not left by an earlier training in the same folder."""
+        return path.is_file() and path.stat().st_mtime >= self._started
 
     def fetch_checkpoint(self, repo_id: str) -> str:
         """Downloads the checkpoint that a run with `hub_strategy="checkpoint"` has pushed, into `output_dir`.

@@ -14,6 +14,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 REPORT_FILE = "label_report.parquet"
 SMALLEST = 1e-12  # of a probability, so that no quotient is 0/0
+CHUNK = 2**14  # examples at once, as all at once would take several times the memory of their probabilities
 
 
 def label_report(
@@ -72,7 +73,12 @@ def clean_label_probabilities(labels: np.ndarray, probabilities: np.ndarray) -> 
         probabilities: Shape (N, C), P(true class = k | image).
     """
     matrix = transition_matrix(labels, probabilities)
-    return _posteriors(labels, probabilities, matrix)[np.arange(len(labels)), labels]
+    found = np.empty(len(labels))
+    for start in range(0, len(labels), CHUNK):
+        given = labels[start : start + CHUNK]
+        joint = probabilities[start : start + CHUNK].clip(min=SMALLEST) * matrix[:, given].T  # of true class and label
+        found[start : start + CHUNK] = joint[np.arange(len(given)), given] / joint.sum(1)
+    return found
 
 
 def transition_matrix(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -87,19 +93,11 @@ def transition_matrix(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarr
     """
     counts = np.ones((probabilities.shape[1],) * 2)
     np.add.at(counts, (probabilities.argmax(1), labels), 1)
-    return _rows_divided_by_sum(counts)
-
-
-def _posteriors(labels: np.ndarray, probabilities: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """P(true class = k | image, given label), shape (N, C)."""
-    return _rows_divided_by_sum(probabilities.clip(min=SMALLEST) * matrix[:, labels].T)
-
-
-def _rows_divided_by_sum(values: np.ndarray) -> np.ndarray:
-    return values / values.sum(1, keepdims=True)
+    return counts / counts.sum(1, keepdims=True)
 
 
 def class_names(model: Any, num_labels: int) -> list[str]:
-    """The names that a network's configuration has for its classes, else their numbers."""
-    names = getattr(getattr(model, "config", None), "id2label", None) or {}
-    return [str(names.get(label, label)) for label in range(num_labels)]
+    """The names that a network's configuration has for its classes; their numbers where these are not all different."""
+    known = getattr(getattr(model, "config", None), "id2label", None) or {}
+    names = [str(known.get(label, label)) for label in range(num_labels)]
+    return names if len(set(names)) == num_labels else [str(label) for label in range(num_labels)]

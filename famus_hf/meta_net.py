@@ -15,10 +15,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 from torch import nn
 
+from famus_hf.hub_errors import downloaded
 from famus_hf.layer_sampler import AllLayers, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
 from famus_hf.layers import Layer
 from famus_hf.meta_learners import L2R, MLC, MetaLearner, MWNet
@@ -177,7 +177,7 @@ def _on_disk(repo_or_folder: str | PathLike[str], subfolder: str, revision: str 
     if Path(repo_or_folder).is_dir():
         return Path(repo_or_folder)
     names = [f"{subfolder}/*.json", f"{subfolder}/*.safetensors"] if subfolder else [CONFIG, *TENSORS.values()]
-    return Path(snapshot_download(str(repo_or_folder), revision=revision, token=token, allow_patterns=names))
+    return downloaded(str(repo_or_folder), revision, token, allow=names)
 
 
 @contextmanager

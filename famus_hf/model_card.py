@@ -1,8 +1,10 @@
 """The model card of a run, from the trainer's own records."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.training_args import OptimizerNames, SchedulerType
 
@@ -28,12 +30,12 @@ OPTIONAL_FACTS: dict[str, Any] = {  # of the template, which not every caller kn
     "label_report": False,
     "train_seconds": None,
     "seconds_per_step": None,
-    "hardware": None,
     "suspects": None,
     "data_license": None,
     "license": None,
     "command": None,
-    "remark": None,
+    "imbalance_factor": None,
+    "noisy": True,
 }
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
@@ -42,8 +44,8 @@ def render_model_card(facts: dict[str, Any]) -> ModelCard:
     """Fills model_card_template.md.
 
     Args:
-        facts: The fields of the template, among them `metrics`: a name → accuracy in [0, 1], and where there are any
-            `baselines`: rows of the same, with `method`, `last`, `best` and `seconds_per_step`; besides, for the
+        facts: The fields of the template, among them `metrics`: `last` and `best`, accuracies in [0, 1], and where
+            there are any `baselines`: rows with `method`, `last`, `best` and `seconds_per_step`; besides, for the
             metadata, `dataset_id`, `license`, `base_model`, `tags`.
     """
     results = [
@@ -83,7 +85,8 @@ def _results_table(facts: dict[str, Any]) -> str:
     lines = ["| | last | best | seconds a step |", "|---|---|---|---|"]
     for row in rows:
         seconds = row.get("seconds_per_step")
-        cells = [row["method"], *(f"{100 * row[name]:.2f} %" for name in ("last", "best"))]
+        accuracies = [row.get(name) for name in ("last", "best")]
+        cells = [row["method"], *("–" if value is None else f"{100 * value:.2f} %" for value in accuracies)]
         lines.append(f"| {' | '.join([*cells, '–' if seconds is None else f'{seconds:.4f}'])} |")
     return "\n".join(lines)
 
@@ -97,9 +100,7 @@ def _ratio_to_plain(facts: dict[str, Any]) -> float | None:
 def facts_of_run(trainer: "FaMUSTrainer") -> dict[str, Any]:
     """What the trainer knows of its run; the caller adds what only it knows (`dataset_name`, …)."""
     args, meta, train = trainer.args, trainer.meta, trainer.train_dataset
-    log = trainer.state.log_history
-    accuracies = [entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry]
-    seconds = [entry["train_runtime"] for entry in log if "train_runtime" in entry]
+    seconds = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
     rate = getattr(train, "realised_noise_rate", None)
     folder = Path(str(args.output_dir)).absolute()
     source = str(getattr(getattr(trainer.model, "config", None), "_name_or_path", ""))
@@ -117,13 +118,39 @@ def facts_of_run(trainer: "FaMUSTrainer") -> dict[str, Any]:
         "num_train": 0 if train is None else len(train) if hasattr(train, "__len__") else "a stream",
         "meta_set": _describe_meta_set(trainer.meta_dataset) if meta is not None else "none",
         "training_mode": "none" if meta is None else type(meta.meta_learner).__name__,
+        "pseudo_clean": isinstance(trainer.meta_dataset, PseudoCleanSet),
+        "noisy": rate is None or rate > 0,
         "selection": selection,
-        "metrics": {"last": accuracies[-1], "best": max(accuracies)} if accuracies else {},
-        "train_seconds": seconds[-1] if seconds else None,
+        "metrics": _metrics_of(trainer),
+        "train_seconds": seconds[-1] if seconds and not trainer.is_resumed else None,  # else of the last part alone
+        "hardware": describe_hardware(args),
         "settings": _settings_of(trainer),
-        "figures": {name: caption for name, caption in CAPTIONS.items() if (folder / name).is_file()},
-        "label_report": (folder / REPORT_FILE).is_file(),
+        "figures": {name: caption for name, caption in CAPTIONS.items() if trainer.is_of_this_run(folder / name)},
+        "label_report": trainer.is_of_this_run(folder / REPORT_FILE),
     }
+
+
+def recorded_accuracies(trainer: "FaMUSTrainer") -> dict[int, float]:
+    """Step → accuracy of each evaluation on the evaluation set, or on the one called `test` where there are several."""
+    names = ("eval_accuracy", "eval_test_accuracy")
+    log = trainer.state.log_history
+    return {int(entry["step"]): entry[name] for entry in log for name in names if name in entry}
+
+
+def _metrics_of(trainer: "FaMUSTrainer") -> dict[str, float]:
+    """`last`, of the weights that are saved, and `best`."""
+    found = recorded_accuracies(trainer)
+    if not found:
+        return {}
+    chosen = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    return {"last": found.get(chosen or 0, list(found.values())[-1]), "best": max(found.values())}
+
+
+def describe_hardware(args: "FaMUSTrainingArguments") -> str:
+    """What a run trained on: GPUs by name, or the number of CPU cores."""
+    if args.device.type == "cuda":
+        return f"{args.world_size} × {torch.cuda.get_device_name(args.device)}"
+    return f"{args.world_size} process{'es' if args.world_size > 1 else ''} on {os.cpu_count()} CPU cores"
 
 
 def _settings_of(trainer: "FaMUSTrainer") -> dict[str, Any]:
@@ -136,7 +163,8 @@ def _settings_of(trainer: "FaMUSTrainer") -> dict[str, Any]:
         "optimizer": f"{OptimizerNames(args.optim).value} {args.optim_args or ''}".strip(),
         "learning rate": f"{args.learning_rate:g}{_describe_schedule(args)}",
         "weight decay": args.weight_decay,
-        "batch": _times_processes(args.per_device_train_batch_size, args.world_size),
+        "batch": _times_processes(args.per_device_train_batch_size, args.world_size)
+        + (f", {args.gradient_accumulation_steps} accumulated" if args.gradient_accumulation_steps > 1 else ""),
         "steps": f"{trainer.state.global_step} ({trainer.state.epoch or 0:g} epochs)",
         "augmentation": args.augmentation,
         "precision": trainer.accelerator.mixed_precision.replace("no", "float32"),
@@ -188,6 +216,6 @@ def _describe_meta_set(meta: Any) -> str:
     if meta is None:
         return "none"
     if not isinstance(meta, PseudoCleanSet):
-        return f"{len(meta)} trusted examples, held out of the training split"
+        return f"{len(meta)} examples with trusted labels, none of them among the training examples"
     purity = "" if meta.purity is None else f", {100 * meta.purity:.1f} % of them with the right label"
     return f"pseudo-clean: {len(meta)} training examples with small losses (as last chosen){purity}"

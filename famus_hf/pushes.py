@@ -9,7 +9,6 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatch
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +16,10 @@ from typing import Any, TypeVar
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
+from famus_hf.hub import OF_A_RUN, is_among
 from famus_hf.hub_errors import PushError, hub_reason, root_of, status_of
+from famus_hf.meta_net import META_NET
+from famus_hf.models import OWN_CODE
 from famus_hf.portable_checkpoint import LAST_CHECKPOINT, unpack
 from famus_hf.untrusted import MAX_JSON_BYTES
 from famus_hf.whole_files import UNFINISHED
@@ -25,14 +27,9 @@ from famus_hf.whole_files import UNFINISHED
 TRIES = 4
 FIRST_PAUSE = 2.0  # seconds before the second try; each next one is twice as long
 TRIED_BY_CLIENT = ("/preupload/", "/info/lfs/")  # five times, with pauses of its own
-# What would be taken for the new run's, where it has no such file itself. Whatever else is there is the user's.
-OF_A_RUN = (
-    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-    "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "adapter_*",
-    "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "added_tokens.json",
-    "meta_net/*", f"{LAST_CHECKPOINT}/*", "noise.parquet", "label_report.parquet", "figures/*.png",
-    "all_results.json", "train_results.json", "eval_results.json",
-)  # fmt: skip
+# What would be taken for the new run's, where it has no such file itself: a run's files, its code, what transformers'
+# own pushes leave. Whatever else is there is the user's.
+REPLACED = (*OF_A_RUN, *OWN_CODE, "training_args.bin", "pytorch_model.bin", f"{META_NET}/*")
 
 logger = logging.getLogger("famus_hf")
 Result = TypeVar("Result")
@@ -97,7 +94,7 @@ def push_files(
     def commit() -> CommitInfo:
         head = api.repo_info(repo_id, revision=revision).sha
         there = api.list_repo_files(repo_id, revision=head)
-        stale = [name for name in there if name not in files and _is_of_a_run(name)]
+        stale = [name for name in there if name not in files and _is_replaced(name)]
         additions = [CommitOperationAdd(name, path) for name, path in files.items()]
         return api.create_commit(
             repo_id,
@@ -113,11 +110,8 @@ def push_files(
         raise PushError(f"the push to {repo_id!r} failed: {hub_reason(error)}") from error
 
 
-def _is_of_a_run(name: str) -> bool:
-    return any(
-        fnmatch(name, pattern) and (pattern.endswith("/*") or name.count("/") == pattern.count("/"))
-        for pattern in OF_A_RUN
-    )
+def _is_replaced(name: str) -> bool:
+    return is_among(name, REPLACED) or name.startswith(f"{LAST_CHECKPOINT}/")
 
 
 def fetch_checkpoint(

@@ -100,6 +100,8 @@ def _find_layers(model: nn.Module, inputs: dict[str, Any]) -> list[Layer]:
     """`find_layers`. Raises ValueError where the network fails on its inputs, as many do on images too small for it."""
     try:
         return find_layers(model, inputs)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         shapes = ", ".join(
             f"{name} {tuple(value.shape[1:])}" for name, value in inputs.items() if hasattr(value, "shape")

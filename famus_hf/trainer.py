@@ -4,9 +4,8 @@ import copy
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
@@ -20,12 +19,12 @@ from famus_hf import checks
 from famus_hf.averages import Averages
 from famus_hf.data.augmentation import make_generator
 from famus_hf.data.balanced import ClassBalancedSampler
-from famus_hf.data.model_inputs import as_model_inputs, has_raw_images, known_labels
+from famus_hf.data.model_inputs import ModelInputs, as_model_inputs, has_raw_images, known_labels
+from famus_hf.data.noise_file import write_noise_file
 from famus_hf.data.processors import adapted_processor, default_image_processor, make_augmentation, training_processor
 from famus_hf.examination import examine
 from famus_hf.faults import Faults
-from famus_hf.figures import draw_report, remove_pictures
-from famus_hf.label_report import REPORT_FILE, class_names, label_report
+from famus_hf.label_report import REPORT_FILE
 from famus_hf.layer_sampler import LayerSampler
 from famus_hf.losses import CrossEntropyLoss, LDAMLoss, cross_entropy
 from famus_hf.meta_batches import MetaBatches
@@ -37,6 +36,7 @@ from famus_hf.model_card import facts_of_run, render_model_card
 from famus_hf.passes import RECORD_COLUMNS, differentiable_attention, model_logits, split_inputs
 from famus_hf.processes import Processes
 from famus_hf.pseudo_clean import PseudoCleanSet
+from famus_hf.reports import report_of, save_report
 from famus_hf.set_up import make_base_loss, make_meta_model
 from famus_hf.shards import as_written
 from famus_hf.three_stages import ThreeStageTrainer
@@ -118,7 +118,6 @@ class FaMUSTrainer(ThreeStageTrainer):
         self._averages = Averages()
         self.faults = Faults(args.nan_policy)
         self._card: dict[str, Any] = {}
-        self._has_report = False  # of the training set, by the weights as they are
         self._given = (meta_learner, layer_sampler)
         self.base_loss = cross_entropy if base_loss is None else base_loss
         if self.train_dataset is None:
@@ -284,62 +283,40 @@ class FaMUSTrainer(ThreeStageTrainer):
     # ---- Suspect labels ----
 
     def label_report(self, dataset: Any = None) -> Dataset:
-        """Which labels are probably wrong, the most suspect first.
+        """Which labels are probably wrong, the most suspect first. All processes call it.
 
         Args:
             dataset: In the form of `train_dataset`, which is the default; each label is judged by the network as it is.
 
         Returns:
-            Columns `index`, `label`, `predicted_label`, `loss`, `weight` (V by the meta-learner; None where it has none
-            for a loss alone), `clean_probability` and, where known, `clean_label`. `famus_hf.label_report` has more.
+            Columns `index`, `label`, `predicted_label`, `loss` (under `base_loss`; cross-entropy in a trainer without a
+            training set), `weight` (V by the meta-learner; None where it has none for a loss alone),
+            `clean_probability` and, where known, `clean_label`. `famus_hf.label_report` has more.
+
+        Raises:
+            ValueError: The data set is a stream, or empty, or of other classes.
         """
-        inputs = self.train_dataset if dataset is None else as_model_inputs(dataset, self.processing_class)
-        found = examine(self, inputs, self.base_loss, with_probabilities=True, progress="Examining labels")
-        return label_report(
-            found.labels,
-            cast(np.ndarray, found.probabilities),
-            found.losses,
-            class_names(self.model, cast(np.ndarray, found.probabilities).shape[1]),
-            index=found.index,
-            weights=self._raw_weights(found.losses),
-            clean_labels=found.clean_labels,
-        )
+        return report_of(self, dataset)
 
     def save_label_report(self, dataset: Any = None, folder: str | Path | None = None) -> Dataset:
         """`label_report`, written to label_report.parquet in the output folder or another; pictures in `figures/`.
 
-        The pictures: the most suspect images, where they are at hand; the meta-learner's weights, if it has such.
-        """
-        report = self.label_report(dataset)
-        if self.is_world_process_zero():
-            target = Path(folder or str(self.args.output_dir))
-            target.mkdir(parents=True, exist_ok=True)
-            with written_beside(target / REPORT_FILE) as path:
-                report.to_parquet(path)
-            raw = self.train_dataset if dataset is None else dataset
-            draw_report(report, raw, self._raw_weights, target)
-        self._has_report = self._has_report or (dataset is None and folder is None)
-        return report
+        The pictures: the most suspect images, where they are at hand; the meta-learner's weights, if it has such. All
+        processes call it.
 
-    def _raw_weights(self, losses: np.ndarray) -> np.ndarray | None:
-        """V by losses alone, both of shape (n,)."""
-        learner = self.meta_learner
-        if learner is None:
-            return None
-        device = next((parameter.device for parameter in learner.parameters()), torch.device("cpu"))
-        with torch.no_grad():
-            weights = learner.raw_weights(torch.as_tensor(losses, dtype=torch.float32, device=device))
-        return None if weights is None else weights.float().cpu().numpy()
+        Raises:
+            ValueError: As `label_report`.
+            SaveError: It can't be written.
+        """
+        return save_report(self, dataset, Path(folder or str(self.args.output_dir)))
 
     # ---- Checkpoints ----
 
     def train(self, *arguments: Any, **keywords: Any) -> Any:
         if self.meta is not None and self.model_init is not None:  # as the network, so everything that learns
             self.meta = make_meta_model(self, *copy.deepcopy(self._given))
-        self._has_report = False
-        if self.is_world_process_zero():  # an earlier report is of other weights
-            (Path(str(self.args.output_dir)) / REPORT_FILE).unlink(missing_ok=True)
-            remove_pictures(Path(str(self.args.output_dir)))
+        for name in ("metrics", "suspects", "seconds_per_step", "baselines"):  # of an earlier training
+            self._card.pop(name, None)
         try:
             return super().train(*arguments, **keywords)
         finally:
@@ -405,18 +382,24 @@ class FaMUSTrainer(ThreeStageTrainer):
 
     # ---- Hub ----
 
-    def push_to_hub(self, *arguments: Any, **keywords: Any) -> Any:
-        """As `HubTrainer.push_to_hub`; the label report of the training set, and its pictures, go along."""
-        if self.args.label_report and not self._has_report and has_length(self.train_dataset):
+    def save_records(self) -> None:
+        """The noise and the label report of the training set, unless they are there already."""
+        folder, train = Path(str(self.args.output_dir)), self.train_dataset
+        is_there = self.processes.first_object(self.is_of_this_run(folder / REPORT_FILE))
+        if self.args.label_report and has_length(train) and not is_there:
             self.save_label_report()
-        return super().push_to_hub(*arguments, **keywords)
+        noise = folder / "noise.parquet"
+        if isinstance(train, ModelInputs) and self.is_world_process_zero() and not self.is_of_this_run(noise):
+            index = train.records.get("index", list(range(len(train))))
+            metadata = {"realised_noise_rate": train.realised_noise_rate}
+            write_noise_file(noise, index, train.records["labels"], train.records.get("clean_label"), metadata)
 
     def create_model_card(self, **facts: Any) -> None:  # type: ignore[override]
         """Writes README.md into the output folder. Facts given once are kept for later calls.
 
         Args:
-            facts: `dataset_name`, `dataset_id`, `noise_description`, `license`, `tags`, `model_name` and
-                `metrics` (a name → accuracy in [0, 1]).
+            facts: `dataset_name`, `dataset_id`, `data_license`, `noise_description`, `license`, `tags`, `model_name`,
+                `metrics` (`last` and `best`, accuracies in [0, 1]), and whatever else `render_model_card` knows.
         """
         if self.is_world_process_zero():
             self._card.update({name: value for name, value in facts.items() if value is not None})

@@ -32,6 +32,7 @@ from famus_hf.label_report import clean_label_probabilities
 NETWORKS: dict[str, dict[str, Any]] = {"plain": {"meta_learner": "none"}, "FaMUS": {"preset": "fast"}}
 RANKS = ("self_confidence", "normalized_margin")  # of cleanlab
 FOLDS = 5
+SETTINGS = ("dataset_name", "backbone", "num_train", "num_meta", "num_train_epochs")  # that a record is of
 
 
 class Comparison:
@@ -147,11 +148,15 @@ def main(argv: list[str]) -> None:
         records = []
         for seed in options.seeds:
             path = Path(options.results_dir) / f"{noise.replace(':', '-')}-{seed}.json"
+            settings = {name: getattr(options, name) for name in SETTINGS}
             if not path.is_file():
-                record = dict(Comparison(options, noise, seed).rows())
+                record = {"settings": settings, "rows": dict(Comparison(options, noise, seed).rows())}
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            records.append(json.loads(path.read_text(encoding="utf-8")))
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["settings"] != settings:
+                sys.exit(f"compare_cleanlab.py: error: {path} is of other settings: give another --results_dir")
+            records.append(record["rows"])
         print(f"\n{options.dataset_name}, {noise}, {options.num_train} training images\n{format_table(records)}")
 
 

@@ -5,16 +5,18 @@
 
 Leaves in --output_dir: label_report.parquet (and .csv with --csv) with the columns index, label, predicted_label, loss,
 weight, clean_probability and, where known, clean_label; figures/suspect_labels.png, the most suspect images; and how
-the meta-net weighs. Labels are judged best where the model was trained on them or on data like them.
+the meta-net weighs. Losses, and so weights, are those of plain cross-entropy, whatever --base_loss the run had. Labels
+are judged best where the model was trained on them or on data like them.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, load_famus, load_noisy_dataset
+from famus_hf.hub_errors import hub_reason
 from famus_hf.label_report import REPORT_FILE
 from famus_hf.wording import first_few
 
@@ -49,9 +51,11 @@ def with_classes_of(model: object, dataset: Dataset) -> Dataset:
             f"the model knows {len(known)} classes and the data have {len(names)}, which differ in "
             f"{first_few(strange)}: give the data that it was trained on, or data with the same classes"
         )
+    feature = ClassLabel(names=sorted(known, key=known.get))
     for column in ("label", "clean_label"):
-        if column in dataset.features and names != sorted(known, key=known.get):
-            dataset = dataset.align_labels_with_mapping(known, column)
+        if column in dataset.features and names != feature.names:
+            labels = [known[names[label]] for label in dataset[column][:]]
+            dataset = dataset.remove_columns(column).add_column(column, labels, feature=feature)
     return dataset
 
 
@@ -90,6 +94,8 @@ def make_report(options: argparse.Namespace) -> Dataset:
     """Loads model and data, and leaves the report where the options say."""
     model, meta_learner, _, processor = load_famus(options.model, revision=options.revision)
     dataset = with_classes_of(model, load_split(options))
+    if processor is None:
+        raise ValueError(f"{options.model!r} has no image processor (preprocessor_config.json): add it")
     trained_on = Path(options.model) / "noise.parquet"
     if options.noise_file is None and trained_on.is_file():
         print(f"judging the labels as they came; for those that the run was trained on: --noise_file {trained_on}")
@@ -104,8 +110,17 @@ def make_report(options: argparse.Namespace) -> Dataset:
     if options.csv:
         with_names(report).to_csv(Path(options.output_dir) / Path(REPORT_FILE).with_suffix(".csv"))
     if options.push_to_hub:
-        report.push_to_hub(options.push_to_hub, split=options.split, private=options.private or None)
+        push(report, options)
     return report
+
+
+def push(report: Dataset, options: argparse.Namespace) -> None:
+    try:
+        report.push_to_hub(options.push_to_hub, split=options.split, private=options.private or None)
+    except Exception as error:  # the client's errors have no common class
+        raise ValueError(
+            f"the report is in {options.output_dir!r}, and its push failed: {hub_reason(error)}"
+        ) from error
 
 
 def with_names(report: Dataset) -> Dataset:

@@ -6,7 +6,7 @@
 The folder RELEASE_DIR/NAME holds the files that go to the Hub and no others. Before anything is pushed, two clean
 processes load it: one without famus_hf, which classifies the test set by transformers' pipeline and must find the
 accuracy that the card claims, and one with it, which loads the meta-net. Training is preceded by a plain run under the
-same schedule, for the card (--baseline false leaves it out). All other flags are those of run_famus.py.
+same schedule, for the card (--no-baseline leaves it out). All other flags are those of run_famus.py.
 """
 
 import argparse
@@ -22,16 +22,17 @@ from typing import Any
 
 from arguments import DataArguments, parse_arguments
 from huggingface_hub import ModelCard
-from run_famus import Run, as_baseline, baselines_of, command_of, grouped, load_data
+from records import as_baseline, command_of, grouped
+from run_famus import Run, baselines_of, load_data
 
-from famus_hf import load_noisy_dataset
+from famus_hf import FaMUSTrainingArguments, load_noisy_dataset
 from famus_hf.hub import files_to_push
 from famus_hf.pushes import prepare_repository, push_files
+from famus_hf.wording import first_few
 
 CLASSIFY = """
 import json, sys
 sys.modules["famus_hf"] = None  # as if it were not installed
-import evaluate
 from datasets import load_from_disk
 from sklearn.metrics import accuracy_score
 from transformers import pipeline
@@ -49,6 +50,9 @@ print(json.dumps([type(part).__name__ for part in load_famus(sys.argv[1])]))
 """
 
 
+NAMES_DATA = ("--dataset_name", "--recipe", "--config")
+
+
 def train(options: argparse.Namespace, argv: list[str]) -> Path:
     """The run, and plain training before it. Returns its folder."""
     model_args, data_args, args = parse_arguments(argv)
@@ -58,7 +62,7 @@ def train(options: argparse.Namespace, argv: list[str]) -> Path:
     rows = [as_baseline(run.train(None)) for run in runs[:-1]]
     command = command_of(argv).replace("accelerate launch scripts/run_famus.py", "python scripts/release.py")
     card = {"baselines": rows, "command": command, "license": options.license, "model_name": options.name}
-    runs[-1].train(None, with_label_report=True, card=card)
+    runs[-1].train(None, with_label_report=runs[-1].can_report, card=card)
     return Path(args.output_dir)
 
 
@@ -71,15 +75,26 @@ def lay_out(run: Path, target: Path, repo_id: str) -> None:
     missing = [name for name in ("config.json", "README.md", "all_results.json") if not (run / name).is_file()]
     if missing:
         raise ValueError(f"--run {str(run)!r} is no finished run of run_famus.py: it has no {missing[0]}")
-    if target.exists() and any(target.iterdir()) and not (target / "README.md").is_file():
-        raise ValueError(f"{str(target)!r} is not empty and no earlier release: choose another --release_dir")
+    there = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    if there - set(files_to_push(target)):  # an earlier release has nothing else
+        raise ValueError(
+            f"{str(target)!r} holds {first_few(sorted(there))} and is no earlier release: give another --name"
+        )
+    inside, outside = target.resolve(), run.resolve()
+    if inside.is_relative_to(outside) or outside.is_relative_to(inside):
+        raise ValueError(
+            f"the release can't be laid out in {str(target)!r}, where the run is: give another --release_dir"
+        )
     shutil.rmtree(target, ignore_errors=True)
     for name in files_to_push(run):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(run / name, target / name)
-    card = (target / "README.md").read_text(encoding="utf-8")
+    card = ModelCard.load(target / "README.md")
     loads = re.compile(r'(load_famus\(|pipeline\("image-classification", )"[^"]*"')
-    (target / "README.md").write_text(loads.sub(lambda found: f'{found[1]}"{repo_id}"', card), encoding="utf-8")
+    card.text = loads.sub(lambda found: f'{found[1]}"{repo_id}"', card.text)
+    card.text = re.sub(r"^# .*$", lambda _: f"# {target.name}", card.text, count=1, flags=re.MULTILINE)
+    card.data.model_name = card.data.model_name and target.name
+    card.save(target / "README.md")
 
 
 def check(folder: Path, data_args: DataArguments) -> None:
@@ -124,7 +139,8 @@ def in_clean_process(code: str, home: str, *arguments: str) -> Any:
     command = [sys.executable, "-c", code, *arguments]
     result = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
     if result.returncode:
-        raise ValueError(f"the folder does not load in a clean process: {result.stderr.strip().splitlines()[-1]}")
+        last = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+        raise ValueError(f"the folder does not load in a clean process: {last}")
     return json.loads(result.stdout.splitlines()[-1])
 
 
@@ -136,7 +152,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--release_dir", type=Path, default=Path("outputs/releases"), help="the folder is made below")
     parser.add_argument("--name", help="of the release; default: of the repository, the recipe or the run's folder")
     parser.add_argument("--license", default="apache-2.0", help="of the weights, where a run is trained")
-    parser.add_argument("--baseline", type=lambda word: word != "false", default=True, help="train plainly as well")
+    parser.add_argument("--baseline", action=argparse.BooleanOptionalAction, default=True, help="train plainly as well")
     parser.add_argument("--private", action="store_true", help="make the repository private if it is new")
     parser.epilog = "Other flags: those of run_famus.py. --hub_model_id USER/NAME pushes the release there."
     options, passed_on = parser.parse_known_args(argv)
@@ -149,27 +165,34 @@ def main(argv: list[str]) -> None:
 def release(options: argparse.Namespace, argv: list[str]) -> None:
     """Trains or takes, lays out, checks, pushes."""
     _, data_args, args = parse_arguments(argv)
-    name = options.name or Path(args.hub_model_id or recipe_of(argv) or options.run or args.output_dir).name
-    options.name, repo_id = name, args.hub_model_id or name
-    if args.hub_model_id is not None:  # found out before hours of training
-        repo_id = prepare_repository(
-            repo_id, token=args.hub_token, private=options.private or None, revision=args.hub_revision
-        )
+    if args.push_to_hub:
+        raise ValueError("--push_to_hub would push what is not proven yet: --hub_model_id alone pushes the release")
+    options.name = options.name or Path(args.hub_model_id or recipe_of(argv) or options.run or args.output_dir).name
+    target = options.release_dir / options.name
     if options.run is None:
-        run = train(options, [*argv, *([] if is_given("--output_dir", argv) else ["--output_dir", f"outputs/{name}"])])
+        prepare(options, args)  # found out before hours of training
+        own_folder = [] if is_given("--output_dir", argv) else ["--output_dir", f"outputs/{options.name}"]
+        run = train(options, [*argv, *own_folder])
     else:
         run = options.run
-        if not is_given("--dataset_name", argv):
+        if data_args.train_dir is None and not any(is_given(flag, argv) for flag in NAMES_DATA):
             data_args.dataset_name = recorded_dataset(run)
-    target = options.release_dir / name
-    lay_out(run, target, repo_id)
+    lay_out(run, target, args.hub_model_id or options.name)
     check(target, data_args)
     files = {file: target / file for file in files_to_push(target)}
     print(f"{target} is ready: {', '.join(files)}", flush=True)
     if args.hub_model_id is not None:
-        message = f"Release {name}"
+        repo_id, message = prepare(options, args), f"Release {options.name}"
         commit = push_files(files, repo_id, message=message, token=args.hub_token, revision=args.hub_revision)
         print(f"pushed to {commit.repo_url}")
+
+
+def prepare(options: argparse.Namespace, args: FaMUSTrainingArguments) -> str:
+    """The repository, if there is to be one. Raises ValueError where it can't be pushed to."""
+    if args.hub_model_id is None:
+        return ""
+    private = options.private or None
+    return prepare_repository(args.hub_model_id, token=args.hub_token, private=private, revision=args.hub_revision)
 
 
 def recorded_dataset(run: Path) -> str:

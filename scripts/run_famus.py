@@ -9,17 +9,15 @@ method (all layers) run first: same data, schedule and seed.
 
 import dataclasses
 import json
-import shlex
 import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from arguments import DataArguments, ModelArguments, fail, parse_arguments, short_name
-from datasets import Dataset
+from records import as_baseline, command_of, data_facts, format_table, release_command, summary_of
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -33,10 +31,10 @@ from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_
 from famus_hf.checkpoints import to_resume_from
 from famus_hf.data.idx import is_idx_folder
 from famus_hf.data.noise_file import write_noise_file
-from famus_hf.data.sources import DATA_LICENSES, HUB_DATASETS
 from famus_hf.hub_errors import PushError
 from famus_hf.hub_trainer import is_hub_id
-from famus_hf.metrics import AveragePrecision, compute_accuracy
+from famus_hf.metrics import compute_accuracy
+from famus_hf.model_card import recorded_accuracies
 from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.timm_wrapper import TIMM_WRAPPER, check_timm, check_timm_config
 from famus_hf.whole_files import SaveError, written_beside
@@ -230,16 +228,10 @@ class Run:
         others = [split for split in self.data if split.startswith("test_")]  # further sets to test on
         for split in others:
             metrics |= trainer.evaluate(self.data[split], metric_key_prefix=split)
-        accuracies = [
-            entry[key]
-            for entry in trainer.state.log_history
-            for key in ("eval_accuracy", "eval_test_accuracy")
-            if key in entry
-        ]
         results = {
             "method": self.name,
             "eval_accuracy": metrics["eval_accuracy"],
-            "best_eval_accuracy": max(accuracies),
+            "best_eval_accuracy": max(recorded_accuracies(trainer).values()),
             "eval_loss": metrics["eval_loss"],
             **{f"{split}_accuracy": metrics[f"{split}_accuracy"] for split in others},
             "dataset_name": short_name(self.data_args) if self.is_folder else self.data_args.dataset_name,
@@ -254,14 +246,19 @@ class Run:
             "global_step": trainer.state.global_step,
             "seed": self.args.seed,
         }
-        if with_label_report:
-            results |= summary_of(trainer.save_label_report())
         trainer.save_model(_internal_call=True)
         trainer.save_state()
+        if with_label_report:
+            results |= summary_of(trainer.save_label_report())
         if trainer.is_world_process_zero():
             self.write_records(results)
         self.push_or_write_card(results, card or {})
         return results
+
+    @property
+    def can_report(self) -> bool:
+        """Whether the labels are to be examined, and can be."""
+        return self.args.label_report and not self.data_args.streaming
 
     @property
     def is_folder(self) -> bool:
@@ -309,15 +306,12 @@ class Run:
 
     def push_or_write_card(self, results: dict[str, Any], card: dict[str, Any]) -> None:
         data_args = self.data_args
-        name = data_args.dataset_name or ""
         facts = {
-            "dataset_name": results["dataset_name"],
-            "dataset_id": HUB_DATASETS.get(name, (name if "/" in name and not self.is_folder else None,))[0],
+            **data_facts(data_args, results["dataset_name"], self.data["train"]),
             "noise_description": self.noise_description,
             "metrics": {"last": results["eval_accuracy"], "best": results["best_eval_accuracy"]},
             "seconds_per_step": results["train_seconds_per_step"],
             "suspects": self.describe_suspects(results),
-            "data_license": DATA_LICENSES.get(name) or getattr(self.data["train"].info, "license", None) or None,
             **card,
         }
         if not self.args.push_to_hub:
@@ -326,9 +320,9 @@ class Run:
         try:
             self.trainer.push_to_hub(**facts)
         except PushError as error:
-            folder, repository = self.args.output_dir, str(self.trainer.hub_model_id)
-            again = shlex.join(["python", "scripts/release.py", "--run", folder, "--hub_model_id", repository])
-            self.unpushed = f"{error.failure}; the run is whole in {folder!r}, push it with: {again}"
+            args = self.args
+            again = release_command(data_args, args.output_dir, str(self.trainer.hub_model_id), args.hub_revision)
+            self.unpushed = f"{error.failure}; the run is whole in {args.output_dir!r}, push it with: {again}"
 
     def describe_suspects(self, results: dict[str, Any]) -> str | None:
         if "suspect_labels" not in results:
@@ -343,52 +337,6 @@ class Run:
         if self.data_args.noise_file or self.realised_noise_rate is None or self.realised_noise_rate > 0:
             return "as the labels came"
         return "none"
-
-
-def summary_of(report: Dataset) -> dict[str, Any]:
-    """What all_results.json says of a label report."""
-    sound = np.asarray(report["clean_probability"][:])
-    summary: dict[str, Any] = {
-        "suspect_labels": int((sound < 0.5).sum()),
-        "estimated_noise_rate": float(1 - sound.mean()),
-    }
-    if "clean_label" in report.features:
-        wrong = np.asarray(report["label"][:]) != np.asarray(report["clean_label"][:])
-        if wrong.any():
-            found = AveragePrecision().compute(predictions=1 - sound, references=wrong.astype(int))
-            summary["wrong_label_average_precision"] = found["average_precision"]
-    return summary
-
-
-def as_baseline(results: dict[str, Any]) -> dict[str, Any]:
-    """A finished run as a row of another's model card."""
-    return {
-        "method": results["method"],
-        "last": results["eval_accuracy"],
-        "best": results["best_eval_accuracy"],
-        "seconds_per_step": results["train_seconds_per_step"],
-    }
-
-
-def command_of(argv: list[str]) -> str:
-    """The command line for the model card, without what concerns this machine and its user: token, target, paths."""
-    kept = []
-    for flag, values in grouped(argv):
-        if not flag.startswith(("--hub_", "--output_dir", "--push_to_hub", "--resume_from_checkpoint")):
-            kept += [flag, *(Path(value).name if Path(value).exists() else value for value in values)]
-    return f"accelerate launch scripts/run_famus.py {shlex.join(kept)}".strip()
-
-
-def grouped(argv: list[str]) -> list[tuple[str, list[str]]]:
-    """Each flag with its values."""
-    groups: list[tuple[str, list[str]]] = []
-    for word in argv:
-        if word.startswith("--"):
-            flag, equals, value = word.partition("=")
-            groups.append((flag, [value] if equals else []))
-        elif groups:
-            groups[-1][1].append(word)
-    return groups
 
 
 def baselines_of(args: FaMUSTrainingArguments) -> list[FaMUSTrainingArguments]:
@@ -421,26 +369,6 @@ def method_name(args: FaMUSTrainingArguments) -> str:
     return samplers[args.layer_sampler]
 
 
-def format_table(rows: list[dict[str, Any]]) -> str:
-    """The runs side by side, one line each."""
-    lines = [
-        f"{'method':<24}{'last acc.':>10}{'best acc.':>10}{'s/step':>9}{'noise':>8}{'layers on':>11}",
-        "-" * 72,
-    ]
-    for row in rows:
-        seconds = row["train_seconds_per_step"]
-        lines.append(
-            f"{row['method']:<24}{100 * row['eval_accuracy']:>9.2f}%{100 * row['best_eval_accuracy']:>9.2f}%"
-            f"{'–' if seconds is None else format(seconds, '.4f'):>9}{format_rate(row['realised_noise_rate']):>8}"
-            f"{row['mean_active_layers']:>11.2f}"
-        )
-    return "\n".join(lines)
-
-
-def format_rate(rate: float | None) -> str:
-    return "–" if rate is None else f"{100 * rate:.1f}%"
-
-
 def main(argv: list[str]) -> None:
     try:
         model_args, data_args, args = parse_arguments(argv)
@@ -462,7 +390,7 @@ def main(argv: list[str]) -> None:
         try:
             if run.args is args:
                 card = {"baselines": [as_baseline(row) for row in rows], "command": command_of(argv)}
-                rows.append(run.train(checkpoint, args.label_report and not data_args.streaming, card))
+                rows.append(run.train(checkpoint, run.can_report, card))
             else:
                 rows.append(run.train(None))
         except FloatingPointError as error:

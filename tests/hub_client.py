@@ -146,6 +146,12 @@ def run_famus(*, argv):
     script.main(argv)
 
 
+def release(*, argv):
+    import release as script
+
+    script.main(argv)
+
+
 class Records(logging.Handler):
     def __init__(self):
         super().__init__(logging.WARNING)

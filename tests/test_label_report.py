@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,10 @@ from test_trainer import make_trainer
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, MWNet, build_backbone, load_noisy_dataset
 from famus_hf.data.processors import default_image_processor
-from famus_hf.label_report import clean_label_probabilities, label_report, transition_matrix
+from famus_hf.examination import examine
+from famus_hf.figures import draw_report
+from famus_hf.hub import files_to_push
+from famus_hf.label_report import class_names, clean_label_probabilities, label_report, transition_matrix
 from famus_hf.metrics import AveragePrecision
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -93,13 +98,62 @@ def test_most_wrong_labels_of_real_images_come_first(tmp_path, noise_type, least
             assert min(picture.size) > 300 and len(picture.convert("L").getcolors()) > 20, name
 
 
-def test_a_new_training_removes_the_report_of_the_last(tmp_path):
+def test_the_report_of_an_earlier_training_is_no_part_of_the_next_one(tmp_path):
+    """It stays on disk, as the next training may fail, but neither the card shows it nor a push takes it."""
     trainer = make_trainer(tmp_path)
     trainer.train()
     trainer.save_label_report()
-    assert (tmp_path / "label_report.parquet").is_file() and list(tmp_path.glob("figures/*"))
+    trainer.create_model_card()
+    assert "figures/weight_curve.png" in (tmp_path / "README.md").read_text()
+    time.sleep(0.05)  # more than the time of a file may lag behind
     trainer.train()
-    assert not (tmp_path / "label_report.parquet").exists() and not list(tmp_path.glob("figures/*"))
+    trainer.create_model_card()
+    assert (tmp_path / "label_report.parquet").is_file()
+    assert "figures/" not in (tmp_path / "README.md").read_text()
+    pushed = files_to_push(tmp_path, newer_than=trainer._started)
+    assert not {"label_report.parquet", "figures/weight_curve.png"} & set(pushed)
+    trainer.save_records()
+    assert trainer.is_of_this_run(tmp_path / "label_report.parquet")
+
+
+def test_ldam_reports_by_probabilities_and_not_by_cosines(tmp_path):
+    """Cosines are at most 1 apart, so that their own softmax would be nearly flat."""
+    data = load_noisy_dataset("digits", noise=0.2, max_train_samples=500)
+    model = build_backbone("tiny", data["train"].features["label"].names, cosine_classifier=True)
+    args = FaMUSTrainingArguments(
+        str(tmp_path), num_train_epochs=8, use_cpu=True, save_strategy="no", report_to="none", base_loss="ldam",
+        meta_learner="none", per_device_train_batch_size=25,
+    )  # fmt: skip
+    trainer = FaMUSTrainer(model, args, train_dataset=data["train"])
+    trainer.train()
+    found = examine(trainer, trainer.train_dataset, trainer.base_loss, with_probabilities=True)
+    assert np.median(found.probabilities.max(1)) > 0.9
+    assert found.losses == pytest.approx(np.asarray(trainer.label_report().sort("index")["loss"][:]), rel=1e-5)
+
+
+def test_names_of_classes_may_be_odd_and_images_transformed(tmp_path):
+    names = ["$^$", "a_very_long_name_of_a_class", "<b>&|"]
+    report = label_report(np.array([0, 1, 2]), np.eye(3)[[1, 2, 0]], np.ones(3), names)
+    images = Dataset.from_dict({"image": [Image.new("RGB", (8, 8))] * 3, "label": [0, 1, 2]})
+    draw_report(report, images, lambda losses: None, tmp_path)
+    assert (tmp_path / "figures" / "suspect_labels.png").is_file()
+    transformed = images.with_transform(lambda batch: {"pixel_values": batch["image"], "labels": batch["label"]})
+    draw_report(report, transformed, lambda losses: None, tmp_path)
+    assert not (tmp_path / "figures" / "suspect_labels.png").exists()  # no raw images, so no picture, and no error
+
+
+def test_classes_without_names_of_their_own_are_numbered():
+    config = SimpleNamespace(id2label={0: "x", 1: "x"})
+    assert class_names(SimpleNamespace(config=config), 2) == ["0", "1"]
+    assert class_names(SimpleNamespace(), 3) == ["0", "1", "2"]
+
+
+def test_labels_that_the_network_does_not_know_are_refused_in_one_sentence(tmp_path):
+    trainer = make_trainer(tmp_path)
+    images = torch.zeros(2, *trainer.train_dataset[0]["pixel_values"].shape)
+    data = [{"pixel_values": image, "labels": label} for image, label in zip(images, (0, 99), strict=True)]
+    with pytest.raises(ValueError, match=r"the labels go from 0 to 99 and the network has \d classes"):
+        trainer.label_report(data)
 
 
 def test_the_report_leaves_the_run_as_it_was(tmp_path):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import recipe_cards
+import records
 import run_famus
 from huggingface_hub import ModelCard
 from loopback_hub import LoopbackHub
@@ -61,7 +62,7 @@ def test_the_card_of_a_compared_run_has_baselines_pictures_and_licences(tmp_path
     broken = text.replace("      name: digits\n", "      name: null\n", 1)
     assert "dataset lacks name" in validated(broken, tmp_path)
     baseline = (tmp_path / "my-run-plain" / "README.md").read_text()
-    assert "trained plainly" in baseline and "figures/" not in baseline
+    assert "plainly and without a meta-net" in baseline and "figures/" not in baseline
 
 
 def test_the_command_on_the_card_holds_no_token_and_no_path_of_this_machine(tmp_path):
@@ -70,7 +71,7 @@ def test_the_command_on_the_card_holds_no_token_and_no_path_of_this_machine(tmp_
         "--lr_milestones", "0.5", "0.75", "--noise=0.4", "--hub_model_id", "me/x",
     ]  # fmt: skip
     expected = f"--dataset_name {tmp_path.name} --lr_milestones 0.5 0.75 --noise 0.4"
-    assert run_famus.command_of(words) == f"accelerate launch scripts/run_famus.py {expected}"
+    assert records.command_of(words) == f"accelerate launch scripts/run_famus.py {expected}"
 
 
 @pytest.mark.parametrize("name", recipe_cards.recipe_names())

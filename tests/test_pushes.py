@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -232,6 +233,11 @@ def test_the_command_line_ends_with_the_command_that_pushes_again(hub, client, t
     assert "MW-Net + FaMUS" in answer.printed and "Traceback" not in answer.printed
     for name in ("all_results.json", "noise.parquet", "README.md", "model.safetensors", "trainer_state.json"):
         assert (folder / name).is_file(), name
+    hub.faults.clear()
+    again = shlex.split(line.partition("push it with: python ")[2])
+    again = client.done("release", argv=[*again[1:], "--use_cpu", "--release_dir", str(tmp_path / "releases")])
+    assert "pushed to" in again.printed
+    assert hub.files["user/script"]["model.safetensors"] == (folder / "model.safetensors").read_bytes()
 
 
 REFUSED = {

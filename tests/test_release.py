@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import release
@@ -28,7 +27,8 @@ def run(tmp_path_factory):
 
 
 def test_a_run_is_laid_out_and_proven_before_it_goes(run, tmp_path, capsys):
-    (run / "secrets.env").write_text("x")
+    for name in ("secrets.json", "notes.txt", "photo.png", "other.py", "figures/notes.txt"):
+        (run / name).write_text("x")
     release.main(["--run", str(run), "--release_dir", str(tmp_path), "--name", "famus-digits", *DATA])
     target = tmp_path / "famus-digits"
     files = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
@@ -39,6 +39,7 @@ def test_a_run_is_laid_out_and_proven_before_it_goes(run, tmp_path, capsys):
         "figures/weight_curve.png", "figures/weight_histogram.png",
     }  # fmt: skip
     text = (target / "README.md").read_text()
+    assert "\n# famus-digits\n" in text and "name: famus-digits" in text
     assert 'load_famus("famus-digits")' in text and '"image-classification", "famus-digits", trust' in text
     claimed = 100 * json.loads((run / "all_results.json").read_text())["eval_accuracy"]
     output = capsys.readouterr().out
@@ -99,9 +100,8 @@ def test_what_is_not_as_good_as_its_card_is_not_released(run, tmp_path, damage, 
     folder = tmp_path / "release"
     release.lay_out(run, folder, "me/x")
     damage(folder)
-    data = SimpleNamespace(**{**vars(release.parse_arguments(DATA)[1])})
     with pytest.raises(ValueError, match=sentence):
-        release.check(folder, data)
+        release.check(folder, release.parse_arguments(DATA)[1])
 
 
 def test_an_unfinished_run_and_a_folder_of_something_else_are_refused_in_one_sentence(run, tmp_path):
@@ -118,7 +118,23 @@ def test_an_unfinished_run_and_a_folder_of_something_else_are_refused_in_one_sen
     assert (tmp_path / "other" / "name" / "thesis.tex").is_file()
 
 
-def test_a_release_trains_its_plain_baseline_first(tmp_path, monkeypatch, capsys):
+def test_a_release_never_takes_the_place_of_a_run(run, tmp_path):
+    """A run's folder holds checkpoints and a model card, and must not be taken for an earlier release."""
+    for flags in (
+        ["--run", str(run), "--release_dir", str(run.parent), "--name", run.name],
+        ["--run", str(run), "--release_dir", str(run), "--name", "release"],
+    ):
+        before = sorted(path for path in run.rglob("*"))
+        with pytest.raises(SystemExit) as ended:
+            release.main([*DATA, *flags])
+        assert "give another" in str(ended.value.code)
+        assert sorted(path for path in run.rglob("*")) == before
+    with pytest.raises(SystemExit) as ended:
+        release.main([*DATA, "--run", str(run), "--push_to_hub"])
+    assert "not proven yet" in str(ended.value.code)
+
+
+def test_a_release_trains_its_plain_baseline_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     release.main([
         *DATA, "--noise", "0.4", "--num_train_epochs", "1", "--disable_tqdm", "true", "--report_to", "none",
@@ -127,4 +143,3 @@ def test_a_release_trains_its_plain_baseline_first(tmp_path, monkeypatch, capsys
     card = ModelCard.load(tmp_path / "outputs" / "releases" / "first" / "README.md")
     assert card.data.license == "mit" and card.data.model_name == "first"
     assert "| plain | " in card.text and "python scripts/release.py --dataset_name digits" in card.text
-    shutil.rmtree(tmp_path / "outputs")

@@ -68,7 +68,8 @@ def adapted_processor(processor: Any, args: "FaMUSTrainingArguments", model: Any
         return processor
     if hasattr(processor, "data_config"):
         processor = _as_in_timm(processor.data_config)
-        vars(getattr(model, "config", object())).pop("pretrained_cfg", None)
+        if (config := getattr(model, "config", None)) is not None:
+            vars(config).pop("pretrained_cfg", None)
     if not (args.image_mean or args.image_std or args.resize_size or args.image_size):
         return processor
     settings: Any = processor  # whose attributes BaseImageProcessor does not declare

@@ -15,6 +15,7 @@ NETWORKS: dict[type[PretrainedConfig], type[PreTrainedModel]] = {
     PreActResNetConfig: PreActResNetForImageClassification,
     CifarResNetConfig: CifarResNetForImageClassification,
 }
+OWN_CODE = tuple(f"{network.__module__.rpartition('.')[2]}.py" for network in NETWORKS.values())  # that goes to the Hub
 for _config, _network in NETWORKS.items():
     AutoConfig.register(_config.model_type, _config)
     AutoModelForImageClassification.register(_config, _network)

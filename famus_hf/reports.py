@@ -1,0 +1,56 @@
+"""A trainer's label report: its examples examined, the table written, the pictures drawn."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from famus_hf.data.model_inputs import as_model_inputs
+from famus_hf.examination import examine
+from famus_hf.figures import draw_report
+from famus_hf.label_report import REPORT_FILE, class_names, label_report
+from famus_hf.meta_learners import MetaLearner
+from famus_hf.whole_files import written_beside
+
+if TYPE_CHECKING:
+    from famus_hf.trainer import FaMUSTrainer
+
+
+def report_of(trainer: "FaMUSTrainer", dataset: Any = None) -> Dataset:
+    """See `FaMUSTrainer.label_report`."""
+    inputs = trainer.train_dataset if dataset is None else as_model_inputs(dataset, trainer.processing_class)
+    found = examine(trainer, inputs, trainer.base_loss, with_probabilities=True, progress="Examining labels")
+    probabilities = cast(np.ndarray, found.probabilities)
+    return label_report(
+        found.labels,
+        probabilities,
+        found.losses,
+        class_names(trainer.model, probabilities.shape[1]),
+        index=found.index,
+        weights=raw_weights(trainer.meta_learner, found.losses),
+        clean_labels=found.clean_labels,
+    )
+
+
+def save_report(trainer: "FaMUSTrainer", dataset: Any, folder: Path) -> Dataset:
+    """See `FaMUSTrainer.save_label_report`."""
+    report = report_of(trainer, dataset)
+    if trainer.is_world_process_zero():
+        folder.mkdir(parents=True, exist_ok=True)
+        with written_beside(folder / REPORT_FILE) as path:
+            report.to_parquet(path)
+        raw = trainer.train_dataset if dataset is None else dataset
+        draw_report(report, raw, lambda losses: raw_weights(trainer.meta_learner, losses), folder)
+    return report
+
+
+def raw_weights(meta_learner: MetaLearner | None, losses: np.ndarray) -> np.ndarray | None:
+    """V by losses alone, both of shape (n,); None where there are no such weights."""
+    if meta_learner is None:
+        return None
+    device = next((parameter.device for parameter in meta_learner.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        weights = meta_learner.raw_weights(torch.as_tensor(losses, dtype=torch.float32, device=device))
+    return None if weights is None else weights.float().cpu().numpy()

@@ -1,0 +1,108 @@
+"""What run_famus.py says of a run: the summary of its label report, a row of a table or a card, its command line."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from arguments import DataArguments
+from datasets import Dataset
+
+from famus_hf.data.idx import is_idx_folder
+from famus_hf.data.sources import DATA_LICENSES, HUB_DATASETS
+from famus_hf.metrics import AveragePrecision
+
+DATA_FLAGS = (  # which lead to the test set
+    "dataset_name", "dataset_config_name", "data_dir", "train_dir", "validation_dir", "image_column_name",
+    "label_column_name", "clean_label_column_name", "max_eval_samples",
+)  # fmt: skip
+
+
+def summary_of(report: Dataset) -> dict[str, Any]:
+    """What all_results.json says of a label report."""
+    sound = np.asarray(report["clean_probability"][:])
+    summary: dict[str, Any] = {
+        "suspect_labels": int((sound < 0.5).sum()),
+        "estimated_noise_rate": float(1 - sound.mean()),
+    }
+    if "clean_label" in report.features:
+        wrong = np.asarray(report["label"][:]) != np.asarray(report["clean_label"][:])
+        if wrong.any():
+            found = AveragePrecision().compute(predictions=1 - sound, references=wrong.astype(int))
+            summary["wrong_label_average_precision"] = found["average_precision"]
+    return summary
+
+
+def as_baseline(results: dict[str, Any]) -> dict[str, Any]:
+    """A finished run as a row of another's model card."""
+    return {
+        "method": results["method"],
+        "last": results["eval_accuracy"],
+        "best": results["best_eval_accuracy"],
+        "seconds_per_step": results["train_seconds_per_step"],
+    }
+
+
+def command_of(argv: list[str]) -> str:
+    """The command line for the model card, without what concerns this machine and its user: token, target, paths."""
+    kept = []
+    for flag, values in grouped(argv):
+        if not flag.startswith(("--hub_", "--output_dir", "--push_to_hub", "--resume_from_checkpoint")):
+            kept += [flag, *(Path(value).resolve().name if Path(value).exists() else value for value in values)]
+    return f"accelerate launch scripts/run_famus.py {shlex.join(kept)}".strip()
+
+
+def grouped(argv: list[str]) -> list[tuple[str, list[str]]]:
+    """Each flag with its values."""
+    groups: list[tuple[str, list[str]]] = []
+    for word in argv:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            groups.append((flag, [value] if equals else []))
+        elif groups:
+            groups[-1][1].append(word)
+    return groups
+
+
+def data_facts(data_args: DataArguments, shown_name: str, dataset: Dataset) -> dict[str, Any]:
+    """What the model card says of the data set."""
+    name = data_args.dataset_name or ""
+    is_folder = Path(name).is_dir()
+    if is_folder and is_idx_folder(Path(name)) and "fashion" in Path(name).resolve().name.lower():
+        name, is_folder = "fashion_mnist", False  # the same images and labels
+    return {
+        "dataset_name": shown_name,
+        "dataset_id": HUB_DATASETS.get(name, (name if "/" in name and not is_folder else None,))[0],
+        "data_license": DATA_LICENSES.get(name) or getattr(dataset.info, "license", None) or None,
+        "imbalance_factor": data_args.imbalance_factor,
+    }
+
+
+def release_command(data_args: DataArguments, folder: str, repository: str, revision: str | None) -> str:
+    """The command that pushes a finished run once more."""
+    words = ["python", "scripts/release.py", "--run", folder, "--hub_model_id", repository]
+    words += [] if revision is None else ["--hub_revision", revision]
+    for name in DATA_FLAGS:
+        value = getattr(data_args, name)
+        words += [] if value is None else [f"--{name}", str(value)]
+    return shlex.join(words)
+
+
+def format_table(rows: list[dict[str, Any]]) -> str:
+    """The runs side by side, one line each."""
+    lines = [
+        f"{'method':<24}{'last acc.':>10}{'best acc.':>10}{'s/step':>9}{'noise':>8}{'layers on':>11}",
+        "-" * 72,
+    ]
+    for row in rows:
+        seconds = row["train_seconds_per_step"]
+        lines.append(
+            f"{row['method']:<24}{100 * row['eval_accuracy']:>9.2f}%{100 * row['best_eval_accuracy']:>9.2f}%"
+            f"{'–' if seconds is None else format(seconds, '.4f'):>9}{format_rate(row['realised_noise_rate']):>8}"
+            f"{row['mean_active_layers']:>11.2f}"
+        )
+    return "\n".join(lines)
+
+
+def format_rate(rate: float | None) -> str:
+    return "–" if rate is None else f"{100 * rate:.1f}%"
