@@ -48,7 +48,7 @@ def command_of(argv: list[str]) -> str:
     kept = []
     for flag, values in grouped(argv):
         if not flag.startswith(("--hub_", "--output_dir", "--push_to_hub", "--resume_from_checkpoint")):
-            kept += [flag, *(Path(value).resolve().name if Path(value).exists() else value for value in values)]
+            kept += [flag, *map(shown, values)]
     return f"accelerate launch scripts/run_famus.py {shlex.join(kept)}".strip()
 
 
@@ -64,14 +64,24 @@ def grouped(argv: list[str]) -> list[tuple[str, list[str]]]:
     return groups
 
 
+def shown(value: str) -> str:
+    """A value of the command line without the path of a file or folder."""
+    return known_name(value) or (Path(value).resolve().name if Path(value).exists() else value)
+
+
+def known_name(folder: str) -> str | None:
+    """The name that leads to the same images and labels as a local folder, where there is one."""
+    path = Path(folder)
+    is_known = bool(folder) and path.is_dir() and is_idx_folder(path) and "fashion" in path.resolve().name.lower()
+    return "fashion_mnist" if is_known else None
+
+
 def data_facts(data_args: DataArguments, shown_name: str, dataset: Dataset) -> dict[str, Any]:
     """What the model card says of the data set."""
-    name = data_args.dataset_name or ""
+    name = known_name(data_args.dataset_name or "") or data_args.dataset_name or ""
     is_folder = Path(name).is_dir()
-    if is_folder and is_idx_folder(Path(name)) and "fashion" in Path(name).resolve().name.lower():
-        name, is_folder = "fashion_mnist", False  # the same images and labels
     return {
-        "dataset_name": shown_name,
+        "dataset_name": name if name in HUB_DATASETS else shown_name,
         "dataset_id": HUB_DATASETS.get(name, (name if "/" in name and not is_folder else None,))[0],
         "data_license": DATA_LICENSES.get(name) or getattr(dataset.info, "license", None) or None,
         "imbalance_factor": data_args.imbalance_factor,
