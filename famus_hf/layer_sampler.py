@@ -6,8 +6,7 @@ shape (L,), 0 or 1; the learned one from the virtual gradients of those layers.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from os import PathLike
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +14,13 @@ from torch.nn import functional as F
 
 from famus_hf.budget import Budget
 from famus_hf.layers import Layer, pool_gradient
+from famus_hf.pretrained_part import PretrainedPart
 from famus_hf.settings import check_number, check_whole
 
 MAX_WIDTH = 4096  # a longer pooled gradient (an embedding's) is average-pooled to this width
 
 
-class LayerSampler(nn.Module):
+class LayerSampler(PretrainedPart, nn.Module):
     """What a sampler must say: the gates of a step.
 
     Attributes:
@@ -50,31 +50,6 @@ class LayerSampler(nn.Module):
             generator: Source of all randomness, on the CPU.
         """
         raise NotImplementedError
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        repo_or_folder: str | PathLike[str],
-        subfolder: str = "meta_net",
-        revision: str | None = None,
-        token: str | None = None,
-    ) -> Self:
-        """The layer sampler that a FaMUS run left on disk or on the Hub; `LayerSampler.from_pretrained` takes any kind.
-
-        Only safetensors and JSON are read, as by `famus_hf.load_famus`.
-
-        Args:
-            repo_or_folder: A local folder, or `user/name` on the Hub.
-            subfolder: Where in it `meta_net/config.json` lies; `""` if at its root.
-            revision: Branch, tag or commit on the Hub.
-            token: For private repositories; default: where huggingface_hub looks.
-
-        Raises:
-            ValueError: There is none, it is of another kind, or its files are damaged, absurd or lead elsewhere.
-        """
-        from famus_hf.meta_net import load_kind  # which needs more than torch
-
-        return load_kind(cls, repo_or_folder, subfolder, revision, token)
 
 
 class AllLayers(LayerSampler):

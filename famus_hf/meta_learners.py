@@ -5,17 +5,18 @@ A meta-learner of your own is a subclass of `MetaLearner` that says its `trainin
 
 from collections.abc import Callable, Mapping
 from os import PathLike
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from famus_hf.pretrained_part import PretrainedPart
 from famus_hf.settings import check_choice, check_flag, check_number, check_whole
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]  # logits (n, C), labels (n,) or (n, C) → (n,)
 
 
-class MetaLearner(nn.Module):
+class MetaLearner(PretrainedPart, nn.Module):
     """What a meta-learner must say: its training loss as a function of logits, labels and its own parameters θ.
 
     Attributes:
@@ -75,31 +76,6 @@ class MetaLearner(nn.Module):
     def outcome(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What `famus_hf.meta_gradient` returns. Default: the gradient itself."""
         return dict(gradient)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        repo_or_folder: str | PathLike[str],
-        subfolder: str = "meta_net",
-        revision: str | None = None,
-        token: str | None = None,
-    ) -> Self:
-        """The meta-learner that a FaMUS run left on disk or on the Hub; `MetaLearner.from_pretrained` takes any kind.
-
-        Only safetensors and JSON are read, as by `famus_hf.load_famus`.
-
-        Args:
-            repo_or_folder: A local folder, or `user/name` on the Hub.
-            subfolder: Where in it `meta_net/config.json` lies; `""` if at its root.
-            revision: Branch, tag or commit on the Hub.
-            token: For private repositories; default: where huggingface_hub looks.
-
-        Raises:
-            ValueError: There is none, it is of another kind, or its files are damaged, absurd or lead elsewhere.
-        """
-        from famus_hf.meta_net import load_kind  # which needs more than torch
-
-        return load_kind(cls, repo_or_folder, subfolder, revision, token)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Writes `meta_net/` below the folder, in place of one that is there, its layer sampler included."""

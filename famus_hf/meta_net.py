@@ -22,6 +22,7 @@ from famus_hf.hub_errors import downloaded
 from famus_hf.layer_sampler import AllLayers, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
 from famus_hf.layers import Layer
 from famus_hf.meta_learners import L2R, MLC, MetaLearner, MWNet
+from famus_hf.pretrained_part import PretrainedPart
 from famus_hf.untrusted import Allowance, check_inside, read_json, read_tensors, shapes_in
 from famus_hf.wording import reason_of
 
@@ -36,7 +37,7 @@ LAYER_SAMPLERS: dict[str, type[LayerSampler]] = {
     "random": RandomLayers,
 }
 Part = TypeVar("Part", MetaLearner, LayerSampler)
-Kind = TypeVar("Kind", bound=MetaLearner | LayerSampler)
+Kind = TypeVar("Kind", bound=PretrainedPart)
 
 
 def register_meta_learner(kind: type[MetaLearner]) -> type[MetaLearner]:
