@@ -163,7 +163,7 @@ def test_recipes_of_the_long_tail_build_their_backbone(recipe, monkeypatch):
     class Stop(Exception):
         pass
 
-    def train(run, checkpoint):
+    def train(run, *arguments):
         built.append(run.trainer.model)
         raise Stop
 
@@ -205,7 +205,7 @@ WRONG_INPUT = {
     "no meta set": (["--num_meta", "0", "--meta_set", "clean"], "contradict each other: leave one of them out"),
     "meta set": (["--meta_set", "trusted"], "choose one of clean, pseudo-clean"),
     "protocol": (["--protocol", "mine"], "--protocol 'mine' is unknown: choose one of clean, paper"),
-    "recipe": (["--recipe", "table9"], "--recipe 'table9' is unknown: choose one of clothing1m, table1-l2r-cifar10"),
+    "recipe": (["--recipe", "table9"], "--recipe 'table9' is unknown: choose one of clothing1m, fashion-mnist"),
     "recipe without a value": (["--recipe"], "--recipe needs a value"),
     "subset and a noise file": (["--noise", "0", "--noise_file", "/nowhere"], "max_train_samples=400 and noise_file"),
     "noise and a noise file": (["--noise_file", "/nowhere"], "noise=0.4 and noise_file contradict each other"),
@@ -225,7 +225,7 @@ WRONG_INPUT = {
     "two models": (["--backbone", "tiny", "--model_name_or_path", "x/y"], "contradict each other"),
     "unknown backbone": (
         ["--backbone", "resnet"],
-        "choose one of tiny, small, wide-resnet-28-10, wide-resnet-40-2, preact",
+        "choose one of tiny, small, medium, wide-resnet-28-10, wide-resnet-40-2, preact",
     ),
     "no such model": (["--model_name_or_path", "/nowhere"], "model '/nowhere' could not be loaded"),
     "noise on noisy data": (["--clean_label_column_name", "c"], "contradict each other"),
