@@ -73,6 +73,8 @@ def render_model_card(facts: dict[str, Any]) -> ModelCard:
     )
     shown = {**OPTIONAL_FACTS, **facts}
     shown["ratio"] = _ratio_to_plain(shown)
+    own = shown["metrics"].get("last", 1.0)
+    shown["better"] = [row["method"] for row in shown["baselines"] if row.get("last", 0.0) > own]
     return ModelCard.from_template(data, template_path=str(TEMPLATE), results_table=_results_table(shown), **shown)
 
 

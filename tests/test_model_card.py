@@ -65,6 +65,18 @@ def test_the_card_of_a_compared_run_has_baselines_pictures_and_licences(tmp_path
     assert "plainly and without a meta-net" in baseline and "figures/" not in baseline
 
 
+def test_a_card_says_so_where_a_baseline_is_better(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    rows = [
+        {"method": name, "last": last, "best": 0.9, "seconds_per_step": 0.1} for name, last in (("a", 0.6), ("b", 0.4))
+    ]
+    for own, sentence in ((0.5, "under the same schedule a ended higher"), (0.7, None)):
+        trainer.create_model_card(metrics={"last": own, "best": own}, baselines=rows, seconds_per_step=0.2)
+        text = (tmp_path / "README.md").read_text()
+        assert (sentence is not None) == ("Not better here" in text) and (sentence or "") in text
+
+
 def test_the_command_on_the_card_holds_no_token_and_no_path_of_this_machine(tmp_path):
     words = [
         "--dataset_name", str(tmp_path), "--hub_token=hf_abc", "--output_dir", "/home/me/run", "--push_to_hub",
