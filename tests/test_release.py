@@ -79,6 +79,12 @@ def boast(folder):
     card.save(folder / "README.md")
 
 
+def say_nothing(folder):
+    card = ModelCard.load(folder / "README.md")
+    card.data.eval_results = None
+    card.save(folder / "README.md")
+
+
 def spoil_weights(folder):
     weights = load_file(folder / "model.safetensors")
     save_file({name: 0 * value for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})
@@ -92,6 +98,7 @@ def spoil_meta_net(folder):
     ("damage", "sentence"),
     [
         (boast, r"claims an accuracy of 0\.\d+ and has 0\.\d+: it is not released"),
+        (say_nothing, "claims no accuracy, so nothing can be proven"),
         (spoil_weights, r"claims an accuracy of 0\.\d+ and has 0\.\d+: it is not released"),
         (spoil_meta_net, "does not load in a clean process: ValueError.*is no meta-net"),
     ],
