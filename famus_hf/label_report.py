@@ -24,6 +24,7 @@ def label_report(
     class_names: Sequence[str],
     *,
     index: Sequence[int] | np.ndarray | None = None,
+    files: Sequence[str | None] | None = None,
     weights: np.ndarray | None = None,
     clean_labels: np.ndarray | None = None,
 ) -> Dataset:
@@ -35,18 +36,20 @@ def label_report(
         losses: Shape (N,).
         class_names: C of them.
         index: Rows of the examples in their source; default: 0 to N − 1.
+        files: N names of the files that hold the examples, where they have files.
         weights: Shape (N,), V of the meta-learner, where it has such weights.
         clean_labels: Shape (N,), where known.
 
     Returns:
-        Columns `index`, `label`, `predicted_label`, `loss`, `weight`, `clean_probability` and, where known,
-        `clean_label`.
+        Columns `index`, where there are any `file`, `label`, `predicted_label`, `loss`, `weight`, `clean_probability`
+        and, where known, `clean_label`.
     """
     sound = clean_label_probabilities(labels, probabilities)
     order = np.lexsort((-losses, sound))
     names = ClassLabel(names=list(class_names))
     columns: dict[str, tuple[Any, Any]] = {
         "index": (np.arange(len(labels)) if index is None else np.asarray(index), Value("int64")),
+        "file": (files, Value("string")),
         "label": (labels, names),
         "predicted_label": (probabilities.argmax(1), names),
         "loss": (losses, Value("float32")),
@@ -54,15 +57,15 @@ def label_report(
         "clean_probability": (sound, Value("float32")),
         "clean_label": (clean_labels, names),
     }
-    if clean_labels is None:
-        columns.pop("clean_label")
-    return Dataset.from_dict(
-        {
-            name: [None] * len(labels) if values is None else np.asarray(values)[order].tolist()
-            for name, (values, _) in columns.items()
-        },
-        features=Features({name: feature for name, (_, feature) in columns.items()}),
-    )
+    for name, values in (("clean_label", clean_labels), ("file", files)):
+        if values is None:
+            columns.pop(name)
+    rows = order.tolist()
+    content = {
+        name: [None] * len(rows) if values is None else [values[row] for row in rows]
+        for name, (values, _) in columns.items()
+    }
+    return Dataset.from_dict(content, features=Features({name: feature for name, (_, feature) in columns.items()}))
 
 
 def clean_label_probabilities(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:

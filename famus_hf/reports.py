@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 
-from famus_hf.data.model_inputs import as_model_inputs
+from famus_hf.data.model_inputs import as_model_inputs, has_raw_images
 from famus_hf.examination import examine
 from famus_hf.figures import draw_report
 from famus_hf.label_report import REPORT_FILE, class_names, label_report
@@ -29,6 +31,7 @@ def report_of(trainer: "FaMUSTrainer", dataset: Any = None) -> Dataset:
         found.losses,
         class_names(trainer.model, probabilities.shape[1]),
         index=found.index,
+        files=file_names(inputs),
         weights=raw_weights(trainer.meta_learner, found.losses),
         clean_labels=found.clean_labels,
     )
@@ -44,6 +47,24 @@ def save_report(trainer: "FaMUSTrainer", dataset: Any, folder: Path) -> Dataset:
         raw = trainer.train_dataset if dataset is None else dataset
         draw_report(report, raw, lambda losses: raw_weights(trainer.meta_learner, losses), folder)
     return report
+
+
+def file_names(dataset: Any) -> list[str | None] | None:
+    """Folder and name of each image's file, as in `cats/7.png`; None where images have no files.
+
+    The images are not read: of a data set that holds them itself, they would be all of its bytes.
+    """
+    images = getattr(dataset, "images", dataset)
+    if not isinstance(images, Dataset) or not has_raw_images(images):
+        return None
+    column = images.data.column("image")
+    if not pa.types.is_struct(column.type) or column.type.get_field_index("path") < 0:
+        return None
+    paths = pc.struct_field(column, "path")
+    if images._indices is not None:
+        paths = paths.take(images._indices.column(0))
+    names = [None if path is None else "/".join(Path(path).parts[-2:]) for path in paths.to_pylist()]
+    return names if any(names) else None
 
 
 def raw_weights(meta_learner: MetaLearner | None, losses: np.ndarray) -> np.ndarray | None:

@@ -289,9 +289,9 @@ class FaMUSTrainer(ThreeStageTrainer):
             dataset: In the form of `train_dataset`, which is the default; each label is judged by the network as it is.
 
         Returns:
-            Columns `index`, `label`, `predicted_label`, `loss` (under `base_loss`; cross-entropy in a trainer without a
-            training set), `weight` (V by the meta-learner; None where it has none for a loss alone),
-            `clean_probability` and, where known, `clean_label`. `famus_hf.label_report` has more.
+            Columns `index`, `file` (of images in folders), `label`, `predicted_label`, `loss` (under `base_loss`;
+            cross-entropy in a trainer without a training set), `weight` (V by the meta-learner; None where it has none
+            for a loss alone), `clean_probability` and, where known, `clean_label`. `famus_hf.label_report` has more.
 
         Raises:
             ValueError: The data set is a stream, or empty, or of other classes.

@@ -3,10 +3,10 @@
     python scripts/label_report.py --model outputs/my_photos --dataset_name my_photos
     python scripts/label_report.py --model me/famus --dataset_name cifar10 --split test --push_to_hub me/suspects
 
-Leaves in --output_dir: label_report.parquet (and .csv with --csv) with the columns index, label, predicted_label, loss,
-weight, clean_probability and, where known, clean_label; figures/suspect_labels.png, the most suspect images; and how
-the meta-net weighs. Losses, and so weights, are those of plain cross-entropy, whatever --base_loss the run had. Labels
-are judged best where the model was trained on them or on data like them.
+Leaves in --output_dir: label_report.parquet (and .csv with --csv) with the columns index, file (of images in folders),
+label, predicted_label, loss, weight, clean_probability and, where known, clean_label; figures/suspect_labels.png, the
+most suspect images; and how the meta-net weighs. Losses, and so weights, are those of plain cross-entropy, whatever
+--base_loss the run had. Labels are judged best where the model was trained on them or on data like them.
 """
 
 import argparse

@@ -142,6 +142,24 @@ def test_names_of_classes_may_be_odd_and_images_transformed(tmp_path):
     assert not (tmp_path / "figures" / "suspect_labels.png").exists()  # no raw images, so no picture, and no error
 
 
+def test_images_in_folders_are_named_by_their_files(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(12):
+            colour = (20 * number, 255 * (name == "dog"), 5)
+            Image.new("RGB", (8, 8), colour).save(tmp_path / "photos" / name / f"{number}.png")
+    data = load_noisy_dataset(str(tmp_path / "photos"))
+    args = FaMUSTrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none", disable_tqdm=True)
+    processor = default_image_processor(None, data["train"])
+    trainer = FaMUSTrainer(build_backbone("tiny", ["cat", "dog"]), args, processing_class=processor)
+    report = trainer.label_report(data["train"])
+    rows = {example["index"]: example["image"].getpixel((0, 0)) for example in data["train"]}
+    for row in report:
+        name, number = row["file"].removesuffix(".png").split("/")
+        assert name == report.features["label"].int2str(row["label"])
+        assert rows[row["index"]] == (20 * int(number), 255 * (name == "dog"), 5)
+
+
 def test_classes_without_names_of_their_own_are_numbered():
     config = SimpleNamespace(id2label={0: "x", 1: "x"})
     assert class_names(SimpleNamespace(config=config), 2) == ["0", "1"]
@@ -242,3 +260,21 @@ def test_a_report_is_pushed_as_a_data_set(tmp_path):
         assert hub.private == {"user/suspects"}
     report = Dataset.from_parquet(str(tmp_path / "out" / "label_report.parquet"), cache_dir=str(tmp_path / "c"))
     assert loaded.stdout.strip() == str(report.to_dict()), loaded.stderr[-2000:]
+
+
+def test_the_comparison_with_cleanlab_keeps_its_records(tmp_path):
+    """Every method is in the table; a record is read again, and one of other settings refused."""
+    pytest.importorskip("cleanlab")
+    flags = ["--dataset_name", "digits", "--backbone", "tiny", "--num_train", "300", "--num_meta", "100", "--seeds", "0",
+             "--noise", "pair:0.4", "--results_dir", str(tmp_path / "records"), "--output_dir", str(tmp_path)]  # fmt: skip
+
+    def compare(epochs):
+        command = [sys.executable, str(SCRIPTS / "compare_cleanlab.py"), *flags, "--num_train_epochs", epochs]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+    first = compare("1")
+    assert first.returncode == 0, first.stderr[-2000:]
+    table = [line for line in first.stdout.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 7 and table[-1].startswith("| label report of one FaMUS run |")
+    assert [line for line in compare("1").stdout.splitlines() if line.startswith("|")] == table
+    assert "is of other settings" in compare("2").stderr
