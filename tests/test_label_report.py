@@ -265,8 +265,10 @@ def test_a_report_is_pushed_as_a_data_set(tmp_path):
 def test_the_comparison_with_cleanlab_keeps_its_records(tmp_path):
     """Every method is in the table; a record is read again, and one of other settings refused."""
     pytest.importorskip("cleanlab")
-    flags = ["--dataset_name", "digits", "--backbone", "tiny", "--num_train", "300", "--num_meta", "100", "--seeds", "0",
-             "--noise", "pair:0.4", "--results_dir", str(tmp_path / "records"), "--output_dir", str(tmp_path)]  # fmt: skip
+    flags = [
+        "--dataset_name", "digits", "--backbone", "tiny", "--num_train", "300", "--num_meta", "100", "--seeds", "0",
+        "--noise", "pair:0.4", "--results_dir", str(tmp_path / "records"), "--output_dir", str(tmp_path),
+    ]  # fmt: skip
 
     def compare(epochs):
         command = [sys.executable, str(SCRIPTS / "compare_cleanlab.py"), *flags, "--num_train_epochs", epochs]
