@@ -2,17 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL.Image import Image
 
 from famus_hf.data.model_inputs import has_raw_images
 from famus_hf.hub import FIGURES
 from famus_hf.whole_files import written_beside
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RIGHT, WRONG, UNKNOWN = "#0072B2", "#D55E00", "#555555"  # told apart by the colour-blind, and in grey
 SHEET, CURVE, HISTOGRAM = PICTURES = ("suspect_labels.png", "weight_curve.png", "weight_histogram.png")
@@ -34,7 +35,7 @@ def draw_report(report: Dataset, dataset: Any, weigh: Callable[[np.ndarray], np.
     images = _images(dataset, report["index"][:SHOWN])
     if images:
         draw_contact_sheet(report, images, target / SHEET)
-    if weigh(np.zeros(1)) is not None:
+    if report["weight"][0] is not None:
         draw_weight_curve(report, weigh, target / CURVE)
         draw_weight_histogram(report, target / HISTOGRAM)
 
@@ -61,7 +62,7 @@ def draw_weight_curve(report: Dataset, weigh: Callable[[np.ndarray], np.ndarray 
     """
     losses = np.asarray(report["loss"][:])
     grid = np.linspace(0, np.quantile(losses, 0.99), 200)
-    figure, axes = _new_figure("loss of an example (evaluation mode)", "weight V")
+    figure, axes = _new_plot("loss of an example (evaluation mode)", "weight V")
     axes.plot(grid, weigh(grid), color="black", linewidth=2)
     axes.set_ylim(bottom=0)
     _save(figure, path)
@@ -71,7 +72,7 @@ def draw_weight_histogram(report: Dataset, path: Path) -> None:
     """How many examples have which weight, those with right and with wrong labels apart where that is known."""
     weights = np.asarray(report["weight"][:])
     edges = np.linspace(weights.min(), max(weights.max(), weights.min() + 1e-6), 41)
-    figure, axes = _new_figure("weight V", "share of these examples")
+    figure, axes = _new_plot("weight V", "share of these examples")
     for name, chosen, colour in _groups(report):
         of_one = np.full(int(chosen.sum()), 1 / max(1, int(chosen.sum())))
         axes.hist(
@@ -92,7 +93,7 @@ def draw_contact_sheet(report: Dataset, images: Sequence[Image], path: Path) -> 
     """
     label, predicted = report.features["label"], report.features["predicted_label"]
     rows = -(-len(images) // COLUMNS)
-    figure = Figure(figsize=(1.5 * COLUMNS, 2.0 * rows), layout="constrained")
+    figure = _new_figure(1.5 * COLUMNS, 2.0 * rows)
     for place, (image, row) in enumerate(zip(images, report.select(range(len(images))), strict=True)):
         axes = figure.add_subplot(rows, COLUMNS, place + 1)
         axes.imshow(image.convert("RGB"), interpolation="nearest")
@@ -115,8 +116,15 @@ def _short(name: str) -> str:
     return name if len(name) <= 14 else f"{name[:13]}…"
 
 
-def _new_figure(x: str, y: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
+def _new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches, which needs no display."""
+    from matplotlib.figure import Figure  # slow to import, and most who import famus_hf draw nothing
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _new_plot(x: str, y: str) -> tuple["Figure", Any]:
+    figure = _new_figure(5, 3.2)
     axes = figure.add_subplot()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -124,8 +132,7 @@ def _new_figure(x: str, y: str) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: "Figure", path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
     with written_beside(path) as beside:
         figure.savefig(beside, format="png", dpi=120, metadata={"Software": None})

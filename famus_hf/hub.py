@@ -7,24 +7,25 @@ from typing import Any
 
 from famus_hf.backbone import check_folder, load_backbone, load_processor
 from famus_hf.hub_errors import downloaded
+from famus_hf.label_report import REPORT_FILE
 from famus_hf.layer_sampler import LayerSampler
 from famus_hf.meta_learners import MetaLearner
 from famus_hf.meta_net import META_NET, load_meta_net
 from famus_hf.portable_checkpoint import LAST_CHECKPOINT
 
+FIGURES = "figures"
+# Those that say something of a training, and would be taken for the next one's.
+RECORDS = (
+    "noise.parquet", REPORT_FILE, f"{FIGURES}/*.png", "all_results.json", "train_results.json", "eval_results.json",
+)  # fmt: skip
 # What a run writes; a push uploads these, and the files of a backbone's code, and nothing else.
 OF_A_RUN = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
     "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "adapter_config.json",
     "adapter_model.safetensors", "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "vocab.*",
-    "merges.txt", "added_tokens.json", f"{META_NET}/*.json", f"{META_NET}/*.safetensors", "README.md",
-    "noise.parquet", "label_report.parquet", "figures/*.png", "all_results.json", "train_results.json",
-    "eval_results.json",
+    "merges.txt", "added_tokens.json", f"{META_NET}/*.json", f"{META_NET}/*.safetensors", "README.md", *RECORDS,
 )  # fmt: skip
-# Those that say something of a training, and would be taken for the next one's.
-RECORDS = ("noise.parquet", "label_report.parquet", "figures/*.png", "*_results.json")
 LOADED_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
-FIGURES = "figures"
 
 
 def load_famus(

@@ -52,21 +52,14 @@ class HubTrainer(Trainer):
         Raises:
             ValueError: It can't, in every process.
         """
-        repo_id, problem = None, None
-        if self.is_world_process_zero():
-            try:
-                repo_id = pushes.prepare_repository(
-                    self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name,
-                    token=token or self.args.hub_token,
-                    private=self.args.hub_private_repo if private is None else private,
-                    revision=self.args.hub_revision,
-                )
-            except ValueError as error:
-                problem = str(error)
-        repo_id, problem = Processes.present().first_object((repo_id, problem))
-        if problem is not None:
-            raise ValueError(problem)
-        self.hub_model_id = repo_id
+        self.hub_model_id = Processes.present().of_first(
+            lambda: pushes.prepare_repository(
+                self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name,
+                token=token or self.args.hub_token,
+                private=self.args.hub_private_repo if private is None else private,
+                revision=self.args.hub_revision,
+            )
+        )
 
     def push_to_hub(
         self,
@@ -176,21 +169,15 @@ class HubTrainer(Trainer):
         Raises:
             ValueError: There is none, it is damaged, or it belongs to another network or number of processes.
         """
-        found, problem = None, None
-        if self.is_world_process_zero():
-            numbers = sum(tensor.numel() for tensor in self.model.state_dict().values())
-            try:
-                found = pushes.fetch_checkpoint(
-                    repo_id,
-                    Path(str(self.args.output_dir)),
-                    token=self.args.hub_token,
-                    revision=self.args.hub_revision,
-                    max_bytes=32 * numbers + SPARE_BYTES,  # weights and two moments in float64, and once more for FSDP
-                    processes=self.args.world_size,
-                )
-            except ValueError as error:
-                problem = str(error)
-        found, problem = Processes.present().first_object((found, problem))
-        if problem is not None:
-            raise ValueError(problem)
+        numbers = sum(tensor.numel() for tensor in self.model.state_dict().values())
+        found = Processes.present().of_first(
+            lambda: pushes.fetch_checkpoint(
+                repo_id,
+                Path(str(self.args.output_dir)),
+                token=self.args.hub_token,
+                revision=self.args.hub_revision,
+                max_bytes=32 * numbers + SPARE_BYTES,  # weights and two moments in float64, and once more for FSDP
+                processes=self.args.world_size,
+            )
+        )
         return str(found)

@@ -24,19 +24,6 @@ CAPTIONS = {  # picture of a run → what it shows
     f"{FIGURES}/{HISTOGRAM}": "Weights of the training examples after training.",
     f"{FIGURES}/{SHEET}": "The training examples whose labels are most suspect: index, given and predicted label.",
 }
-OPTIONAL_FACTS: dict[str, Any] = {  # of the template, which not every caller knows
-    "baselines": [],
-    "figures": {},
-    "label_report": False,
-    "train_seconds": None,
-    "seconds_per_step": None,
-    "suspects": None,
-    "data_license": None,
-    "license": None,
-    "command": None,
-    "imbalance_factor": None,
-    "noisy": True,
-}
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
 
@@ -71,7 +58,7 @@ def render_model_card(facts: dict[str, Any]) -> ModelCard:
         model_name=facts["model_name"] if results else None,
         eval_results=results or None,
     )
-    shown = {**OPTIONAL_FACTS, **facts}
+    shown = {"baselines": [], "seconds_per_step": None, **facts}  # what else is left out, the template leaves out
     shown["ratio"] = _ratio_to_plain(shown)
     own = shown["metrics"].get("last", 1.0)
     shown["better"] = [row["method"] for row in shown["baselines"] if row.get("last", 0.0) > own]

@@ -5,7 +5,7 @@ on its own share. Hence the small things are gathered, logits and their tangents
 gradient by θ of the same global function; the large ones, gradients by w, are sums over the processes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -108,6 +108,19 @@ class Processes:
         holder = [value]
         dist.broadcast_object_list(holder, src=0)
         return holder[0]
+
+    def of_first(self, action: Callable[[], Any]) -> Any:
+        """What the action returns in the first process, which alone takes it; all raise its ValueError."""
+        found, problem = None, None
+        if self.rank == 0:
+            try:
+                found = action()
+            except ValueError as error:
+                problem = str(error)
+        found, problem = self.first_object((found, problem))
+        if problem is not None:
+            raise ValueError(problem)
+        return found
 
     def objects(self, value: Any) -> list[Any]:
         """What each process has, in order of their ranks."""

@@ -4,7 +4,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -24,6 +24,17 @@ DEFAULTS = {  # of run_famus.py, where transformers' own would neither evaluate 
     "--save_strategy": "epoch",
     "--save_total_limit": "2",
     "--logging_strategy": "epoch",
+}
+
+SOURCE_FLAGS = {  # where the data lie and what their columns are called: flag → argument of load_noisy_dataset
+    "dataset_name": "name",
+    "dataset_config_name": "config_name",
+    "data_dir": "data_dir",
+    "train_dir": "train_dir",
+    "validation_dir": "validation_dir",
+    "image_column_name": "image_column_name",
+    "label_column_name": "label_column_name",
+    "clean_label_column_name": "clean_label_column_name",
 }
 
 
@@ -157,6 +168,11 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, FaM
 def named(flags: list[str]) -> set[str]:
     """The names of all flags that were given, on the command line or in a file."""
     return {flag.split("=")[0].removeprefix("--") for flag in flags if flag.startswith("--")}
+
+
+def source_of(options: Any) -> dict[str, Any]:
+    """The arguments of load_noisy_dataset that say where the data lie, from parsed flags; a script may lack some."""
+    return {argument: getattr(options, flag, None) for flag, argument in SOURCE_FLAGS.items()}
 
 
 def short_name(data_args: DataArguments) -> str:

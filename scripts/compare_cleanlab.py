@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from records import format_mean
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
 from transformers import set_seed
@@ -111,9 +112,7 @@ class Comparison:
 
 def format_table(records: list[dict[str, dict[str, float]]]) -> str:
     def mean(name: str, figure: str, scale: float, digits: int) -> str:
-        values = [scale * record[name][figure] for record in records]
-        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-        return f"{statistics.fmean(values):.{digits}f}{spread}"
+        return format_mean((scale * record[name][figure] for record in records), digits)
 
     lines = ["| | average precision, % | flagged | of them wrong, % | of the wrong ones, % | s |", "|---" * 6 + "|"]
     for name in records[0]:

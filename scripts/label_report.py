@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from arguments import source_of
 from datasets import ClassLabel, Dataset
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, load_famus, load_noisy_dataset
@@ -25,17 +26,7 @@ SHOWN = 20  # rows that are printed
 
 def load_split(options: argparse.Namespace) -> Dataset:
     """The examples whose labels are judged."""
-    data = load_noisy_dataset(
-        options.dataset_name,
-        config_name=options.dataset_config_name,
-        data_dir=options.data_dir,
-        train_dir=options.train_dir,
-        image_column_name=options.image_column_name,
-        label_column_name=options.label_column_name,
-        clean_label_column_name=options.clean_label_column_name,
-        noise_file=options.noise_file,
-        num_meta=0,
-    )
+    data = load_noisy_dataset(**source_of(options), noise_file=options.noise_file, num_meta=0)
     if options.split not in data:
         raise ValueError(f"--split {options.split!r} is not there: choose one of {', '.join(data)}")
     return data[options.split]

@@ -10,6 +10,8 @@ test and, where there are any, meta and validation. Check first that the data se
 import argparse
 import sys
 
+from arguments import source_of
+
 from famus_hf import load_noisy_dataset
 from famus_hf.data.noise import NOISE_TYPES
 
@@ -32,11 +34,7 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     try:
         data = load_noisy_dataset(
-            options.dataset_name,
-            config_name=options.dataset_config_name,
-            data_dir=options.data_dir,
-            train_dir=options.train_dir,
-            validation_dir=options.validation_dir,
+            **source_of(options),
             noise=options.noise,
             noise_type=options.noise_type,
             num_meta=options.num_meta,

@@ -1,21 +1,18 @@
 """What run_famus.py says of a run: the summary of its label report, a row of a table or a card, its command line."""
 
 import shlex
+import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arguments import DataArguments
+from arguments import SOURCE_FLAGS, DataArguments
 from datasets import Dataset
 
-from famus_hf.data.idx import is_idx_folder
+from famus_hf.data.idx import is_called_fashion, is_idx_folder
 from famus_hf.data.sources import DATA_LICENSES, HUB_DATASETS
 from famus_hf.metrics import AveragePrecision
-
-DATA_FLAGS = (  # which lead to the test set
-    "dataset_name", "dataset_config_name", "data_dir", "train_dir", "validation_dir", "image_column_name",
-    "label_column_name", "clean_label_column_name", "max_eval_samples",
-)  # fmt: skip
 
 
 def summary_of(report: Dataset) -> dict[str, Any]:
@@ -72,7 +69,7 @@ def shown(value: str) -> str:
 def known_name(folder: str) -> str | None:
     """The name that leads to the same images and labels as a local folder, where there is one."""
     path = Path(folder)
-    is_known = bool(folder) and path.is_dir() and is_idx_folder(path) and "fashion" in path.resolve().name.lower()
+    is_known = bool(folder) and path.is_dir() and is_idx_folder(path) and is_called_fashion(path)
     return "fashion_mnist" if is_known else None
 
 
@@ -92,7 +89,7 @@ def release_command(data_args: DataArguments, folder: str, repository: str, revi
     """The command that pushes a finished run once more."""
     words = ["python", "scripts/release.py", "--run", folder, "--hub_model_id", repository]
     words += [] if revision is None else ["--hub_revision", revision]
-    for name in DATA_FLAGS:
+    for name in (*SOURCE_FLAGS, "max_eval_samples"):  # which lead to the test set
         value = getattr(data_args, name)
         words += [] if value is None else [f"--{name}", str(value)]
     return shlex.join(words)
@@ -112,6 +109,13 @@ def format_table(rows: list[dict[str, Any]]) -> str:
             f"{row['mean_active_layers']:>11.2f}"
         )
     return "\n".join(lines)
+
+
+def format_mean(values: Iterable[float], digits: int = 1) -> str:
+    """Mean ± sample standard deviation, the latter where there are several."""
+    values = list(values)
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
 def format_rate(rate: float | None) -> str:

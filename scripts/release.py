@@ -20,9 +20,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from arguments import DataArguments, parse_arguments
+from arguments import DataArguments, named, parse_arguments, source_of, take_flag
 from huggingface_hub import ModelCard
-from records import as_baseline, command_of, grouped
+from records import as_baseline, command_of
 from run_famus import Run, baselines_of, load_data
 
 from famus_hf import FaMUSTrainingArguments, load_noisy_dataset
@@ -48,17 +48,14 @@ import json, sys
 from famus_hf import load_famus
 print(json.dumps([type(part).__name__ for part in load_famus(sys.argv[1])]))
 """
+NAMES_DATA = {"dataset_name", "recipe", "config"}  # flags that may say what the data are
 
 
-NAMES_DATA = ("--dataset_name", "--recipe", "--config")
-
-
-def train(options: argparse.Namespace, argv: list[str]) -> Path:
+def train(options: argparse.Namespace, settings: tuple[Any, ...], argv: list[str]) -> Path:
     """The run, and plain training before it. Returns its folder."""
-    model_args, data_args, args = parse_arguments(argv)
+    model_args, data_args, args = settings
     data = load_data(data_args, args)
-    settings = [*baselines_of(args)[: int(options.baseline)], args]
-    runs = [Run(model_args, data_args, own, data) for own in settings]
+    runs = [Run(model_args, data_args, own, data) for own in [*baselines_of(args)[: int(options.baseline)], args]]
     rows = [as_baseline(run.train(None)) for run in runs[:-1]]
     command = command_of(argv).replace("accelerate launch scripts/run_famus.py", "python scripts/release.py")
     card = {"baselines": rows, "command": command, "license": options.license, "model_name": options.name}
@@ -103,7 +100,7 @@ def check(folder: Path, data_args: DataArguments) -> None:
     claims = {result.metric_name: result.metric_value for result in results}
     if "last" not in claims:
         raise ValueError(f"the card in {str(folder)!r} claims no accuracy, so nothing can be proven: evaluate the run")
-    test = test_set(data_args)
+    test = load_test_set(data_args)
     with tempfile.TemporaryDirectory() as scratch:
         test.select_columns(["image", "label"]).save_to_disk(f"{scratch}/test")
         found = in_clean_process(CLASSIFY, scratch, str(folder.resolve()), f"{scratch}/test")
@@ -116,21 +113,9 @@ def check(folder: Path, data_args: DataArguments) -> None:
     print(f"load_famus gives {', '.join(parts)}", flush=True)
 
 
-def test_set(data_args: DataArguments) -> Any:
-    name = data_args.dataset_name
+def load_test_set(data_args: DataArguments) -> Any:
     try:
-        data = load_noisy_dataset(
-            name,
-            config_name=data_args.dataset_config_name,
-            data_dir=data_args.data_dir,
-            train_dir=data_args.train_dir,
-            validation_dir=data_args.validation_dir,
-            image_column_name=data_args.image_column_name,
-            label_column_name=data_args.label_column_name,
-            clean_label_column_name=data_args.clean_label_column_name,
-            max_eval_samples=data_args.max_eval_samples,
-            num_meta=0,
-        )
+        data = load_noisy_dataset(**source_of(data_args), max_eval_samples=data_args.max_eval_samples, num_meta=0)
     except (ValueError, OSError) as error:
         raise ValueError(f"the test set is needed to check the release (give --dataset_name): {error}") from error
     return data["test"]
@@ -167,20 +152,22 @@ def main(argv: list[str]) -> None:
 
 def release(options: argparse.Namespace, argv: list[str]) -> None:
     """Trains or takes, lays out, checks, pushes."""
-    _, data_args, args = parse_arguments(argv)
+    settings = parse_arguments(argv)
+    _, data_args, args = settings
     if args.push_to_hub:
         raise ValueError("--push_to_hub would push what is not proven yet: --hub_model_id alone pushes the release")
-    options.name = options.name or Path(args.hub_model_id or recipe_of(argv) or options.run or args.output_dir).name
+    recipe, run = take_flag(argv, "--recipe")[0], options.run
+    options.name = options.name or Path(args.hub_model_id or recipe or run or args.output_dir).name
     target = options.release_dir / options.name
-    if options.run is None:
+    if run is None:
         prepare(options, args)  # found out before hours of training
-        own_folder = [] if is_given("--output_dir", argv) else ["--output_dir", f"outputs/{options.name}"]
-        run = train(options, [*argv, *own_folder])
-    else:
-        run = options.run
-        if data_args.train_dir is None and not any(is_given(flag, argv) for flag in NAMES_DATA):
-            data_args.dataset_name = recorded_dataset(run)
+        if "output_dir" not in named(argv):
+            args.output_dir = f"outputs/{options.name}"
+        run = train(options, settings, argv)
     lay_out(run, target, args.hub_model_id or options.name)
+    if options.run is not None and data_args.train_dir is None and not named(argv) & NAMES_DATA:
+        results = json.loads((run / "all_results.json").read_text(encoding="utf-8"))
+        data_args.dataset_name = results["dataset_name"]
     check(target, data_args)
     files = {file: target / file for file in files_to_push(target)}
     print(f"{target} is ready: {', '.join(files)}", flush=True)
@@ -196,20 +183,6 @@ def prepare(options: argparse.Namespace, args: FaMUSTrainingArguments) -> str:
         return ""
     private = options.private or None
     return prepare_repository(args.hub_model_id, token=args.hub_token, private=private, revision=args.hub_revision)
-
-
-def recorded_dataset(run: Path) -> str:
-    """The data set that a run was trained on, if it has a name that leads to it."""
-    path = run / "all_results.json"
-    return json.loads(path.read_text(encoding="utf-8"))["dataset_name"] if path.is_file() else "digits"
-
-
-def is_given(flag: str, argv: list[str]) -> bool:
-    return any(word.split("=")[0] == flag for word in argv)
-
-
-def recipe_of(argv: list[str]) -> str | None:
-    return dict((flag, "".join(values)) for flag, values in grouped(argv)).get("--recipe")
 
 
 if __name__ == "__main__":

@@ -20,12 +20,12 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmark import prepare, seconds_of
+from records import format_mean
 from run_famus import Run, fail, load_data, parse_arguments
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -140,12 +140,6 @@ def record_of(options: argparse.Namespace, noise: str, name: str, seed: int) -> 
     """The figures of the run."""
     folder = folder_of(options, noise, name, seed)
     return Path(options.results_dir or options.output_dir) / folder.parent.name / f"{folder.name}.json"
-
-
-def format_mean(values: Iterable[float], digits: int = 1) -> str:
-    values = list(values)
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
 def format_table(options: argparse.Namespace, noise: str) -> str:

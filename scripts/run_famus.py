@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import DataArguments, ModelArguments, fail, parse_arguments, short_name
+from arguments import DataArguments, ModelArguments, fail, parse_arguments, short_name, source_of
 from records import as_baseline, command_of, data_facts, format_table, release_command, summary_of
 from transformers import (
     AutoConfig,
@@ -73,11 +73,7 @@ def load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
 
 def _load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
     return load_noisy_dataset(
-        data_args.dataset_name,
-        config_name=data_args.dataset_config_name,
-        data_dir=data_args.data_dir,
-        train_dir=data_args.train_dir,
-        validation_dir=data_args.validation_dir,
+        **source_of(data_args),
         noise=data_args.noise,
         noise_type=data_args.noise_type,
         noise_exact_count=data_args.noise_exact_count,
@@ -87,9 +83,6 @@ def _load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
         meta_set=args.meta_set,
         streaming=data_args.streaming,
         seed=args.seed,
-        image_column_name=data_args.image_column_name,
-        label_column_name=data_args.label_column_name,
-        clean_label_column_name=data_args.clean_label_column_name,
         max_train_samples=data_args.max_train_samples,
         max_eval_samples=data_args.max_eval_samples,
     )

@@ -24,13 +24,18 @@ def is_idx_folder(folder: Path) -> bool:
     return any((folder / f"{name}{ending}").is_file() for name in names for ending in ("", ".gz"))
 
 
+def is_called_fashion(folder: Path) -> bool:
+    """Whether a folder of idx files goes by the name of Fashion-MNIST and not of MNIST."""
+    return "fashion" in folder.resolve().name.lower()
+
+
 def load_idx_folder(folder: Path) -> DatasetDict:
     """Splits `train` and `test` of the four files. Raises ValueError if one is missing, cut short or does not fit."""
     splits = {}
     found = [_read_idx(_find_idx_file(folder, file_names[1])) for file_names in IDX_FILES.values()]
     num_classes = 1 + max((int(labels.max()) for labels in found if labels.size), default=0)
     classes = [str(label) for label in range(num_classes)]
-    if "fashion" in folder.resolve().name.lower() and num_classes == len(FASHION_MNIST_CLASSES):
+    if is_called_fashion(folder) and num_classes == len(FASHION_MNIST_CLASSES):
         classes = FASHION_MNIST_CLASSES
     for split, file_names in IDX_FILES.items():
         paths = tuple(_find_idx_file(folder, file_name) for file_name in file_names)
