@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, StateDictType
@@ -12,6 +13,7 @@ from famus_hf.data.meta_set import check_no_copies, check_no_overlap
 from famus_hf.data.model_inputs import ModelInputs, known_labels
 from famus_hf.losses import LDAMLoss
 from famus_hf.meta_learners import MetaLearner
+from famus_hf.passes import RECORD_COLUMNS
 from famus_hf.sharded import LOW_PRECISION
 from famus_hf.shards import is_sharded
 from famus_hf.training_args import FaMUSTrainingArguments
@@ -159,6 +161,53 @@ def _check_processes(trainer: "FaMUSTrainer") -> None:
     if trainer.meta_dataset is not None and len(trainer.meta_dataset) < args.world_size:
         raise ValueError(
             f"a meta set of {len(trainer.meta_dataset)} examples can't be shared out among {args.world_size} processes"
+        )
+
+
+def check_two_networks(trainer: "FaMUSTrainer") -> None:
+    """Raises ValueError on what two networks that divide the data for each other can't be trained with."""
+    args, train = trainer.args, trainer.train_dataset
+    networks = [getattr(trainer.model, name, None) for name in ("model_a", "model_b")]
+    if not all(isinstance(network, nn.Module) for network in networks) or networks[0] is networks[1]:
+        raise ValueError(
+            f"a {type(trainer.model).__name__} is not two networks: give TwoNetworksForImageClassification.of(a, b) of "
+            "two that start from different weights"
+        )
+    if not (has_length(train) and hasattr(train, "__getitem__")):
+        raise ValueError(
+            "two networks divide the training set, which a stream does not allow: load it without streaming"
+        )
+    fewest = 2 * args.per_device_train_batch_size * args.world_size
+    if len(train) < fewest:
+        raise ValueError(
+            f"the training set has {len(train)} examples, less than {fewest}, one batch of labelled and one of "
+            "unlabelled ones over all processes: lower per_device_train_batch_size"
+        )
+    inputs = set(train[0]) - {"labels", "label", *RECORD_COLUMNS}
+    if inputs != {"pixel_values"}:
+        raise ValueError(
+            f"two networks mix images, and these examples hold {', '.join(sorted(inputs))}: give pixel_values alone"
+        )
+    refused = {
+        f"meta_learner={args.meta_learner!r}": args.meta_learner not in ("mw-net", "none"),
+        f"base_loss={args.base_loss!r}": args.base_loss == "ldam",
+        "scale_example_gradients": args.scale_example_gradients,
+        "FSDP": trainer.is_fsdp_enabled,
+        "torch.compile": trainer.compiles,
+        "division_history with balanced_batches_per_epoch": args.division_history > 1
+        and args.balanced_batches_per_epoch is not None,
+    }
+    for name, is_asked in refused.items():
+        if is_asked:
+            raise ValueError(f"{name} does not go with two networks: leave it out")
+
+
+def check_weighs_by_losses(meta_learner: MetaLearner) -> None:
+    """Raises ValueError on a meta-learner whose weights are no function of the losses alone."""
+    if not meta_learner.keeps_theta or meta_learner.example_weights(torch.ones(2)) is None:
+        raise ValueError(
+            f"{type(meta_learner).__name__} gives an example no weight by its loss, which the halves of a mixed batch "
+            "need: choose mw-net, or a meta-learner with example_weights"
         )
 
 

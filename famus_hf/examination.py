@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
 from transformers.trainer_utils import has_length
@@ -43,7 +43,13 @@ class Examined:
 
 
 def examine(
-    trainer: "FaMUSTrainer", dataset: Any, loss: Any, *, with_probabilities: bool = False, progress: str | None = None
+    trainer: "FaMUSTrainer",
+    dataset: Any,
+    loss: Any,
+    *,
+    with_probabilities: bool = False,
+    progress: str | None = None,
+    model: nn.Module | None = None,
 ) -> Examined:
     """One pass over a data set that yields model inputs. All processes call it.
 
@@ -53,6 +59,7 @@ def examine(
         loss: Logits (n, C), labels → (n,).
         with_probabilities: They take 4·N·C bytes on every process.
         progress: Words beside a progress bar; default: none.
+        model: A network instead of the trainer's.
 
     Raises:
         ValueError: The data set is a stream, or empty, or has labels that the network has no class for.
@@ -61,7 +68,7 @@ def examine(
         raise ValueError("a data set that is empty, or a stream, can't be examined: give one whose size is known")
     found: dict[str, list[np.ndarray]] = {}
     scale = _logit_scale(trainer)
-    for logits, labels, inputs in _passes(trainer, dataset, progress):
+    for logits, labels, inputs in _passes(trainer, model or trainer.model, dataset, progress):
         given = inputs["labels"] if inputs["labels"].dim() == 1 else inputs["labels"].argmax(1)
         if given.min() < 0 or given.max() >= logits.shape[1]:
             raise ValueError(
@@ -91,10 +98,10 @@ def _logit_scale(trainer: "FaMUSTrainer") -> float:
 
 @torch.no_grad()
 def _passes(
-    trainer: "FaMUSTrainer", dataset: Any, progress: str | None
+    trainer: "FaMUSTrainer", model: nn.Module, dataset: Any, progress: str | None
 ) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
     """Logits (n, C) and labels of this process's share, batch by batch, and the batch as it was loaded."""
-    model, processes = trainer.model, trainer.processes
+    processes = trainer.processes
     was_training = model.training
     share = -(-len(dataset) // processes.count)  # equal, as FSDP needs all processes in each of its passes
     rows = np.arange(share * processes.rank, share * (processes.rank + 1)).clip(max=len(dataset) - 1)

@@ -20,22 +20,33 @@ class MetaBatches:
         args: Their size, seed, and how data are loaded.
         collate: From examples to a batch.
         processes: Among which each batch is shared out.
+        batch_size: Of each process; default: `args.meta_batch_size`.
+        seed: Default: `args.seed`.
     """
 
     def __init__(
-        self, dataset: Any, args: FaMUSTrainingArguments, collate: Callable[[list[Any]], Any], processes: Processes
+        self,
+        dataset: Any,
+        args: FaMUSTrainingArguments,
+        collate: Callable[[list[Any]], Any],
+        processes: Processes,
+        *,
+        batch_size: int | None = None,
+        seed: int | None = None,
     ):
         self.dataset, self.args, self.collate, self.processes = dataset, args, collate, processes
+        self.batch_size = batch_size or args.meta_batch_size or args.per_device_train_batch_size
+        self.seed = args.seed if seed is None else seed
         self._batches: Iterator[Any] | None = None
 
     def next(self, step: int) -> Any:
         """The batch of the step that follows the one asked for before, or of any step after `restart`."""
         if self._batches is None:
-            wanted = (self.args.meta_batch_size or self.args.per_device_train_batch_size) * self.processes.count
+            wanted = self.batch_size * self.processes.count
             part = (self.processes.rank, self.processes.count)
             loader = DataLoader(
                 self.dataset,
-                batch_sampler=MetaBatchSampler(len(self.dataset), wanted, self.args.seed, step, part),
+                batch_sampler=MetaBatchSampler(len(self.dataset), wanted, self.seed, step, part),
                 collate_fn=self.collate,
                 num_workers=self.args.dataloader_num_workers,
                 pin_memory=self.args.dataloader_pin_memory,

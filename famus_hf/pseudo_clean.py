@@ -25,7 +25,7 @@ def clean_probabilities(losses: np.ndarray, seed: int = 0) -> np.ndarray:
     finite = losses[np.isfinite(losses)]
     if len(finite) < 2 or finite.min() == finite.max():
         return np.where(np.isfinite(losses), 0.5, 0.0)  # nothing to tell them apart by
-    scaled = (_largest_if_not_finite(losses).clip(max=finite.max()) - finite.min()) / np.ptp(finite)
+    scaled = scaled_to_one(losses)
     mixture = GaussianMixture(**MIXTURE, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # ten iterations are what the method asks for
@@ -44,11 +44,20 @@ def pseudo_clean_rows(losses: np.ndarray, probabilities: np.ndarray, batch_size:
     rows = np.flatnonzero(probabilities > 0.5)
     if batch_size <= len(rows) <= len(losses) - batch_size:
         return rows
-    order = np.argsort(_largest_if_not_finite(losses), kind="stable")
+    order = np.argsort(largest_if_not_finite(losses), kind="stable")
     return np.sort(order[: max(1, len(losses) // 2)])
 
 
-def _largest_if_not_finite(losses: np.ndarray) -> np.ndarray:
+def scaled_to_one(losses: np.ndarray) -> np.ndarray:
+    """Losses min–max scaled to [0, 1], shape (N,); those that are not finite become 1, and all others 0 if equal."""
+    finite = losses[np.isfinite(losses)]
+    if len(finite) == 0 or finite.min() == finite.max():
+        return np.where(np.isfinite(losses), 0.0, 1.0)
+    return (largest_if_not_finite(losses).clip(max=finite.max()) - finite.min()) / np.ptp(finite)
+
+
+def largest_if_not_finite(losses: np.ndarray) -> np.ndarray:
+    """Those that are not finite become infinite."""
     return np.where(np.isfinite(losses), losses, np.inf)
 
 

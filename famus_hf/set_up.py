@@ -42,21 +42,32 @@ logger = logging.get_logger(__name__)
 
 
 def make_meta_model(
-    trainer: "FaMUSTrainer", meta_learner: MetaLearner | None, layer_sampler: LayerSampler | None
+    trainer: "FaMUSTrainer",
+    meta_learner: MetaLearner | None,
+    layer_sampler: LayerSampler | None,
+    seed: int | None = None,
 ) -> MetaModel:
-    """The objects given, else those that `trainer.args` name, told of the network's layers."""
+    """The objects given, else those that `trainer.args` name, told of the layers of `trainer.network`.
+
+    Args:
+        trainer: Its settings, data and network.
+        meta_learner: Ψ.
+        layer_sampler: Γ.
+        seed: Of their initial weights and of the gates' noise. Default: `trainer.args.seed`.
+    """
     args = trainer.args
+    seed = args.seed if seed is None else seed
     with random_state_kept(args.device):  # plain and meta training of one seed see the same batches
-        torch.manual_seed(args.seed)
+        torch.manual_seed(seed)
         inputs, labels, _ = split_inputs(_examples(trainer, trainer.train_dataset, 2))
         check_labels(trainer, labels)
         with torch.no_grad():
-            layers = _find_layers(trainer.model, inputs)
+            layers = _find_layers(trainer.network, inputs)
             probe = TrainingPass(
-                trainer.model,
+                trainer.network,
                 inputs,
                 labels,
-                logits_without_trace(trainer.model, inputs),
+                logits_without_trace(trainer.network, inputs),
                 get_random_state(labels.device),
             )
         num_labels = probe.logits.shape[1]
@@ -64,7 +75,7 @@ def make_meta_model(
             raise ValueError(f"MLC was made for {meta_learner.num_labels} classes, and the network has {num_labels}")
         if layer_sampler is None:
             layer_sampler = _make_layer_sampler(args)
-        meta_learner = meta_learner or _make_meta_learner(args, num_labels)
+        meta_learner = meta_learner or make_meta_learner(args, num_labels)
         check_meta_learner(args, meta_learner)
         default_weight = 0.1 if isinstance(layer_sampler, LearnedSampler) else 0.0  # of λ1 and λ2
         meta = MetaModel(
@@ -83,7 +94,7 @@ def make_meta_model(
             sampler_learning_rate=args.sampler_learning_rate,
             relative_slopes=args.sampler_relative_slopes,
             virtual_scope=args.virtual_scope,
-            seed=args.seed,
+            seed=seed,
             device=args.device,
         )
         if args.scale_example_gradients:
@@ -139,7 +150,8 @@ def make_base_loss(trainer: "FaMUSTrainer") -> PerExampleLoss:
     return LDAMLoss(counts, args.ldam_max_margin, args.ldam_scale, args.ldam_reweight_from, args.class_balance_beta)
 
 
-def _make_meta_learner(args: FaMUSTrainingArguments, num_labels: int) -> MetaLearner:
+def make_meta_learner(args: FaMUSTrainingArguments, num_labels: int) -> MetaLearner:
+    """The one that `args.meta_learner` names, for so many classes."""
     if args.meta_learner == "l2r":
         return L2R()
     if args.meta_learner == "mlc":
@@ -167,7 +179,7 @@ def _usable_derivative(trainer: "FaMUSTrainer", probe: TrainingPass) -> str:
         raise ValueError("derivative='reverse' does not work with torch.compile, whose backward has none: use auto")
     if derivative in ("reverse", "finite"):
         return derivative
-    direction = {name: torch.ones_like(p) for name, p in trainer.model.named_parameters() if p.requires_grad}
+    direction = {name: torch.ones_like(p) for name, p in trainer.network.named_parameters() if p.requires_grad}
     try:
         with trainer.accelerator.autocast():
             logit_tangent(probe, direction, "forward")
@@ -195,9 +207,9 @@ def _instead_of_forward(trainer: "FaMUSTrainer", error: RuntimeError) -> str:
 def _check_scaling(trainer: "FaMUSTrainer") -> None:
     """Raises ValueError where the examples of a batch are coupled, or gradients have several sources."""
     inputs, labels, _ = split_inputs(_examples(trainer, trainer.train_dataset, 3))
-    with _train_mode(trainer.model), trainer.accelerator.autocast():
-        training_pass = training_pass_without_trace(trainer.model, inputs, labels)
-    parameters = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    with _train_mode(trainer.network), trainer.accelerator.autocast():
+        training_pass = training_pass_without_trace(trainer.network, inputs, labels)
+    parameters = {name: p for name, p in trainer.network.named_parameters() if p.requires_grad}
     losses = cross_entropy(training_pass.logits, labels)
     reason = why_gradients_do_not_scale(losses, parameters, training_pass.record)
     if reason is not None:
@@ -206,7 +218,7 @@ def _check_scaling(trainer: "FaMUSTrainer") -> None:
 
 def _measure_costs(trainer: "FaMUSTrainer", meta: MetaModel) -> LayerCosts:
     """On a training batch and a meta batch of the sizes that training will see."""
-    args, model = trainer.args, trainer.model
+    args, model = trainer.args, trainer.network
     inputs, labels, _ = split_inputs(_examples(trainer, trainer.train_dataset, args.train_batch_size))
     meta_inputs, meta_labels, _ = split_inputs(_examples(trainer, trainer.meta_dataset, args.meta_batch_size))
     with _train_mode(model):
@@ -243,5 +255,5 @@ def _examples(trainer: "FaMUSTrainer", dataset: Any, count: int | None) -> dict[
     else:
         examples = [dataset[row] for row in range(min(count or 1, len(dataset)))]
     batch = trainer.central_crop(trainer._prepare_inputs(trainer.data_collator(examples)))
-    device = next(trainer.model.parameters()).device  # with FSDP the network goes to its own when training starts
+    device = next(trainer.network.parameters()).device  # with FSDP the network goes to its own when training starts
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}

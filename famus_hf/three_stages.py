@@ -42,12 +42,20 @@ class ThreeStageTrainer(ClassifierTrainer):
         raise NotImplementedError
 
     @property
+    def network(self) -> nn.Module:
+        """What the present step trains: the model, or one of several networks that it is made of."""
+        return self.model
+
+    def _is_meta_step(self, meta: MetaModel) -> bool:
+        return self.state.global_step % self.args.meta_interval == 0
+
+    @property
     def compiles(self) -> bool:
         """Whether torch.compile is on: for the training batch's forward pass and its backward passes."""
         return self.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
 
     def _plain_step(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
-        buffers = cloned_buffers(self.model)
+        buffers = cloned_buffers(self.network)
         loss = super().training_step(model, batch)
         what = "the loss or its gradient"
         return loss if self._is_sound(loss, what) else self._leave_out(buffers, what)
@@ -55,8 +63,8 @@ class ThreeStageTrainer(ClassifierTrainer):
     def _three_stages(
         self, meta: MetaModel, model: nn.Module, batch: dict[str, Any], clean_labels: Tensor | None
     ) -> Tensor:
-        buffers = cloned_buffers(self.model)
-        is_meta_step = self.state.global_step % self.args.meta_interval == 0
+        buffers = cloned_buffers(self.network)
+        is_meta_step = self._is_meta_step(meta)
         on_shards = is_meta_step and self.is_fsdp_enabled
         if on_shards and not self._virtual_and_meta_train_on_shards(meta, batch):
             return self._leave_out(buffers, "the network's logits", is_fault=True)
@@ -91,10 +99,10 @@ class ThreeStageTrainer(ClassifierTrainer):
         That pass draws what the one in here draws. Returns whether the logits were finite; else nothing was done.
         """
         inputs, labels, _ = split_inputs(batch)
-        with sharded.without_trace(self.model, labels.device):
+        with sharded.without_trace(self.network, labels.device):
             with meta.clock("forward"):
-                with_graph = bool(meta.virtual_names(self.model))
-                training_pass = sharded.sharded_training_pass(self.model, inputs, labels, with_graph)
+                with_graph = bool(meta.virtual_names(self.network))
+                training_pass = sharded.sharded_training_pass(self.network, inputs, labels, with_graph)
             if not all_finite([training_pass.all_logits]):
                 return False
             meta.meta_learner.begin_step(training_pass.all_logits)
@@ -104,11 +112,11 @@ class ThreeStageTrainer(ClassifierTrainer):
 
     def _is_sound(self, loss: Tensor, what: str) -> bool:
         """Whether it and all gradients are finite, in all processes; else the gradients are emptied."""
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         if self.processes.all_true(all_finite([loss, *gradients])):
             self.faults.none(what)
             return True
-        self.model.zero_grad()  # with it go the micro-batches accumulated before
+        self.network.zero_grad()  # with it go the micro-batches accumulated before
         return False
 
     def _leave_out(self, buffers: dict[str, Tensor], what: str, is_fault: bool = False) -> Tensor:
@@ -116,12 +124,12 @@ class ThreeStageTrainer(ClassifierTrainer):
 
         With fp16 a gradient that is not finite is no fault, but how the GradScaler finds its scale.
         """
-        abandon_passes(self.model)
+        abandon_passes(self.network)
         with torch.no_grad():
-            for name, buffer in self.model.named_buffers():
+            for name, buffer in self.network.named_buffers():
                 buffer.copy_(buffers[name])
             if self.accelerator.scaler is not None:  # which must see this step, to leave it out and to scale less
-                for parameter in self.model.parameters():
+                for parameter in self.network.parameters():
                     parameter.grad = torch.full_like(parameter, torch.inf) if parameter.requires_grad else None
         if is_fault or self.accelerator.scaler is None:
             self.faults.found(what, self.state.global_step)
@@ -143,7 +151,7 @@ class ThreeStageTrainer(ClassifierTrainer):
         ):
             logits = model_logits(model, batch)
         return TrainingPass(
-            self.model,
+            self.network,
             batch,
             labels,
             logits,
@@ -164,7 +172,7 @@ class ThreeStageTrainer(ClassifierTrainer):
         Where the meta-learner has no virtual step, the sampler alone may need a gradient: that of the mean loss, by the
         candidate layers.
         """
-        parameters = {name: self.model.get_parameter(name) for name in meta.virtual_names(self.model)}
+        parameters = {name: self.network.get_parameter(name) for name in meta.virtual_names(self.network)}
         if meta.meta_learner.has_virtual_step:
             loss = self._training_loss(meta, training_pass)
         else:
@@ -187,7 +195,7 @@ class ThreeStageTrainer(ClassifierTrainer):
     def _meta_train(self, meta: MetaModel, training_pass: TrainingPass, gradient: dict[str, Tensor]) -> None:
         """One step of θ and of the layer sampler on a meta batch at ŵ."""
         batch, labels, _ = split_inputs(self._next_meta_batch(meta))
-        step = virtual_step_of(self.model, self.optimizer, self.args.virtual_step or "optimizer")
+        step = virtual_step_of(self.network, self.optimizer, self.args.virtual_step or "optimizer")
         keep_gradient = self.args.reuse_virtual_gradient
         passes = sharded.PASSES if isinstance(training_pass, sharded.ShardedPass) else Passes()
         found = meta.step(training_pass, self.base_loss, batch, labels, gradient, step, keep_gradient, passes)
@@ -224,13 +232,13 @@ class ThreeStageTrainer(ClassifierTrainer):
         factor = loss_scale / self.current_gradient_accumulation_steps
         own = names_with_own_memory(gradient)
         for name, value in gradient.items():
-            parameter = self.model.get_parameter(name)
+            parameter = self.network.get_parameter(name)
             share = value if factor == 1 and name in own else value * factor
             parameter.grad = share if parameter.grad is None else parameter.grad.add_(share)
 
     def _average_gradients(self) -> None:
         """What DDP would have done after the last of the accumulated micro-batches."""
-        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        gradients = {name: p.grad for name, p in self.network.named_parameters() if p.grad is not None}
         for name, total in self.processes.summed(gradients).items():
             gradients[name].copy_(total / self.processes.count)
 

@@ -128,13 +128,21 @@ class FaMUSTrainer(ThreeStageTrainer):
             self.base_loss = make_base_loss(self)
         elif args.label_smoothing_factor > 0:
             raise ValueError("label_smoothing_factor does not reach a base_loss object: smooth in the object itself")
-        if meta_learner is not None or args.meta_learner != "none":
-            checks.check_meta_set(self)
-            if self.meta_dataset is None:
-                self.meta_dataset = PseudoCleanSet(self.train_dataset)
-            self._meta_batches = MetaBatches(self.meta_dataset, args, self.data_collator, self.processes)
-            checks.check_meta_learning_is_possible(self)
-            self.meta = make_meta_model(self, *(self._given if self.model_init is None else copy.deepcopy(self._given)))
+        self._set_up_meta_learning()
+
+    def _set_up_meta_learning(self) -> None:
+        """Meta set and what learns from it, unless training is plain."""
+        if self._given[0] is None and self.args.meta_learner == "none":
+            return
+        checks.check_meta_set(self)
+        if self.meta_dataset is None:
+            self.meta_dataset = PseudoCleanSet(self.train_dataset)
+        self._meta_batches = MetaBatches(self.meta_dataset, self.args, self.data_collator, self.processes)
+        checks.check_meta_learning_is_possible(self)
+        self._make_meta_model()
+
+    def _make_meta_model(self) -> None:
+        self.meta = make_meta_model(self, *(self._given if self.model_init is None else copy.deepcopy(self._given)))
 
     @property
     def meta_learner(self) -> MetaLearner | None:
@@ -314,28 +322,39 @@ class FaMUSTrainer(ThreeStageTrainer):
 
     def train(self, *arguments: Any, **keywords: Any) -> Any:
         if self.meta is not None and self.model_init is not None:  # as the network, so everything that learns
-            self.meta = make_meta_model(self, *copy.deepcopy(self._given))
+            self._make_meta_model()
         for name in ("metrics", "suspects", "seconds_per_step", "baselines"):  # of an earlier training
             self._card.pop(name, None)
         try:
             return super().train(*arguments, **keywords)
         finally:
-            if self.meta is not None:
-                self._meta_batches.restart()
+            self._end_loading()
+
+    def _end_loading(self) -> None:
+        """Whatever loads batches ahead, beside the Trainer's own, stops."""
+        if self.meta is not None:
+            self._meta_batches.restart()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         with as_written(self.model):
             super()._save(output_dir, state_dict)
         if self.args.should_save:
-            save_meta_net(output_dir or str(self.args.output_dir), self.meta_learner, self.layer_sampler)
+            self._save_meta_net(Path(output_dir or str(self.args.output_dir)))
+
+    def _save_meta_net(self, folder: Path) -> None:
+        save_meta_net(folder, self.meta_learner, self.layer_sampler)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save and self.meta is not None:
-            state = self.meta.state_dict()
-            if isinstance(self.meta_dataset, PseudoCleanSet):
-                state["pseudo_clean"] = self.meta_dataset.state_dict()
-            torch.save(state, Path(output_dir) / META_STATE)
+            torch.save(self._meta_state(self.meta), Path(output_dir) / META_STATE)
+
+    def _meta_state(self, meta: MetaModel) -> dict[str, Any]:
+        """What `_take_meta_state` takes back."""
+        state = meta.state_dict()
+        if isinstance(self.meta_dataset, PseudoCleanSet):
+            state["pseudo_clean"] = self.meta_dataset.state_dict()
+        return state
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         try:

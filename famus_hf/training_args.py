@@ -254,6 +254,31 @@ class FaMUSTrainingArguments(TrainingArguments):
             "and pictures in figures/."
         },
     )
+    clean_threshold: float = field(
+        default=0.5,
+        metadata={"help": "Two networks: examples are labelled whose probability of a right label is above it."},
+    )
+    division_history: int = field(
+        default=1, metadata={"help": "Two networks: epochs whose losses are averaged before examples are divided."}
+    )
+    sharpening_temperature: float = field(
+        default=0.5, metadata={"help": "Two networks: temperature T of refined and guessed labels."}
+    )
+    mixup_alpha: float = field(
+        default=4.0, metadata={"help": "Two networks: α of the Beta(α, α) by which examples are mixed; 0 mixes none."}
+    )
+    unlabelled_weight: float = field(
+        default=25.0, metadata={"help": "Two networks: weight λ_u of the unlabelled half of the loss."}
+    )
+    ramp_up_epochs: float = field(
+        default=16.0, metadata={"help": "Two networks: epochs after the warm-up in which λ_u grows linearly from zero."}
+    )
+    warmup_confidence_penalty: bool = field(
+        default=False,
+        metadata={
+            "help": "Two networks: the warm-up also penalises confident predictions (DivideMix, on asymmetric noise)."
+        },
+    )
     base_loss: str = field(
         default="ce",
         metadata={

@@ -1,0 +1,479 @@
+"""TwoNetworkTrainer: two networks divide the training set for each other, without any clean label.
+
+Paper: §5.3 (Tables 5–7), after DivideMix (Li, Socher, Hoi, ICLR 2020, arXiv:2002.07394).
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from famus_hf import checks
+from famus_hf.data.augmentation import make_generator
+from famus_hf.data.balanced import ClassBalancedSampler
+from famus_hf.data.model_inputs import known_labels
+from famus_hf.division import Division, Part, collated
+from famus_hf.examination import examine
+from famus_hf.faults import all_finite
+from famus_hf.layer_sampler import AllLayers
+from famus_hf.losses import cross_entropy
+from famus_hf.meta_batches import MetaBatches
+from famus_hf.meta_learners import MetaLearner
+from famus_hf.meta_model import MetaModel
+from famus_hf.meta_net import load_into, save_meta_net
+from famus_hf.passes import cloned_buffers, model_logits, split_inputs
+from famus_hf.semi_supervised import (
+    EqualWeights,
+    SemiSupervisedLoss,
+    confidence_penalty,
+    guessed_labels,
+    mixed,
+    mixing_share,
+    one_hot,
+    ramped_up,
+    refined_labels,
+)
+from famus_hf.set_up import make_meta_learner, make_meta_model
+from famus_hf.stopwatch import NO_STOPWATCH, Stopwatch
+from famus_hf.trainer import META_STREAM, FaMUSTrainer
+
+SIDES = ("model_a", "model_b")
+VIEW_STREAM, MIX_STREAM = 2, 3  # of random draws, beside those of FaMUSTrainer
+EVERYTHING, LABELLED, UNLABELLED, TRUSTED = range(4)  # what a network draws batches from
+TIMED_STEPS = 10  # one step in so many is timed
+META_STEP = ("virtual backward", "validation forward", "validation backward", "derivative")
+
+
+class Side:
+    """One of the two networks, and what belongs to it alone.
+
+    Attributes:
+        number: 0 or 1.
+        name: Of the network in the model.
+        division: Of the training set, by this network's losses; the other network learns from it.
+        meta: Its meta-learner and layer sampler.
+        batches: What it draws from → batches of that.
+        warmup_epoch: In which `batches` were last drawn from an epoch's own rows.
+        clock: Seconds of the parts of its meta step.
+    """
+
+    meta: MetaModel
+
+    def __init__(self, number: int, division: Division):
+        self.number, self.name, self.division = number, SIDES[number], division
+        self.batches: dict[int, MetaBatches] = {}
+        self.warmup_epoch = -1
+        self.clock = NO_STOPWATCH
+
+    @property
+    def loss(self) -> SemiSupervisedLoss:
+        """J, around the meta-learner."""
+        loss: Any = self.meta.meta_learner
+        return loss
+
+    @property
+    def meta_learner(self) -> MetaLearner | None:
+        """Ψ; None where weights are switched off."""
+        learner = self.loss.meta_learner
+        return None if isinstance(learner, EqualWeights) else learner
+
+
+class TwoNetworkTrainer(FaMUSTrainer):
+    """FaMUS within two networks that divide the data for each other (paper, §5.3): no clean label is needed.
+
+    After a warm-up on plain cross-entropy, in each epoch, each network is trained on the other's division: labels of
+    labelled examples are refined, those of the others guessed by both networks; examples are mixed; each network's own
+    meta-learner weighs them, taught by the labelled examples as a pseudo-clean meta set. With `meta_learner="none"` it
+    is DivideMix, with `layer_sampler="all"` MW-Net in the place of FaMUS.
+
+    An epoch has as many steps as it takes to see each training example once, in batches of
+    `per_device_train_batch_size` labelled and as many unlabelled ones. A step trains both networks, each on its own
+    batch. Paper: each network is trained for a whole epoch in turn, with as many steps as the labelled examples fill.
+
+    Args are those of FaMUSTrainer, but:
+        model: Has two classifiers `model_a` and `model_b`, as `TwoNetworksForImageClassification.of(a, b)` makes it;
+            its own logits are the mean of theirs.
+        meta_dataset: A clean meta set for both networks; default: pseudo-clean.
+
+    Attributes:
+        sides: The two networks, and what belongs to each.
+        clock: Seconds of `"step"`, `"guessing"` and, by each of `sides`, of the meta step, in one step of ten; of every
+            `"division"`.
+    """
+
+    sides: tuple[Side, ...] = ()
+    _side: Side | None = None  # whose turn it is
+
+    # ---- Set-up ----
+
+    def _set_up_meta_learning(self) -> None:
+        checks.check_meta_set(self)
+        checks.check_two_networks(self)
+        self.sides = tuple(Side(number, Division(self.train_dataset)) for number in range(2))
+        self._trusted = self.meta_dataset
+        if self.meta_dataset is None:
+            self.meta_dataset = self.sides[0].division
+        self.clock = Stopwatch(self.args.device)
+        for side in self.sides:
+            side.clock = Stopwatch(self.args.device)
+        checks.check_meta_learning_is_possible(self)
+        self._make_meta_model()
+
+    def _make_meta_model(self) -> None:
+        for side in self.sides:
+            learner, sampler = copy.deepcopy(self._given)
+            if learner is None and self.args.meta_learner == "none":
+                learner, sampler = EqualWeights(), AllLayers()
+            with self._turn_of(side):
+                learner = learner or make_meta_learner(self.args, self._num_labels)
+                checks.check_weighs_by_losses(learner)
+                side.meta = make_meta_model(self, SemiSupervisedLoss(learner), sampler, self._seed_of(side))
+        self.meta = self.sides[0].meta
+
+    @property
+    def _num_labels(self) -> int:
+        return int(getattr(getattr(self.model, "config", None), "num_labels", 0))
+
+    def _seed_of(self, side: Side, stream: int = EVERYTHING) -> int:
+        """A seed for each stream of a network's draws."""
+        sequence = np.random.SeedSequence((self.args.seed, side.number, stream))
+        return int(sequence.generate_state(1, np.uint32)[0])
+
+    @property
+    def network(self) -> nn.Module:
+        return self.model if self._side is None else self.model.get_submodule(self._side.name)
+
+    @contextmanager
+    def _turn_of(self, side: Side) -> Iterator[nn.Module]:
+        """`self.network` is this side's."""
+        self._side = side
+        try:
+            yield self.network
+        finally:
+            self._side = None
+
+    @property
+    def meta_learner(self) -> MetaLearner | None:
+        """Ψ of the first network; None in plain training and where weights are switched off."""
+        return self.sides[0].meta_learner if self.sides else None
+
+    @property
+    def noise_rate(self) -> float | None:
+        """The share of wrong labels by the mixtures of both networks; None before the first division."""
+        rates = [side.division.noise_rate for side in self.sides if side.division.noise_rate is not None]
+        return sum(rates) / len(rates) if rates else None
+
+    @property
+    def time_shares(self) -> dict[str, float]:
+        """Share of the time of training that division, guessing and meta steps take; empty before there are any."""
+        seconds, times = self.clock.seconds, self.clock.times
+        if "step" not in seconds or "division" not in seconds:
+            return {}
+        step = self.clock.mean("step")
+        epoch = step * self._steps_per_epoch + self.clock.mean("division")
+        meta = sum(side.clock.seconds.get(part, 0.0) for side in self.sides for part in META_STEP) / times["step"]
+        return {
+            "division": self.clock.mean("division") / epoch,
+            "guessing": seconds.get("guessing", 0.0) / times["step"] * self._steps_per_epoch / epoch,
+            "meta step": meta * self._steps_per_epoch / epoch,
+        }
+
+    # ---- What the Trainer's loop sees ----
+
+    @property
+    def _fewest(self) -> int:
+        """Labelled, and unlabelled, examples that a step takes over all processes."""
+        return int(self.args.per_device_train_batch_size) * self.processes.count
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Nothing but a count of steps: each network draws its own batches, by the division of the day."""
+        batches = self.args.balanced_batches_per_epoch or max(1, len(self.train_dataset) // (2 * self._fewest))
+        self._steps_per_epoch = -(-batches // self.args.gradient_accumulation_steps)
+        return DataLoader(range(batches), batch_size=1, collate_fn=_no_batch, generator=torch.Generator())  # type: ignore[arg-type]
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        return len(self.train_dataset)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0  # the loop's own batches hold nothing
+
+    def _prepare_for_training(self, *arguments: Any, **keywords: Any) -> Any:
+        """Has accelerate prepare each network too, as the model's own forward is not what is trained."""
+        prepared = super()._prepare_for_training(*arguments, **keywords)
+        for side in self.sides:
+            network: Any = self.model.get_submodule(side.name)
+            if not hasattr(network, "_original_forward"):
+                self.accelerator.prepare_model(network, device_placement=False, evaluation_mode=True)
+        return prepared
+
+    def _warmup_steps(self) -> int:
+        epochs, total = self.args.plain_warmup_epochs, self.state.max_steps
+        if epochs is not None:
+            return round(epochs * self._steps_per_epoch)
+        return max(round(0.1 * total), min(2 * self._steps_per_epoch, total // 2))
+
+    # ---- The training step ----
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One batch for each network. Returns the mean of both training losses, detached."""
+        self.processes.take_from_first(self.model.buffers())  # as DDP does, whose forward is not called here
+        self.model.train()
+        step, place = self._place_of_batch()
+        number = step * self.args.gradient_accumulation_steps + place
+        learned = [side.meta.copy_of_learned() for side in self.sides] if self.accelerator.scaler is not None else None
+        if step < self._warmup_steps():
+            losses = [self._warm_up(side, number) for side in self.sides]
+        else:
+            self._divide()
+            clock = self.clock if step % TIMED_STEPS == 0 else NO_STOPWATCH
+            with clock("step"):
+                losses = [self._learn(side, number, clock) for side in self.sides]
+        if self.accelerator.sync_gradients:
+            self._average_gradients()
+        if learned is not None and not all_finite([p.grad for p in self.model.parameters() if p.grad is not None]):
+            for side, before in zip(self.sides, learned, strict=True):  # the loss scaling leaves out both networks
+                side.meta.take_back(before)
+        return torch.stack(losses).mean()
+
+    def _warm_up(self, side: Side, number: int) -> Tensor:
+        """Plain training of a network, on as many examples as a step takes later."""
+        drawn = self._drawn(side, EVERYTHING, number, num_views=1)
+        with self._turn_of(side) as network:
+            return self._plain_step(network, {"pixel_values": drawn.views[0], "labels": drawn.labels})
+
+    def _learn(self, side: Side, number: int, clock: Stopwatch) -> Tensor:
+        """Virtual-Train, Meta-Train and Actual-Train of a network on a mixed batch."""
+        epochs = (self.state.global_step - self._warmup_steps()) / self._steps_per_epoch
+        side.meta.clock = side.clock if clock is self.clock else NO_STOPWATCH
+        with self._turn_of(side) as network:
+            buffers = cloned_buffers(network)
+            batch, clean_labels = self._mixed_batch(side, number, clock)
+            side.loss.unlabelled_weight = ramped_up(self.args.unlabelled_weight, epochs, self.args.ramp_up_epochs)
+            if not self.processes.all_true(all_finite([batch["pixel_values"], batch["labels"]])):
+                return self._leave_out(buffers, "the network's logits", is_fault=True)
+            loss = self._three_stages(side.meta, network, batch, clean_labels)
+        return loss / self.current_gradient_accumulation_steps
+
+    def _is_meta_step(self, meta: MetaModel) -> bool:
+        learns = bool(meta.meta_learner.theta()) or not meta.meta_learner.keeps_theta
+        return learns and super()._is_meta_step(meta)
+
+    def _mixed_batch(self, side: Side, number: int, clock: Stopwatch) -> tuple[dict[str, Any], Tensor | None]:
+        """This process's mixed images and targets, and the right labels of their larger parts where known.
+
+        Their order: the labelled examples once for each view, then the unlabelled ones.
+        """
+        views = 1 if self.augmentation.name == "none" else 2
+        labelled = self._drawn(side, LABELLED, number, views)
+        unlabelled = self._drawn(side, UNLABELLED, number, views)
+        with clock("guessing"):
+            of_labelled, of_unlabelled = self._targets(side, labelled, unlabelled)
+        images = torch.cat([*labelled.views, *unlabelled.views])
+        targets = torch.cat([of_labelled] * views + [of_unlabelled] * views)
+        is_labelled = torch.arange(len(images), device=images.device) < len(images) // 2
+        side.loss.is_labelled = self.processes.gathered(is_labelled)
+        draws = make_generator(self.args.seed, MIX_STREAM, side.number, number)
+        share = mixing_share(self.args.mixup_alpha, np.random.default_rng(draws.initial_seed()))
+        partners = self._partners(len(images), 2 * views, draws).to(images.device)
+        batch = {
+            "pixel_values": mixed(images, self._of_all(images, 2 * views)[partners], share),
+            "labels": mixed(targets, self._of_all(targets, 2 * views)[partners], share),
+        }
+        clean = None
+        if labelled.clean_labels is not None and unlabelled.clean_labels is not None:
+            clean = torch.cat([labelled.clean_labels] * views + [unlabelled.clean_labels] * views)
+        return batch, clean
+
+    def _of_all(self, rows: Tensor, blocks: int) -> Tensor:
+        """Rows of all processes, block by block, as one process with all of them has them. (n, …) → (k·n, …)"""
+        k = self.processes.count
+        return self.processes.gathered(rows).unflatten(0, (k, blocks, -1)).transpose(0, 1).flatten(0, 2)
+
+    def _partners(self, size: int, blocks: int, draws: torch.Generator) -> Tensor:
+        """For each of this process's examples another one's place in `_of_all`, a permutation; shape (size,)."""
+        k, rank = self.processes.count, self.processes.rank
+        return torch.randperm(size * k, generator=draws).view(blocks, k, -1)[:, rank].flatten()
+
+    @torch.no_grad()
+    def _targets(self, side: Side, labelled: "Drawn", unlabelled: "Drawn") -> tuple[Tensor, Tensor]:
+        """Refined labels of the labelled and guessed labels of the unlabelled examples, each of shape (n, C).
+
+        The network in training sees the examples as in training, running statistics included, as in DivideMix's code;
+        of mixed images alone these would not be those of the images that it is to classify. The other one judges in
+        evaluation mode.
+        """
+        other: Any = self.model.get_submodule(self.sides[1 - side.number].name)
+        own = self._predictions(self.network, [*labelled.views, *unlabelled.views])  # (2·views, n, C)
+        of_labelled, of_unlabelled = own.chunk(2)
+        other.eval()
+        of_other = self._predictions(other, unlabelled.views)
+        other.train()
+        temperature = self.args.sharpening_temperature
+        targets = one_hot(labelled.labels, own.shape[2])
+        return (
+            refined_labels(targets, of_labelled.mean(0), labelled.clean_probabilities, temperature),
+            guessed_labels(torch.cat([of_unlabelled, of_other]), temperature),
+        )
+
+    def _predictions(self, network: nn.Module, views: list[Tensor]) -> Tensor:
+        """Probabilities, shape (views, n, C)."""
+        logits = model_logits(network, {"pixel_values": torch.cat(views)})
+        return logits.softmax(1).unflatten(0, (len(views), -1))
+
+    # ---- Divisions, and batches by them ----
+
+    def _divide(self) -> None:
+        """Each network divides the training set, at the first step after the warm-up and of each epoch."""
+        epoch = self.state.global_step // self._steps_per_epoch
+        if self.sides[0].division.epoch >= epoch:
+            return
+        judged = self._rows_of_epoch(epoch)
+        with self.clock("division"):
+            for side in self.sides:
+                dataset = self.train_dataset if judged is None else Subset(self.train_dataset, judged.tolist())
+                network = self.model.get_submodule(side.name)
+                found = examine(self, dataset, cross_entropy, model=network)
+                side.division.divide(
+                    found,
+                    judged,
+                    batch_size=self._fewest,
+                    threshold=self.args.clean_threshold,
+                    history=self.args.division_history,
+                    seed=self._seed_of(side),
+                    epoch=epoch,
+                )
+                self._log_division(side.division)
+        self._end_loading()
+
+    def _log_division(self, division: Division) -> None:
+        facts = {
+            "labelled_size": float(len(division)),
+            "labelled_precision": division.purity,
+            "labelled_recall": division.recall,
+            "estimated_noise_rate": division.noise_rate,
+        }
+        for name, value in facts.items():
+            if value is not None:
+                self._averages.add(name, torch.tensor(value))
+
+    def _rows_of_epoch(self, epoch: int) -> np.ndarray | None:
+        """With `balanced_batches_per_epoch` the rows that an epoch is about; None means all."""
+        batches = self.args.balanced_batches_per_epoch
+        if batches is None:
+            return None
+        sampler = ClassBalancedSampler(known_labels(self.train_dataset), 2 * self._fewest * batches, self.args.seed)
+        sampler.set_epoch(epoch)
+        return np.unique(list(sampler))
+
+    def _end_loading(self) -> None:
+        for side in self.sides:
+            side.batches.clear()
+
+    def _batches_of(self, side: Side, source: int) -> MetaBatches:
+        epoch = self.state.global_step // self._steps_per_epoch
+        if source == EVERYTHING and side.warmup_epoch != epoch and self.args.balanced_batches_per_epoch is not None:
+            side.batches.clear()
+            side.warmup_epoch = epoch
+        if source not in side.batches:
+            seen, train = self.sides[1 - side.number].division, self.train_dataset
+            if source == EVERYTHING:
+                rows = self._rows_of_epoch(epoch)
+                dataset: Any = Part(train, np.arange(len(train)) if rows is None else rows, seen.clean_probabilities)
+            elif source == TRUSTED:
+                dataset = seen if self._trusted is None else self._trusted
+            else:
+                dataset = Part(train, seen.rows if source == LABELLED else seen.unlabelled, seen.clean_probabilities)
+            size = self.args.per_device_train_batch_size
+            side.batches[source] = MetaBatches(
+                dataset,
+                self.args,
+                self.data_collator if source == TRUSTED else partial(collated, self.data_collator),
+                self.processes,
+                batch_size={EVERYTHING: 2 * size, TRUSTED: self.args.meta_batch_size}.get(source, size),
+                seed=self._seed_of(side, source),
+            )
+        return side.batches[source]
+
+    def _drawn(self, side: Side, source: int, number: int, num_views: int) -> "Drawn":
+        inputs = self._batches_of(side, source).next(number)
+        batch, labels, _ = split_inputs(self._prepare_inputs(inputs))
+        images = batch["pixel_values"]
+        views = [self._view(images, VIEW_STREAM, side.number, source, number, view) for view in range(num_views)]
+        return Drawn(views, labels, batch["clean_probability"], inputs.get("clean_label"))
+
+    def _view(self, images: Tensor, *numbers: int) -> Tensor:
+        """This process's part of the global batch's random crops and flips, the same for any number of processes."""
+        if self.augmentation.name == "none":
+            return images
+        generator = make_generator(self.args.seed, *numbers)
+        return self.processes.own_of(self.augmentation(self.processes.gathered_unevenly(images), generator), images)
+
+    def _next_meta_batch(self, meta: MetaModel) -> dict[str, Any]:
+        side = next(side for side in self.sides if side.meta is meta)
+        batch = self._prepare_inputs(self._batches_of(side, TRUSTED).next(meta.steps))
+        return {**batch, "pixel_values": self._view(batch["pixel_values"], META_STREAM, side.number, meta.steps)}
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """In training, which is the warm-up, with the penalty on confident predictions where that is asked for."""
+        if not (model.training and self.args.warmup_confidence_penalty):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        batch, labels, _ = split_inputs(inputs)
+        logits = model_logits(model, batch)
+        loss = (self.base_loss(logits, labels) + confidence_penalty(logits)).mean()
+        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+
+    # ---- Checkpoints ----
+
+    def _save_meta_net(self, folder: Path) -> None:
+        for side in self.sides:
+            save_meta_net(folder / side.name, side.meta_learner, side.meta.layer_sampler)
+
+    def _load_meta_net(self, checkpoint: str) -> None:
+        for side in self.sides:
+            if side.meta_learner is not None:
+                load_into(Path(checkpoint) / side.name, side.meta_learner, side.meta.layer_sampler)
+
+    def _meta_state(self, meta: MetaModel) -> dict[str, Any]:
+        return {
+            side.name: {**side.meta.state_dict(), "pseudo_clean": side.division.state_dict()} for side in self.sides
+        }
+
+    def _take_meta_state(self, meta: MetaModel, state: dict[str, Any]) -> None:
+        if set(state) != set(SIDES) or not all(
+            isinstance(own, dict) and "pseudo_clean" in own for own in state.values()
+        ):
+            raise ValueError("it is of a run with one network: resume that with FaMUSTrainer")
+        for side in self.sides:
+            side.meta.load_state_dict(state[side.name])
+            side.division.load_state_dict(state[side.name]["pseudo_clean"])
+
+
+@dataclass
+class Drawn:
+    """This process's examples of a batch.
+
+    Attributes:
+        views: Images, each example once in each of them; shape (n, c, H, W).
+        labels: Given ones, shape (n,) or (n, C).
+        clean_probabilities: c, shape (n,).
+        clean_labels: Shape (n,), where they are known.
+    """
+
+    views: list[Tensor]
+    labels: Tensor
+    clean_probabilities: Tensor
+    clean_labels: Tensor | None
+
+
+def _no_batch(steps: list[int]) -> dict[str, Any]:
+    return {}
