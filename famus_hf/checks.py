@@ -9,6 +9,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, StateDictType
 from torch.utils.data import IterableDataset
 from transformers.trainer_utils import has_length
 
+from famus_hf.argument_checks import check_meta_learning_is_supported
 from famus_hf.data.meta_set import check_no_copies, check_no_overlap
 from famus_hf.data.model_inputs import ModelInputs, known_labels
 from famus_hf.losses import LDAMLoss
@@ -66,7 +67,7 @@ def check_meta_set(trainer: "FaMUSTrainer") -> None:
 def check_meta_learning_is_possible(trainer: "FaMUSTrainer") -> None:
     """Raises ValueError on settings, devices, models and data sets that do not go with a meta-learner."""
     args = trainer.args
-    args.check_meta_learning_is_supported()
+    check_meta_learning_is_supported(args)
     _check_processes(trainer)
     if trainer.accelerator.mixed_precision == "fp16" and trainer.accelerator.scaler is None:
         raise ValueError("fp16 was asked for and needs a GPU, which there is none of: use bf16, or leave it out")

@@ -2,28 +2,13 @@
 
 from dataclasses import dataclass, field, fields
 
-from accelerate.utils import DistributedType, is_deepspeed_available, parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames, SchedulerType
 
-from famus_hf.data.augmentation import AUGMENTATIONS, PADDING_MODES
-from famus_hf.data.meta_set import META_SETS
-from famus_hf.derivatives import DERIVATIVES
-from famus_hf.faults import NAN_POLICIES
+from famus_hf.argument_checks import check_arguments, check_fsdp_engages, check_preset
 from famus_hf.losses import BASE_LOSSES
-from famus_hf.virtual_step import VIRTUAL_STEPS
 
-VIRTUAL_SCOPES = ("all", "candidates")
 PRESETS = {"fast": {"layer_sampler": "all", "candidate_layers": "4", "virtual_scope": "candidates"}}
-META_LEARNERS = ("mw-net", "l2r", "mlc", "none")
-LAYER_SAMPLERS = ("learned", "all", "block", "random")
-META_OPTIMIZERS = ("adam", "sgd")
-SHARDING = {  # set by `accelerate launch` → the flag that asks for it
-    "ACCELERATE_USE_DEEPSPEED": "--use_deepspeed",
-    "ACCELERATE_USE_MEGATRON_LM": "--use_megatron_lm",
-}
-# optimizers whose step `virtual_step="optimizer"` knows
-KNOWN_STEPS = (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED, OptimizerNames.SGD)
 
 
 @dataclass
@@ -303,26 +288,7 @@ class FaMUSTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._apply_preset()
-        self._check_choice("meta_learner", META_LEARNERS)
-        self._check_choice("layer_sampler", LAYER_SAMPLERS)
-        self._check_choice("base_loss", BASE_LOSSES)
-        self._check_choice("mlc_form", ("logits", "probabilities"))
-        self._check_choice("mlc_reduction", ("mean", "sum"))
-        if self.meta_learner == "mlc" and self.mlc_form == "probabilities" and self.base_loss == "ldam":
-            raise ValueError("base_loss 'ldam' scales logits and does not go with mlc_form 'probabilities': use logits")
-        if self.meta_optim is not None:
-            self._check_choice("meta_optim", META_OPTIMIZERS)
-        self._check_choice("virtual_scope", VIRTUAL_SCOPES)
-        self._check_choice("nan_policy", NAN_POLICIES)
-        self._check_virtual_step()
-        self._check_choice("derivative", DERIVATIVES)
-        self._check_data_settings()
-        self._check_choice("weight_normalization", ("sum", "mean"))
-        self._check_numbers()
-        self._check_sampler()
-        if self.meta_learner != "none":
-            self.check_meta_learning_is_supported()
-        self._check_transformers_settings()
+        check_arguments(self)
         if OptimizerNames(self.optim) == OptimizerNames.SGD and self.optim_args is None:
             self.optim_args = "momentum=0.9"
         if self.data_seed is None:
@@ -330,7 +296,7 @@ class FaMUSTrainingArguments(TrainingArguments):
         if self.meta_batch_size is None:
             self.meta_batch_size = self.per_device_train_batch_size
         super().__post_init__()
-        self._check_fsdp_engages()
+        check_fsdp_engages(self)
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
 
@@ -342,151 +308,9 @@ class FaMUSTrainingArguments(TrainingArguments):
     def _apply_preset(self) -> None:
         if self.preset is None:
             return
-        self._check_choice("preset", tuple(PRESETS))
-        if self.meta_learner == "none":
-            raise ValueError(f"preset={self.preset!r} is about the meta step, and meta_learner 'none' has none")
+        check_preset(self, tuple(PRESETS))
         defaults = {setting.name: setting.default for setting in fields(self)}
         quarter = max(1, self.per_device_train_batch_size // 4)
         for name, value in {**PRESETS[self.preset], "meta_batch_size": quarter}.items():
             if getattr(self, name) == defaults[name]:
                 setattr(self, name, value)
-
-    def _check_choice(self, name: str, allowed: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        if value not in allowed:
-            raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(allowed)}")
-
-    def _check_numbers(self) -> None:
-        if self.candidate_layers != "all" and not (self.candidate_layers.isdigit() and int(self.candidate_layers) > 0):
-            raise ValueError(f"candidate_layers={self.candidate_layers!r} must be 'all' or a whole number from 1")
-        at_least_zero = (
-            "sparsity_weight",
-            "gradient_match_weight",
-            "meta_learning_rate",
-            "sampler_learning_rate",
-            "focal_gamma",
-            "ldam_reweight_from",
-            "plain_warmup_epochs",
-        )
-        for name in at_least_zero:
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name}={value} must not be negative")
-        for name in (
-            "expected_layers",
-            "sampler_temperature",
-            "meta_batch_size",
-            "meta_interval",
-            "random_layers",
-            "meta_budget",
-            "ldam_max_margin",
-            "ldam_scale",
-            "balanced_batches_per_epoch",
-            "image_size",
-            "resize_size",
-        ):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value} must be greater than 0")
-        if any(not milestone > 0 for milestone in self.lr_milestones):
-            raise ValueError(f"lr_milestones={self.lr_milestones} must all be greater than 0")
-
-    def _check_data_settings(self) -> None:
-        if self.meta_set is not None:
-            self._check_choice("meta_set", META_SETS)
-        self._check_choice("augmentation", AUGMENTATIONS)
-        self._check_choice("augmentation_padding_mode", PADDING_MODES)
-        for name, lowest in (("image_mean", 0.0), ("image_std", 1e-3)):
-            value = getattr(self, name)
-            if value is not None and (len(value) != 3 or not all(lowest <= number <= 1 for number in value)):
-                raise ValueError(f"{name}={value} must be three numbers in [{lowest:g}, 1], for red, green and blue")
-        if self.augmentation in ("random-crop", "resized-crop") and (self.image_size is None or not self.resize_size):
-            raise ValueError(f"augmentation {self.augmentation!r} crops image_size out of resize_size: give both")
-        if self.image_size and self.resize_size and self.image_size > self.resize_size:
-            raise ValueError(
-                f"image_size={self.image_size} can't be cropped out of resize_size={self.resize_size}: make it smaller"
-            )
-
-    def _check_virtual_step(self) -> None:
-        optimizer = OptimizerNames(self.optim)
-        if self.virtual_step is not None:
-            self._check_choice("virtual_step", VIRTUAL_STEPS)
-        if self.virtual_step == "optimizer" and optimizer not in KNOWN_STEPS:
-            raise ValueError(
-                f"virtual_step='optimizer' does not know the step of optim={optimizer.value!r}: choose virtual_step "
-                f"'sgd' or one of {', '.join(name.value for name in KNOWN_STEPS)}"
-            )
-        if self.virtual_scope == "candidates" and self.reuse_virtual_gradient:
-            raise ValueError(
-                "reuse_virtual_gradient takes the gradient of all layers: leave virtual_scope at 'all', or leave it out"
-            )
-        if self.scale_example_gradients and (self.reuse_virtual_gradient or self.virtual_scope != "all"):
-            raise ValueError(
-                "scale_example_gradients makes the actual backward cheaper that reuse_virtual_gradient saves and "
-                "virtual_scope 'candidates' needs whole: choose one of the three"
-            )
-
-    def _check_sampler(self) -> None:
-        if self.meta_budget is not None and self.layer_sampler != "learned":
-            raise ValueError(f"meta_budget needs layer_sampler 'learned': {self.layer_sampler!r} chooses by itself")
-        if self.meta_budget is not None and self.meta_learner == "none":
-            raise ValueError("meta_budget needs a meta_learner: plain training has no meta step")
-        if self.meta_budget is not None and self.sparsity_weight is not None:
-            raise ValueError("meta_budget takes the place of Eq. 10: leave out sparsity_weight")
-        for name in ("gradient_match_weight", "meta_learning_rate", "meta_optim"):
-            if self.meta_learner == "l2r" and getattr(self, name):
-                raise ValueError(f"{name} does not go with meta_learner 'l2r', which has no parameters: leave it out")
-        if (self.layer_sampler == "block") != (self.sampler_block is not None):
-            raise ValueError(
-                f"layer_sampler={self.layer_sampler!r} with sampler_block={self.sampler_block}: layer_sampler 'block' "
-                "and a number for sampler_block belong together"
-            )
-
-    def check_meta_learning_is_supported(self) -> None:
-        """Raises ValueError on settings that do not go with a meta-learner."""
-        refused = {
-            "deepspeed": "leave it out",
-            "parallelism_config": "leave it out",
-            "auto_find_batch_size": "set per_device_train_batch_size",
-        }
-        for name, advice in refused.items():
-            if getattr(self, name):
-                raise ValueError(f"{name} does not work with a meta-learner yet: {advice}")
-        for variable, flag in SHARDING.items():
-            if parse_flag_from_env(variable):
-                raise ValueError(
-                    f"{variable} does not work with a meta-learner yet: unset it, or start accelerate without {flag}"
-                )
-        if (self.bf16 or self.fp16) and self.derivative == "finite":
-            raise ValueError(
-                f"derivative='finite' does not work with {'bf16' if self.bf16 else 'fp16'}, in whose rounding "
-                "differences drown: use auto"
-            )
-        if self.label_names not in (None, ["labels"]):
-            raise ValueError(f"label_names={self.label_names} can't be used: rename the column to 'labels'")
-
-    def _check_fsdp_engages(self) -> None:
-        """accelerate 1.15 shards nothing on CPU or outside of a distributed run, and says so in some cases only."""
-        asked = "fsdp" if self.fsdp else "ACCELERATE_USE_FSDP" if parse_flag_from_env("ACCELERATE_USE_FSDP") else None
-        state = self.distributed_state
-        if asked and state is not None and state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
-            raise ValueError(
-                f"{asked} asks for FSDP, which does not engage on CPU or without a launcher, so that parameters would "
-                "stay whole: leave it out, or start GPU processes with accelerate launch --use_fsdp"
-            )
-
-    def _check_transformers_settings(self) -> None:
-        deepspeed = self.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
-        if deepspeed and not is_deepspeed_available():
-            raise ValueError("DeepSpeed was asked for and is not installed: leave it out, or pip install deepspeed")
-        if self.fsdp_config and not self.fsdp:
-            raise ValueError("fsdp_config does nothing without fsdp: add fsdp, or leave it out")
-        if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns=True would drop the columns that hold images: leave it False")
-        if self.hub_strategy == "all_checkpoints":
-            raise ValueError(
-                "hub_strategy='all_checkpoints' would push the pickles of local checkpoints: choose 'every_save', or "
-                "'checkpoint', with which a run can be resumed from the Hub"
-            )
-        if self.hub_strategy == "checkpoint" and self.save_only_model:
-            raise ValueError("hub_strategy='checkpoint' needs optimizers to resume with: leave save_only_model out")

@@ -43,9 +43,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from arguments import fail
 from datasets import ClassLabel, Dataset, Features, Image
 from peers import PeerTrainer, peer_trainers
-from run_famus import fail, now
+from run_famus import now
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 

@@ -23,7 +23,8 @@ from typing import Any
 from arguments import DataArguments, named, parse_arguments, source_of, take_flag
 from huggingface_hub import ModelCard
 from records import as_baseline, command_of
-from run_famus import Run, baselines_of, load_data
+from run_famus import Run
+from set_up_run import baselines_of, load_data
 
 from famus_hf import FaMUSTrainingArguments, load_noisy_dataset
 from famus_hf.hub import files_to_push

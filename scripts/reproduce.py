@@ -24,9 +24,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from arguments import fail, parse_arguments
 from benchmark import prepare, seconds_of
 from records import format_mean
-from run_famus import Run, fail, load_data, parse_arguments
+from run_famus import Run
+from set_up_run import load_data
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from famus_hf import FaMUSTrainingArguments

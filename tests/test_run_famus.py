@@ -11,6 +11,7 @@ from pathlib import Path
 import arguments
 import pytest
 import run_famus
+import set_up_run
 import torch
 import yaml
 from PIL import Image
@@ -308,7 +309,7 @@ def test_every_meta_learner_and_loss_runs_and_loads_again(tmp_path, flags):
 def test_compare_takes_the_meta_learner_that_was_asked_for():
     def names(*flags):
         _, _, args = arguments.parse_arguments([*SMALL, *flags])
-        return [run_famus.method_name(own) for own in [*run_famus.baselines_of(args), args]]
+        return [set_up_run.method_name(own) for own in [*set_up_run.baselines_of(args), args]]
 
     assert names("--meta_learner", "l2r") == ["plain", "L2R, all layers", "L2R + FaMUS"]
     block = names("--meta_learner", "mlc", "--layer_sampler", "block", "--sampler_block", "2")

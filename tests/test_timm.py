@@ -6,6 +6,7 @@ import sys
 import brute_force
 import pytest
 import run_famus
+import set_up_run
 import torch
 from arguments import ModelArguments
 from hostile import refused
@@ -149,7 +150,7 @@ def test_a_pretrained_network_of_timm_keeps_the_images_that_it_was_trained_on(tm
            "std": [0.2, 0.3, 0.4]}  # fmt: skip
     config = TimmWrapperConfig(architecture="test_resnet", num_labels=1000, pretrained_cfg=cfg)
     TimmWrapperForImageClassification(config).save_pretrained(tmp_path / "timm")
-    model, own = run_famus.load_pretrained(ModelArguments(), str(tmp_path / "timm"), ["ant", "bee", "cow"])
+    model, own = set_up_run.load_pretrained(ModelArguments(), str(tmp_path / "timm"), ["ant", "bee", "cow"])
     assert model.config.id2label == {0: "ant", 1: "bee", 2: "cow"} and model.timm_model.num_classes == 3
     trainer = make_trainer(tmp_path / "run", model, max_steps=1)
     trainer.save_model()

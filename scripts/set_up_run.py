@@ -1,0 +1,160 @@
+"""What a run of run_famus.py is made of, as its flags say: data, network, what selects, checkpoint, baselines, name."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from arguments import DataArguments, ModelArguments, source_of
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+
+from famus_hf import FaMUSTrainingArguments, build_backbone, load_noisy_dataset
+from famus_hf.checkpoints import to_resume_from
+from famus_hf.data.idx import is_idx_folder
+from famus_hf.hub_trainer import is_hub_id
+from famus_hf.timm_wrapper import TIMM_WRAPPER, check_timm, check_timm_config
+from famus_hf.wording import reason_of
+
+TINY_DATASETS = ("digits", "fashion_mnist")  # data sets, beside idx folders, whose default backbone is `tiny`
+
+
+def load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
+    """Train, meta and test as the flags say."""
+    if data_args.num_meta == 0 and args.meta_set is None and args.meta_learner != "none":
+        raise ValueError("--num_meta 0 leaves the meta set empty: add --meta_set pseudo-clean, or --meta_learner none")
+    with args.main_process_first(desc="loading the data"):  # the others then find its cache
+        return _load_data(data_args, args)
+
+
+def _load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
+    return load_noisy_dataset(
+        **source_of(data_args),
+        noise=data_args.noise,
+        noise_type=data_args.noise_type,
+        noise_exact_count=data_args.noise_exact_count,
+        noise_file=data_args.noise_file,
+        imbalance_factor=data_args.imbalance_factor,
+        num_meta=data_args.num_meta,
+        meta_set=args.meta_set,
+        streaming=data_args.streaming,
+        seed=args.seed,
+        max_train_samples=data_args.max_train_samples,
+        max_eval_samples=data_args.max_eval_samples,
+    )
+
+
+def build_model(
+    model_args: ModelArguments, dataset_name: str | None, classes: list[str], base_loss: str
+) -> tuple[Any, Any]:
+    """The network and, where it is pretrained, its image processor."""
+    if model_args.backbone is not None and model_args.model_name_or_path is not None:
+        raise ValueError("--backbone and --model_name_or_path contradict each other: give one of them")
+    if model_args.model_name_or_path is None:
+        small = dataset_name in TINY_DATASETS or (dataset_name is not None and is_idx_folder(Path(dataset_name)))
+        name = model_args.backbone or ("tiny" if small else "wide-resnet-28-10")
+        return build_backbone(name, classes, cosine_classifier=base_loss == "ldam"), None
+    return load_pretrained(model_args, str(model_args.model_name_or_path), classes)
+
+
+def load_pretrained(model_args: ModelArguments, name: str, classes: list[str]) -> tuple[Any, Any]:
+    """`--model_name_or_path` and its image processor."""
+    source = {"revision": model_args.model_revision, "trust_remote_code": model_args.trust_remote_code}
+    if name.startswith("timm/"):
+        check_timm(f"model {name!r}")  # before anything is fetched
+    try:
+        config = AutoConfig.from_pretrained(
+            name,
+            num_labels=len(classes),  # or a network of timm keeps its own classes
+            id2label=dict(enumerate(classes)),
+            label2id={label: index for index, label in enumerate(classes)},
+            **source,
+        )
+        if config.model_type == TIMM_WRAPPER:
+            check_timm_config(config.to_dict())
+            check_timm("it")
+        model = AutoModelForImageClassification.from_pretrained(
+            name,
+            config=config,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            **source,
+        )
+        return model, AutoImageProcessor.from_pretrained(name, **source)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"model {name!r} could not be loaded: {reason_of(error)}") from error
+
+
+def select_on_meta_set(args: FaMUSTrainingArguments, data_args: DataArguments, data: Any) -> Any:
+    """What is evaluated during training.
+
+    Under `--protocol clean` whatever is selected is selected on a validation split, if the data have one, else on the
+    meta set; never on the test set. Under `--protocol paper` it is selected on the test set.
+    """
+    if not args.load_best_model_at_end and data_args.early_stopping_patience is None:
+        return data["test"]
+    if args.eval_strategy == "no":
+        raise ValueError("--load_best_model_at_end and early stopping need evaluations: leave --eval_strategy at epoch")
+    by_paper = data_args.protocol == "paper"
+    judge = next((split for split in (["test"] if by_paper else ["validation", "meta"]) if split in data), None)
+    if judge is None:
+        raise ValueError(
+            "--load_best_model_at_end and early stopping select on a validation split or a clean meta set, and there "
+            "is neither: set --num_meta above 0, or give a data set with splits validation and test"
+        )
+    if args.metric_for_best_model in (None, "loss"):
+        args.metric_for_best_model = f"{judge}_accuracy"
+    if not args.metric_for_best_model.removeprefix("eval_").startswith(f"{judge}_"):
+        raise ValueError(
+            f"--metric_for_best_model {args.metric_for_best_model} does not select on the {judge} set, as --protocol "
+            f"{data_args.protocol} does here: use {judge}_accuracy or {judge}_loss"
+        )
+    args.greater_is_better = not args.metric_for_best_model.endswith("loss")
+    return {split: data[split] for split in dict.fromkeys(["test", judge])}
+
+
+def resolve_checkpoint(args: FaMUSTrainingArguments) -> str | None:
+    """`--resume_from_checkpoint`: a folder, a repository, or `true` for the newest whole one in the output folder."""
+    wanted = args.resume_from_checkpoint
+    if wanted is None or str(wanted).lower() == "false":
+        return None
+    if str(wanted).lower() == "true":
+        return to_resume_from(True, args.output_dir)
+    return wanted if is_hub_id(wanted) else check_checkpoint(wanted, args)
+
+
+def check_checkpoint(wanted: str, args: FaMUSTrainingArguments) -> str | None:
+    """A folder's own, once it is known to hold a checkpoint of this kind of run."""
+    if not (Path(wanted) / "trainer_state.json").is_file():
+        raise ValueError(f"--resume_from_checkpoint {wanted!r} is no checkpoint folder (it has no trainer_state.json)")
+    if args.meta_learner != "none" and not (Path(wanted) / "meta_net" / "config.json").is_file():
+        raise ValueError(f"--resume_from_checkpoint {wanted!r} is of plain training: add --meta_learner none")
+    return to_resume_from(wanted, args.output_dir)
+
+
+def baselines_of(args: FaMUSTrainingArguments) -> list[FaMUSTrainingArguments]:
+    """The runs that this one is compared with: plain training and the meta-learner on all layers, else the same."""
+
+    def variant(name: str, **changes: Any) -> FaMUSTrainingArguments:
+        folder = f"{args.output_dir}-{name}"
+        return dataclasses.replace(args, output_dir=folder, push_to_hub=False, resume_from_checkpoint=None, **changes)
+
+    exact = {"layer_sampler": "all", "candidate_layers": "all", "sampler_block": None, "meta_budget": None,
+             "preset": None, "virtual_scope": "all"}  # fmt: skip
+    if args.meta_learner == "none":
+        return []
+    plain = variant("plain", meta_learner="none", meta_budget=None, preset=None)
+    match = None if args.meta_learner == "l2r" else 0.0  # L2R has no such loss
+    base = variant(args.meta_learner, **exact, sparsity_weight=0.0, gradient_match_weight=match)
+    return [plain] if method_name(base) == method_name(args) else [plain, base]
+
+
+def method_name(args: FaMUSTrainingArguments) -> str:
+    if args.meta_learner == "none":
+        return "plain"
+    learner = {"mw-net": "MW-Net", "l2r": "L2R", "mlc": "MLC"}[args.meta_learner]
+    samplers = {
+        "learned": f"{learner} + FaMUS",
+        "all": f"{learner}, {'all' if args.candidate_layers == 'all' else f'top {args.candidate_layers}'} layers",
+        "block": f"{learner}, block {args.sampler_block}",
+        "random": f"{learner}, {args.random_layers} random layers",
+    }
+    return samplers[args.layer_sampler]
