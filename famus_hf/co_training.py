@@ -25,6 +25,7 @@ from famus_hf.meta_learners import MetaLearner
 from famus_hf.meta_model import MetaModel
 from famus_hf.meta_net import load_into, save_meta_net
 from famus_hf.passes import cloned_buffers, model_logits, split_inputs
+from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.semi_supervised import (
     EqualWeights,
     SemiSupervisedLoss,
@@ -177,6 +178,10 @@ class TwoNetworkTrainer(FaMUSTrainer):
     @property
     def _judges_by_losses(self) -> bool:
         return True
+
+    @property
+    def _chosen_sets(self) -> list[PseudoCleanSet]:
+        return [side.division for side in self.sides]
 
     # ---- The training step ----
 

@@ -209,6 +209,11 @@ class FaMUSTrainer(ThreeStageTrainer):
             return 0
         return max(round(0.1 * total), min(2 * self._steps_per_epoch, total // 2))
 
+    @property
+    def _chosen_sets(self) -> list[PseudoCleanSet]:
+        """Sets of training examples that are chosen anew in each epoch."""
+        return [self.meta_dataset] if isinstance(self.meta_dataset, PseudoCleanSet) else []
+
     def _refresh_meta_set(self) -> None:
         """Chooses the pseudo-clean examples at the first meta step, and then at the first step of each epoch."""
         chosen = self.meta_dataset
@@ -328,6 +333,8 @@ class FaMUSTrainer(ThreeStageTrainer):
     def train(self, *arguments: Any, **keywords: Any) -> Any:
         if self.meta is not None and self.model_init is not None:  # as the network, so everything that learns
             self._make_meta_model()
+        for chosen in self._chosen_sets:
+            chosen.forget()
         for name in ("metrics", "suspects", "seconds_per_step", "baselines"):  # of an earlier training
             self._card.pop(name, None)
         try:
