@@ -4,6 +4,7 @@ Paper: §5.3, on DivideMix (Li, Socher, Hoi, ICLR 2020, arXiv:2002.07394), whose
 Symbols: n examples, C classes; targets and predictions are rows of probabilities.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,9 +76,10 @@ def squared_errors(logits: Tensor, targets: Tensor) -> Tensor:
 
 def prior_term(logits: Tensor) -> Tensor:
     """KL(uniform ‖ mean prediction of the batch), a scalar of at least 0: keeps all classes in use. logits: (n, C)."""
-    mean = logits.softmax(1).mean(0)
-    uniform = 1 / logits.shape[1]
-    return (uniform * (uniform / mean.clamp_min(torch.finfo(mean.dtype).tiny)).log()).sum()
+    n, num_labels = logits.shape
+    # In logarithms throughout: a class whose probabilities are 0 in floating point is what this is there to bring back.
+    log_mean = logits.log_softmax(1).logsumexp(0) - math.log(n)
+    return -math.log(num_labels) - log_mean.mean()
 
 
 def confidence_penalty(logits: Tensor) -> Tensor:

@@ -144,6 +144,17 @@ def test_the_prior_term_is_the_divergence_of_the_mean_prediction_from_uniform():
     assert_close(found, 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25))
 
 
+def test_a_class_that_no_example_is_given_has_a_finite_prior_term_that_pulls_it_back():
+    logits = torch.tensor([[0.0, 0.0, -300.0], [0.0, 1.0, -300.0]], requires_grad=True)  # e^−300 is 0 in float32
+    loss = prior_term(logits)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    # log of the mean prediction of that class by hand: −300 − log 2 and −300 − log(1 + e), averaged
+    lost = -300 + math.log((1 / 2 + 1 / (1 + math.e)) / 2)
+    others = [math.log((1 / 2 + 1 / (1 + math.e)) / 2), math.log((1 / 2 + math.e / (1 + math.e)) / 2)]
+    assert loss.item() == pytest.approx(-math.log(3) - (lost + sum(others)) / 3, rel=1e-6)
+    assert gradient[:, 2].sum().item() == pytest.approx(-1 / 3, rel=1e-4), "its logits are to rise"
+
+
 def test_the_confidence_penalty_is_the_negative_entropy():
     found = confidence_penalty(logits_of([0.5, 0.5], [0.25, 0.75]))
     assert_close(found, [-math.log(2), 0.25 * math.log(0.25) + 0.75 * math.log(0.75)])
