@@ -161,6 +161,15 @@ def test_the_confidence_penalty_is_the_negative_entropy():
     assert confidence_penalty(torch.tensor([[0.0, -200.0]])).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parts_of_the_loss_are_computed_in_float32_from_logits_of_16_bits(dtype):
+    logits = torch.randn(64, 10, generator=torch.Generator().manual_seed(0)).to(dtype)
+    targets = torch.full((64, 10), 0.1)
+    for part in (prior_term, confidence_penalty, lambda z: squared_errors(z, targets)):
+        assert part(logits).dtype == torch.float32
+        assert torch.equal(part(logits), part(logits.float()))
+
+
 # ---- J ----
 
 PREDICTIONS = ([0.5, 0.5], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8])
