@@ -14,9 +14,10 @@ from spawned import run_in_two_processes
 from test_trainer import make_args
 from torch.nn.functional import one_hot
 
-from famus_hf import L2R, MLC, LearnedSampler, MWNet
+from famus_hf import L2R, MLC, LearnedSampler, MWNet, build_backbone, checkpoints, load_famus
 from famus_hf.co_training import TwoNetworkTrainer
 from famus_hf.losses import LDAMLoss
+from famus_hf.models.two_networks import TwoNetworksForImageClassification
 from famus_hf.sides import LABELLED, rows_of_epoch
 
 PLAIN = {"meta_learner": "none"}
@@ -396,6 +397,44 @@ def test_the_log_says_how_good_divisions_are_and_what_takes_the_time(tmp_path):
     assert last["estimated_noise_rate"] == pytest.approx(rate) == pytest.approx(trainer.noise_rate)
     assert set(trainer.time_shares) == {"division", "guessing", "meta step"}
     assert 0 < sum(trainer.time_shares.values()) < 1
+
+
+# ---- What it leaves ----
+
+
+@pytest.mark.parametrize("settings", [PLAIN, {}], ids=["DivideMix", "FaMUS"])
+def test_the_folder_loads_as_one_model_and_as_each_of_two(tmp_path, settings):
+    names = [f"class {label}" for label in range(CLASSES)]
+    torch.manual_seed(1)
+    model = TwoNetworksForImageClassification.of(build_backbone("tiny", names), build_backbone("tiny", names))
+    args = make_args(tmp_path, max_steps=3, plain_warmup_epochs=0, **settings)
+    trainer = TwoNetworkTrainer(model, args, train_dataset=Learnable())
+    trainer.train()
+    trainer.save_model()
+    images = trainer.train_dataset.images[:5]
+    ensemble, learner, sampler, _ = load_famus(tmp_path)
+    assert learner is None and sampler is None
+    logits = []
+    for side in trainer.sides:
+        network, learner, sampler, _ = load_famus(tmp_path, subfolder=side.name)
+        assert_equal(network.state_dict(), side.network.state_dict())
+        assert (learner is None) == (sampler is None) == (settings == PLAIN)
+        if learner is not None:
+            assert_equal(learner.state_dict(), side.meta_learner.state_dict())
+        logits.append(network(images).logits)
+    torch.testing.assert_close(ensemble(images).logits, (logits[0] + logits[1]) / 2)
+    assert not torch.allclose(logits[0], logits[1])
+
+
+def test_a_checkpoint_of_one_network_is_refused(tmp_path):
+    trainer = make(tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
+    trainer.train()
+    path = tmp_path / "checkpoint-2"
+    state = torch.load(path / "meta_state.pt", weights_only=True)
+    torch.save(state["model_a"], path / "meta_state.pt")
+    checkpoints.seal(path, trainer._run)
+    with pytest.raises(ValueError, match="it is of a run with one network: resume that with FaMUSTrainer"):
+        make(tmp_path).train(resume_from_checkpoint=str(path))
 
 
 # ---- What it refuses ----
