@@ -348,11 +348,9 @@ class TwoNetworkTrainer(FaMUSTrainer):
 
     # ---- Checkpoints ----
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """The model, and each of its networks in a folder of its own."""
-        super()._save(output_dir, state_dict)
-        if self.args.should_save and isinstance(self.model, TwoNetworksForImageClassification):
-            save_networks_apart(output_dir or str(self.args.output_dir), self.model, self.processing_class)
+    def _save_beside_model(self, folder: Path) -> None:
+        if isinstance(self.model, TwoNetworksForImageClassification):
+            save_networks_apart(folder, self.model, self.processing_class)
 
     def _save_meta_net(self, folder: Path) -> None:
         for side in self.sides:
