@@ -134,6 +134,13 @@ def test_losses_are_scaled_to_lie_between_zero_and_one():
     assert scaled_to_one(array(NAN, NAN)).tolist() == [1, 1]
 
 
+def test_a_loss_that_is_not_finite_is_no_sign_of_a_right_label():
+    """A broad group of small losses and a narrow one of large ones: beyond that the mixture believes in the broad."""
+    generator = np.random.default_rng(0)
+    losses = np.concatenate([generator.normal(1.2, 0.6, 300).clip(0), generator.normal(2.3, 0.08, 700), [NAN, INF]])
+    assert clean_probabilities(losses)[-2:].tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("losses", [np.full(20, 0.7), np.full(20, NAN), array(*[0.7] * 17, NAN, INF, NAN)], ids=str)
 def test_losses_that_tell_nothing_leave_half_labelled(losses):
     division = divided(losses, batch_size=4)
