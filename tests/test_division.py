@@ -320,6 +320,7 @@ TAMPERED = {
     "no rows": {"rows": torch.zeros(0).long()},
     "rows in a table": {"rows": tensor([0], [2])},
     "rows as numbers with a point": {"rows": tensor(0.0, 2.0)},
+    "rows that are true or false": {"rows": tensor(True, False)},
     "rows as a list": {"rows": [0, 2]},
     "an unlabelled row beyond the training set": {"unlabelled": tensor(1, 10)},
     "a negative unlabelled row": {"unlabelled": tensor(-1, 1)},
@@ -343,6 +344,8 @@ TAMPERED = {
     "a history in float32": {"history": torch.zeros(2, 10)},
     "a history with NaN": {"history": torch.full((1, 10), NAN, **DOUBLE)},
     "a history without end": {"history": torch.full((1, 10), INF, **DOUBLE)},
+    "a history above 1": {"history": torch.full((1, 10), 1.5, **DOUBLE)},
+    "a negative history": {"history": torch.full((1, 10), -0.5, **DOUBLE)},
     "a noise rate above 1": {"noise_rate": 1.5},
     "a negative noise rate": {"noise_rate": -0.1},
     "a noise rate that is NaN": {"noise_rate": NAN},
@@ -382,6 +385,13 @@ def test_a_division_that_lacks_something_is_refused_and_nothing_changes(name):
 @pytest.mark.parametrize("state", [None, [], 3, {"rows": torch.arange(3), "epoch": 1, "purity": None}])
 def test_what_is_no_division_is_refused(state):
     refused("a division lacks one of", Division(range(10)).load_state_dict, state)
+
+
+def test_values_that_carry_a_gradient_are_taken_as_values():
+    division, state = Division(range(10)), full_division().state_dict()
+    expected = full_division()
+    division.load_state_dict({**state, "clean_probabilities": state["clean_probabilities"].requires_grad_()})
+    assert facts(division) == facts(expected)
 
 
 # ---- Parts ----
