@@ -141,7 +141,7 @@ def test_a_loss_that_is_not_finite_is_no_sign_of_a_right_label():
     assert clean_probabilities(losses)[-2:].tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("losses", [np.full(20, 0.7), np.full(20, NAN), array(*[0.7] * 17, NAN, INF, NAN)], ids=str)
+@pytest.mark.parametrize("losses", [[0.7] * 20, [NAN] * 20, [0.7] * 17 + [NAN, INF, NAN]], ids=["equal", "NaN", "both"])
 def test_losses_that_tell_nothing_leave_half_labelled(losses):
     division = divided(losses, batch_size=4)
     assert division.rows.tolist() == list(range(10)) and division.unlabelled.tolist() == list(range(10, 20))
@@ -382,7 +382,11 @@ def test_a_division_that_lacks_something_is_refused_and_nothing_changes(name):
     assert facts(division) == before
 
 
-@pytest.mark.parametrize("state", [None, [], 3, {"rows": torch.arange(3), "epoch": 1, "purity": None}])
+@pytest.mark.parametrize(
+    "state",
+    [None, [], 3, {"rows": torch.arange(3), "epoch": 1, "purity": None}],
+    ids=["none", "list", "number", "choice"],
+)
 def test_what_is_no_division_is_refused(state):
     refused("a division lacks one of", Division(range(10)).load_state_dict, state)
 
