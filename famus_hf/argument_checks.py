@@ -15,6 +15,7 @@ from famus_hf.virtual_step import VIRTUAL_STEPS
 if TYPE_CHECKING:
     from famus_hf.training_args import FaMUSTrainingArguments
 
+UNLABELLED_SHARES = ("division", "half")
 VIRTUAL_SCOPES = ("all", "candidates")
 META_LEARNERS = ("mw-net", "l2r", "mlc", "none")
 LAYER_SAMPLERS = ("learned", "all", "block", "random")
@@ -48,6 +49,7 @@ def check_arguments(args: "FaMUSTrainingArguments") -> None:
         raise ValueError("base_loss 'ldam' scales logits and does not go with mlc_form 'probabilities': use logits")
     if args.meta_optim is not None:
         _check_choice(args, "meta_optim", META_OPTIMIZERS)
+    _check_choice(args, "unlabelled_share", UNLABELLED_SHARES)
     _check_choice(args, "virtual_scope", VIRTUAL_SCOPES)
     _check_choice(args, "nan_policy", NAN_POLICIES)
     _check_virtual_step(args)

@@ -126,7 +126,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
 
     @property
     def noise_rate(self) -> float | None:
-        """The share of wrong labels by the mixtures of both networks; None before the first division."""
+        """The share of wrong labels by both networks' surest predictions after the warm-up; None before that."""
         rates = [side.division.noise_rate for side in self.sides if side.division.noise_rate is not None]
         return sum(rates) / len(rates) if rates else None
 
@@ -222,7 +222,8 @@ class TwoNetworkTrainer(FaMUSTrainer):
         with self._turn_of(side) as network:
             buffers = cloned_buffers(network)
             batch, clean_labels = self._mixed_batch(side, number, clock)
-            side.loss.unlabelled_weight = ramped_up(self.args.unlabelled_weight, epochs, self.args.ramp_up_epochs)
+            weight = self.args.unlabelled_weight * side.unlabelled_weight
+            side.loss.unlabelled_weight = ramped_up(weight, epochs, self.args.ramp_up_epochs)
             if not self.processes.all_true(all_finite([batch["pixel_values"], batch["labels"]])):
                 return self._leave_out(buffers, "the network's logits", is_fault=True)
             loss = self._three_stages(side.meta, network, batch, clean_labels)
@@ -244,29 +245,36 @@ class TwoNetworkTrainer(FaMUSTrainer):
             of_labelled, of_unlabelled = self._targets(side, labelled, unlabelled)
         images = torch.cat([*labelled.views, *unlabelled.views])
         targets = torch.cat([of_labelled] * views + [of_unlabelled] * views)
-        is_labelled = torch.arange(len(images), device=images.device) < len(images) // 2
+        is_labelled = torch.arange(len(images), device=images.device) < views * len(labelled.labels)
         side.loss.is_labelled = self.processes.gathered(is_labelled)
         draws = make_generator(self.args.seed, MIX_STREAM, side.number, number)
         share = mixing_share(self.args.mixup_alpha, np.random.default_rng(draws.initial_seed()))
-        partners = self._partners(len(images), 2 * views, draws).to(images.device)
+        sizes = [len(labelled.labels)] * views + [len(unlabelled.labels)] * views
+        partners = self._partners(sizes, draws).to(images.device)
         batch = {
-            "pixel_values": mixed(images, self._of_all(images, 2 * views)[partners], share),
-            "labels": mixed(targets, self._of_all(targets, 2 * views)[partners], share),
+            "pixel_values": mixed(images, self.processes.gathered(images)[partners], share),
+            "labels": mixed(targets, self.processes.gathered(targets)[partners], share),
         }
         clean = None
         if labelled.clean_labels is not None and unlabelled.clean_labels is not None:
             clean = torch.cat([labelled.clean_labels] * views + [unlabelled.clean_labels] * views)
         return batch, clean
 
-    def _of_all(self, rows: Tensor, blocks: int) -> Tensor:
-        """Rows of all processes, block by block, as one process with all of them has them. (n, …) → (k·n, …)"""
-        k = self.processes.count
-        return self.processes.gathered(rows).unflatten(0, (k, blocks, -1)).transpose(0, 1).flatten(0, 2)
+    def _partners(self, sizes: list[int], draws: torch.Generator) -> Tensor:
+        """For each of this process's examples another one's place among those of all processes; shape (n,).
 
-    def _partners(self, size: int, blocks: int, draws: torch.Generator) -> Tensor:
-        """For each of this process's examples another one's place in `_of_all`, a permutation; shape (size,)."""
+        A permutation of what one process with all of them has, block by block.
+
+        Args:
+            sizes: Of the blocks of this process's examples, each of which continues in the next process.
+            draws: The same in all processes.
+        """
         k, rank = self.processes.count, self.processes.rank
-        return torch.randperm(size * k, generator=draws).view(blocks, k, -1)[:, rank].flatten()
+        places = torch.arange(k * sum(sizes)).view(k, -1)  # as they are gathered
+        in_order = torch.cat([block.flatten() for block in places.split(sizes, dim=1)])
+        permuted = torch.empty_like(in_order)
+        permuted[in_order] = in_order[torch.randperm(len(in_order), generator=draws)]
+        return permuted.view(k, -1)[rank]
 
     @torch.no_grad()
     def _targets(self, side: Side, labelled: Drawn, unlabelled: Drawn) -> tuple[Tensor, Tensor]:
@@ -277,22 +285,19 @@ class TwoNetworkTrainer(FaMUSTrainer):
         evaluation mode.
         """
         other = side.other.network
-        own = self._predictions(self.network, [*labelled.views, *unlabelled.views])  # (2·views, n, C)
-        of_labelled, of_unlabelled = own.chunk(2)
+        of_both = [len(part.views) * len(part.labels) for part in (labelled, unlabelled)]
+        of_labelled, of_unlabelled = _predictions(self.network, [*labelled.views, *unlabelled.views]).split(of_both)
         other.eval()
-        of_other = self._predictions(other, unlabelled.views)
+        of_other = _predictions(other, unlabelled.views)
         other.train()
-        temperature = self.args.sharpening_temperature
-        targets = one_hot(labelled.labels, own.shape[2])
+        views, temperature = len(labelled.views), self.args.sharpening_temperature
+        guesses = torch.cat([of_unlabelled, of_other]).unflatten(0, (2 * views, -1))
+        seen = of_labelled.unflatten(0, (views, -1)).mean(0)
+        targets = one_hot(labelled.labels, seen.shape[1])
         return (
-            refined_labels(targets, of_labelled.mean(0), labelled.clean_probabilities, temperature),
-            guessed_labels(torch.cat([of_unlabelled, of_other]), temperature),
+            refined_labels(targets, seen, labelled.clean_probabilities, temperature),
+            guessed_labels(guesses, temperature),
         )
-
-    def _predictions(self, network: nn.Module, views: list[Tensor]) -> Tensor:
-        """Probabilities, shape (views, n, C)."""
-        logits = model_logits(network, {"pixel_values": torch.cat(views)})
-        return logits.softmax(1).unflatten(0, (len(views), -1))
 
     # ---- Divisions, and batches by them ----
 
@@ -304,13 +309,15 @@ class TwoNetworkTrainer(FaMUSTrainer):
         with self.clock("division"):
             for side in self.sides:
                 dataset = self.train_dataset if judged is None else Subset(self.train_dataset, judged.tolist())
-                found = examine(self, dataset, cross_entropy, model=side.network)
+                is_first = side.division.noise_rate is None
+                found = examine(self, dataset, cross_entropy, with_probabilities=is_first, model=side.network)
                 side.division.divide(
                     found,
                     judged,
                     batch_size=self.fewest,
                     threshold=self.args.clean_threshold,
                     history=self.args.division_history,
+                    is_limited=self.args.limit_unlabelled,
                     seed=side.seed(),
                     epoch=self.epoch,
                 )
@@ -322,7 +329,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
             "labelled_size": float(len(division)),
             "labelled_precision": division.purity,
             "labelled_recall": division.recall,
-            "estimated_noise_rate": division.noise_rate,
+            "mixture_noise_rate": division.mixture_noise_rate,
         }
         for name, value in facts.items():
             if value is not None:
@@ -374,6 +381,11 @@ class TwoNetworkTrainer(FaMUSTrainer):
         for side in self.sides:
             side.meta.load_state_dict(state[side.name])
             side.division.load_state_dict(state[side.name]["pseudo_clean"])
+
+
+def _predictions(network: nn.Module, views: list[Tensor]) -> Tensor:
+    """Probabilities of one view after another, shape (views · n, C)."""
+    return model_logits(network, {"pixel_values": torch.cat(views)}).softmax(1)
 
 
 def _no_batch(steps: list[int]) -> dict[str, Any]:

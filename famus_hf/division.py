@@ -13,13 +13,38 @@ from torch.utils.data import Dataset
 from famus_hf.examination import Examined
 from famus_hf.pseudo_clean import PseudoCleanSet, clean_probabilities, largest_if_not_finite, scaled_to_one
 
+ANCHOR_QUANTILE = 0.8  # of the probabilities in a class; measured on Fashion-MNIST, see the README
+RATES = ("mixture_noise_rate", "noise_rate", "recall")
 LABELLED_OF_A_CLASS = 0.1  # share of a class's examples that are labelled where the mixture leaves it without any
 
 
+def noise_rate_by_anchors(probabilities: np.ndarray) -> float:
+    """The share of wrong labels by the surest predictions of a network that has learned the given labels, but not yet
+    by heart.
+
+    What looks most like a class is of that class, so that the network gives it the share of right labels in the class
+    (anchor points: Liu and Tao 2016, arXiv:1411.7718; Patrini et al., CVPR 2017, arXiv:1609.03683). Here: one minus
+    the `ANCHOR_QUANTILE` of the largest probability among the examples of a predicted class, averaged over examples.
+
+    Args:
+        probabilities: Predictions for the training examples, shape (N, C).
+    """
+    predicted, largest = probabilities.argmax(1), probabilities.max(1)
+    surest = {label: np.quantile(largest[predicted == label], ANCHOR_QUANTILE) for label in np.unique(predicted)}
+    return float(1 - np.mean([surest[label] for label in predicted]))
+
+
 def labelled_examples(
-    losses: np.ndarray, probabilities: np.ndarray, labels: np.ndarray, batch_size: int, threshold: float = 0.5
+    losses: np.ndarray,
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    threshold: float = 0.5,
+    limit: int | None = None,
 ) -> np.ndarray:
     """Which examples are labelled: those with c > threshold, but for four cases that training could not bear.
+
+    More others than `limit`: those of them with the largest c are labelled, too.
 
     Fewer than one batch of them, or all equal: the half with the smaller losses. Fewer than one batch of others: that
     many examples with the largest losses are unlabelled. A class without any: a tenth of it, with the smallest losses,
@@ -31,14 +56,18 @@ def labelled_examples(
         labels: Given ones, shape (N,).
         batch_size: Over all processes; at most N/2.
         threshold: In (0, 1).
+        limit: Of the unlabelled examples; None is none. At least `batch_size` of them are left.
 
     Returns:
         Shape (N,), booleans; at least `batch_size` of either kind.
     """
-    order = np.argsort(largest_if_not_finite(losses), kind="stable")
+    losses_or_inf = largest_if_not_finite(losses)
+    order = np.argsort(losses_or_inf, kind="stable")
     labelled = probabilities > threshold
     if labelled.sum() < batch_size or np.ptp(probabilities) == 0:
         labelled = _first(order, max(batch_size, len(losses) // 2))
+    if limit is not None and (~labelled).sum() > max(limit, batch_size):
+        labelled = _first(np.lexsort((losses_or_inf, -probabilities)), len(losses) - max(limit, batch_size))
     if (~labelled).sum() < batch_size:
         labelled = _first(order, len(losses) - batch_size)
     spare = int((~labelled).sum()) - batch_size
@@ -63,7 +92,8 @@ class Division(PseudoCleanSet):
         rows: Labelled rows of the training set; all of them until the first division.
         unlabelled: The others of those that were judged.
         clean_probabilities: c of each training example, shape (N,); 0 where it was not judged.
-        noise_rate: The mixture's: the mean of 1 − c over the judged examples; None before the first division.
+        mixture_noise_rate: The mean of 1 − c over the judged examples; None before the first division.
+        noise_rate: By the network's surest predictions at the first division, see `noise_rate_by_anchors`.
         recall: Share of the right labels that are labelled, where clean labels are known, else None; see `purity`.
         history: Losses of earlier epochs that count too, scaled to [0, 1]; shape (epochs, N).
     """
@@ -72,6 +102,7 @@ class Division(PseudoCleanSet):
         super().__init__(train_dataset)
         self.unlabelled = np.arange(0)
         self.clean_probabilities = np.zeros(len(train_dataset))
+        self.mixture_noise_rate: float | None = None
         self.noise_rate: float | None = None
         self.recall: float | None = None
         self.history = np.zeros((0, len(train_dataset)))
@@ -79,6 +110,7 @@ class Division(PseudoCleanSet):
     def forget(self) -> None:
         super().forget()
         self.history = self.history[:0]
+        self.noise_rate = None
 
     def divide(
         self,
@@ -88,31 +120,36 @@ class Division(PseudoCleanSet):
         batch_size: int,
         threshold: float,
         history: int,
+        is_limited: bool = False,
         seed: int,
         epoch: int,
     ) -> None:
         """Divides anew.
 
         Args:
-            found: What the network makes of the judged examples.
+            found: What the network makes of the judged examples; at the first division with probabilities.
             judged: Their rows, all different; None means all of the training set, in order.
             batch_size: Over all processes; see `labelled_examples`.
             threshold: Likewise.
             history: How many epochs' losses are averaged, this one's included; with `judged` it must be 1.
+            is_limited: Whether no more are unlabelled than the share `noise_rate` of the judged ones.
             seed: Of the mixture.
             epoch: Of the division.
         """
+        if self.noise_rate is None and found.probabilities is not None:
+            self.noise_rate = noise_rate_by_anchors(found.probabilities)
         rows = np.arange(len(self.train_dataset)) if judged is None else judged
         losses = found.losses.astype(np.float64)
         if history > 1:
             self.history = np.concatenate((self.history, scaled_to_one(losses)[None]))[-history:]
             losses = self.history.mean(0)
         c = clean_probabilities(losses, seed)
-        labelled = labelled_examples(losses, c, found.labels, batch_size, threshold)
+        limit = round(self.noise_rate * len(losses)) if is_limited and self.noise_rate is not None else None
+        labelled = labelled_examples(losses, c, found.labels, batch_size, threshold, limit)
         self.rows, self.unlabelled = rows[labelled], rows[~labelled]
         self.clean_probabilities = np.zeros(len(self.train_dataset))
         self.clean_probabilities[rows] = c
-        self.noise_rate = float(1 - c.mean())
+        self.mixture_noise_rate = float(1 - c.mean())
         self.purity = self.recall = None
         if found.correct is not None:
             self.purity = float(found.correct[labelled].mean())
@@ -124,6 +161,7 @@ class Division(PseudoCleanSet):
             **super().state_dict(),
             "unlabelled": torch.from_numpy(self.unlabelled),
             "clean_probabilities": torch.from_numpy(self.clean_probabilities),
+            "mixture_noise_rate": self.mixture_noise_rate,
             "noise_rate": self.noise_rate,
             "recall": self.recall,
             "history": torch.from_numpy(self.history),
@@ -131,7 +169,7 @@ class Division(PseudoCleanSet):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave. Raises ValueError where that is no division of this training set."""
-        own = ("unlabelled", "clean_probabilities", "noise_rate", "recall", "history")
+        own = ("unlabelled", "clean_probabilities", "mixture_noise_rate", "noise_rate", "recall", "history")
         if not (isinstance(state, dict) and all(name in state for name in own)):
             raise ValueError(f"a division lacks one of {', '.join(own)}")
         chosen = {name: value for name, value in state.items() if name not in own}
@@ -140,14 +178,15 @@ class Division(PseudoCleanSet):
         super().load_state_dict(chosen)
         self.unlabelled = state["unlabelled"].cpu().numpy()
         self.clean_probabilities = state["clean_probabilities"].numpy(force=True)  # whether or not it has a gradient
-        self.noise_rate, self.recall = state["noise_rate"], state["recall"]
+        for name in RATES:
+            setattr(self, name, state[name])
         self.history = state["history"].numpy(force=True)
 
 
 def _check_division(state: dict[str, Any], total: int) -> None:
     """Raises ValueError on what does not go with its rows, which are sound."""
     unlabelled, c, history = (state[name] for name in ("unlabelled", "clean_probabilities", "history"))
-    rates = (state["noise_rate"], state["recall"])
+    rates = [state[name] for name in RATES]
     sound = all(isinstance(tensor, torch.Tensor) for tensor in (unlabelled, c, history))
     sound = sound and unlabelled.dtype == torch.int64 and unlabelled.dim() == 1 and len(unlabelled) <= total
     sound = sound and len(unlabelled.unique()) == len(unlabelled)

@@ -88,6 +88,25 @@ class Side:
         sequence = np.random.SeedSequence((self.trainer.args.seed, self.number, stream))
         return int(sequence.generate_state(1, np.uint32)[0])
 
+    @property
+    def unlabelled_of_a_batch(self) -> int:
+        """Unlabelled examples among those that this process draws for a step.
+
+        By the division in eighths of the batch: where it divides by eight, k processes draw what one would.
+        """
+        size = int(self.trainer.args.per_device_train_batch_size)
+        if self.trainer.args.unlabelled_share == "half":
+            return size
+        seen = self.other.division
+        share = len(seen.unlabelled) / max(1, len(seen.rows) + len(seen.unlabelled))
+        return min(max(1, round(2 * size * min(max(1, round(8 * share)), 7) / 8)), 2 * size - 1)
+
+    @property
+    def unlabelled_weight(self) -> float:
+        """What λ_u is multiplied by: at most 1, and less where there are fewer unlabelled than labelled examples."""
+        seen = self.other.division
+        return 1.0 if self.trainer.args.unlabelled_share == "half" else min(1.0, len(seen.unlabelled) / len(seen.rows))
+
     # ---- Batches ----
 
     def end_loading(self) -> None:
@@ -132,13 +151,15 @@ class Side:
         ):
             self.end_loading()
         if source not in self._batches:
-            size = args.per_device_train_batch_size
+            size = 2 * args.per_device_train_batch_size
+            unlabelled = self.unlabelled_of_a_batch
+            sizes = {LABELLED: size - unlabelled, UNLABELLED: unlabelled, TRUSTED: args.meta_batch_size}
             self._batches[source] = MetaBatches(
                 self._dataset_of(source),
                 args,
                 trainer.data_collator if source == TRUSTED else partial(collated, trainer.data_collator),
                 trainer.processes,
-                batch_size={EVERYTHING: 2 * size, TRUSTED: args.meta_batch_size}.get(source, size),
+                batch_size=sizes.get(source, size),
                 seed=self.seed(source),
             )
         return self._batches[source]

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import safetensors.torch
+import test_co_training
 import torch
 import transformers.modeling_utils
 import two_processes
@@ -35,11 +36,14 @@ RUNS = {  # epochs have five steps, with accumulation three; pseudo-clean sets a
     "given meta set": {"max_steps": 12, "meta_optim": "adam", "meta_interval": 2},
     "one checkpoint": {"max_steps": 12, "save_total_limit": 1},
     "pseudo-clean": {"num_train_epochs": 4, "gradient_accumulation_steps": 2, "plain_warmup_epochs": 1},
+    "two networks": {"max_steps": 12, "plain_warmup_epochs": 0.5, "division_history": 2},
 }
 
 
 def trainer_of(name, folder):
     settings = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 0.1, **RUNS[name]}
+    if name == "two networks":
+        return test_co_training.make(folder, "batch norm", torch.float32, **settings)
     if name != "pseudo-clean":
         return make_trainer(folder, **settings)
     args = FaMUSTrainingArguments(
@@ -53,7 +57,8 @@ def train(name, folder, resume):
     trainer = trainer_of(name, folder)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
-    torch.save(state_of(trainer), folder / "final.pt")
+    state = test_co_training.learned(trainer) if name == "two networks" else state_of(trainer)
+    torch.save(state, folder / "final.pt")
 
 
 # ---- Where a process kills itself ----
