@@ -210,6 +210,8 @@ def check_weighs_by_losses(meta_learner: MetaLearner) -> None:
             f"{type(meta_learner).__name__} gives an example no weight by its loss, which the halves of a mixed batch "
             "need: choose mw-net, or a meta-learner with example_weights"
         )
+    if getattr(meta_learner, "detach_losses", True) is False:
+        raise ValueError("detach_losses=False does not go with two networks, whose weights are constants to them")
 
 
 def check_meta_learner(args: FaMUSTrainingArguments, meta_learner: MetaLearner) -> None:

@@ -317,7 +317,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
                     batch_size=self.fewest,
                     threshold=self.args.clean_threshold,
                     history=self.args.division_history,
-                    is_limited=self.args.limit_unlabelled,
+                    is_calibrated=self.args.calibrate_division,
                     seed=side.seed(),
                     epoch=self.epoch,
                 )

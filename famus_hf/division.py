@@ -13,7 +13,10 @@ from torch.utils.data import Dataset
 from famus_hf.examination import Examined
 from famus_hf.pseudo_clean import PseudoCleanSet, clean_probabilities, largest_if_not_finite, scaled_to_one
 
-ANCHOR_QUANTILE = 0.8  # of the probabilities in a class; measured on Fashion-MNIST, see the README
+ANCHOR_QUANTILE = 0.9  # of the probabilities in a class; measured on Fashion-MNIST, see the README
+# More labels are left out than are wrong, as one wrong label does more harm than one that is missing; not many more,
+# as hard examples have large losses too, and must not go where hardly a label is wrong.
+CAUTION = 1.5
 RATES = ("mixture_noise_rate", "noise_rate", "recall")
 LABELLED_OF_A_CLASS = 0.1  # share of a class's examples that are labelled where the mixture leaves it without any
 
@@ -34,17 +37,32 @@ def noise_rate_by_anchors(probabilities: np.ndarray) -> float:
     return float(1 - np.mean([surest[label] for label in predicted]))
 
 
+def calibrated(clean_probabilities: np.ndarray, noise_rate: float) -> np.ndarray:
+    """c with all odds multiplied by one factor, so that the mean of 1 − c is the noise rate; shape (N,).
+
+    That is the posterior of the same mixture with another share of wrong labels. c of exactly 0 stays.
+    """
+    with np.errstate(divide="ignore"):
+        odds = np.log(clean_probabilities) - np.log1p(-np.minimum(clean_probabilities, 1 - 1e-15))
+
+    def shifted(shift: float) -> np.ndarray:
+        return np.exp(-np.logaddexp(0, -(odds + shift)))
+
+    low, high = -800.0, 800.0  # of the logarithm of the factor
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.mean(1 - shifted(middle)) > noise_rate else (low, middle)
+    return shifted((low + high) / 2)
+
+
 def labelled_examples(
     losses: np.ndarray,
     probabilities: np.ndarray,
     labels: np.ndarray,
     batch_size: int,
     threshold: float = 0.5,
-    limit: int | None = None,
 ) -> np.ndarray:
     """Which examples are labelled: those with c > threshold, but for four cases that training could not bear.
-
-    More others than `limit`: those of them with the largest c are labelled, too.
 
     Fewer than one batch of them, or all equal: the half with the smaller losses. Fewer than one batch of others: that
     many examples with the largest losses are unlabelled. A class without any: a tenth of it, with the smallest losses,
@@ -56,18 +74,14 @@ def labelled_examples(
         labels: Given ones, shape (N,).
         batch_size: Over all processes; at most N/2.
         threshold: In (0, 1).
-        limit: Of the unlabelled examples; None is none. At least `batch_size` of them are left.
 
     Returns:
         Shape (N,), booleans; at least `batch_size` of either kind.
     """
-    losses_or_inf = largest_if_not_finite(losses)
-    order = np.argsort(losses_or_inf, kind="stable")
+    order = np.argsort(largest_if_not_finite(losses), kind="stable")
     labelled = probabilities > threshold
     if labelled.sum() < batch_size or np.ptp(probabilities) == 0:
         labelled = _first(order, max(batch_size, len(losses) // 2))
-    if limit is not None and (~labelled).sum() > max(limit, batch_size):
-        labelled = _first(np.lexsort((losses_or_inf, -probabilities)), len(losses) - max(limit, batch_size))
     if (~labelled).sum() < batch_size:
         labelled = _first(order, len(losses) - batch_size)
     spare = int((~labelled).sum()) - batch_size
@@ -92,7 +106,7 @@ class Division(PseudoCleanSet):
         rows: Labelled rows of the training set; all of them until the first division.
         unlabelled: The others of those that were judged.
         clean_probabilities: c of each training example, shape (N,); 0 where it was not judged.
-        mixture_noise_rate: The mean of 1 − c over the judged examples; None before the first division.
+        mixture_noise_rate: By the mixture, the mean of 1 − c over the judged examples; None before the first division.
         noise_rate: By the network's surest predictions at the first division, see `noise_rate_by_anchors`.
         recall: Share of the right labels that are labelled, where clean labels are known, else None; see `purity`.
         history: Losses of earlier epochs that count too, scaled to [0, 1]; shape (epochs, N).
@@ -120,7 +134,7 @@ class Division(PseudoCleanSet):
         batch_size: int,
         threshold: float,
         history: int,
-        is_limited: bool = False,
+        is_calibrated: bool = False,
         seed: int,
         epoch: int,
     ) -> None:
@@ -132,7 +146,7 @@ class Division(PseudoCleanSet):
             batch_size: Over all processes; see `labelled_examples`.
             threshold: Likewise.
             history: How many epochs' losses are averaged, this one's included; with `judged` it must be 1.
-            is_limited: Whether no more are unlabelled than the share `noise_rate` of the judged ones.
+            is_calibrated: Whether the mixture's share of wrong labels is held to `CAUTION` times `noise_rate`.
             seed: Of the mixture.
             epoch: Of the division.
         """
@@ -144,12 +158,13 @@ class Division(PseudoCleanSet):
             self.history = np.concatenate((self.history, scaled_to_one(losses)[None]))[-history:]
             losses = self.history.mean(0)
         c = clean_probabilities(losses, seed)
-        limit = round(self.noise_rate * len(losses)) if is_limited and self.noise_rate is not None else None
-        labelled = labelled_examples(losses, c, found.labels, batch_size, threshold, limit)
+        self.mixture_noise_rate = float(1 - c.mean())
+        if is_calibrated and self.noise_rate is not None and self.mixture_noise_rate > CAUTION * self.noise_rate:
+            c = calibrated(c, CAUTION * self.noise_rate)
+        labelled = labelled_examples(losses, c, found.labels, batch_size, threshold)
         self.rows, self.unlabelled = rows[labelled], rows[~labelled]
         self.clean_probabilities = np.zeros(len(self.train_dataset))
         self.clean_probabilities[rows] = c
-        self.mixture_noise_rate = float(1 - c.mean())
         self.purity = self.recall = None
         if found.correct is not None:
             self.purity = float(found.correct[labelled].mean())

@@ -113,7 +113,9 @@ class SemiSupervisedLoss(MetaLearner):
         self.meta_learner = meta_learner
         self.keeps_theta = meta_learner.keeps_theta
         self.has_virtual_step = meta_learner.has_virtual_step
-        self.default_optimizer = meta_learner.default_optimizer
+        # A meta set of small losses soon teaches a quick θ to trust small losses alone: with Adam at the same rate
+        # FaMUS stays two points below equal weights on Fashion-MNIST (40 % symmetric, 20 epochs).
+        self.default_optimizer = "sgd"
         self.default_learning_rate = meta_learner.default_learning_rate
         self.momentum = meta_learner.momentum
         self.is_labelled = torch.empty(0, dtype=torch.bool)

@@ -176,11 +176,12 @@ class Side:
 
 
 def rows_of_epoch(trainer: "TwoNetworkTrainer", epoch: int) -> np.ndarray | None:
-    """With `balanced_batches_per_epoch` the rows that an epoch is about; None means all."""
+    """With `balanced_batches_per_epoch` the rows that an epoch is about, if they are enough; None means all."""
     batches = trainer.args.balanced_batches_per_epoch
     if batches is None:
         return None
     size = 2 * trainer.fewest * batches
     sampler = ClassBalancedSampler(known_labels(trainer.train_dataset), size, trainer.args.seed)
     sampler.set_epoch(epoch)
-    return np.unique(list(sampler))
+    rows = np.unique(list(sampler))  # of a small class each comes several times
+    return rows if len(rows) >= 2 * trainer.fewest else None

@@ -243,11 +243,11 @@ class FaMUSTrainingArguments(TrainingArguments):
         default=0.5,
         metadata={"help": "Two networks: examples are labelled whose probability of a right label is above it."},
     )
-    limit_unlabelled: bool = field(
+    calibrate_division: bool = field(
         default=True,
         metadata={
-            "help": "Two networks: leave no more examples without a label than labels seem to be wrong after the "
-            "warm-up, by the surest predictions (DivideMix: as many as the mixture says)."
+            "help": "Two networks: leave out hardly more labels than are wrong by the surest predictions after the "
+            "warm-up, whatever share the mixture of losses finds (DivideMix: the mixture's)."
         },
     )
     unlabelled_share: str = field(
@@ -271,7 +271,7 @@ class FaMUSTrainingArguments(TrainingArguments):
         },
     )
     unlabelled_weight: float = field(
-        default=25.0, metadata={"help": "Two networks: weight λ_u of the loss of unlabelled examples."}
+        default=5.0, metadata={"help": "Two networks: weight λ_u of the loss of unlabelled examples."}
     )
     ramp_up_epochs: float = field(
         default=16.0, metadata={"help": "Two networks: epochs after the warm-up in which λ_u grows linearly from zero."}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.mixture import GaussianMixture
 
-from famus_hf.division import Division, Part, collated, labelled_examples
+from famus_hf.division import Division, Part, calibrated, collated, labelled_examples, noise_rate_by_anchors
 from famus_hf.examination import Examined
 from famus_hf.pseudo_clean import MIXTURE, clean_probabilities, scaled_to_one
 
@@ -145,7 +145,7 @@ def test_a_loss_that_is_not_finite_is_no_sign_of_a_right_label():
 def test_losses_that_tell_nothing_leave_half_labelled(losses):
     division = divided(losses, batch_size=4)
     assert division.rows.tolist() == list(range(10)) and division.unlabelled.tolist() == list(range(10, 20))
-    assert division.noise_rate == 1 - np.where(np.isfinite(losses), 0.5, 0).mean()
+    assert division.mixture_noise_rate == 1 - np.where(np.isfinite(losses), 0.5, 0).mean()
 
 
 def test_two_components_with_equal_means_leave_a_batch_of_either_kind():
@@ -189,7 +189,7 @@ LOSSES = [0.1, 2.1, 0.2, 1.9, 0.15, 2.0, 0.12, 2.2, 0.18, 1.8]  # even rows are 
 def test_before_the_first_division_all_rows_are_labelled():
     division = Division(range(5))
     assert division.rows.tolist() == [0, 1, 2, 3, 4] and len(division.unlabelled) == 0 and division.epoch == -1
-    assert division.noise_rate is division.purity is division.recall is None
+    assert division.noise_rate is division.mixture_noise_rate is division.purity is division.recall is None
     assert division.clean_probabilities.tolist() == [0] * 5 and division.history.shape == (0, 5)
 
 
@@ -224,7 +224,7 @@ def test_the_noise_rate_is_the_mean_probability_of_a_wrong_label():
     division = divided(losses, seed=7)
     expected = mixture_of(losses.astype(np.float64))
     np.testing.assert_allclose(division.clean_probabilities, expected)
-    assert division.noise_rate == pytest.approx(np.mean(1 - expected))
+    assert division.mixture_noise_rate == pytest.approx(np.mean(1 - expected))
     assert division.rows.tolist() == np.flatnonzero(expected > 0.5).tolist()
 
 
@@ -235,7 +235,7 @@ def test_only_judged_rows_are_divided_and_counted():
     whole = divided(LOSSES)
     assert np.array_equal(division.clean_probabilities[judged], whole.clean_probabilities)
     assert division.clean_probabilities.sum() == whole.clean_probabilities.sum(), "0 elsewhere"
-    assert division.noise_rate == whole.noise_rate
+    assert division.mixture_noise_rate == whole.mixture_noise_rate
     assert division.purity == 3 / 5 and division.recall == 3 / 5
 
 
@@ -294,7 +294,7 @@ def full_division():
 def facts(division):
     arrays = division.rows, division.unlabelled, division.clean_probabilities, division.history
     bits = [(values.dtype, values.shape, values.tobytes()) for values in arrays]
-    return *bits, division.epoch, division.purity, division.recall, division.noise_rate
+    return *bits, division.epoch, division.purity, division.recall, division.noise_rate, division.mixture_noise_rate
 
 
 @pytest.mark.parametrize("make", [full_division, lambda: Division(range(10)), lambda: divided(LOSSES)])
@@ -424,3 +424,31 @@ def test_a_batch_of_a_part_is_the_collated_examples_and_their_probabilities():
     batch = collated(collate, [({"labels": 3}, 0.25), ({"labels": 1}, 1.0)])
     assert batch.keys() == {"labels", "clean_probability"} and batch["labels"].tolist() == [3, 1]
     assert batch["clean_probability"].dtype == torch.float32 and batch["clean_probability"].tolist() == [0.25, 1]
+
+
+# ---- The noise rate by the surest predictions ----
+
+
+def test_the_surest_predictions_of_a_class_tell_its_share_of_right_labels():
+    """By hand: of class 0 probabilities 0.50, 0.55, …, 1.00, whose 90 % quantile is 0.95; of class 1 always 0.7."""
+    largest = [0.5 + 0.05 * step for step in range(11)]
+    probabilities = np.array([[p, 1 - p] for p in largest] + [[0.3, 0.7]] * 2)
+    assert noise_rate_by_anchors(probabilities) == pytest.approx(1 - (11 * 0.95 + 2 * 0.7) / 13)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.2, 0.4, 0.8])
+def test_calibrated_probabilities_have_the_noise_rate_keep_their_order_and_multiply_odds_alike(rate):
+    c = np.sort(np.random.default_rng(0).beta(0.3, 0.2, 500))
+    found = calibrated(c, rate)
+    assert (1 - found).mean() == pytest.approx(rate, abs=1e-9)
+    assert (np.diff(found) >= 0).all() and ((found >= 0) & (found <= 1)).all()
+    inner = (c > 1e-6) & (c < 1 - 1e-6) & (found > 1e-6) & (found < 1 - 1e-6)
+    factors = found[inner] / (1 - found[inner]) / (c[inner] / (1 - c[inner]))
+    assert inner.sum() > 100 and np.ptp(np.log(factors)) < 1e-6
+
+
+def test_certainties_and_rates_that_can_not_be_reached_stay_finite():
+    c = np.array([0.0, 0.0, 1e-300, 0.5, 1.0])
+    for rate in (0.0, 0.1, 1.0):
+        found = calibrated(c, rate)
+        assert np.isfinite(found).all() and (found[:2] == 0).all()

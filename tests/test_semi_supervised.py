@@ -279,7 +279,7 @@ def test_its_theta_settings_and_rates_are_those_of_the_meta_learner():
     assert loss.theta().keys() == {"hidden.weight", "hidden.bias", "output.weight", "output.bias"}
     assert all(loss.theta()[name] is parameter for name, parameter in meta_learner.named_parameters())
     assert loss.config() == meta_learner.config()
-    for name in ("keeps_theta", "has_virtual_step", "default_optimizer", "default_learning_rate", "momentum"):
+    for name in ("keeps_theta", "has_virtual_step", "default_learning_rate", "momentum"):
         assert getattr(loss, name) == getattr(meta_learner, name)
     losses = torch.rand(3)
     assert torch.equal(loss.raw_weights(losses), meta_learner.raw_weights(losses))
