@@ -1,5 +1,6 @@
 """FaMUS: training classifiers on noisy labels with Hugging Face transformers."""
 
+from famus_hf.co_training import TwoNetworkTrainer
 from famus_hf.data import load_noisy_dataset
 from famus_hf.data.noise import corrupt_labels
 from famus_hf.hub import load_famus
@@ -33,6 +34,7 @@ __all__ = [
     "MWNet",
     "MetaLearner",
     "RandomLayers",
+    "TwoNetworkTrainer",
     "TwoNetworksForImageClassification",
     "WideResNetConfig",
     "WideResNetForImageClassification",

@@ -33,6 +33,8 @@ from famus_hf.meta_model import MetaModel
 from famus_hf.meta_net import load_into, save_meta_net
 from famus_hf.meta_state import read_meta_state
 from famus_hf.model_card import facts_of_run, render_model_card
+from famus_hf.models.two_networks import TwoNetworksForImageClassification
+from famus_hf.networks_apart import save_networks_apart
 from famus_hf.passes import RECORD_COLUMNS, differentiable_attention, model_logits, split_inputs
 from famus_hf.processes import Processes
 from famus_hf.pseudo_clean import PseudoCleanSet
@@ -339,7 +341,10 @@ class FaMUSTrainer(ThreeStageTrainer):
         with as_written(self.model):
             super()._save(output_dir, state_dict)
         if self.args.should_save:
-            self._save_meta_net(Path(output_dir or str(self.args.output_dir)))
+            folder = Path(output_dir or str(self.args.output_dir))
+            if isinstance(self.model, TwoNetworksForImageClassification):
+                save_networks_apart(folder, self.model, self.processing_class)
+            self._save_meta_net(folder)
 
     def _save_meta_net(self, folder: Path) -> None:
         save_meta_net(folder, self.meta_learner, self.layer_sampler)

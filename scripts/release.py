@@ -56,7 +56,8 @@ def train(options: argparse.Namespace, settings: tuple[Any, ...], argv: list[str
     """The run, and plain training before it. Returns its folder."""
     model_args, data_args, args = settings
     data = load_data(data_args, args)
-    runs = [Run(model_args, data_args, own, data) for own in [*baselines_of(args)[: int(options.baseline)], args]]
+    baseline = baselines_of(model_args, args)[: int(options.baseline)]
+    runs = [Run(networks, data_args, own, data) for networks, own in [*baseline, (model_args, args)]]
     rows = [as_baseline(run.train(None)) for run in runs[:-1]]
     command = command_of(argv).replace("accelerate launch scripts/run_famus.py", "python scripts/release.py")
     card = {"baselines": rows, "command": command, "license": options.license, "model_name": options.name}
