@@ -6,8 +6,6 @@ Paper: §5.3 (Tables 5–7), after DivideMix (Li, Socher, Hoi, ICLR 2020, arXiv:
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,11 @@ from torch.utils.data import DataLoader, Subset
 
 from famus_hf import checks
 from famus_hf.data.augmentation import make_generator
-from famus_hf.data.balanced import ClassBalancedSampler
-from famus_hf.data.model_inputs import known_labels
-from famus_hf.division import Division, Part, collated
+from famus_hf.division import Division
 from famus_hf.examination import examine
 from famus_hf.faults import all_finite
 from famus_hf.layer_sampler import AllLayers
 from famus_hf.losses import cross_entropy
-from famus_hf.meta_batches import MetaBatches
 from famus_hf.meta_learners import MetaLearner
 from famus_hf.meta_model import MetaModel
 from famus_hf.meta_net import load_into, save_meta_net
@@ -42,48 +37,13 @@ from famus_hf.semi_supervised import (
     refined_labels,
 )
 from famus_hf.set_up import make_meta_learner, make_meta_model
+from famus_hf.sides import EVERYTHING, LABELLED, SIDES, UNLABELLED, Drawn, Side, rows_of_epoch
 from famus_hf.stopwatch import NO_STOPWATCH, Stopwatch
-from famus_hf.trainer import META_STREAM, FaMUSTrainer
+from famus_hf.trainer import FaMUSTrainer
 
-SIDES = ("model_a", "model_b")
-VIEW_STREAM, MIX_STREAM = 2, 3  # of random draws, beside those of FaMUSTrainer
-EVERYTHING, LABELLED, UNLABELLED, TRUSTED = range(4)  # what a network draws batches from
+MIX_STREAM = 3  # of random draws, beside those of the augmentation
 TIMED_STEPS = 10  # one step in so many is timed
 META_STEP = ("virtual backward", "validation forward", "validation backward", "derivative")
-
-
-class Side:
-    """One of the two networks, and what belongs to it alone.
-
-    Attributes:
-        number: 0 or 1.
-        name: Of the network in the model.
-        division: Of the training set, by this network's losses; the other network learns from it.
-        meta: Its meta-learner and layer sampler.
-        batches: What it draws from → batches of that.
-        warmup_epoch: In which `batches` were last drawn from an epoch's own rows.
-        clock: Seconds of the parts of its meta step.
-    """
-
-    meta: MetaModel
-
-    def __init__(self, number: int, division: Division):
-        self.number, self.name, self.division = number, SIDES[number], division
-        self.batches: dict[int, MetaBatches] = {}
-        self.warmup_epoch = -1
-        self.clock = NO_STOPWATCH
-
-    @property
-    def loss(self) -> SemiSupervisedLoss:
-        """J, around the meta-learner."""
-        loss: Any = self.meta.meta_learner
-        return loss
-
-    @property
-    def meta_learner(self) -> MetaLearner | None:
-        """Ψ; None where weights are switched off."""
-        learner = self.loss.meta_learner
-        return None if isinstance(learner, EqualWeights) else learner
 
 
 class TwoNetworkTrainer(FaMUSTrainer):
@@ -105,11 +65,13 @@ class TwoNetworkTrainer(FaMUSTrainer):
 
     Attributes:
         sides: The two networks, and what belongs to each.
+        trusted: The clean meta set, or None.
         clock: Seconds of `"step"`, `"guessing"` and, by each of `sides`, of the meta step, in one step of ten; of every
             `"division"`.
     """
 
     sides: tuple[Side, ...] = ()
+    trusted: Any = None
     _side: Side | None = None  # whose turn it is
 
     # ---- Set-up ----
@@ -117,13 +79,11 @@ class TwoNetworkTrainer(FaMUSTrainer):
     def _set_up_meta_learning(self) -> None:
         checks.check_meta_set(self)
         checks.check_two_networks(self)
-        self.sides = tuple(Side(number, Division(self.train_dataset)) for number in range(2))
-        self._trusted = self.meta_dataset
+        self.sides = tuple(Side(self, number) for number in range(2))
+        self.trusted = self.meta_dataset
         if self.meta_dataset is None:
             self.meta_dataset = self.sides[0].division
         self.clock = Stopwatch(self.args.device)
-        for side in self.sides:
-            side.clock = Stopwatch(self.args.device)
         checks.check_meta_learning_is_possible(self)
         self._make_meta_model()
 
@@ -135,21 +95,17 @@ class TwoNetworkTrainer(FaMUSTrainer):
             with self._turn_of(side):
                 learner = learner or make_meta_learner(self.args, self._num_labels)
                 checks.check_weighs_by_losses(learner)
-                side.meta = make_meta_model(self, SemiSupervisedLoss(learner), sampler, self._seed_of(side))
+                side.meta = make_meta_model(self, SemiSupervisedLoss(learner), sampler, side.seed())
+                side.clock = Stopwatch(self.args.device) if side.meta.budget is None else side.meta.clock
         self.meta = self.sides[0].meta
 
     @property
     def _num_labels(self) -> int:
         return int(getattr(getattr(self.model, "config", None), "num_labels", 0))
 
-    def _seed_of(self, side: Side, stream: int = EVERYTHING) -> int:
-        """A seed for each stream of a network's draws."""
-        sequence = np.random.SeedSequence((self.args.seed, side.number, stream))
-        return int(sequence.generate_state(1, np.uint32)[0])
-
     @property
     def network(self) -> nn.Module:
-        return self.model if self._side is None else self.model.get_submodule(self._side.name)
+        return self.model if self._side is None else self._side.network
 
     @contextmanager
     def _turn_of(self, side: Side) -> Iterator[nn.Module]:
@@ -174,28 +130,33 @@ class TwoNetworkTrainer(FaMUSTrainer):
     @property
     def time_shares(self) -> dict[str, float]:
         """Share of the time of training that division, guessing and meta steps take; empty before there are any."""
-        seconds, times = self.clock.seconds, self.clock.times
-        if "step" not in seconds or "division" not in seconds:
+        if not {"step", "division", "guessing"} <= set(self.clock.seconds):
             return {}
-        step = self.clock.mean("step")
-        epoch = step * self._steps_per_epoch + self.clock.mean("division")
-        meta = sum(side.clock.seconds.get(part, 0.0) for side in self.sides for part in META_STEP) / times["step"]
-        return {
-            "division": self.clock.mean("division") / epoch,
-            "guessing": seconds.get("guessing", 0.0) / times["step"] * self._steps_per_epoch / epoch,
-            "meta step": meta * self._steps_per_epoch / epoch,
-        }
+        meta_steps = [
+            sum(side.clock.seconds.get(part, 0.0) for part in META_STEP) / side.clock.times["forward"]
+            for side in self.sides
+        ]
+        of_steps = {"guessing": 2 * self.clock.mean("guessing"), "meta step": sum(meta_steps)}
+        division = self.clock.mean("division")
+        epoch = division + self._steps_per_epoch * self.clock.mean("step")
+        shares = {name: self._steps_per_epoch * seconds / epoch for name, seconds in of_steps.items()}
+        return {"division": division / epoch, **shares}
 
     # ---- What the Trainer's loop sees ----
 
     @property
-    def _fewest(self) -> int:
+    def epoch(self) -> int:
+        """Of the present step, from 0."""
+        return self.state.global_step // max(1, self._steps_per_epoch)
+
+    @property
+    def fewest(self) -> int:
         """Labelled, and unlabelled, examples that a step takes over all processes."""
         return int(self.args.per_device_train_batch_size) * self.processes.count
 
     def get_train_dataloader(self) -> DataLoader:
         """Nothing but a count of steps: each network draws its own batches, by the division of the day."""
-        batches = self.args.balanced_batches_per_epoch or max(1, len(self.train_dataset) // (2 * self._fewest))
+        batches = self.args.balanced_batches_per_epoch or max(1, len(self.train_dataset) // (2 * self.fewest))
         self._steps_per_epoch = -(-batches // self.args.gradient_accumulation_steps)
         return DataLoader(range(batches), batch_size=1, collate_fn=_no_batch, generator=torch.Generator())  # type: ignore[arg-type]
 
@@ -209,16 +170,13 @@ class TwoNetworkTrainer(FaMUSTrainer):
         """Has accelerate prepare each network too, as the model's own forward is not what is trained."""
         prepared = super()._prepare_for_training(*arguments, **keywords)
         for side in self.sides:
-            network: Any = self.model.get_submodule(side.name)
-            if not hasattr(network, "_original_forward"):
-                self.accelerator.prepare_model(network, device_placement=False, evaluation_mode=True)
+            if not hasattr(side.network, "_original_forward"):
+                self.accelerator.prepare_model(side.network, device_placement=False, evaluation_mode=True)
         return prepared
 
-    def _warmup_steps(self) -> int:
-        epochs, total = self.args.plain_warmup_epochs, self.state.max_steps
-        if epochs is not None:
-            return round(epochs * self._steps_per_epoch)
-        return max(round(0.1 * total), min(2 * self._steps_per_epoch, total // 2))
+    @property
+    def _judges_by_losses(self) -> bool:
+        return True
 
     # ---- The training step ----
 
@@ -245,14 +203,15 @@ class TwoNetworkTrainer(FaMUSTrainer):
 
     def _warm_up(self, side: Side, number: int) -> Tensor:
         """Plain training of a network, on as many examples as a step takes later."""
-        drawn = self._drawn(side, EVERYTHING, number, num_views=1)
+        drawn = side.drawn(EVERYTHING, number, num_views=1)
         with self._turn_of(side) as network:
             return self._plain_step(network, {"pixel_values": drawn.views[0], "labels": drawn.labels})
 
     def _learn(self, side: Side, number: int, clock: Stopwatch) -> Tensor:
         """Virtual-Train, Meta-Train and Actual-Train of a network on a mixed batch."""
         epochs = (self.state.global_step - self._warmup_steps()) / self._steps_per_epoch
-        side.meta.clock = side.clock if clock is self.clock else NO_STOPWATCH
+        if side.meta.budget is None:  # which measures every step
+            side.meta.clock = side.clock if clock is self.clock else NO_STOPWATCH
         with self._turn_of(side) as network:
             buffers = cloned_buffers(network)
             batch, clean_labels = self._mixed_batch(side, number, clock)
@@ -272,8 +231,8 @@ class TwoNetworkTrainer(FaMUSTrainer):
         Their order: the labelled examples once for each view, then the unlabelled ones.
         """
         views = 1 if self.augmentation.name == "none" else 2
-        labelled = self._drawn(side, LABELLED, number, views)
-        unlabelled = self._drawn(side, UNLABELLED, number, views)
+        labelled = side.drawn(LABELLED, number, views)
+        unlabelled = side.drawn(UNLABELLED, number, views)
         with clock("guessing"):
             of_labelled, of_unlabelled = self._targets(side, labelled, unlabelled)
         images = torch.cat([*labelled.views, *unlabelled.views])
@@ -303,14 +262,14 @@ class TwoNetworkTrainer(FaMUSTrainer):
         return torch.randperm(size * k, generator=draws).view(blocks, k, -1)[:, rank].flatten()
 
     @torch.no_grad()
-    def _targets(self, side: Side, labelled: "Drawn", unlabelled: "Drawn") -> tuple[Tensor, Tensor]:
+    def _targets(self, side: Side, labelled: Drawn, unlabelled: Drawn) -> tuple[Tensor, Tensor]:
         """Refined labels of the labelled and guessed labels of the unlabelled examples, each of shape (n, C).
 
         The network in training sees the examples as in training, running statistics included, as in DivideMix's code;
         of mixed images alone these would not be those of the images that it is to classify. The other one judges in
         evaluation mode.
         """
-        other: Any = self.model.get_submodule(self.sides[1 - side.number].name)
+        other = side.other.network
         own = self._predictions(self.network, [*labelled.views, *unlabelled.views])  # (2·views, n, C)
         of_labelled, of_unlabelled = own.chunk(2)
         other.eval()
@@ -332,23 +291,21 @@ class TwoNetworkTrainer(FaMUSTrainer):
 
     def _divide(self) -> None:
         """Each network divides the training set, at the first step after the warm-up and of each epoch."""
-        epoch = self.state.global_step // self._steps_per_epoch
-        if self.sides[0].division.epoch >= epoch:
+        if self.sides[0].division.epoch >= self.epoch:
             return
-        judged = self._rows_of_epoch(epoch)
+        judged = rows_of_epoch(self, self.epoch)
         with self.clock("division"):
             for side in self.sides:
                 dataset = self.train_dataset if judged is None else Subset(self.train_dataset, judged.tolist())
-                network = self.model.get_submodule(side.name)
-                found = examine(self, dataset, cross_entropy, model=network)
+                found = examine(self, dataset, cross_entropy, model=side.network)
                 side.division.divide(
                     found,
                     judged,
-                    batch_size=self._fewest,
+                    batch_size=self.fewest,
                     threshold=self.args.clean_threshold,
                     history=self.args.division_history,
-                    seed=self._seed_of(side),
-                    epoch=epoch,
+                    seed=side.seed(),
+                    epoch=self.epoch,
                 )
                 self._log_division(side.division)
         self._end_loading()
@@ -364,62 +321,12 @@ class TwoNetworkTrainer(FaMUSTrainer):
             if value is not None:
                 self._averages.add(name, torch.tensor(value))
 
-    def _rows_of_epoch(self, epoch: int) -> np.ndarray | None:
-        """With `balanced_batches_per_epoch` the rows that an epoch is about; None means all."""
-        batches = self.args.balanced_batches_per_epoch
-        if batches is None:
-            return None
-        sampler = ClassBalancedSampler(known_labels(self.train_dataset), 2 * self._fewest * batches, self.args.seed)
-        sampler.set_epoch(epoch)
-        return np.unique(list(sampler))
-
     def _end_loading(self) -> None:
         for side in self.sides:
-            side.batches.clear()
-
-    def _batches_of(self, side: Side, source: int) -> MetaBatches:
-        epoch = self.state.global_step // self._steps_per_epoch
-        if source == EVERYTHING and side.warmup_epoch != epoch and self.args.balanced_batches_per_epoch is not None:
-            side.batches.clear()
-            side.warmup_epoch = epoch
-        if source not in side.batches:
-            seen, train = self.sides[1 - side.number].division, self.train_dataset
-            if source == EVERYTHING:
-                rows = self._rows_of_epoch(epoch)
-                dataset: Any = Part(train, np.arange(len(train)) if rows is None else rows, seen.clean_probabilities)
-            elif source == TRUSTED:
-                dataset = seen if self._trusted is None else self._trusted
-            else:
-                dataset = Part(train, seen.rows if source == LABELLED else seen.unlabelled, seen.clean_probabilities)
-            size = self.args.per_device_train_batch_size
-            side.batches[source] = MetaBatches(
-                dataset,
-                self.args,
-                self.data_collator if source == TRUSTED else partial(collated, self.data_collator),
-                self.processes,
-                batch_size={EVERYTHING: 2 * size, TRUSTED: self.args.meta_batch_size}.get(source, size),
-                seed=self._seed_of(side, source),
-            )
-        return side.batches[source]
-
-    def _drawn(self, side: Side, source: int, number: int, num_views: int) -> "Drawn":
-        inputs = self._batches_of(side, source).next(number)
-        batch, labels, _ = split_inputs(self._prepare_inputs(inputs))
-        images = batch["pixel_values"]
-        views = [self._view(images, VIEW_STREAM, side.number, source, number, view) for view in range(num_views)]
-        return Drawn(views, labels, batch["clean_probability"], inputs.get("clean_label"))
-
-    def _view(self, images: Tensor, *numbers: int) -> Tensor:
-        """This process's part of the global batch's random crops and flips, the same for any number of processes."""
-        if self.augmentation.name == "none":
-            return images
-        generator = make_generator(self.args.seed, *numbers)
-        return self.processes.own_of(self.augmentation(self.processes.gathered_unevenly(images), generator), images)
+            side.end_loading()
 
     def _next_meta_batch(self, meta: MetaModel) -> dict[str, Any]:
-        side = next(side for side in self.sides if side.meta is meta)
-        batch = self._prepare_inputs(self._batches_of(side, TRUSTED).next(meta.steps))
-        return {**batch, "pixel_values": self._view(batch["pixel_values"], META_STREAM, side.number, meta.steps)}
+        return next(side for side in self.sides if side.meta is meta).meta_batch()
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -456,23 +363,6 @@ class TwoNetworkTrainer(FaMUSTrainer):
         for side in self.sides:
             side.meta.load_state_dict(state[side.name])
             side.division.load_state_dict(state[side.name]["pseudo_clean"])
-
-
-@dataclass
-class Drawn:
-    """This process's examples of a batch.
-
-    Attributes:
-        views: Images, each example once in each of them; shape (n, c, H, W).
-        labels: Given ones, shape (n,) or (n, C).
-        clean_probabilities: c, shape (n,).
-        clean_labels: Shape (n,), where they are known.
-    """
-
-    views: list[Tensor]
-    labels: Tensor
-    clean_probabilities: Tensor
-    clean_labels: Tensor | None
 
 
 def _no_batch(steps: list[int]) -> dict[str, Any]:

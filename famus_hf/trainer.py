@@ -197,12 +197,17 @@ class FaMUSTrainer(ThreeStageTrainer):
 
     # ---- Warm-up and pseudo-clean meta set ----
 
+    @property
+    def _judges_by_losses(self) -> bool:
+        """Whether training examples are told apart by their losses, which must mean something by then."""
+        return isinstance(self.meta_dataset, PseudoCleanSet)
+
     def _warmup_steps(self) -> int:
         """Plain steps before the first meta step."""
         epochs, total = self.args.plain_warmup_epochs, self.state.max_steps
         if epochs is not None:
             return round(epochs * self._steps_per_epoch)
-        if not isinstance(self.meta_dataset, PseudoCleanSet):
+        if not self._judges_by_losses:
             return 0
         return max(round(0.1 * total), min(2 * self._steps_per_epoch, total // 2))
 

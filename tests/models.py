@@ -82,3 +82,14 @@ def build_batch(kind, size=6, dtype=torch.float64, seed=1):
             "input_ids": torch.randint(40, (size, 7), generator=generator), "attention_mask": mask, "labels": labels
         }  # fmt: skip
     return {"pixel_values": torch.randn(size, 3, 8, 8, generator=generator, dtype=dtype), "labels": labels}
+
+
+class TwoModels(nn.Module):
+    """Two networks whose mean is the output."""
+
+    def __init__(self, model_a, model_b):
+        super().__init__()
+        self.model_a, self.model_b = model_a, model_b
+
+    def forward(self, pixel_values, labels=None):
+        return SimpleNamespace(logits=(self.model_a(pixel_values).logits + self.model_b(pixel_values).logits) / 2)

@@ -1,0 +1,165 @@
+"""One of two networks that are trained together: its division, its meta-learner, and what it draws batches from."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from famus_hf.data.augmentation import make_generator
+from famus_hf.data.balanced import ClassBalancedSampler
+from famus_hf.data.model_inputs import known_labels
+from famus_hf.division import Division, Part, collated
+from famus_hf.meta_batches import MetaBatches
+from famus_hf.meta_learners import MetaLearner
+from famus_hf.meta_model import MetaModel
+from famus_hf.passes import split_inputs
+from famus_hf.semi_supervised import EqualWeights, SemiSupervisedLoss
+from famus_hf.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from famus_hf.co_training import TwoNetworkTrainer
+
+SIDES = ("model_a", "model_b")
+EVERYTHING, LABELLED, UNLABELLED, TRUSTED = range(4)  # what a network draws batches from
+META_STREAM, VIEW_STREAM = 1, 2  # of the augmentation's draws, as in FaMUSTrainer, whose training batches are 0
+
+
+@dataclass
+class Drawn:
+    """This process's examples of a batch.
+
+    Attributes:
+        views: Images, each example once in each of them; shape (n, c, H, W).
+        labels: Given ones, shape (n,) or (n, C).
+        clean_probabilities: c, shape (n,).
+        clean_labels: Shape (n,), where they are known.
+    """
+
+    views: list[Tensor]
+    labels: Tensor
+    clean_probabilities: Tensor
+    clean_labels: Tensor | None
+
+
+class Side:
+    """One of the two networks, and what belongs to it alone.
+
+    Attributes:
+        number: 0 or 1.
+        name: Of the network in the model.
+        division: Of the training set, by this network's losses; the other network learns from it.
+        meta: Its meta-learner and layer sampler.
+        clock: Seconds of the parts of its meta step.
+    """
+
+    meta: MetaModel
+    clock: Stopwatch
+
+    def __init__(self, trainer: "TwoNetworkTrainer", number: int):
+        self.trainer, self.number, self.name = trainer, number, SIDES[number]
+        self.division = Division(trainer.train_dataset)
+        self._batches: dict[int, MetaBatches] = {}
+        self._epoch_of_rows = -1
+
+    @property
+    def network(self) -> nn.Module:
+        return self.trainer.model.get_submodule(self.name)
+
+    @property
+    def other(self) -> "Side":
+        return self.trainer.sides[1 - self.number]
+
+    @property
+    def loss(self) -> SemiSupervisedLoss:
+        """J, around the meta-learner."""
+        loss: Any = self.meta.meta_learner
+        return loss
+
+    @property
+    def meta_learner(self) -> MetaLearner | None:
+        """Ψ; None where weights are switched off."""
+        learner = self.loss.meta_learner
+        return None if isinstance(learner, EqualWeights) else learner
+
+    def seed(self, stream: int = EVERYTHING) -> int:
+        """For each stream of the network's draws another one."""
+        sequence = np.random.SeedSequence((self.trainer.args.seed, self.number, stream))
+        return int(sequence.generate_state(1, np.uint32)[0])
+
+    # ---- Batches ----
+
+    def end_loading(self) -> None:
+        """The next batches are of whatever the divisions are then."""
+        self._batches.clear()
+
+    def drawn(self, source: int, number: int, num_views: int) -> Drawn:
+        """This process's part of a batch.
+
+        Args:
+            source: `EVERYTHING`, `LABELLED` or `UNLABELLED`.
+            number: Of the batch since the start of training.
+            num_views: How often its images are augmented.
+        """
+        inputs = self._batches_of(source).next(number)
+        batch, labels, _ = split_inputs(self.trainer._prepare_inputs(inputs))
+        views = [
+            self._view(batch["pixel_values"], VIEW_STREAM, self.number, source, number, view)
+            for view in range(num_views)
+        ]
+        return Drawn(views, labels, batch["clean_probability"], inputs.get("clean_label"))
+
+    def meta_batch(self) -> dict[str, Any]:
+        """This process's part of the meta batch of its present meta step."""
+        batch = self.trainer._prepare_inputs(self._batches_of(TRUSTED).next(self.meta.steps))
+        return {**batch, "pixel_values": self._view(batch["pixel_values"], META_STREAM, self.number, self.meta.steps)}
+
+    def _view(self, images: Tensor, *numbers: int) -> Tensor:
+        """This process's part of the global batch's random crops and flips, the same for any number of processes."""
+        augmentation, processes = self.trainer.augmentation, self.trainer.processes
+        if augmentation.name == "none":
+            return images
+        generator = make_generator(self.trainer.args.seed, *numbers)
+        return processes.own_of(augmentation(processes.gathered_unevenly(images), generator), images)
+
+    def _batches_of(self, source: int) -> MetaBatches:
+        trainer, args = self.trainer, self.trainer.args
+        if (
+            source == EVERYTHING
+            and args.balanced_batches_per_epoch is not None
+            and self._epoch_of_rows != trainer.epoch
+        ):
+            self.end_loading()
+        if source not in self._batches:
+            size = args.per_device_train_batch_size
+            self._batches[source] = MetaBatches(
+                self._dataset_of(source),
+                args,
+                trainer.data_collator if source == TRUSTED else partial(collated, trainer.data_collator),
+                trainer.processes,
+                batch_size={EVERYTHING: 2 * size, TRUSTED: args.meta_batch_size}.get(source, size),
+                seed=self.seed(source),
+            )
+        return self._batches[source]
+
+    def _dataset_of(self, source: int) -> Any:
+        train, seen = self.trainer.train_dataset, self.other.division
+        if source == TRUSTED:
+            return seen if self.trainer.trusted is None else self.trainer.trusted
+        if source == EVERYTHING:
+            self._epoch_of_rows = self.trainer.epoch
+            rows = rows_of_epoch(self.trainer, self.trainer.epoch)
+            return Part(train, np.arange(len(train)) if rows is None else rows, seen.clean_probabilities)
+        return Part(train, seen.rows if source == LABELLED else seen.unlabelled, seen.clean_probabilities)
+
+
+def rows_of_epoch(trainer: "TwoNetworkTrainer", epoch: int) -> np.ndarray | None:
+    """With `balanced_batches_per_epoch` the rows that an epoch is about; None means all."""
+    batches = trainer.args.balanced_batches_per_epoch
+    if batches is None:
+        return None
+    size = 2 * trainer.fewest * batches
+    sampler = ClassBalancedSampler(known_labels(trainer.train_dataset), size, trainer.args.seed)
+    sampler.set_epoch(epoch)
+    return np.unique(list(sampler))
