@@ -8,6 +8,7 @@ from famus_hf.losses import ClassBalancedLoss, CrossEntropyLoss, FocalLoss, LDAM
 from famus_hf.meta_learners import L2R, MLC, MetaLearner, MWNet
 from famus_hf.meta_net import register_layer_sampler, register_meta_learner
 from famus_hf.models import build_backbone
+from famus_hf.models.two_networks import TwoNetworksForImageClassification
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
 from famus_hf.sharded import sharded_meta_gradient
 from famus_hf.stages import meta_gradient
@@ -32,6 +33,7 @@ __all__ = [
     "MWNet",
     "MetaLearner",
     "RandomLayers",
+    "TwoNetworksForImageClassification",
     "WideResNetConfig",
     "WideResNetForImageClassification",
     "build_backbone",

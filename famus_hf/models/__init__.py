@@ -3,20 +3,14 @@
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
-from famus_hf.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
-from famus_hf.models.preact_resnet import PreActResNetConfig, PreActResNetForImageClassification
-from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
+from famus_hf.models.two_networks import NETWORKS, TwoNetworksConfig, TwoNetworksForImageClassification
 from famus_hf.timm_wrapper import TIMM_WRAPPER, check_timm
 
-NETWORKS: dict[type[PretrainedConfig], type[PreTrainedModel]] = {
-    WideResNetConfig: WideResNetForImageClassification,
-    PreActResNetConfig: PreActResNetForImageClassification,
-    CifarResNetConfig: CifarResNetForImageClassification,
-}
-OWN_CODE = tuple(f"{network.__module__.rpartition('.')[2]}.py" for network in NETWORKS.values())  # that goes to the Hub
-for _config, _network in NETWORKS.items():
+WITH_ENSEMBLE = {**NETWORKS, TwoNetworksConfig: TwoNetworksForImageClassification}
+OWN_CODE = tuple(f"{network.__module__.rpartition('.')[2]}.py" for network in WITH_ENSEMBLE.values())  # goes to the Hub
+for _config, _network in WITH_ENSEMBLE.items():
     AutoConfig.register(_config.model_type, _config)
     AutoModelForImageClassification.register(_config, _network)
 
