@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
+from famus_hf.models.two_networks import TwoNetworksConfig
 from famus_hf.timm_wrapper import TIMM_WRAPPER, check_timm, check_timm_config
 from famus_hf.untrusted import Allowance, check_finite, check_inside, read_json, shapes_in
 from famus_hf.wording import first_few, reason_of
@@ -101,22 +102,43 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _check_config(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises ValueError on what would run code, fetch other files, or fill memory before a tensor is made."""
+    _check_kind("config.json", "its", config)
+    networks = _networks_of(config)
+    for name, network in networks.items():
+        _check_kind(f"{name} of config.json", f"its {name}'s", network)
+    longest_side = max((side for shape in shapes.values() for side in shape), default=0)
+    _check_values("config.json", config, max(MAX_NUMBER, longest_side), longest_side)
+    if any(network.get("model_type") == TIMM_WRAPPER for network in (config, *networks.values())):
+        check_timm("it")
+
+
+def _check_kind(source: str, whose: str, config: Mapping[str, Any]) -> None:
+    """The part of `_check_config` that each network's configuration is held to."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         code = ", and code of the folder is never run" if "auto_map" in config else ""
         raise ValueError(
-            f"its model_type is {str(kind)[:80]!r}, which transformers does not know{code}: import the package that "
-            "registers it first"
+            f"{whose} model_type is {str(kind)[:80]!r}, which transformers does not know{code}: import the package "
+            "that registers it first"
         )
     for key in REFUSED_KEYS:
         if config.get(key):
-            raise ValueError(f"config.json has a {key}, which is not supported")
+            raise ValueError(f"{source} has a {key}, which is not supported")
     if kind == TIMM_WRAPPER:
         check_timm_config(config)
-    longest_side = max((side for shape in shapes.values() for side in shape), default=0)
-    _check_values("config.json", config, max(MAX_NUMBER, longest_side), longest_side)
-    if kind == TIMM_WRAPPER:
-        check_timm("it")
+
+
+def _networks_of(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The configurations of two networks within that of their ensemble; none where it is no ensemble's."""
+    if config["model_type"] != TwoNetworksConfig.model_type:
+        return {}
+    networks = {name: config.get(name) for name in ("network_a", "network_b")}
+    for name, network in networks.items():
+        if not isinstance(network, dict):
+            raise ValueError(f"its {name} is a {type(network).__name__} and no object: two networks are needed")
+        if network.get("model_type") == TwoNetworksConfig.model_type:
+            raise ValueError(f"its {name} holds two networks itself: single ones are taken")
+    return networks  # type: ignore[return-value]  # mypy does not see that each is a dict
 
 
 def _check_values(source: str, content: Mapping[str, Any], limit: int, classes: int | None = None) -> None:

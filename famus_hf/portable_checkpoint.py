@@ -23,6 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import safe_globals
 
 from famus_hf import checkpoints
+from famus_hf.networks_apart import NETWORKS_APART
 from famus_hf.plain_values import decode, encode
 from famus_hf.untrusted import MAX_JSON_BYTES, read_json, shapes_in
 from famus_hf.whole_files import UNFINISHED
@@ -31,7 +32,7 @@ from famus_hf.wording import reason_of
 LAST_CHECKPOINT = "last-checkpoint"  # as transformers calls it on the Hub
 STATE, STATE_TENSORS = "state.json", "state.safetensors"
 CARRIED = ("config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json",
-           "meta_net/config.json")  # fmt: skip
+           "meta_net/config.json", *(f"{network}/meta_net/config.json" for network in NETWORKS_APART))  # fmt: skip
 PICKLED = re.compile(r"[a-z_]+(_\d+)?\.(pt|pth|bin)")
 RANDOM_STATE = re.compile(r"rng_state(_\d+)?\.pth")
 

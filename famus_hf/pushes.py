@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-from famus_hf.hub import OF_A_RUN, is_among
+from famus_hf.hub import OF_A_RUN, OF_NETWORKS_APART, is_among
 from famus_hf.hub_errors import PushError, hub_reason, root_of, status_of
 from famus_hf.meta_net import META_NET
 from famus_hf.models import OWN_CODE
+from famus_hf.networks_apart import NETWORKS_APART
 from famus_hf.portable_checkpoint import LAST_CHECKPOINT, unpack
 from famus_hf.untrusted import MAX_JSON_BYTES
 from famus_hf.whole_files import UNFINISHED
@@ -29,7 +30,10 @@ FIRST_PAUSE = 2.0  # seconds before the second try; each next one is twice as lo
 TRIED_BY_CLIENT = ("/preupload/", "/info/lfs/")  # five times, with pauses of its own
 # What would be taken for the new run's, where it has no such file itself: a run's files, its code, what transformers'
 # own pushes leave. Whatever else is there is the user's.
-REPLACED = (*OF_A_RUN, *OWN_CODE, "training_args.bin", "pytorch_model.bin", f"{META_NET}/*")
+REPLACED = (
+    *OF_A_RUN, *OWN_CODE, "training_args.bin", "pytorch_model.bin", f"{META_NET}/*", *OF_NETWORKS_APART,
+    *(f"{network}/{name}" for network in NETWORKS_APART for name in (*OWN_CODE, f"{META_NET}/*")),
+)  # fmt: skip
 
 logger = logging.getLogger("famus_hf")
 Result = TypeVar("Result")

@@ -26,12 +26,14 @@ SPARE_TENSORS = 4096
 def check_inside(root: Path, path: Path) -> None:
     """Raises ValueError on a file that is missing, is no plain file, or that a link leads to from outside of root.
 
-    In huggingface_hub's cache the files of `snapshots/REVISION` are links into `blobs` beside `snapshots`.
+    In huggingface_hub's cache the files of `snapshots/REVISION`, and of folders in it, are links into `blobs` beside
+    `snapshots`.
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path.name}")
     real, home = path.resolve(), root.resolve()
-    allowed = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    caches = [folder.parent for folder in home.parents if folder.name == "snapshots"]
+    allowed = [home, *(cache / "blobs" for cache in caches[:1])]
     if not any(real.is_relative_to(folder) for folder in allowed):
         raise ValueError(f"{path.name} is a link that leaves the folder")
 

@@ -1,12 +1,16 @@
 """Files that are whole or not there: written beside, synced to the disk, then renamed."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+from famus_hf.networks_apart import NETWORKS_APART, holds_two_networks
 
 UNFINISHED = ".unfinished"  # a folder within the one that is written to; nothing in it is ever read
 MODEL_FILES = (  # those of an earlier model that would be taken for the new one's
@@ -76,9 +80,8 @@ def model_written_beside(folder: str | Path) -> Iterator[Path]:
         beside.mkdir(parents=True)
         yield beside
         sync_tree(beside)
-        for pattern in MODEL_FILES:
-            for earlier in folder.glob(pattern):
-                os.replace(earlier, beside.parent / earlier.name)
+        for earlier in _of_earlier_model(folder, beside):
+            os.replace(earlier, beside.parent / earlier.name)
         for path in sorted(beside.iterdir(), key=lambda path: path.name == "config.json"):
             os.replace(path, folder / path.name)
         sync(folder)
@@ -86,6 +89,27 @@ def model_written_beside(folder: str | Path) -> Iterator[Path]:
         raise save_error(folder / "model", error) from error
     finally:
         shutil.rmtree(beside.parent, ignore_errors=True)
+
+
+def _of_earlier_model(folder: Path, beside: Path) -> list[Path]:
+    """What makes room for the model beside. A folder `model_a` that is no network's is the user's, and stays.
+
+    Raises:
+        OSError: One is in the way.
+    """
+    earlier = [path for pattern in MODEL_FILES for path in folder.glob(pattern)]
+    had_two = holds_two_networks(folder)
+    for path in (folder / name for name in NETWORKS_APART):
+        is_networks = path.is_dir() and all(_is_of_network(entry.name) for entry in path.iterdir())
+        if path.exists() and is_networks and (had_two or (beside / path.name).exists()):
+            earlier.append(path)
+        elif path.exists() and (beside / path.name).exists():
+            raise OSError(errno.EEXIST, f"{path.name!r} is there already and holds more than a network: move it away")
+    return earlier
+
+
+def _is_of_network(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in (*MODEL_FILES, "processor_config.json", "*.py"))
 
 
 def sync(path: Path) -> None:

@@ -3,12 +3,15 @@
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
 
 from famus_hf.models.two_networks import NETWORKS, TwoNetworksConfig, TwoNetworksForImageClassification
 from famus_hf.timm_wrapper import TIMM_WRAPPER, check_timm
 
-WITH_ENSEMBLE = {**NETWORKS, TwoNetworksConfig: TwoNetworksForImageClassification}
+WITH_ENSEMBLE: dict[type[PretrainedConfig], type[PreTrainedModel]] = {
+    **NETWORKS,
+    TwoNetworksConfig: TwoNetworksForImageClassification,
+}
 OWN_CODE = tuple(f"{network.__module__.rpartition('.')[2]}.py" for network in WITH_ENSEMBLE.values())  # goes to the Hub
 for _config, _network in WITH_ENSEMBLE.items():
     AutoConfig.register(_config.model_type, _config)

@@ -97,8 +97,8 @@ class TwoNetworksForImageClassification(PreTrainedModel):
         if model_a is model_b:
             raise ValueError("model_a and model_b are the same network: give two that were initialised each by itself")
         _check_class_names(model_a.config, model_b.config)
-        labels = {"id2label": dict(model_a.config.id2label), "label2id": dict(model_a.config.label2id or {})}
-        config = TwoNetworksConfig(_settings_of(model_a), _settings_of(model_b), **labels)
+        names = {name: copy.copy(getattr(model_a.config, name)) for name in ("id2label", "label2id")}
+        config = TwoNetworksConfig(_settings_of(model_a), _settings_of(model_b), **names)
         with torch.device("meta"):
             ensemble = cls(config)
         for name, model in models.items():
