@@ -14,14 +14,20 @@ from models import build_model
 from safetensors.torch import load_file, save_file
 from test_hub import run_python
 from test_timm import needs_timm, write_timm_folder
-from transformers import ViTImageProcessor
+from transformers import AutoModelForImageClassification, ViTImageProcessor
 
-from famus_hf import MWNet, load_famus
+from famus_hf import MWNet, TwoNetworksForImageClassification, load_famus
 from famus_hf.meta_net import save_meta_net
 
 
+def network(kind):
+    if kind != "two networks":
+        return build_model(kind, torch.float32)
+    return TwoNetworksForImageClassification.of(*(build_model(part, torch.float32) for part in ("vit", "batch norm")))
+
+
 def write_backbone(folder, kind="vit", **shards):
-    build_model(kind, torch.float32).save_pretrained(folder, **shards)
+    network(kind).save_pretrained(folder, **shards)
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
 
 
@@ -35,12 +41,12 @@ def change_weights(folder, change):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("kind", ["vit", "batch norm"])
+@pytest.mark.parametrize("kind", ["vit", "batch norm", "two networks"])
 @pytest.mark.parametrize("shards", [{}, {"max_shard_size": "5KB"}], ids=str)
 def test_a_sound_backbone_loads(tmp_path, kind, shards):
     write_backbone(tmp_path, kind, **shards)
     model, meta_learner, _, processor = load_famus(tmp_path)
-    sound = build_model(kind, torch.float32).state_dict()
+    sound = network(kind).state_dict()
     assert all(torch.equal(tensor, sound[name]) for name, tensor in model.state_dict().items())
     assert meta_learner is None and processor is not None and not model.training
 
@@ -81,6 +87,84 @@ def test_hostile_configurations_of_a_backbone_are_refused(tmp_path, kind):
     (tmp_path / "evil.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()")
     assert peak_growth(lambda: refused(words, load_famus, tmp_path)) < 150
     assert not (tmp_path / "ran").exists()
+
+
+OF_A_NETWORK = {  # of two; `network_a` is a ViT, and None leaves a key out
+    "a type that nobody knows": (
+        {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForImageClassification": "evil.M"}},
+        "its network_a's model_type is 'evil', which transformers does not know, and code of the folder is never run",
+    ),
+    "no type": ({"model_type": None}, "its network_a's model_type is 'None'"),
+    "a list for a type": ({"model_type": ["vit"]}, "its network_a's model_type is "),
+    "two networks again": ({"model_type": "two_networks", "network_a": {}}, "its network_a holds two networks itself"),
+    "a classifier of text": ({"model_type": "bert"}, "network_a has the model_type 'bert', of which there is no"),
+    "quantized": ({"quantization_config": {"quant_method": "awq"}}, "network_a of config.json has a quantization_con"),
+    "weights from elsewhere": (
+        {"use_pretrained_backbone": True},
+        "network_a of config.json has a use_pretrained_backb",
+    ),
+    "a kernel from the Hub": ({"_attn_implementation": "evil/kernel"}, "code from elsewhere is never run"),
+    "a size of 10^12": ({"intermediate_size": 10**12}, "beyond 1048576"),
+    "sizes that multiply": ({"intermediate_size": 10**6, "num_hidden_layers": 10**6}, "more memory than"),
+    "10^6 layers": ({"num_hidden_layers": 10**6}, "more memory than"),
+    "10^6 classes": ({"num_labels": 10**6}, "has 1000000 labels, and no tensor has a side of more than"),
+    "another number of classes": ({"num_labels": 3, "id2label": None}, "have 3 and 4 classes with different names"),
+    "other class names": ({"id2label": {str(label): "x" for label in range(4)}}, "classes with different names"),
+    "another size": ({"intermediate_size": 64}, "in another shape"),
+    "another layer": ({"num_hidden_layers": 3}, "its weights lack"),
+    "a string for a number": ({"num_hidden_layers": "2; rm"}, "."),
+    "a network of timm by a repository": (
+        {"model_type": "timm_wrapper", "architecture": "hf-hub:evil/network"},
+        "'hf-hub:evil/network': only names of timm's own",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OF_A_NETWORK)
+def test_hostile_configurations_of_one_network_of_two_are_refused(tmp_path, kind):
+    changes, words = OF_A_NETWORK[kind]
+    write_backbone(tmp_path, "two networks")
+    path = tmp_path / "config.json"
+    changed = {**json.loads(path.read_text())["network_a"], **changes}
+    change_json(path, network_a={key: value for key, value in changed.items() if value is not None})
+    (tmp_path / "evil.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()")
+    assert peak_growth(lambda: refused(words, load_famus, tmp_path)) < 150
+    assert not (tmp_path / "ran").exists()
+
+
+OF_TWO = {
+    "no second network": ({"network_b": None}, "its network_b is a NoneType and no object: two networks are needed"),
+    "a list for a network": ({"network_a": [1]}, "its network_a is a list and no object"),
+    "a path for a network": ({"network_a": "../other"}, "its network_a is a str and no object"),
+    "fewer classes": ({"id2label": {"0": "x"}}, "."),
+    "10^9 classes": ({"num_labels": 10**9}, "beyond 1048576"),
+    "quantized": ({"quantization_config": {"quant_method": "awq"}}, "config.json has a quantization_config"),
+}
+
+
+@pytest.mark.parametrize("kind", OF_TWO)
+def test_hostile_configurations_of_two_networks_are_refused(tmp_path, kind):
+    changes, words = OF_TWO[kind]
+    write_backbone(tmp_path, "two networks")
+    change_json(tmp_path / "config.json", **changes)
+    assert peak_growth(lambda: refused(words, load_famus, tmp_path)) < 150
+
+
+def test_code_that_one_network_of_two_names_runs_only_where_the_folder_is_trusted(tmp_path):
+    """famus_hf knows the ensemble, so transformers asks nobody whether the code of its networks may run."""
+    write_backbone(tmp_path, "two networks")
+    changed = {"model_type": "evil", "auto_map": {"AutoModelForImageClassification": "evil.M", "AutoConfig": "evil.C"}}
+    change_json(tmp_path / "config.json", network_b=changed)
+    (tmp_path / "evil.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()")
+    with pytest.raises(ValueError, match="network_b has the model_type 'evil', which transformers does not know"):
+        AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_of_one_network_of_two_that_do_not_fit_are_refused(tmp_path):
+    write_backbone(tmp_path, "two networks")
+    change_weights(tmp_path, lambda w: w.pop("model_b.classifier.bias"))
+    refused(r"its weights lack model_b\.classifier\.bias", load_famus, tmp_path)
 
 
 OF_TIMM = {  # refused whether timm can be imported or not
@@ -203,9 +287,10 @@ def test_a_processor_with_code_of_its_own_is_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("kind", ["vit", "two networks"])
 @pytest.mark.parametrize("count", [pytest.param(60, id="60"), pytest.param(1500, id="1500", marks=pytest.mark.slow)])
-def test_no_mutation_of_a_backbone_does_more_than_being_refused(tmp_path, count):
-    write_backbone(tmp_path)
+def test_no_mutation_of_a_backbone_does_more_than_being_refused(tmp_path, count, kind):
+    write_backbone(tmp_path, kind)
     path = tmp_path / "config.json"
     config, text = json.loads(path.read_text()), path.read_bytes()
 
