@@ -6,7 +6,8 @@ from famus_hf.models.two_networks import TwoNetworksForImageClassification
 from famus_hf.shards import class_of
 
 if TYPE_CHECKING:
-    from famus_hf.co_training import Side, TwoNetworkTrainer
+    from famus_hf.co_training import TwoNetworkTrainer
+    from famus_hf.sides import Side
     from famus_hf.training_args import FaMUSTrainingArguments
 
 

@@ -20,8 +20,6 @@ MODEL_FILES = (  # those of an earlier model that would be taken for the new one
     "model.safetensors.index.json",
     "model-*-of-*.safetensors",
     "meta_net",
-    "model_a",
-    "model_b",
 )
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch and safetensors have their own for a full disk
 

@@ -11,10 +11,10 @@ from arguments import SOURCE_FLAGS, DataArguments
 from datasets import Dataset
 
 from famus_hf import FaMUSTrainer, TwoNetworkTrainer
-from famus_hf.co_training import Side
 from famus_hf.data.idx import is_called_fashion, is_idx_folder
 from famus_hf.data.sources import DATA_LICENSES, HUB_DATASETS
 from famus_hf.metrics import AveragePrecision
+from famus_hf.sides import Side
 
 
 def summary_of(report: Dataset) -> dict[str, Any]:

@@ -128,13 +128,13 @@ def push_folder(folder, repo):
     pushes.push_files(files, pushes.prepare_repository(repo, token=None, private=None, revision=None), message="push")
 
 
-def load(repo, token=None, environment=()):
+def load(repo, token=None, environment=(), **keywords):
     from famus_hf import load_famus
 
     before = dict(os.environ)
     os.environ.update(environment)
     try:
-        return [type(part).__name__ for part in load_famus(repo, token=token)]
+        return [type(part).__name__ for part in load_famus(repo, token=token, **keywords)]
     finally:
         os.environ.clear()
         os.environ.update(before)

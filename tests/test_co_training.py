@@ -10,10 +10,9 @@ import torch
 from models import CLASSES, TwoModels, build_batch, build_model
 from spawned import run_in_two_processes
 from test_trainer import make_args
-from torch.nn import functional as F
 from torch.nn.functional import one_hot
 
-from famus_hf import L2R, MLC, LearnedSampler, MWNet
+from famus_hf import LearnedSampler, MWNet
 from famus_hf.co_training import TwoNetworkTrainer
 from famus_hf.sides import LABELLED
 

@@ -1,6 +1,7 @@
 """A checkpoint as safetensors and JSON: everything comes through, and what others put there does no harm."""
 
 import json
+import shutil
 from collections import OrderedDict
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_trainer import make_trainer
 
-from famus_hf.checkpoints import fault_of, run_of
+from famus_hf.checkpoints import fault_of, run_of, seal
+from famus_hf.networks_apart import NETWORKS_APART
 from famus_hf.plain_values import decode, encode
 from famus_hf.portable_checkpoint import pack, unpack
 
@@ -43,6 +45,30 @@ def test_everything_that_a_resume_reads_comes_through_packing(tmp_path, checkpoi
     for name in ("model.safetensors", "meta_net/model.safetensors", "meta_net/layer_sampler.safetensors"):
         assert (checkpoint / name).read_bytes() == (again / name).read_bytes()
     assert not (again / "training_args.bin").exists()
+
+
+def test_a_checkpoint_of_two_networks_comes_through_packing(tmp_path, checkpoint):
+    """The ensemble at its root, each network's meta-net, and optimizers of both in one file of nested dicts."""
+    local = shutil.copytree(checkpoint, tmp_path / "checkpoint-2")
+    for network in NETWORKS_APART:
+        shutil.copytree(checkpoint / "meta_net", local / network / "meta_net")
+        (local / network / "meta_net" / "optimizer.pt").write_bytes(b"\x80\x04.")
+        (local / network / "more.json").write_text("{}")
+    shutil.rmtree(local / "meta_net")
+    one = torch.load(checkpoint / "meta_state.pt")
+    both = {network: {"meta": one, "pseudo_clean": {"weights": torch.arange(3.0), "epoch": 2}} for network in "ab"}
+    torch.save(both, local / "meta_state.pt")
+    seal(local, run_of(checkpoint))
+    folder = packed(tmp_path / "packed", local)
+    assert not [path for path in folder.rglob("*") if path.name.endswith(PICKLES)]
+    again = unpack(folder, tmp_path / "again", processes=1)
+    assert repr(torch.load(again / "meta_state.pt")) == repr(both)
+    for name in ("config.json", "model.safetensors", "layer_sampler.safetensors"):
+        for network in NETWORKS_APART:
+            path = f"{network}/meta_net/{name}"
+            assert (again / path).read_bytes() == (local / path).read_bytes()
+    assert {path.name for path in (again / "model_a").iterdir()} == {"meta_net"}
+    assert not (again / "meta_net").exists() and not (again / "model_b" / "meta_net" / "optimizer.pt").exists()
 
 
 def test_plain_values_come_back_as_they_were():

@@ -16,6 +16,7 @@ from loopback_hub import LoopbackHub
 from test_portable_checkpoint import PICKLES
 from test_run_famus import SMALL
 from test_trainer import make_trainer
+from test_two_networks import PUSHED, save_run, trained_ensemble
 
 from famus_hf.hub import files_to_push
 from famus_hf.hub_errors import hub_reason
@@ -341,12 +342,16 @@ def test_a_commit_of_somebody_else_meanwhile_leads_to_another_try(hub, client, t
 
 def test_nothing_of_an_earlier_run_stays_and_everything_else_does(hub, client, tmp_path):
     own = {".gitattributes", "LICENSE", "notes/ideas.json", "handler.py", "bench/all_results.json", "demo.png",
-           "figures/mine/photo.png", "tokenizer_notes/ideas.json"}  # fmt: skip
+           "figures/mine/photo.png", "tokenizer_notes/ideas.json", "model_a/notes.json", "model_c/config.json",
+           "model_a/meta_net/more/x.json"}  # fmt: skip
     stale = {
         "meta_net/config.json", "meta_net/layer_sampler.safetensors", "model-00003-of-00003.safetensors",
         "model.safetensors", "model.safetensors.index.json", "last-checkpoint/state.json",
         "last-checkpoint/meta_net/config.json", "noise.parquet", "label_report.parquet", "figures/weights.png",
-        "preprocessor_config.json", "all_results.json",
+        "preprocessor_config.json", "all_results.json", "two_networks.py", "preact_resnet.py", "model_a/config.json",
+        "model_a/preact_resnet.py", "model_b/model-00001-of-00002.safetensors", "model_b/preprocessor_config.json",
+        "model_b/meta_net/config.json", "model_a/meta_net/layer_sampler.safetensors", "model_a/meta_net/optimizer.pt",
+        "last-checkpoint/model_a/meta_net/config.json",
     }  # fmt: skip
     hub.files["user/twice"] = {name: b"old" for name in own | stale}
     folder = run_folder(tmp_path, 10, **{"figures/curve.png": "new"})
@@ -355,6 +360,19 @@ def test_nothing_of_an_earlier_run_stays_and_everything_else_does(hub, client, t
            "model-00002-of-00002.safetensors"}  # fmt: skip
     assert set(hub.files["user/twice"]) == own | new
     assert all(hub.files["user/twice"][name] == b"old" for name in own)
+
+
+def test_a_run_of_two_networks_and_one_of_one_replace_each_other(hub, client, tmp_path):
+    two, one = tmp_path / "two", run_folder(tmp_path / "one", 10)
+    save_run(two, trained_ensemble())
+    for _ in range(2):
+        client.done("push_folder", folder=two, repo="user/two-one")
+        assert set(hub.files["user/two-one"]) == {".gitattributes", *PUSHED}
+        parts = {place: client.done("load", repo="user/two-one", subfolder=place).result for place in ("", "model_b")}
+        assert parts[""] == ["TwoNetworksForImageClassification", "NoneType", "NoneType", "ViTImageProcessorPil"]
+        assert parts["model_b"][:2] == ["PreActResNetForImageClassification", "MLC"]
+        client.done("push_folder", folder=one, repo="user/two-one")
+        assert set(hub.files["user/two-one"]) == {".gitattributes", *files_to_push(one)}
 
 
 def test_the_last_checkpoint_of_another_run_goes_and_ones_own_stays(hub, client, tmp_path):
