@@ -5,9 +5,9 @@
 
 The folder RELEASE_DIR/NAME holds the files that go to the Hub and no others. Before anything is pushed, two clean
 processes load it: one without famus_hf, which classifies the test set by transformers' pipeline and must find the
-accuracy that the card claims, and one with it, which loads the meta-net (of two networks, each alone as well). Training
-is preceded by a plain run under the same schedule, for the card (--no-baseline leaves it out). All other flags are those
-of run_famus.py.
+accuracy that the card claims, and one with it, which loads the meta-net (and each of two networks alone). Training is
+preceded by a plain run under the same schedule, for the card (--no-baseline leaves it out). Other flags: those of
+run_famus.py.
 """
 
 import argparse
