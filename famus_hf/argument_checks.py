@@ -153,6 +153,9 @@ def _check_numbers(args: "FaMUSTrainingArguments") -> None:
         "focal_gamma",
         "ldam_reweight_from",
         "plain_warmup_epochs",
+        "mixup_alpha",
+        "unlabelled_weight",
+        "ramp_up_epochs",
     )
     for name in at_least_zero:
         value = getattr(args, name)
@@ -170,10 +173,14 @@ def _check_numbers(args: "FaMUSTrainingArguments") -> None:
         "balanced_batches_per_epoch",
         "image_size",
         "resize_size",
+        "sharpening_temperature",
+        "division_history",
     ):
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise ValueError(f"{name}={value} must be greater than 0")
+    if not 0 < args.clean_threshold < 1:
+        raise ValueError(f"clean_threshold={args.clean_threshold} must lie between 0 and 1")
     if any(not milestone > 0 for milestone in args.lr_milestones):
         raise ValueError(f"lr_milestones={args.lr_milestones} must all be greater than 0")
 

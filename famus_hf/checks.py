@@ -191,7 +191,7 @@ def check_two_networks(trainer: "FaMUSTrainer") -> None:
         )
     refused = {
         f"meta_learner={args.meta_learner!r}": args.meta_learner not in ("mw-net", "none"),
-        f"base_loss={args.base_loss!r}": args.base_loss == "ldam",
+        "base_loss 'ldam'": isinstance(trainer.base_loss, LDAMLoss),
         "scale_example_gradients": args.scale_example_gradients,
         "FSDP": trainer.is_fsdp_enabled,
         "torch.compile": trainer.compiles,

@@ -231,8 +231,13 @@ class ClassifierTrainer(HubTrainer):
         folder = output_dir or str(self.args.output_dir)
         with model_written_beside(folder) if self.args.should_save else nullcontext(folder) as beside:
             super().save_model(str(beside), _internal_call=True)
+            if self.args.should_save:
+                self._save_beside_model(Path(beside))
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_beside_model(self, folder: Path) -> None:
+        """Writes what a saved model has beside its own files, and a checkpoint does without."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """transformers 5.23 pickles the arguments with all tokens in clear text, into training_args.bin."""

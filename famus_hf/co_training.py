@@ -24,7 +24,10 @@ from famus_hf.losses import cross_entropy
 from famus_hf.meta_learners import MetaLearner
 from famus_hf.meta_model import MetaModel
 from famus_hf.meta_net import load_into, save_meta_net
+from famus_hf.models.two_networks import TwoNetworksForImageClassification
+from famus_hf.networks_apart import NETWORKS_APART, save_networks_apart
 from famus_hf.passes import cloned_buffers, model_logits, split_inputs
+from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.semi_supervised import (
     EqualWeights,
     SemiSupervisedLoss,
@@ -37,7 +40,7 @@ from famus_hf.semi_supervised import (
     refined_labels,
 )
 from famus_hf.set_up import make_meta_learner, make_meta_model
-from famus_hf.sides import EVERYTHING, LABELLED, SIDES, UNLABELLED, Drawn, Side, rows_of_epoch
+from famus_hf.sides import EVERYTHING, LABELLED, UNLABELLED, Drawn, Side, rows_of_epoch
 from famus_hf.stopwatch import NO_STOPWATCH, Stopwatch
 from famus_hf.trainer import FaMUSTrainer
 
@@ -177,6 +180,10 @@ class TwoNetworkTrainer(FaMUSTrainer):
     @property
     def _judges_by_losses(self) -> bool:
         return True
+
+    @property
+    def _chosen_sets(self) -> list[PseudoCleanSet]:
+        return [side.division for side in self.sides]
 
     # ---- The training step ----
 
@@ -341,6 +348,10 @@ class TwoNetworkTrainer(FaMUSTrainer):
 
     # ---- Checkpoints ----
 
+    def _save_beside_model(self, folder: Path) -> None:
+        if isinstance(self.model, TwoNetworksForImageClassification):
+            save_networks_apart(folder, self.model, self.processing_class)
+
     def _save_meta_net(self, folder: Path) -> None:
         for side in self.sides:
             save_meta_net(folder / side.name, side.meta_learner, side.meta.layer_sampler)
@@ -356,7 +367,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
         }
 
     def _take_meta_state(self, meta: MetaModel, state: dict[str, Any]) -> None:
-        if set(state) != set(SIDES) or not all(
+        if set(state) != set(NETWORKS_APART) or not all(
             isinstance(own, dict) and "pseudo_clean" in own for own in state.values()
         ):
             raise ValueError("it is of a run with one network: resume that with FaMUSTrainer")

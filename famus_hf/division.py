@@ -75,6 +75,10 @@ class Division(PseudoCleanSet):
         self.recall: float | None = None
         self.history = np.zeros((0, len(train_dataset)))
 
+    def forget(self) -> None:
+        super().forget()
+        self.history = self.history[:0]
+
     def divide(
         self,
         found: Examined,

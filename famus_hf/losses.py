@@ -24,7 +24,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
     Returns:
         Shape (n,).
     """
-    return F.cross_entropy(_at_least_float32(logits), labels, reduction="none", label_smoothing=label_smoothing)
+    return F.cross_entropy(at_least_float32(logits), labels, reduction="none", label_smoothing=label_smoothing)
 
 
 class CrossEntropyLoss:
@@ -58,7 +58,7 @@ class FocalLoss:
         self.smoothed = CrossEntropyLoss(label_smoothing)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        log_p = F.log_softmax(_at_least_float32(logits), dim=1)
+        log_p = F.log_softmax(at_least_float32(logits), dim=1)
         targets = _soft_targets(labels, log_p, self.smoothed.label_smoothing)
         # (1 − p)^γ from log p: a power of exactly 0 would have an infinite derivative where γ < 1
         others = -torch.expm1(log_p.clamp_max(-torch.finfo(log_p.dtype).eps))
@@ -123,7 +123,7 @@ class LDAMLoss:
         if labels.dim() != 1:
             raise ValueError("LDAM needs class indices as labels: it has no margin for soft targets")
         self.margins, self.class_weights = self.margins.to(logits.device), self.class_weights.to(logits.device)
-        logits = _at_least_float32(logits)
+        logits = at_least_float32(logits)
         margins = weights_of_labels(self.margins, labels).to(logits)
         lowered = logits - F.one_hot(labels, logits.shape[1]) * margins.unsqueeze(1)
         losses = cross_entropy(self.scale * lowered, labels)
@@ -149,7 +149,8 @@ def weights_of_labels(class_weights: Tensor, labels: Tensor) -> Tensor:
     return class_weights[labels] if labels.dim() == 1 else labels @ class_weights.to(labels.dtype)
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Logits of 16 bits in float32, others as they are."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 

@@ -167,7 +167,9 @@ def _write_pickles(folder: Path, files: dict[str, Any], written: Path) -> None:
         def tensor(name: str) -> torch.Tensor:
             if name not in names:
                 raise ValueError(f"it names the tensor {name[:80]!r}, which is not there")
-            return file.get_tensor(name)
+            found: torch.Tensor = file.get_tensor(name)
+            # An empty one lies where the next one begins, and torch.save takes the two for one.
+            return found if found.numel() else found.clone()
 
         for name, tree in files.items():
             try:

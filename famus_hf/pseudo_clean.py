@@ -76,6 +76,10 @@ class PseudoCleanSet(torch.utils.data.Dataset):
         self.epoch = -1
         self.purity: float | None = None
 
+    def forget(self) -> None:
+        """A training begins, in which rows will be chosen anew."""
+        self.epoch = -1
+
     def choose(self, losses: np.ndarray, correct: np.ndarray | None, batch_size: int, seed: int, epoch: int) -> None:
         """Chooses the rows by their losses.
 

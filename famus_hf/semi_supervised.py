@@ -4,6 +4,7 @@ Paper: §5.3, on DivideMix (Li, Socher, Hoi, ICLR 2020, arXiv:2002.07394), whose
 Symbols: n examples, C classes; targets and predictions are rows of probabilities.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from famus_hf.losses import cross_entropy
+from famus_hf.losses import at_least_float32, cross_entropy
 from famus_hf.meta_learners import MetaLearner, PerExampleLoss
 
 
@@ -70,19 +71,20 @@ def ramped_up(weight: float, epochs: float, ramp_up_epochs: float) -> float:
 
 def squared_errors(logits: Tensor, targets: Tensor) -> Tensor:
     """Brier score by class: the mean over the classes of (softmax(z)_c − t_c)². (n, C), (n, C) → (n,)"""
-    return (logits.softmax(1) - targets).square().mean(1)
+    return (at_least_float32(logits).softmax(1) - targets).square().mean(1)
 
 
 def prior_term(logits: Tensor) -> Tensor:
     """KL(uniform ‖ mean prediction of the batch), a scalar of at least 0: keeps all classes in use. logits: (n, C)."""
-    mean = logits.softmax(1).mean(0)
-    uniform = 1 / logits.shape[1]
-    return (uniform * (uniform / mean.clamp_min(torch.finfo(mean.dtype).tiny)).log()).sum()
+    n, num_labels = logits.shape
+    # In logarithms throughout: a class whose probabilities are 0 in floating point is what this is there to bring back.
+    log_mean = at_least_float32(logits).log_softmax(1).logsumexp(0) - math.log(n)
+    return -math.log(num_labels) - log_mean.mean()
 
 
 def confidence_penalty(logits: Tensor) -> Tensor:
     """Negative entropy of each prediction, (n, C) → (n,): DivideMix's addition to the warm-up on asymmetric noise."""
-    log_p = logits.log_softmax(1)
+    log_p = at_least_float32(logits).log_softmax(1)
     return (log_p.exp() * log_p).sum(1)
 
 

@@ -14,6 +14,7 @@ from famus_hf.division import Division, Part, collated
 from famus_hf.meta_batches import MetaBatches
 from famus_hf.meta_learners import MetaLearner
 from famus_hf.meta_model import MetaModel
+from famus_hf.networks_apart import NETWORKS_APART
 from famus_hf.passes import split_inputs
 from famus_hf.semi_supervised import EqualWeights, SemiSupervisedLoss
 from famus_hf.stopwatch import Stopwatch
@@ -21,7 +22,6 @@ from famus_hf.stopwatch import Stopwatch
 if TYPE_CHECKING:
     from famus_hf.co_training import TwoNetworkTrainer
 
-SIDES = ("model_a", "model_b")
 EVERYTHING, LABELLED, UNLABELLED, TRUSTED = range(4)  # what a network draws batches from
 META_STREAM, VIEW_STREAM = 1, 2  # of the augmentation's draws, as in FaMUSTrainer, whose training batches are 0
 
@@ -58,7 +58,7 @@ class Side:
     clock: Stopwatch
 
     def __init__(self, trainer: "TwoNetworkTrainer", number: int):
-        self.trainer, self.number, self.name = trainer, number, SIDES[number]
+        self.trainer, self.number, self.name = trainer, number, NETWORKS_APART[number]
         self.division = Division(trainer.train_dataset)
         self._batches: dict[int, MetaBatches] = {}
         self._epoch_of_rows = -1

@@ -33,8 +33,6 @@ from famus_hf.meta_model import MetaModel
 from famus_hf.meta_net import load_into, save_meta_net
 from famus_hf.meta_state import read_meta_state
 from famus_hf.model_card import facts_of_run, render_model_card
-from famus_hf.models.two_networks import TwoNetworksForImageClassification
-from famus_hf.networks_apart import save_networks_apart
 from famus_hf.passes import RECORD_COLUMNS, differentiable_attention, model_logits, split_inputs
 from famus_hf.processes import Processes
 from famus_hf.pseudo_clean import PseudoCleanSet
@@ -211,6 +209,11 @@ class FaMUSTrainer(ThreeStageTrainer):
             return 0
         return max(round(0.1 * total), min(2 * self._steps_per_epoch, total // 2))
 
+    @property
+    def _chosen_sets(self) -> list[PseudoCleanSet]:
+        """Sets of training examples that are chosen anew in each epoch."""
+        return [self.meta_dataset] if isinstance(self.meta_dataset, PseudoCleanSet) else []
+
     def _refresh_meta_set(self) -> None:
         """Chooses the pseudo-clean examples at the first meta step, and then at the first step of each epoch."""
         chosen = self.meta_dataset
@@ -330,6 +333,8 @@ class FaMUSTrainer(ThreeStageTrainer):
     def train(self, *arguments: Any, **keywords: Any) -> Any:
         if self.meta is not None and self.model_init is not None:  # as the network, so everything that learns
             self._make_meta_model()
+        for chosen in self._chosen_sets:
+            chosen.forget()
         for name in ("metrics", "suspects", "seconds_per_step", "baselines"):  # of an earlier training
             self._card.pop(name, None)
         try:
@@ -346,10 +351,7 @@ class FaMUSTrainer(ThreeStageTrainer):
         with as_written(self.model):
             super()._save(output_dir, state_dict)
         if self.args.should_save:
-            folder = Path(output_dir or str(self.args.output_dir))
-            if isinstance(self.model, TwoNetworksForImageClassification):
-                save_networks_apart(folder, self.model, self.processing_class)
-            self._save_meta_net(folder)
+            self._save_meta_net(Path(output_dir or str(self.args.output_dir)))
 
     def _save_meta_net(self, folder: Path) -> None:
         save_meta_net(folder, self.meta_learner, self.layer_sampler)

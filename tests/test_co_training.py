@@ -1,20 +1,24 @@
 """TwoNetworkTrainer: each step against brute force, divisions, exact resumes, two processes, what it survives."""
 
 import copy
+import os
 from functools import partial
 
 import brute_force
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from models import CLASSES, TwoModels, build_batch, build_model
 from spawned import run_in_two_processes
 from test_trainer import make_args
 from torch.nn.functional import one_hot
 
-from famus_hf import LearnedSampler, MWNet
+from famus_hf import L2R, MLC, LearnedSampler, MWNet, build_backbone, checkpoints, load_famus
 from famus_hf.co_training import TwoNetworkTrainer
-from famus_hf.sides import LABELLED
+from famus_hf.losses import LDAMLoss
+from famus_hf.models.two_networks import TwoNetworksForImageClassification
+from famus_hf.sides import LABELLED, rows_of_epoch
 
 PLAIN = {"meta_learner": "none"}
 EXACT = {"layer_sampler": "all"}
@@ -231,6 +235,7 @@ RUNS = {
     "FaMUS, crops": {"augmentation": "pad-crop"},
     "accumulation": {"gradient_accumulation_steps": 2, "max_steps": 9},
     "history": {**PLAIN, "division_history": 3, "augmentation": "pad-crop"},
+    "fast": {"preset": "fast", "max_steps": 9},
     "confident warm-up": {**PLAIN, "warmup_confidence_penalty": True, "max_steps": 8},
 }
 
@@ -263,8 +268,6 @@ def run(folder, name, processes):
 
 
 def work(rank, folder):
-    import os
-
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     return {name: run(folder / name, name, 2) for name in RUNS}
 
@@ -280,3 +283,195 @@ def test_two_processes_learn_what_one_learns_crops_and_partners_included(both, t
     expected = run(tmp_path, name, 1)
     assert_equal(both[0][name], expected, 1e-9)
     assert_equal(both[1][name], both[0][name])
+
+
+def test_a_second_training_divides_anew(tmp_path):
+    trainer = make(tmp_path, **RUNS["history"])
+    trainer.train()
+    epochs = []
+    divide = trainer._log_division
+    trainer._log_division = lambda division: epochs.append((division.epoch, len(division.history))) or divide(division)
+    trainer.train()
+    assert epochs == [(1, 1), (1, 1), (2, 2), (2, 2)]
+
+
+# ---- What it survives ----
+
+
+@pytest.mark.parametrize("settings", [PLAIN, {}], ids=["DivideMix", "FaMUS"])
+def test_images_that_are_not_finite_never_reach_weights_running_statistics_or_labels(tmp_path, settings):
+    train = Learnable()
+    train.images[5] = float("nan")
+    trainer = make(tmp_path, "batch norm", torch.float32, train, nan_policy="skip", max_steps=24, **settings)
+    start = trainer.model.model_b.classifier.weight.detach().clone()
+    trainer.train()
+    assert all(tensor.isfinite().all() for tensor in learned(trainer).values())
+    assert not torch.equal(start, trainer.model.model_b.classifier.weight)
+    assert all(5 in side.division.unlabelled for side in trainer.sides)
+
+
+def test_a_gradient_that_overflows_in_one_network_moves_neither_theta(tmp_path):
+    trainer = make(tmp_path, dtype=torch.float32, max_steps=8, plain_warmup_epochs=0)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4, growth_interval=10**6)
+    states = []
+    learn = trainer._learn
+
+    def overflow(side, number, clock):
+        states.append([copy.deepcopy(own.meta_learner.state_dict()) for own in trainer.sides])
+        loss = learn(side, number, clock)
+        if number == 5 and side.number == 1:
+            next(side.network.parameters()).grad.fill_(float("inf"))
+        return loss
+
+    trainer._learn = overflow
+    trainer.train()
+    before, after = states[10], states[12]  # of the sixth step, and of the seventh
+    assert_equal(after[0], before[0])
+    assert_equal(after[1], before[1])
+    assert not torch.equal(states[14][0]["hidden.weight"], states[12][0]["hidden.weight"])
+    assert trainer.accelerator.scaler.get_scale() == 2.0**3
+
+
+def test_both_networks_compute_in_bf16_where_that_is_asked_for(tmp_path):
+    seen = []
+    trainer = make(tmp_path, dtype=torch.float32, max_steps=8, bf16=True)
+    for side in trainer.sides:
+        side.network.classifier.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    trainer.train()
+    assert set(seen) == {torch.bfloat16}
+    assert all(tensor.isfinite().all() for tensor in learned(trainer).values())
+
+
+def test_balanced_epochs_judge_and_divide_their_own_rows(tmp_path):
+    train = Learnable()
+    trainer = make(tmp_path, **PLAIN, train=as_dataset(train), max_steps=8, balanced_batches_per_epoch=2)
+    trainer.train()
+    assert trainer._steps_per_epoch == 2
+    rows = rows_of_epoch(trainer, 3)
+    assert not np.array_equal(rows, rows_of_epoch(trainer, 2))
+    for side in trainer.sides:
+        division = side.division
+        assert np.array_equal(np.sort([*division.rows, *division.unlabelled]), rows)
+        assert set(np.flatnonzero(division.clean_probabilities)) <= set(rows)
+
+
+def as_dataset(examples):
+    """A data set that tells its labels."""
+    rows = [examples[row] for row in range(len(examples))]
+    columns = {name: [np.asarray(row[name]) for row in rows] for name in rows[0]}
+    columns |= {name: [int(value) for value in columns[name]] for name in columns if name != "pixel_values"}
+    return Dataset.from_dict(columns).with_format("torch", dtype=torch.float64, columns=["pixel_values"],
+                                                  output_all_columns=True)  # fmt: skip
+
+
+def test_a_clean_meta_set_teaches_both_networks(tmp_path):
+    clean = Learnable(20, torch.float64, wrong=0.0)
+    trainer = make(tmp_path, max_steps=8, keywords={"meta_dataset": clean})
+    batches = recorded(trainer)
+    trainer.train()
+    known = {image.sum().item() for image in clean.images}
+    assert len(batches) == 4 and all(
+        image.sum().item() in known for taken in batches for image in taken["meta"]["pixel_values"]
+    )
+
+
+def test_a_budget_holds_for_both_networks(tmp_path):
+    trainer = make(tmp_path, max_steps=12, dtype=torch.float32, meta_budget=0.5)
+    trainer.train()
+    assert all(side.meta.steps == 6 and side.meta.measured_cost > 0 for side in trainer.sides)
+
+
+def test_the_log_says_how_good_divisions_are_and_what_takes_the_time(tmp_path):
+    trainer = make(tmp_path, max_steps=18)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "labelled_size" in entry]
+    assert len(logged) == 2
+    last, divisions = logged[-1], [side.division for side in trainer.sides]
+    train = trainer.train_dataset
+    right = (train.labels == train.clean).numpy()
+    assert last["labelled_size"] == np.mean([len(division.rows) for division in divisions])
+    assert last["labelled_precision"] == pytest.approx(np.mean([right[division.rows].mean() for division in divisions]))
+    recall = [right[division.rows].sum() / right.sum() for division in divisions]
+    assert last["labelled_recall"] == pytest.approx(np.mean(recall))
+    rate = np.mean([1 - division.clean_probabilities.mean() for division in divisions])
+    assert last["estimated_noise_rate"] == pytest.approx(rate) == pytest.approx(trainer.noise_rate)
+    assert set(trainer.time_shares) == {"division", "guessing", "meta step"}
+    assert 0 < sum(trainer.time_shares.values()) < 1
+
+
+# ---- What it leaves ----
+
+
+@pytest.mark.parametrize("settings", [PLAIN, {}], ids=["DivideMix", "FaMUS"])
+def test_the_folder_loads_as_one_model_and_as_each_of_two(tmp_path, settings):
+    names = [f"class {label}" for label in range(CLASSES)]
+    torch.manual_seed(1)
+    model = TwoNetworksForImageClassification.of(build_backbone("tiny", names), build_backbone("tiny", names))
+    args = make_args(tmp_path, max_steps=3, plain_warmup_epochs=0, **settings)
+    trainer = TwoNetworkTrainer(model, args, train_dataset=Learnable())
+    trainer.train()
+    trainer.save_model()
+    images = trainer.train_dataset.images[:5]
+    ensemble, learner, sampler, _ = load_famus(tmp_path)
+    assert learner is None and sampler is None
+    logits = []
+    for side in trainer.sides:
+        network, learner, sampler, _ = load_famus(tmp_path, subfolder=side.name)
+        assert_equal(network.state_dict(), side.network.state_dict())
+        assert (learner is None) == (sampler is None) == (settings == PLAIN)
+        if learner is not None:
+            assert_equal(learner.state_dict(), side.meta_learner.state_dict())
+        logits.append(network(images).logits)
+    torch.testing.assert_close(ensemble(images).logits, (logits[0] + logits[1]) / 2)
+    assert not torch.allclose(logits[0], logits[1])
+
+
+def test_a_checkpoint_of_one_network_is_refused(tmp_path):
+    trainer = make(tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
+    trainer.train()
+    path = tmp_path / "checkpoint-2"
+    state = torch.load(path / "meta_state.pt", weights_only=True)
+    torch.save(state["model_a"], path / "meta_state.pt")
+    checkpoints.seal(path, trainer._run)
+    with pytest.raises(ValueError, match="it is of a run with one network: resume that with FaMUSTrainer"):
+        make(tmp_path).train(resume_from_checkpoint=str(path))
+
+
+# ---- What it refuses ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"meta_learner": "l2r"}, "meta_learner='l2r' does not go with two networks"),
+        ({"keywords": {"meta_learner": L2R()}}, "L2R gives an example no weight by its loss"),
+        ({"keywords": {"meta_learner": MLC(CLASSES)}}, "MLC gives an example no weight by its loss"),
+        ({"keywords": {"base_loss": LDAMLoss([24] * CLASSES)}}, "base_loss 'ldam' does not go with two networks"),
+        ({"scale_example_gradients": True}, "scale_example_gradients does not go with two networks"),
+        ({"per_device_train_batch_size": 60}, "the training set has 96 examples, less than 120"),
+        ({"clean_threshold": 1.0}, "clean_threshold=1.0 must"),
+        ({"sharpening_temperature": 0.0}, "sharpening_temperature=0.0 must"),
+        ({"mixup_alpha": -1.0}, "mixup_alpha=-1.0 must"),
+        ({"division_history": 0}, "division_history=0 must"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_with_two_networks_is_refused_in_one_sentence(tmp_path, changes, words):
+    with pytest.raises(ValueError, match=words):
+        make(tmp_path, **changes)
+
+
+def test_one_network_and_twice_the_same_are_refused(tmp_path):
+    one = build_model("called group norm")
+    for model in (one, TwoModels(one, one)):
+        with pytest.raises(ValueError, match="is not two networks: give TwoNetworksForImageClassification"):
+            TwoNetworkTrainer(model, make_args(tmp_path), train_dataset=Learnable(dtype=torch.float64))
+
+
+def test_inputs_that_can_not_be_mixed_are_refused(tmp_path):
+    class Masked(Learnable):
+        def __getitem__(self, row):
+            return {**super().__getitem__(row), "attention_mask": torch.ones(3)}
+
+    with pytest.raises(ValueError, match="mix images, and these examples hold attention_mask, pixel_values"):
+        make(tmp_path, train=Masked(dtype=torch.float64))

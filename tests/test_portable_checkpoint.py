@@ -56,7 +56,8 @@ def test_a_checkpoint_of_two_networks_comes_through_packing(tmp_path, checkpoint
         (local / network / "more.json").write_text("{}")
     shutil.rmtree(local / "meta_net")
     one = torch.load(checkpoint / "meta_state.pt")
-    both = {network: {"meta": one, "pseudo_clean": {"weights": torch.arange(3.0), "epoch": 2}} for network in "ab"}
+    division = {"c": torch.arange(3.0), "history": torch.zeros(0, 3, dtype=torch.float64), "epoch": 2}
+    both = {network: {**one, "pseudo_clean": division} for network in NETWORKS_APART}
     torch.save(both, local / "meta_state.pt")
     seal(local, run_of(checkpoint))
     folder = packed(tmp_path / "packed", local)

@@ -114,6 +114,18 @@ def test_the_set_is_chosen_after_the_warm_up_and_anew_in_each_epoch(tmp_path):
         assert entry["meta_set_purity"] == pytest.approx(right[rows].mean().item())
 
 
+def test_a_second_training_chooses_anew(tmp_path):
+    trainer, _ = make_trainer(tmp_path)
+    trainer.train()
+    first = trainer.meta_dataset.epoch
+    assert first > 0
+    chosen = []
+    choose = trainer.meta_dataset.choose
+    trainer.meta_dataset.choose = lambda *arguments: chosen.append(arguments[-1]) or choose(*arguments)
+    trainer.train()
+    assert chosen[-1] == first and len(chosen) == len(set(chosen)) > 1
+
+
 def test_the_choice_is_by_losses_in_eval_mode_and_leaves_no_trace(tmp_path):
     trainer, _ = make_trainer(tmp_path, num_train_epochs=2)
     trainer.train()
