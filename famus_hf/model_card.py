@@ -95,7 +95,8 @@ def facts_of_run(trainer: "FaMUSTrainer") -> dict[str, Any]:
     seconds = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
     rate = getattr(train, "realised_noise_rate", None)
     folder = Path(str(args.output_dir)).absolute()
-    source = str(getattr(getattr(trainer.model, "config", None), "_name_or_path", ""))
+    network: Any = trainer.model.get_submodule("model_a") if has_two_networks(trainer) else trainer.model
+    source = str(getattr(getattr(network, "config", None), "_name_or_path", ""))
     selection = "Test accuracy was recorded while training and selected nothing;"
     judge = str(args.metric_for_best_model).removeprefix("eval_")
     if args.load_best_model_at_end and not judge.startswith(("meta_", "validation_")):

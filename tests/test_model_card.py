@@ -80,7 +80,7 @@ def test_a_card_says_so_where_a_baseline_is_better(tmp_path):
 
 
 def test_the_card_of_two_networks_says_how_they_divided_the_data_and_how_to_load_each(tmp_path):
-    trainer = make(tmp_path, dtype=torch.float32, eval_strategy="steps", eval_steps=5, mixup_alpha=1.5)
+    trainer = make(tmp_path, dtype=torch.float32, mixup_alpha=1.5)
     trainer.train()
     trainer.create_model_card(dataset_name="digits", metrics={"last": 0.8, "best": 0.9})
     text = (tmp_path / "README.md").read_text()

@@ -175,8 +175,8 @@ def test_recipes_of_two_networks_train_two_networks(tmp_path):
     """Two steps of the warm-up and two of the pipeline, on other data."""
     run_famus.main([
         "--recipe", "table5-cifar10-sym40", "--dataset_name", "digits", "--backbone", "tiny", "--use_cpu",
-        "--max_steps", "4", "--max_train_samples", "256", "--max_eval_samples", "20", "--plain_warmup_epochs", "1", "--output_dir",
-        str(tmp_path), "--disable_tqdm", "true", "--label_report", "false",
+        "--max_steps", "4", "--max_train_samples", "256", "--max_eval_samples", "20", "--plain_warmup_epochs", "1",
+        "--output_dir", str(tmp_path), "--disable_tqdm", "true", "--label_report", "false",
     ])  # fmt: skip
     results = json.loads((tmp_path / "all_results.json").read_text())
     assert results["method"] == "two networks, MW-Net + FaMUS" and results["global_step"] == 4
