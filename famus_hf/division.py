@@ -22,7 +22,8 @@ def labelled_examples(
     """Which examples are labelled: those with c > threshold, but for four cases that training could not bear.
 
     Fewer than one batch of them, or all equal: the half with the smaller losses. Fewer than one batch of others: that
-    many examples with the largest losses are unlabelled. A class without any: a tenth of it, with the smallest losses.
+    many examples with the largest losses are unlabelled. A class without any: a tenth of it, with the smallest losses,
+    as far as one batch of others is left; the first classes come first.
 
     Args:
         losses: Shape (N,).
@@ -133,25 +134,28 @@ class Division(PseudoCleanSet):
         own = ("unlabelled", "clean_probabilities", "noise_rate", "recall", "history")
         if not (isinstance(state, dict) and all(name in state for name in own)):
             raise ValueError(f"a division lacks one of {', '.join(own)}")
+        chosen = {name: value for name, value in state.items() if name not in own}
+        self._check(chosen)
         _check_division(state, len(self.train_dataset))
-        super().load_state_dict({name: value for name, value in state.items() if name not in own})
+        super().load_state_dict(chosen)
         self.unlabelled = state["unlabelled"].cpu().numpy()
-        self.clean_probabilities = state["clean_probabilities"].cpu().numpy()
+        self.clean_probabilities = state["clean_probabilities"].numpy(force=True)  # whether or not it has a gradient
         self.noise_rate, self.recall = state["noise_rate"], state["recall"]
-        self.history = state["history"].cpu().numpy()
+        self.history = state["history"].numpy(force=True)
 
 
 def _check_division(state: dict[str, Any], total: int) -> None:
+    """Raises ValueError on what does not go with its rows, which are sound."""
     unlabelled, c, history = (state[name] for name in ("unlabelled", "clean_probabilities", "history"))
     rates = (state["noise_rate"], state["recall"])
-    sound = all(isinstance(tensor, torch.Tensor) for tensor in (unlabelled, c, history, state.get("rows")))
+    sound = all(isinstance(tensor, torch.Tensor) for tensor in (unlabelled, c, history))
     sound = sound and unlabelled.dtype == torch.int64 and unlabelled.dim() == 1 and len(unlabelled) <= total
     sound = sound and len(unlabelled.unique()) == len(unlabelled)
     sound = sound and bool(((unlabelled >= 0) & (unlabelled < total)).all())
     sound = sound and not bool(torch.isin(unlabelled, state["rows"]).any())
     sound = sound and c.dtype == history.dtype == torch.float64 and c.shape == (total,)
-    sound = sound and bool(((c >= 0) & (c <= 1)).all())
-    sound = sound and history.dim() == 2 and history.shape[1] == total and bool(history.isfinite().all())
+    sound = sound and history.dim() == 2 and history.shape[1] == total
+    sound = sound and all(bool(((values >= 0) & (values <= 1)).all()) for values in (c, history))
     if not sound or not all(rate is None or (type(rate) is float and 0 <= rate <= 1) for rate in rates):
         raise ValueError(f"its division is none of {total} training examples: it is of other data")
 

@@ -18,7 +18,8 @@ def clean_probabilities(losses: np.ndarray, seed: int = 0) -> np.ndarray:
     """c_i: the posterior of the component with the smaller mean, of losses scaled to [0, 1]. Shape (N,).
 
     Args:
-        losses: Shape (N,), per-example losses in eval mode; those that are not finite count as the largest.
+        losses: Shape (N,), per-example losses in eval mode; those that are not finite count as the largest, and their
+            c_i is 0.
         seed: Of the mixture's start.
     """
     losses = np.asarray(losses, dtype=np.float64)
@@ -30,7 +31,8 @@ def clean_probabilities(losses: np.ndarray, seed: int = 0) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # ten iterations are what the method asks for
         posteriors = mixture.fit(scaled[:, None]).predict_proba(scaled[:, None])
-    return posteriors[:, mixture.means_.argmin()]
+    # A broad component of small losses takes over again beyond a narrow one of large losses, where these would stand.
+    return np.where(np.isfinite(losses), posteriors[:, mixture.means_.argmin()], 0.0)
 
 
 def pseudo_clean_rows(losses: np.ndarray, probabilities: np.ndarray, batch_size: int) -> np.ndarray:

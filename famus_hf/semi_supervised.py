@@ -70,7 +70,10 @@ def ramped_up(weight: float, epochs: float, ramp_up_epochs: float) -> float:
 
 
 def squared_errors(logits: Tensor, targets: Tensor) -> Tensor:
-    """Brier score by class: the mean over the classes of (softmax(z)_c − t_c)². (n, C), (n, C) → (n,)"""
+    """Mean over the classes of (softmax(z)_c − t_c)², as in MixMatch and DivideMix's code. (n, C), (n, C) → (n,)
+
+    Paper: DivideMix writes the sum, C times as much; the values of λ_u that it gives are for the mean.
+    """
     return (at_least_float32(logits).softmax(1) - targets).square().mean(1)
 
 
