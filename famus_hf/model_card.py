@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -13,8 +13,11 @@ from famus_hf.hub import FIGURES
 from famus_hf.label_report import REPORT_FILE
 from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.shards import class_of
+from famus_hf.two_network_card import describe_networks, facts_of_two_networks, pipeline_settings_of
 
 if TYPE_CHECKING:
+    from famus_hf.co_training import TwoNetworkTrainer
+    from famus_hf.meta_learners import MetaLearner
     from famus_hf.meta_model import MetaModel
     from famus_hf.trainer import FaMUSTrainer
     from famus_hf.training_args import FaMUSTrainingArguments
@@ -88,11 +91,12 @@ def _ratio_to_plain(facts: dict[str, Any]) -> float | None:
 
 def facts_of_run(trainer: "FaMUSTrainer") -> dict[str, Any]:
     """What the trainer knows of its run; the caller adds what only it knows (`dataset_name`, …)."""
-    args, meta, train = trainer.args, trainer.meta, trainer.train_dataset
+    args, learner, train = trainer.args, trainer.meta_learner, trainer.train_dataset
     seconds = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
     rate = getattr(train, "realised_noise_rate", None)
     folder = Path(str(args.output_dir)).absolute()
-    source = str(getattr(getattr(trainer.model, "config", None), "_name_or_path", ""))
+    network: Any = trainer.model.get_submodule("model_a") if has_two_networks(trainer) else trainer.model
+    source = str(getattr(getattr(network, "config", None), "_name_or_path", ""))
     selection = "Test accuracy was recorded while training and selected nothing;"
     judge = str(args.metric_for_best_model).removeprefix("eval_")
     if args.load_best_model_at_end and not judge.startswith(("meta_", "validation_")):
@@ -105,8 +109,8 @@ def facts_of_run(trainer: "FaMUSTrainer") -> dict[str, Any]:
         "noise_description": "not stated",
         "realised_noise": "unknown" if rate is None else f"{100 * rate:.2f} %",
         "num_train": 0 if train is None else len(train) if hasattr(train, "__len__") else "a stream",
-        "meta_set": _describe_meta_set(trainer.meta_dataset) if meta is not None else "none",
-        "training_mode": "none" if meta is None else type(meta.meta_learner).__name__,
+        "meta_set": _describe_meta_set(trainer.meta_dataset) if trainer.meta and learner else "none",
+        "training_mode": "none" if learner is None else type(learner).__name__,
         "pseudo_clean": isinstance(trainer.meta_dataset, PseudoCleanSet),
         "noisy": rate is None or rate > 0,
         "selection": selection,
@@ -116,7 +120,13 @@ def facts_of_run(trainer: "FaMUSTrainer") -> dict[str, Any]:
         "settings": _settings_of(trainer),
         "figures": {name: caption for name, caption in CAPTIONS.items() if trainer.is_of_this_run(folder / name)},
         "label_report": trainer.is_of_this_run(folder / REPORT_FILE),
+        **(facts_of_two_networks(cast("TwoNetworkTrainer", trainer)) if has_two_networks(trainer) else {}),
     }
+
+
+def has_two_networks(trainer: "FaMUSTrainer") -> bool:
+    """Whether it is a TwoNetworkTrainer, by which this module is imported."""
+    return bool(getattr(trainer, "sides", ()))
 
 
 def recorded_accuracies(trainer: "FaMUSTrainer") -> dict[int, float]:
@@ -144,31 +154,43 @@ def describe_hardware(args: "FaMUSTrainingArguments") -> str:
 
 def _settings_of(trainer: "FaMUSTrainer") -> dict[str, Any]:
     """Hyper-parameters, by the words that the card uses."""
-    args, meta = trainer.args, trainer.meta
+    args, two_networks = trainer.args, has_two_networks(trainer)
     size = sum(parameter.numel() for parameter in trainer.model.parameters())
+    alone = f"{class_of(trainer.model).__name__}, {size / 1e6:.2f} M parameters"
     settings: dict[str, Any] = {
-        "backbone": f"{class_of(trainer.model).__name__}, {size / 1e6:.2f} M parameters",
+        "backbone": describe_networks(cast(Any, trainer.model)) if two_networks else alone,
         "loss of an example": args.base_loss,
         "optimizer": f"{OptimizerNames(args.optim).value} {args.optim_args or ''}".strip(),
         "learning rate": f"{args.learning_rate:g}{_describe_schedule(args)}",
         "weight decay": args.weight_decay,
-        "batch": _times_processes(args.per_device_train_batch_size, args.world_size)
+        "batch": ("as many labelled as unlabelled examples: " if two_networks else "")
+        + _times_processes(args.per_device_train_batch_size, args.world_size)
         + (f", {args.gradient_accumulation_steps} accumulated" if args.gradient_accumulation_steps > 1 else ""),
         "steps": f"{trainer.state.global_step} ({trainer.state.epoch or 0:g} epochs)",
         "augmentation": args.augmentation,
         "precision": trainer.accelerator.mixed_precision.replace("no", "float32"),
         "seed": args.seed,
     }
-    return settings if meta is None else {**settings, **_meta_settings_of(args, meta)}
+    if two_networks:
+        settings |= pipeline_settings_of(args, 1 if args.augmentation == "none" else 2)
+    learner = trainer.meta_learner
+    if trainer.meta is None or learner is None:
+        return settings
+    metas = [side.meta for side in cast("TwoNetworkTrainer", trainer).sides] if two_networks else [trainer.meta]
+    return {**settings, **_meta_settings_of(args, learner, metas)}
 
 
-def _meta_settings_of(args: "FaMUSTrainingArguments", meta: "MetaModel") -> dict[str, Any]:
-    learner, sampler = meta.meta_learner, meta.layer_sampler
+def _meta_settings_of(
+    args: "FaMUSTrainingArguments", learner: "MetaLearner", metas: "list[MetaModel]"
+) -> dict[str, Any]:
+    """Of one network, or of two whose settings are the same."""
+    meta = metas[0]
     optimizer = meta.learner_optimizer
+    layers_on = " and ".join(f"{own.mean_active_layers:.2f}" for own in metas)
     settings = {
         "meta-learner": _with_config(learner),
-        "layer sampler": _with_config(sampler),
-        "layers on, mean": f"{meta.mean_active_layers:.2f} of {len(meta.candidates)}",
+        "layer sampler": _with_config(meta.layer_sampler),
+        "layers on, mean": f"{layers_on} of {len(meta.candidates)}",
         "meta batch": _times_processes(args.meta_batch_size or 0, args.world_size),
         "layers moved by Virtual-Train": args.virtual_scope,
     }

@@ -56,6 +56,14 @@ class ModelArguments:
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run Python code that comes with --model_name_or_path."}
     )
+    two_networks: bool = field(
+        default=False,
+        metadata={
+            "help": "Train two such networks, from different weights (pretrained ones differ in their heads), that "
+            "divide the training set for each other: no clean label is needed. With --meta_learner none it is "
+            "DivideMix. A batch is --per_device_train_batch_size labelled examples and as many unlabelled ones."
+        },
+    )
 
 
 @dataclass
@@ -103,7 +111,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Clean meta examples held out of train, class-balanced. Default: a tenth of train, at most 1000; "
-            "10 of each class with --imbalance_factor."
+            "10 of each class with --imbalance_factor; none with --two_networks."
         },
     )
     streaming: bool = field(
@@ -120,7 +128,10 @@ class DataArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only so many test examples."})
     compare: bool = field(
         default=False,
-        metadata={"help": "Also train plainly and with the meta-learner on all layers, and print them beside."},
+        metadata={
+            "help": "Also train plainly (one network), by DivideMix where there are two networks, and with the "
+            "meta-learner on all layers, and print them beside."
+        },
     )
     early_stopping_patience: int | None = field(
         default=None,
@@ -160,6 +171,8 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, FaM
         and "augmentation" not in named(flags)
     ):
         args.augmentation = "pad-crop"
+    if model_args.two_networks and args.meta_set is None:  # which need no clean labels, known or not
+        args.meta_set = "clean" if data_args.num_meta else "pseudo-clean"
     if args.output_dir == "trainer_output":
         args.output_dir = str(Path("outputs") / short_name(data_args))
     return model_args, data_args, args
@@ -196,14 +209,10 @@ def recipe_names() -> list[str]:
 
 
 def recipe_path(name: str) -> Path:
-    """The file of a recipe. Ends the program where there is none, or where this version lacks what it needs."""
+    """The file of a recipe. Ends the program where there is none."""
     if name not in recipe_names():
         fail(f"--recipe {name!r} is unknown: choose one of {', '.join(recipe_names())}")
-    path = RECIPES / f"{name}.yaml"
-    about = yaml.safe_load(path.read_text(encoding="utf-8"))["about"]
-    if "needs" in about:
-        fail(f"--recipe {name} needs {about['needs']}, which this version does not have")
-    return path
+    return RECIPES / f"{name}.yaml"
 
 
 def flags_of_yaml(path: Path, known: set[str]) -> list[str]:

@@ -45,8 +45,8 @@ import numpy as np
 import torch
 from arguments import fail
 from datasets import ClassLabel, Dataset, Features, Image
+from measurements import now
 from peers import PeerTrainer, peer_trainers
-from run_famus import now
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 

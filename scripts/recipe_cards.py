@@ -30,13 +30,13 @@ TEXT = """---
 | the paper ([FaMUS](https://huggingface.co/papers/2104.15092), CVPR 2021) reports | {paper} |
 | settings from | {source} |
 
-To train it, with plain training and the base method beside it; then to lay out and check what goes to the Hub:
+To train it, with {baselines} beside it; then to lay out and check what goes to the Hub:
 
 ```bash
 accelerate launch scripts/run_famus.py --recipe {name} --compare
 python scripts/release.py --run outputs/{dataset}
 ```
-{needs}
+
 ## Settings
 
 | | |
@@ -61,14 +61,14 @@ def card_of(name: str) -> str | None:
         datasets=[HUB_DATASETS[dataset][0]],
         tags=["famus", "noisy-labels", "meta-learning"],
     )
-    needs = f"\nThis version refuses it: it needs {about['needs']}.\n" if "needs" in about else ""
+    base = "DivideMix and MW-Net on all layers" if recipe.get("two_networks") else "the base method"
     return TEXT.format(
         metadata=metadata.to_yaml(),
         name=name,
         paper=about["paper"],
         source=about["source"],
         dataset=dataset,
-        needs=needs,
+        baselines=f"plain training{', ' if recipe.get('two_networks') else ' and '}{base}",
         settings="\n".join(f"| `{key}` | {value} |" for key, value in recipe.items()),
         doubts="\n".join(f"- {doubt}" for doubt in about["doubts"]),
     )

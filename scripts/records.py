@@ -10,9 +10,11 @@ import numpy as np
 from arguments import SOURCE_FLAGS, DataArguments
 from datasets import Dataset
 
+from famus_hf import FaMUSTrainer, TwoNetworkTrainer
 from famus_hf.data.idx import is_called_fashion, is_idx_folder
 from famus_hf.data.sources import DATA_LICENSES, HUB_DATASETS
 from famus_hf.metrics import AveragePrecision
+from famus_hf.sides import Side
 
 
 def summary_of(report: Dataset) -> dict[str, Any]:
@@ -20,7 +22,7 @@ def summary_of(report: Dataset) -> dict[str, Any]:
     sound = np.asarray(report["clean_probability"][:])
     summary: dict[str, Any] = {
         "suspect_labels": int((sound < 0.5).sum()),
-        "estimated_noise_rate": float(1 - sound.mean()),
+        "estimated_noise_rate_by_label_report": float(1 - sound.mean()),
     }
     if "clean_label" in report.features:
         wrong = np.asarray(report["label"][:]) != np.asarray(report["clean_label"][:])
@@ -28,6 +30,45 @@ def summary_of(report: Dataset) -> dict[str, Any]:
             found = AveragePrecision().compute(predictions=1 - sound, references=wrong.astype(int))
             summary["wrong_label_average_precision"] = found["average_precision"]
     return summary
+
+
+def layers_of(trainer: FaMUSTrainer) -> dict[str, Any]:
+    """Which layers carried the meta gradient; of two networks the mean of both."""
+    metas = [side.meta for side in sides_of(trainer)] or [meta for meta in [trainer.meta] if meta is not None]
+    shares = [meta.share_of_steps_on for meta in metas]
+    names = dict.fromkeys(name for share in shares for name in share)
+    return {
+        "mean_active_layers": statistics.fmean(meta.mean_active_layers for meta in metas) if metas else 0.0,
+        "share_of_steps_on": {
+            name: statistics.fmean(share[name] for share in shares if name in share) for name in names
+        },
+    }
+
+
+def sides_of(trainer: FaMUSTrainer) -> tuple[Side, ...]:
+    """The two networks and what belongs to each; nothing where there is one network."""
+    return trainer.sides if isinstance(trainer, TwoNetworkTrainer) else ()
+
+
+def two_network_facts(trainer: FaMUSTrainer) -> dict[str, Any]:
+    """What all_results.json says of two networks and of how they last divided the training set for each other."""
+    if not isinstance(trainer, TwoNetworkTrainer):
+        return {}
+    return {
+        "estimated_noise_rate": trainer.noise_rate,
+        "division": {
+            side.name: {
+                "labelled": len(side.division),
+                "unlabelled": len(side.division.unlabelled),
+                "precision": side.division.purity,
+                "recall": side.division.recall,
+                "estimated_noise_rate": side.division.noise_rate,
+            }
+            for side in trainer.sides
+            if side.division.epoch >= 0
+        },
+        "time_shares": trainer.time_shares,
+    }
 
 
 def as_baseline(results: dict[str, Any]) -> dict[str, Any]:
@@ -97,18 +138,40 @@ def release_command(data_args: DataArguments, folder: str, repository: str, revi
 
 def format_table(rows: list[dict[str, Any]]) -> str:
     """The runs side by side, one line each."""
+    width = max(24, *(len(row["method"]) + 2 for row in rows))
     lines = [
-        f"{'method':<24}{'last acc.':>10}{'best acc.':>10}{'s/step':>9}{'noise':>8}{'layers on':>11}",
-        "-" * 72,
+        f"{'method':<{width}}{'last acc.':>10}{'best acc.':>10}{'s/step':>9}{'noise':>8}{'layers on':>11}",
+        "-" * (width + 48),
     ]
     for row in rows:
         seconds = row["train_seconds_per_step"]
         lines.append(
-            f"{row['method']:<24}{100 * row['eval_accuracy']:>9.2f}%{100 * row['best_eval_accuracy']:>9.2f}%"
+            f"{row['method']:<{width}}{100 * row['eval_accuracy']:>9.2f}%{100 * row['best_eval_accuracy']:>9.2f}%"
             f"{'–' if seconds is None else format(seconds, '.4f'):>9}{format_rate(row['realised_noise_rate']):>8}"
             f"{row['mean_active_layers']:>11.2f}"
         )
     return "\n".join(lines)
+
+
+def format_notes(rows: list[dict[str, Any]]) -> str:
+    """Below the table: what an epoch takes, and of two networks how many labels are wrong by their mixtures."""
+    own = rows[-1]
+    lines = [f"seconds an epoch: {'; '.join(_epoch_of(row, rows[0]) for row in rows)}"]
+    if own.get("time_shares"):
+        shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in own["time_shares"].items())
+        lines.append(f"of an epoch after the warm-up of {own['method']}: {shares}")
+    if own.get("estimated_noise_rate") is not None:
+        lines.append(f"labels that are wrong, as the networks estimate: {format_rate(own['estimated_noise_rate'])}")
+    return "\n".join(lines)
+
+
+def _epoch_of(row: dict[str, Any], first: dict[str, Any]) -> str:
+    """Seconds of an epoch, and how many of plain training's where that is the first row."""
+    seconds, plain = row["seconds_per_epoch"], first["seconds_per_epoch"]
+    if seconds is None:
+        return f"{row['method']} –"
+    ratio = f" ({seconds / plain:.2f} × plain)" if first["method"] == "plain" and row is not first and plain else ""
+    return f"{row['method']} {seconds:.2f}{ratio}"
 
 
 def format_mean(values: Iterable[float], digits: int = 1) -> str:

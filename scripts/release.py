@@ -5,8 +5,9 @@
 
 The folder RELEASE_DIR/NAME holds the files that go to the Hub and no others. Before anything is pushed, two clean
 processes load it: one without famus_hf, which classifies the test set by transformers' pipeline and must find the
-accuracy that the card claims, and one with it, which loads the meta-net. Training is preceded by a plain run under the
-same schedule, for the card (--no-baseline leaves it out). All other flags are those of run_famus.py.
+accuracy that the card claims, and one with it, which loads the meta-net (and each of two networks alone). Training is
+preceded by a plain run under the same schedule, for the card (--no-baseline leaves it out). Other flags: those of
+run_famus.py.
 """
 
 import argparse
@@ -46,8 +47,17 @@ print(json.dumps(accuracy_score(test["label"][:], found)))
 """
 LOAD = """
 import json, sys
-from famus_hf import load_famus
-print(json.dumps([type(part).__name__ for part in load_famus(sys.argv[1])]))
+import torch
+from famus_hf import TwoNetworksForImageClassification, load_famus
+parts = load_famus(sys.argv[1])
+found = [parts]
+if isinstance(parts[0], TwoNetworksForImageClassification):
+    for name in ("model_a", "model_b"):
+        found.append(load_famus(sys.argv[1], subfolder=name))
+        own, alone = parts[0].get_submodule(name).state_dict(), found[-1][0].state_dict()
+        if own.keys() != alone.keys() or not all(torch.equal(own[key], alone[key]) for key in own):
+            raise ValueError(f"{name} is another network in its own folder than beside the other one")
+print(json.dumps([[type(part).__name__ for part in each if part is not None] for each in found]))
 """
 NAMES_DATA = {"dataset_name", "recipe", "config"}  # flags that may say what the data are
 
@@ -56,7 +66,8 @@ def train(options: argparse.Namespace, settings: tuple[Any, ...], argv: list[str
     """The run, and plain training before it. Returns its folder."""
     model_args, data_args, args = settings
     data = load_data(data_args, args)
-    runs = [Run(model_args, data_args, own, data) for own in [*baselines_of(args)[: int(options.baseline)], args]]
+    baseline = baselines_of(model_args, args)[: int(options.baseline)]
+    runs = [Run(networks, data_args, own, data) for networks, own in [*baseline, (model_args, args)]]
     rows = [as_baseline(run.train(None)) for run in runs[:-1]]
     command = command_of(argv).replace("accelerate launch scripts/run_famus.py", "python scripts/release.py")
     card = {"baselines": rows, "command": command, "license": options.license, "model_name": options.name}
@@ -109,9 +120,10 @@ def check(folder: Path, data_args: DataArguments) -> None:
             raise ValueError(
                 f"{str(folder)!r} claims an accuracy of {claims['last']} and has {found}: it is not released"
             )
-        parts = in_clean_process(LOAD, scratch, str(folder.resolve()))
+        loaded = in_clean_process(LOAD, scratch, str(folder.resolve()))
     print(f"claimed {100 * claims['last']:.2f} %, found {100 * found:.2f} % by the pipeline, on {len(test)} images")
-    print(f"load_famus gives {', '.join(parts)}", flush=True)
+    for subfolder, parts in zip(("", " of model_a", " of model_b"), loaded, strict=False):
+        print(f"load_famus{subfolder} gives {', '.join(parts)}", flush=True)
 
 
 def load_test_set(data_args: DataArguments) -> Any:

@@ -2,15 +2,17 @@
 
     python scripts/reproduce.py --table 3 --dataset_name /usr/share/datasets/fashion-mnist --jobs 2
     python scripts/reproduce.py --table speed --jobs 2
+    python scripts/reproduce.py --table two-networks --jobs 2     # its settings: two_networks_table.py
     python scripts/reproduce.py --table 4 --dataset_name cifar100 --backbone wide-resnet-28-10 --num_train 49000 \\
         --noise symmetric:0.6 --max_steps 20000 --blocks 4 8 12 --random_layers 4 8 16
 
 Prints a Markdown table: last and best test accuracy (mean ± sample standard deviation over the seeds; "best" is the
 highest of eight evaluations and selected nothing), milliseconds of a step, their ratio to a plain Trainer step timed in
 the same run (a twin network takes a plain step now and then), the layers that were on and, with a budget, what their
-choice really cost in plain steps. Each run leaves a folder below --output_dir and its figures below --results_dir. A
-run whose figures are there is not repeated: an interrupted table goes on, and a finished one is printed again. Flags
-that this script does not know go to every run, as in run_famus.py.
+choice really cost in plain steps. The table two-networks has methods × noises instead, and the seconds of an epoch;
+--noise, --seeds and --rows share its runs out among processes. Each run leaves a folder below --output_dir and its
+figures below --results_dir. A run whose figures are there is not repeated: an interrupted table goes on, and a finished
+one is printed again. Flags that this script does not know go to every run, as in run_famus.py.
 """
 
 import argparse
@@ -30,15 +32,24 @@ from records import format_mean
 from run_famus import Run
 from set_up_run import load_data
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from two_networks_table import NOISE, ROWS, SETTINGS, format_methods
 
 from famus_hf import FaMUSTrainingArguments
 
 PLAIN_EVERY = 10  # steps of a run between two plain steps of its twin
 EVALUATIONS = 8  # of a run, evenly spaced; the last one is at its end
+TABLES = {
+    "3": "losses",
+    "4": "sampling strategies",
+    "speed": "departures from the paper's step that save time",
+    "two-networks": "without any clean label, two networks beside one",
+}
 
 
 def rows_of(options: argparse.Namespace) -> dict[str, list[str]]:
     """Row of the table → flags of run_famus.py."""
+    if options.table == "two-networks":
+        return ROWS
     learned = ["--layer_sampler=learned"]
     rows = {"plain training": ["--meta_learner=none"], "MW-Net, all layers (L_c)": ["--layer_sampler=all"]}
     if options.table == "3":
@@ -94,16 +105,10 @@ def trimmed_mean(values: list[float]) -> float:
 
 def train_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: list[str]) -> None:
     """Every row of the table for one noise and one seed, on the same data."""
-    noise_type, _, rate = noise.partition(":")
     data, first = None, None
     for name, flags in rows_of(options).items():
         folder = folder_of(options, noise, name, seed)
-        argv = [
-            f"--dataset_name={options.dataset_name}", f"--backbone={options.backbone}", f"--seed={seed}",
-            f"--noise={rate}", f"--noise_type={noise_type}", f"--num_meta={options.num_meta}",
-            f"--max_train_samples={options.num_train + options.num_meta}", "--save_strategy=no", "--report_to=none",
-            "--disable_tqdm=true", f"--eval_steps={1 / EVALUATIONS}", "--eval_strategy=steps", *passed_on, *flags,
-        ]  # fmt: skip
+        argv = [*flags_of_all_rows(options, noise, seed, passed_on), *flags]
         record = record_of(options, noise, name, seed)
         if (options.rows and name not in options.rows) or is_finished(record, argv):
             continue
@@ -112,15 +117,29 @@ def train_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: li
         print(f"=== {noise}, seed {seed}: {name} → {folder}", flush=True)
         run = Run(model_args, data_args, args, data)
         first = first or run  # holds the processed images, which the other rows share
-        twin = PlainTwin(run)
-        run.trainer.add_callback(twin)
+        twin = None if options.table == "two-networks" else PlainTwin(run)
+        if twin is not None:
+            run.trainer.add_callback(twin)
         results = run.train(None)
         results["train_seconds_per_step"] = trimmed_mean(run.timer.seconds)
-        results["plain_seconds_per_step"] = trimmed_mean(twin.seconds)
+        if twin is not None:
+            results["plain_seconds_per_step"] = trimmed_mean(twin.seconds)
         results["train_seconds"] = sum(run.timer.seconds)
         results["flags"] = argv
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def flags_of_all_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: list[str]) -> list[str]:
+    """What the rows have in common."""
+    noise_type, _, rate = noise.partition(":")
+    return [
+        f"--dataset_name={options.dataset_name}", f"--backbone={options.backbone}", f"--seed={seed}",
+        f"--noise={rate}", f"--noise_type={noise_type}", f"--num_meta={options.num_meta}",
+        f"--max_train_samples={options.num_train + options.num_meta}", "--save_strategy=no", "--report_to=none",
+        "--disable_tqdm=true", f"--eval_steps={1 / EVALUATIONS}", "--eval_strategy=steps",
+        *(SETTINGS if options.table == "two-networks" else ()), *passed_on,
+    ]  # fmt: skip
 
 
 def is_finished(record: Path, argv: list[str]) -> bool:
@@ -144,13 +163,31 @@ def record_of(options: argparse.Namespace, noise: str, name: str, seed: int) -> 
     return Path(options.results_dir or options.output_dir) / folder.parent.name / f"{folder.name}.json"
 
 
+def finished_runs(options: argparse.Namespace, noise: str, name: str) -> list[dict[str, Any]]:
+    """The figures of a row's runs that are there."""
+    files = [record_of(options, noise, name, seed) for seed in options.seeds]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+
+
+def print_tables(options: argparse.Namespace) -> None:
+    words = f"{options.num_train} training images"
+    if options.table == "two-networks":
+        runs = {
+            name: {noise: found for noise in options.noise if (found := finished_runs(options, noise, name))}
+            for name in rows_of(options)
+        }
+        print(f"\n{options.dataset_name}, {words}, no clean label\n{format_methods(runs)}")
+        return
+    for noise in options.noise:
+        print(f"\n{options.dataset_name}, {noise}, {words}\n{format_table(options, noise)}")
+
+
 def format_table(options: argparse.Namespace, noise: str) -> str:
     """The finished runs of one noise as a Markdown table."""
     head = ["", "last, %", "best, %", "ms a step", "ratio to plain", "layers on", "gates' cost", "seeds"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name in rows_of(options):
-        files = [record_of(options, noise, name, seed) for seed in options.seeds]
-        runs = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+        runs = finished_runs(options, noise, name)
         if runs:
             costs = [run["mean_meta_cost"] for run in runs if run["mean_meta_cost"] is not None]
             cells = [
@@ -187,14 +224,15 @@ def main(argv: list[str]) -> None:
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
-        "--table", choices=("3", "4", "speed"), required=True,
-        help="3: losses; 4: sampling strategies; speed: departures from the paper's step that save time",
+        "--table", choices=tuple(TABLES), required=True, help="; ".join(f"{name}: {TABLES[name]}" for name in TABLES)
     )  # fmt: skip
     parser.add_argument("--dataset_name", default="/usr/share/datasets/fashion-mnist", help="as in run_famus.py")
     parser.add_argument("--backbone", default="small", help="as in run_famus.py")
     parser.add_argument("--num_train", type=int, default=10_000, help="noisy training examples")
-    parser.add_argument("--num_meta", type=int, default=1000, help="clean meta examples")
-    parser.add_argument("--noise", nargs="+", default=["pair:0.4", "symmetric:0.6"], help="noise type and rate")
+    parser.add_argument("--num_meta", type=int, default=1000, help="clean meta examples; two-networks has none")
+    parser.add_argument(
+        "--noise", nargs="+", help=f"noise type and rate (pair:0.4 symmetric:0.6; of two-networks {' '.join(NOISE)})"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of data, noise and training")
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 2, 3], help="residual blocks of table 4")
     parser.add_argument("--random_layers", type=int, nargs="+", default=[4, 8], help="numbers s of table 4")
@@ -204,10 +242,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--results_dir", help="a small JSON file with the figures of each run goes here (--output_dir)")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time, one for each noise and seed")
     options, passed_on = parser.parse_known_args(argv)
+    is_clean = options.table != "two-networks"
+    options.num_meta = options.num_meta if is_clean else 0
+    options.noise = options.noise or (["pair:0.4", "symmetric:0.6"] if is_clean else list(NOISE))
     unknown = sorted(set(options.rows or []) - set(rows_of(options)))
     if unknown:
         fail(f"--rows {unknown[0]!r} is no row of table {options.table}: choose from {', '.join(rows_of(options))}")
-    if not any(flag.split("=")[0] in ("--num_train_epochs", "--max_steps") for flag in passed_on):
+    if is_clean and not any(flag.split("=")[0] in ("--num_train_epochs", "--max_steps") for flag in passed_on):
         passed_on = ["--num_train_epochs=16", *passed_on]
     if options.jobs > 1:
         run_jobs(options, argv)
@@ -218,8 +259,7 @@ def main(argv: list[str]) -> None:
                     train_rows(options, noise, seed, passed_on)
                 except (ValueError, TypeError, OSError) as error:
                     fail(error)
-    for noise in options.noise:
-        print(f"\n{options.dataset_name}, {noise}, {options.num_train} training images\n{format_table(options, noise)}")
+    print_tables(options)
 
 
 if __name__ == "__main__":

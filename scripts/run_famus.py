@@ -3,20 +3,29 @@
     accelerate launch scripts/run_famus.py --dataset_name digits --noise 0.4 --compare
 
 Every flag of transformers' TrainingArguments works, and those listed by --help. `--config file.yaml` sets defaults, as
-does `--recipe NAME` (the paper's tables, in scripts/recipes/); flags win. With --compare, plain training and the base
-method (all layers) run first: same data, schedule and seed.
+does `--recipe NAME` (the paper's tables, in scripts/recipes/); flags win. With --two_networks, two networks divide the
+training set for each other, and no clean label is needed. With --compare, plain training and the base method (all
+layers) run first, and with two networks DivideMix: same data, schedule and seed.
 """
 
 import json
-import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from arguments import DataArguments, ModelArguments, fail, parse_arguments, short_name
-from records import as_baseline, command_of, data_facts, format_table, release_command, summary_of
+from measurements import StepTimer, peak_memory_mb, start_measuring_memory
+from records import (
+    as_baseline,
+    command_of,
+    data_facts,
+    format_notes,
+    format_table,
+    layers_of,
+    release_command,
+    summary_of,
+    two_network_facts,
+)
 from set_up_run import (
     baselines_of,
     build_model,
@@ -26,9 +35,9 @@ from set_up_run import (
     resolve_checkpoint,
     select_on_meta_set,
 )
-from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, set_seed
 
-from famus_hf import FaMUSTrainer, FaMUSTrainingArguments
+from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, TwoNetworkTrainer
 from famus_hf.data.noise_file import write_noise_file
 from famus_hf.hub_errors import PushError
 from famus_hf.hub_trainer import is_hub_id
@@ -38,31 +47,11 @@ from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.whole_files import SaveError, written_beside
 
 
-class StepTimer(TrainerCallback):
-    """Seconds of each training step, without data loading, evaluation and checkpoints."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        self.started = now()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        self.seconds.append(now() - self.started)
-
-
-def now() -> float:
-    """Seconds on the clock once a GPU has done what it was told."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 class Run:
     """One training run: set up without training, then trained and written down."""
 
     def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: FaMUSTrainingArguments, data: Any):
-        self.name, self.data_args, self.args, self.data = method_name(args), data_args, args, data
+        self.name, self.data_args, self.args, self.data = method_name(model_args, args), data_args, args, data
         set_seed(args.seed)
         if "image" not in data["train"].features:
             raise ValueError(
@@ -70,10 +59,10 @@ class Run:
                 "name it with --image_column_name"
             )
         classes = data["train"].features["label"].names
-        model, processor = build_model(model_args, data_args.dataset_name, classes, args.base_loss)
+        model, processor = build_model(model_args, data_args.dataset_name, classes, args)
         self.timer = StepTimer()
         self.unpushed: str | None = None  # why the push at the end failed, and how to repeat it
-        self.trainer = FaMUSTrainer(
+        self.trainer: FaMUSTrainer = (TwoNetworkTrainer if model_args.two_networks else FaMUSTrainer)(
             model,
             args,
             train_dataset=data["train"],
@@ -98,6 +87,7 @@ class Run:
         """
         trainer = self.trainer
         set_seed(self.args.seed)  # every run of a comparison sees the same batches
+        start_measuring_memory(self.args.device)
         trainer.train(resume_from_checkpoint=checkpoint)
         metrics = trainer.evaluate(self.data["test"])
         others = [split for split in self.data if split.startswith("test_")]  # further sets to test on
@@ -112,10 +102,12 @@ class Run:
             "dataset_name": short_name(self.data_args) if self.is_folder else self.data_args.dataset_name,
             "protocol": self.data_args.protocol,
             **self.meta_set_facts,
-            "train_seconds_per_step": statistics.median(self.timer.seconds) if self.timer.seconds else None,
+            "train_seconds_per_step": self.timer.median_step,
+            "seconds_per_epoch": self.timer.seconds_per_epoch(trainer.state),
+            "peak_memory_mb": peak_memory_mb(self.args.device),
             "realised_noise_rate": self.realised_noise_rate,
-            "mean_active_layers": trainer.meta.mean_active_layers if trainer.meta else 0.0,
-            "share_of_steps_on": trainer.meta.share_of_steps_on if trainer.meta else {},
+            **two_network_facts(trainer),
+            **layers_of(trainer),
             "mean_meta_cost": trainer.mean_meta_cost,
             "mean_fixed_meta_cost": trainer.mean_fixed_meta_cost,
             "global_step": trainer.state.global_step,
@@ -147,7 +139,7 @@ class Run:
     @property
     def meta_set_facts(self) -> dict[str, Any]:
         """Kind and size of the meta set and, of a pseudo-clean one, the share of right labels, where it is known."""
-        meta = self.trainer.meta_dataset if self.trainer.meta else None
+        meta = self.trainer.meta_dataset if self.trainer.meta_learner else None
         pseudo = isinstance(meta, PseudoCleanSet)
         return {
             "meta_set": None if meta is None else "pseudo-clean" if pseudo else "clean",
@@ -217,12 +209,12 @@ class Run:
 def main(argv: list[str]) -> None:
     try:
         model_args, data_args, args = parse_arguments(argv)
-        checkpoint = resolve_checkpoint(args)
+        checkpoint = resolve_checkpoint(model_args, args)
         data = load_data(data_args, args)
-        settings = [*(baselines_of(args) if data_args.compare else []), args]
-        runs = [Run(model_args, data_args, own, data) for own in settings]
+        settings = [*(baselines_of(model_args, args) if data_args.compare else []), (model_args, args)]
+        runs = [Run(networks, data_args, own, data) for networks, own in settings]
         if checkpoint is not None and is_hub_id(checkpoint):
-            checkpoint = check_checkpoint(runs[-1].trainer.fetch_checkpoint(checkpoint), args)
+            checkpoint = check_checkpoint(runs[-1].trainer.fetch_checkpoint(checkpoint), model_args, args)
     except (ValueError, TypeError, OSError) as error:
         if "debug" in argv or "--log_level=debug" in argv:
             raise
@@ -244,7 +236,7 @@ def main(argv: list[str]) -> None:
             fail(error)
     if is_first:
         print(f"\n{short_name(data_args)}, {runs[-1].noise_description}, seed {args.seed}\n")
-        print(format_table(rows), flush=True)
+        print(f"{format_table(rows)}\n{format_notes(rows)}", flush=True)
     if runs[-1].unpushed is not None:
         fail(runs[-1].unpushed)
 

@@ -4,15 +4,26 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from arguments import DataArguments, ModelArguments, source_of
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, set_seed
+from transformers.utils import logging
 
-from famus_hf import FaMUSTrainingArguments, build_backbone, load_noisy_dataset
+from famus_hf import (
+    FaMUSTrainingArguments,
+    TwoNetworksForImageClassification,
+    build_backbone,
+    load_noisy_dataset,
+)
 from famus_hf.checkpoints import to_resume_from
 from famus_hf.data.idx import is_idx_folder
 from famus_hf.hub_trainer import is_hub_id
+from famus_hf.networks_apart import holds_two_networks
 from famus_hf.timm_wrapper import TIMM_WRAPPER, check_timm, check_timm_config
 from famus_hf.wording import reason_of
+
+logger = logging.get_logger(__name__)
 
 TINY_DATASETS = ("digits", "fashion_mnist")  # data sets, beside idx folders, whose default backbone is `tiny`
 
@@ -43,9 +54,39 @@ def _load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
 
 
 def build_model(
+    model_args: ModelArguments, dataset_name: str | None, classes: list[str], args: FaMUSTrainingArguments
+) -> tuple[Any, Any]:
+    """The network, or both as one, and the image processor of pretrained ones.
+
+    The first of two networks is the one that a run of one network starts from. Both are drawn by seeds of their own;
+    where they are pretrained, only what their weights do not have, as a rule the head.
+    """
+    networks = []
+    for seed in (args.seed, second_seed(args.seed))[: 1 + model_args.two_networks]:
+        set_seed(seed)
+        network, processor = build_network(model_args, dataset_name, classes, args.base_loss)
+        networks.append(network)
+    if not model_args.two_networks:
+        return networks[0], processor
+    pairs = zip(*(network.parameters() for network in networks), strict=True)
+    if all(torch.equal(first, second) for first, second in pairs):
+        logger.warning(
+            "both networks start from the same weights, as %s has a head for these classes: they come apart by their "
+            "batches alone",
+            model_args.model_name_or_path,
+        )
+    return TwoNetworksForImageClassification.of(*networks), processor
+
+
+def second_seed(seed: int) -> int:
+    """Of the second network's weights."""
+    return int(np.random.SeedSequence((seed, 1)).generate_state(1, np.uint32)[0])
+
+
+def build_network(
     model_args: ModelArguments, dataset_name: str | None, classes: list[str], base_loss: str
 ) -> tuple[Any, Any]:
-    """The network and, where it is pretrained, its image processor."""
+    """A network and, where it is pretrained, its image processor."""
     if model_args.backbone is not None and model_args.model_name_or_path is not None:
         raise ValueError("--backbone and --model_name_or_path contradict each other: give one of them")
     if model_args.model_name_or_path is None:
@@ -111,27 +152,40 @@ def select_on_meta_set(args: FaMUSTrainingArguments, data_args: DataArguments, d
     return {split: data[split] for split in dict.fromkeys(["test", judge])}
 
 
-def resolve_checkpoint(args: FaMUSTrainingArguments) -> str | None:
+def resolve_checkpoint(model_args: ModelArguments, args: FaMUSTrainingArguments) -> str | None:
     """`--resume_from_checkpoint`: a folder, a repository, or `true` for the newest whole one in the output folder."""
     wanted = args.resume_from_checkpoint
     if wanted is None or str(wanted).lower() == "false":
         return None
     if str(wanted).lower() == "true":
-        return to_resume_from(True, args.output_dir)
-    return wanted if is_hub_id(wanted) else check_checkpoint(wanted, args)
+        wanted = str(to_resume_from(True, args.output_dir))
+    return wanted if is_hub_id(wanted) else check_checkpoint(wanted, model_args, args)
 
 
-def check_checkpoint(wanted: str, args: FaMUSTrainingArguments) -> str | None:
+def check_checkpoint(wanted: str, model_args: ModelArguments, args: FaMUSTrainingArguments) -> str | None:
     """A folder's own, once it is known to hold a checkpoint of this kind of run."""
-    if not (Path(wanted) / "trainer_state.json").is_file():
-        raise ValueError(f"--resume_from_checkpoint {wanted!r} is no checkpoint folder (it has no trainer_state.json)")
-    if args.meta_learner != "none" and not (Path(wanted) / "meta_net" / "config.json").is_file():
-        raise ValueError(f"--resume_from_checkpoint {wanted!r} is of plain training: add --meta_learner none")
+    flag, folder = f"--resume_from_checkpoint {wanted!r}", Path(wanted)
+    if not (folder / "trainer_state.json").is_file():
+        raise ValueError(f"{flag} is no checkpoint folder (it has no trainer_state.json)")
+    if holds_two_networks(folder) and not model_args.two_networks:
+        raise ValueError(f"{flag} is of two networks: add --two_networks")
+    if model_args.two_networks and not holds_two_networks(folder):
+        raise ValueError(f"{flag} is of a run with one network: leave --two_networks out")
+    own = folder / "model_a" if model_args.two_networks else folder
+    if args.meta_learner != "none" and not (own / "meta_net" / "config.json").is_file():
+        kind = "DivideMix" if model_args.two_networks else "plain training"
+        raise ValueError(f"{flag} is of {kind}: add --meta_learner none")
     return to_resume_from(wanted, args.output_dir)
 
 
-def baselines_of(args: FaMUSTrainingArguments) -> list[FaMUSTrainingArguments]:
-    """The runs that this one is compared with: plain training and the meta-learner on all layers, else the same."""
+def baselines_of(
+    model_args: ModelArguments, args: FaMUSTrainingArguments
+) -> list[tuple[ModelArguments, FaMUSTrainingArguments]]:
+    """The runs that this one is compared with, else the same: plain training and the meta-learner on all layers.
+
+    With two networks DivideMix comes between them. Plain training is then what the warm-up does with one network: its
+    batches are as large as a labelled and an unlabelled one together, so that its steps are as many.
+    """
 
     def variant(name: str, **changes: Any) -> FaMUSTrainingArguments:
         folder = f"{args.output_dir}-{name}"
@@ -139,17 +193,23 @@ def baselines_of(args: FaMUSTrainingArguments) -> list[FaMUSTrainingArguments]:
 
     exact = {"layer_sampler": "all", "candidate_layers": "all", "sampler_block": None, "meta_budget": None,
              "preset": None, "virtual_scope": "all"}  # fmt: skip
-    if args.meta_learner == "none":
-        return []
-    plain = variant("plain", meta_learner="none", meta_budget=None, preset=None)
+    without = {"meta_learner": "none", "meta_budget": None, "preset": None}
     match = None if args.meta_learner == "l2r" else 0.0  # L2R has no such loss
-    base = variant(args.meta_learner, **exact, sparsity_weight=0.0, gradient_match_weight=match)
-    return [plain] if method_name(base) == method_name(args) else [plain, base]
+    all_layers = {**exact, "sparsity_weight": 0.0, "gradient_match_weight": match}
+    one_network, batch = dataclasses.replace(model_args, two_networks=False), args.per_device_train_batch_size
+    plain = variant("plain", **without, per_device_train_batch_size=batch * (1 + model_args.two_networks))
+    found = [(one_network, plain)]
+    if model_args.two_networks:
+        found.append((model_args, variant("dividemix", **without)))
+    if args.meta_learner != "none":
+        found.append((model_args, variant(args.meta_learner, **all_layers)))
+    own = method_name(model_args, args)
+    return [pair for pair in found if method_name(*pair) != own]
 
 
-def method_name(args: FaMUSTrainingArguments) -> str:
+def method_name(model_args: ModelArguments, args: FaMUSTrainingArguments) -> str:
     if args.meta_learner == "none":
-        return "plain"
+        return "DivideMix" if model_args.two_networks else "plain"
     learner = {"mw-net": "MW-Net", "l2r": "L2R", "mlc": "MLC"}[args.meta_learner]
     samplers = {
         "learned": f"{learner} + FaMUS",
@@ -157,4 +217,4 @@ def method_name(args: FaMUSTrainingArguments) -> str:
         "block": f"{learner}, block {args.sampler_block}",
         "random": f"{learner}, {args.random_layers} random layers",
     }
-    return samplers[args.layer_sampler]
+    return f"{'two networks, ' if model_args.two_networks else ''}{samplers[args.layer_sampler]}"

@@ -232,7 +232,7 @@ def test_the_script_judges_the_labels_that_a_run_was_trained_on(tmp_path):
     assert lines[0] == "index,label,predicted_label,loss,weight,clean_probability,clean_label" and len(lines) == 1298
     results = json.loads((run / "all_results.json").read_text())
     assert results["suspect_labels"] == sum(p < 0.5 for p in first["clean_probability"])
-    assert results["wrong_label_average_precision"] > 0.6 and 0 < results["estimated_noise_rate"] < 1
+    assert results["wrong_label_average_precision"] > 0.6 and 0 < results["estimated_noise_rate_by_label_report"] < 1
 
 
 def test_data_of_other_classes_are_refused_in_one_sentence(tmp_path):

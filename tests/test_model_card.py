@@ -9,8 +9,10 @@ import pytest
 import recipe_cards
 import records
 import run_famus
+import torch
 from huggingface_hub import ModelCard
 from loopback_hub import LoopbackHub
+from test_co_training import make
 from test_trainer import make_trainer
 
 
@@ -75,6 +77,35 @@ def test_a_card_says_so_where_a_baseline_is_better(tmp_path):
         trainer.create_model_card(metrics={"last": own, "best": own}, baselines=rows, seconds_per_step=0.2)
         text = (tmp_path / "README.md").read_text()
         assert (sentence is not None) == ("Not better here" in text) and (sentence or "") in text
+
+
+def test_the_card_of_two_networks_says_how_they_divided_the_data_and_how_to_load_each(tmp_path):
+    trainer = make(tmp_path, dtype=torch.float32, mixup_alpha=1.5)
+    trainer.train()
+    trainer.create_model_card(dataset_name="digits", metrics={"last": 0.8, "best": 0.9})
+    text = (tmp_path / "README.md").read_text()
+    for words in (
+        "It is two networks whose logits are averaged", "no clean label was used",
+        f'load_famus("{tmp_path.name}", subfolder="model_a")', "MWNet(", "LearnedSampler(", "Beta(1.5, 1.5)",
+        "| weight of the unlabelled half, λ_u | 2, reached after 1 epochs |", "2 × CalledGroupNormNet",
+        f"| wrong labels, as the networks estimate | {100 * trainer.noise_rate:.1f} % |",
+        "as many labelled as unlabelled examples: 8",
+    ):  # fmt: skip
+        assert words in text, words
+    for side in trainer.sides:
+        counts = f"{len(side.division)} labelled and {len(side.division.unlabelled)} unlabelled examples"
+        assert f"| the division by `{side.name}` | {counts}, {100 * side.division.purity:.1f} % of these" in text
+    assert "SemiSupervisedLoss" not in text and validated(text, tmp_path) == ""
+
+
+def test_the_card_of_dividemix_names_no_meta_net(tmp_path):
+    trainer = make(tmp_path, dtype=torch.float32, meta_learner="none", plain_warmup_epochs=3)
+    trainer.train()
+    trainer.create_model_card(dataset_name="digits")
+    text = (tmp_path / "README.md").read_text()
+    assert "without a meta-net ([DivideMix]" in text and "| meta set | none |" in text
+    assert "EqualWeights" not in text and "layer sampler |" not in text
+    assert "not estimated, as the warm-up did not end" in text and "the division by" not in text
 
 
 def test_the_command_on_the_card_holds_no_token_and_no_path_of_this_machine(tmp_path):

@@ -41,6 +41,16 @@ def test_the_python_examples_run(tmp_path, example, folder, meta_learner):
     assert (tmp_path / "outputs" / folder / "meta_net" / "config.json").is_file()
 
 
+def test_the_example_of_two_networks_runs(tmp_path):
+    (code,) = blocks("python", "No clean labels at all")
+    code += "\nprint(type(ensemble).__name__, type(network).__name__, type(meta_learner).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    *_, said, kinds = done.stdout.strip().splitlines()
+    assert re.fullmatch(r"\d+ % of the labels are wrong, as the networks estimate", said)
+    assert kinds == "TwoNetworksForImageClassification WideResNetForImageClassification MWNet"
+
+
 def test_every_function_that_the_readme_names_exists():
     import importlib
 

@@ -151,3 +151,21 @@ def test_a_release_trains_its_plain_baseline_first(tmp_path, monkeypatch):
     card = ModelCard.load(tmp_path / "outputs" / "releases" / "first" / "README.md")
     assert card.data.license == "mit" and card.data.model_name == "first"
     assert "| plain | " in card.text and "python scripts/release.py --dataset_name digits" in card.text
+
+
+def test_a_release_of_two_networks_loads_together_and_apart(tmp_path, capsys):
+    run = tmp_path / "pair"
+    run_famus.main([
+        *DATA, "--noise", "0.4", "--num_train_epochs", "2", "--output_dir", str(run), "--disable_tqdm", "true",
+        "--report_to", "none", "--two_networks", "--max_train_samples", "400", "--per_device_train_batch_size", "40",
+    ])  # fmt: skip
+    release.main(["--run", str(run), "--release_dir", str(tmp_path / "releases"), *DATA])
+    output = capsys.readouterr().out
+    assert "load_famus gives TwoNetworksForImageClassification" in output
+    for name in ("model_a", "model_b"):
+        assert f"load_famus of {name} gives WideResNetForImageClassification, MWNet, LearnedSampler" in output
+    folder = tmp_path / "releases" / "pair"
+    assert 'load_famus("pair", subfolder="model_a")' in (folder / "README.md").read_text()
+    spoil_weights(folder / "model_a")
+    with pytest.raises(ValueError, match="model_a is another network in its own folder"):
+        release.check(folder, release.parse_arguments(DATA)[1])

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import reproduce as script
 from arguments import parse_arguments
 from reproduce import rows_of as rows_of_table
 
@@ -72,3 +73,33 @@ def test_table_4_compares_samplers(tmp_path):
     assert {name: row.split("|")[-4].strip() for name, row in rows.items()} == {
         "block 3": "5.0", "random, s = 2": "2.0", "top 4, fixed": "4.0",
     }  # fmt: skip
+
+
+def test_the_table_of_two_networks_uses_no_clean_label_and_goes_on_where_it_stopped(tmp_path, capsys):
+    rows = ["plain training, one network", "two networks, FaMUS (K = 4)"]
+    flags = [
+        "--table", "two-networks", "--dataset_name", "digits", "--backbone", "tiny", "--num_train", "300",
+        "--seeds", "0", "--noise", "pair:0.4", "--num_train_epochs", "2", "--plain_warmup_epochs", "1", "--use_cpu",
+        "--max_eval_samples", "50", "--output_dir", str(tmp_path / "runs"), "--results_dir", str(tmp_path / "records"),
+    ]  # fmt: skip
+    script.main([*flags, "--rows", *rows])
+    first = rows_of(capsys.readouterr().out)
+    assert list(first) == rows
+    for line in first.values():
+        assert re.fullmatch(r"\d+\.\d \(\d+\.\d\)", line.strip("|").split("|")[1].strip())
+    records = [json.loads(file.read_text()) for file in sorted((tmp_path / "records" / "pair-0.4").glob("*.json"))]
+    assert [found["meta_set"] for found in records] == [None, "pseudo-clean"]
+    assert [found["global_step"] for found in records] == [6, 6], "as many steps with one network as with two"
+    script.main([*flags, "--rows", *rows])
+    again = capsys.readouterr().out
+    assert "===" not in again and rows_of(again) == first
+
+
+def test_rows_of_two_networks_differ_in_the_method_alone():
+    rows = rows_of_table(SimpleNamespace(table="two-networks"))
+    found = {}
+    for name, flags in rows.items():
+        networks, _, args = parse_arguments(["--dataset_name=digits", "--meta_batch_size=9", *flags])
+        found[name] = (networks.two_networks, args.meta_learner, args.layer_sampler)
+        assert args.per_device_train_batch_size * (1 + networks.two_networks) == 100
+    assert len(set(found.values())) == len(rows) == 5

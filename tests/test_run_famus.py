@@ -10,13 +10,14 @@ from pathlib import Path
 
 import arguments
 import pytest
+import records
 import run_famus
 import set_up_run
 import torch
 import yaml
 from PIL import Image
 
-from famus_hf import load_famus, load_noisy_dataset
+from famus_hf import TwoNetworksForImageClassification, load_famus, load_noisy_dataset
 from famus_hf.data.noise_file import read_noise_file
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "run_famus.py"
@@ -138,14 +139,9 @@ def test_another_method_trains_on_the_labels_of_a_noise_file(tmp_path):
 
 
 @pytest.mark.parametrize("recipe", arguments.recipe_names())
-def test_every_recipe_is_parsed_or_refused_in_one_sentence(recipe, capsys, monkeypatch, tmp_path):
+def test_every_recipe_is_parsed(recipe, tmp_path):
     about = yaml.safe_load((arguments.RECIPES / f"{recipe}.yaml").read_text())["about"]
-    assert about["source"] and about["paper"] and about["doubts"]
-    if "needs" in about:
-        with pytest.raises(SystemExit):
-            arguments.parse_arguments(["--recipe", recipe, "--use_cpu"])
-        assert f"--recipe {recipe} needs {about['needs']}" in " ".join(capsys.readouterr().err.split())
-        monkeypatch.setattr(arguments, "recipe_path", lambda name: arguments.RECIPES / f"{name}.yaml")
+    assert set(about) == {"source", "paper", "doubts"} and all(about.values())
     settings = arguments.parse_arguments(["--recipe", recipe, "--use_cpu", "--output_dir", str(tmp_path)])
     values = yaml.safe_load((arguments.RECIPES / f"{recipe}.yaml").read_text())
     for name, value in values.items():
@@ -173,6 +169,19 @@ def test_recipes_of_the_long_tail_build_their_backbone(recipe, monkeypatch):
         run_famus.main(["--recipe", recipe, "--use_cpu"])
     assert built[0].config.depth == 32 and built[0].config.model_type == "cifar_resnet"
     assert built[0].config.cosine_classifier == (recipe == "table8-cifar10-ldam")
+
+
+def test_recipes_of_two_networks_train_two_networks(tmp_path):
+    """Two steps of the warm-up and two of the pipeline, on other data."""
+    run_famus.main([
+        "--recipe", "table5-cifar10-sym40", "--dataset_name", "digits", "--backbone", "tiny", "--use_cpu",
+        "--max_steps", "4", "--max_train_samples", "256", "--max_eval_samples", "20", "--plain_warmup_epochs", "1",
+        "--output_dir", str(tmp_path), "--disable_tqdm", "true", "--label_report", "false",
+    ])  # fmt: skip
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    assert results["method"] == "two networks, MW-Net + FaMUS" and results["global_step"] == 4
+    assert results["mean_active_layers"] > 0 and results["meta_set"] == "pseudo-clean"
+    assert "| mixing | Beta(4, 4) |" in (tmp_path / "README.md").read_text()
 
 
 def test_pretrained_models_load_from_disk(tmp_path):
@@ -238,6 +247,14 @@ WRONG_INPUT = {
     "nothing to resume": (["--resume_from_checkpoint", "true"], "found no checkpoint"),
     "batch too large": (["--per_device_train_batch_size", "500"], "less than one batch of 500"),
     "config missing": (["--config", "/nowhere.yaml"], "--config /nowhere.yaml can't be read"),
+    "two networks and another meta-learner": (
+        ["--two_networks", "--meta_learner", "l2r"],
+        "meta_learner='l2r' does not go with two networks",
+    ),
+    "two networks and too few examples": (
+        ["--two_networks", "--per_device_train_batch_size", "300"],
+        "less than 600, one batch of labelled and one of unlabelled ones",
+    ),
     "precisions": (["--bf16", "--derivative", "finite"], "differences drown"),
 }
 
@@ -308,8 +325,8 @@ def test_every_meta_learner_and_loss_runs_and_loads_again(tmp_path, flags):
 
 def test_compare_takes_the_meta_learner_that_was_asked_for():
     def names(*flags):
-        _, _, args = arguments.parse_arguments([*SMALL, *flags])
-        return [set_up_run.method_name(own) for own in [*set_up_run.baselines_of(args), args]]
+        networks, _, args = arguments.parse_arguments([*SMALL, *flags])
+        return [set_up_run.method_name(*pair) for pair in [*set_up_run.baselines_of(networks, args), (networks, args)]]
 
     assert names("--meta_learner", "l2r") == ["plain", "L2R, all layers", "L2R + FaMUS"]
     block = names("--meta_learner", "mlc", "--layer_sampler", "block", "--sampler_block", "2")
@@ -318,6 +335,150 @@ def test_compare_takes_the_meta_learner_that_was_asked_for():
     assert names("--layer_sampler", "all", "--candidate_layers", "4")[-1] == "MW-Net, top 4 layers"
     assert names("--preset", "fast") == ["plain", "MW-Net, all layers", "MW-Net, top 4 layers"]
     assert names("--meta_learner", "none") == ["plain"]
+
+
+PIPELINE = [*SMALL, "--two_networks", "--num_train_epochs", "3", "--label_report", "false"]
+
+
+@pytest.fixture(scope="module")
+def pipeline_run(tmp_path_factory):
+    """Two networks, and the three runs that they are compared with."""
+    folder = tmp_path_factory.mktemp("pipeline") / "run"
+    run_famus.main([*PIPELINE, "--compare", "--output_dir", str(folder)])
+    return folder
+
+
+def test_two_networks_leave_both_alone_and_together_and_their_records(pipeline_run):
+    results = json.loads((pipeline_run / "all_results.json").read_text())
+    assert results["method"] == "two networks, MW-Net + FaMUS" and results["meta_set"] == "pseudo-clean"
+    assert 0 < results["estimated_noise_rate"] < 1 and results["realised_noise_rate"] > 0.25
+    assert set(results["division"]) == {"model_a", "model_b"}
+    for found in results["division"].values():
+        assert (
+            found["labelled"] + found["unlabelled"] == 400 and 0 < found["precision"] <= 1 and 0 < found["recall"] <= 1
+        )
+    assert set(results["time_shares"]) == {"division", "guessing", "meta step"}
+    assert 0 < sum(results["time_shares"].values()) < 1
+    assert results["mean_active_layers"] == pytest.approx(sum(results["share_of_steps_on"].values()))
+    ensemble, *nothing, _ = load_famus(pipeline_run)
+    assert type(ensemble) is TwoNetworksForImageClassification and nothing == [None, None]
+    images = torch.rand(4, 3, 8, 8)
+    logits = []
+    for name in ("model_a", "model_b"):
+        network, meta_learner, layer_sampler, processor = load_famus(pipeline_run, subfolder=name)
+        assert None not in (meta_learner, layer_sampler, processor)
+        logits.append(network(images).logits)
+    assert not torch.allclose(*logits) and torch.allclose(ensemble(images).logits, sum(logits) / 2, atol=1e-6)
+
+
+def test_two_networks_and_plain_training_beside_them_see_every_row_and_no_clean_label(pipeline_run):
+    folders = [pipeline_run.with_name(f"run{suffix}") for suffix in ("", "-plain", "-dividemix", "-mw-net")]
+    files = [read_noise_file(folder / "noise.parquet") for folder in folders]
+    assert all((file.index == files[0].index).all() and (file.labels == files[0].labels).all() for file in files)
+    assert len(files[0].index) == 400 and files[0].metadata["meta_index"] == []
+    plain, dividemix, mw_net = (json.loads((folder / "all_results.json").read_text()) for folder in folders[1:])
+    assert [found["meta_set"] for found in (plain, dividemix, mw_net)] == [None, None, "pseudo-clean"]
+    assert len({found["global_step"] for found in (plain, dividemix, mw_net)}) == 1
+    assert mw_net["mean_active_layers"] == 17 and dividemix["mean_active_layers"] == 0
+    assert all(found["seconds_per_epoch"] > 0 and found["peak_memory_mb"] > 0 for found in (plain, dividemix))
+    assert not (folders[2] / "model_a" / "meta_net").exists() and load_famus(folders[2], subfolder="model_a")[1] is None
+
+
+def test_the_end_of_a_comparison_says_what_an_epoch_takes_and_how_many_labels_are_wrong(pipeline_run):
+    suffixes = ("-plain", "-dividemix", "-mw-net", "")
+    files = [pipeline_run.with_name(f"run{suffix}") / "all_results.json" for suffix in suffixes]
+    rows = [json.loads(file.read_text()) for file in files]
+    table, notes = records.format_table(rows), records.format_notes(rows)
+    assert [line.split("  ")[0] for line in table.splitlines()[2:]] == [row["method"] for row in rows]
+    assert len({len(line) for line in table.splitlines()}) == 1
+    assert re.search(r"seconds an epoch: plain \d+\.\d\d; DivideMix \d+\.\d\d \(\d+\.\d\d × plain\); ", notes)
+    assert f"as the networks estimate: {100 * rows[-1]['estimated_noise_rate']:.1f}%" in notes
+    assert re.search(r"division \d+ %, guessing \d+ %, meta step \d+ %", notes)
+
+
+def test_resuming_two_networks_through_the_command_line_gives_the_same_result(tmp_path, pipeline_run, capsys):
+    run_famus.main([*PIPELINE, "--output_dir", str(tmp_path)])
+    newest = max(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    shutil.rmtree(newest)  # as if the run had been killed after the checkpoint before
+    with pytest.raises(SystemExit):
+        run_famus.main([*SMALL, "--output_dir", str(tmp_path), "--resume_from_checkpoint", "true"])
+    assert "is of two networks: add --two_networks" in capsys.readouterr().err
+    run_famus.main([*PIPELINE, "--output_dir", str(tmp_path), "--resume_from_checkpoint", "true"])
+    for name in ("model.safetensors", "model_b/model.safetensors", "model_a/meta_net/layer_sampler.safetensors"):
+        assert (pipeline_run / name).read_bytes() == (tmp_path / name).read_bytes(), name
+    first, second = (json.loads((folder / "all_results.json").read_text()) for folder in (pipeline_run, tmp_path))
+    for name in ("eval_accuracy", "best_eval_accuracy", "mean_active_layers", "division", "estimated_noise_rate"):
+        assert first[name] == second[name], name
+
+
+def test_a_checkpoint_of_another_kind_of_run_is_refused_in_one_sentence(pipeline_run):
+    plain, dividemix = (
+        str(next(pipeline_run.with_name(f"run{suffix}").glob("checkpoint-*"))) for suffix in ("-plain", "-dividemix")
+    )
+    for flags, checkpoint, sentence in (
+        (["--two_networks"], plain, "is of a run with one network: leave --two_networks out"),
+        (["--two_networks"], dividemix, "is of DivideMix: add --meta_learner none"),
+        ([], dividemix, "is of two networks: add --two_networks"),
+        ([], plain, "is of plain training: add --meta_learner none"),
+    ):
+        networks, _, args = arguments.parse_arguments([*SMALL, *flags])
+        with pytest.raises(ValueError, match=sentence):
+            set_up_run.check_checkpoint(checkpoint, networks, args)
+
+
+def test_two_networks_take_no_clean_meta_set_unless_one_is_asked_for():
+    def meta_set_of(*flags):
+        return arguments.parse_arguments([*SMALL, *flags])[2].meta_set
+
+    assert meta_set_of("--two_networks") == "pseudo-clean" and meta_set_of() is None
+    assert meta_set_of("--two_networks", "--num_meta", "40") == meta_set_of("--two_networks", "--meta_set", "clean")
+    assert meta_set_of("--two_networks", "--num_meta", "40") == "clean"
+
+
+def test_two_pretrained_networks_differ_in_their_heads(tmp_path, caplog):
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4
+    )
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(tmp_path)
+    flags = [*SMALL, "--two_networks", "--model_name_or_path", str(tmp_path)]
+    networks, _, args = arguments.parse_arguments(flags)
+    model, processor = set_up_run.build_model(networks, None, list("abc"), args)
+    own, other = (dict(network.named_parameters()) for network in (model.model_a, model.model_b))
+    assert {name for name in own if not torch.equal(own[name], other[name])} == {"classifier.weight"}
+    assert processor.size["height"] == 8 and "start from the same weights" not in caplog.text
+    set_up_run.build_model(networks, None, ["LABEL_0", "LABEL_1"], args)
+    assert "both networks start from the same weights" in caplog.text
+
+
+def test_the_first_of_two_networks_starts_where_one_network_does():
+    networks, _, args = arguments.parse_arguments([*SMALL, "--two_networks"])
+    both, _ = set_up_run.build_model(networks, "digits", list("abc"), args)
+    networks.two_networks = False
+    alone, _ = set_up_run.build_model(networks, "digits", list("abc"), args)
+    assert torch.equal(alone.classifier.weight, both.model_a.classifier.weight)
+    assert not torch.equal(alone.classifier.weight, both.model_b.classifier.weight)
+
+
+def test_two_networks_are_compared_with_what_the_paper_compares_them_with():
+    def runs_of(*flags):
+        networks, _, args = arguments.parse_arguments([*SMALL, "--two_networks", *flags])
+        return [*set_up_run.baselines_of(networks, args), (networks, args)]
+
+    runs = runs_of()
+    assert [set_up_run.method_name(*pair) for pair in runs] == [
+        "plain", "DivideMix", "two networks, MW-Net, all layers", "two networks, MW-Net + FaMUS",
+    ]  # fmt: skip
+    assert [networks.two_networks for networks, _ in runs] == [False, True, True, True]
+    assert [args.per_device_train_batch_size for _, args in runs] == [80, 40, 40, 40], (
+        "as many steps, as in the warm-up"
+    )
+    assert {args.meta_set for _, args in runs} == {"pseudo-clean"}
+    assert [set_up_run.method_name(*pair) for pair in runs_of("--meta_learner", "none")] == ["plain", "DivideMix"]
+    one_less = [set_up_run.method_name(*pair) for pair in runs_of("--layer_sampler", "all")]
+    assert one_less == ["plain", "DivideMix", "two networks, MW-Net, all layers"]
 
 
 def test_two_processes_leave_one_folder_and_print_one_table(tmp_path):
