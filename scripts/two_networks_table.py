@@ -12,15 +12,9 @@ NOISE = ("symmetric:0.4", "symmetric:0.6", "pair:0.4", "instance:0.4")
 BATCH = 50  # labelled examples of a step, and unlabelled ones; rows with one network take both together
 SETTINGS = (  # of all rows, beside --num_train, --backbone and --seeds
     "--meta_set=pseudo-clean",
-    "--num_train_epochs=16",
-    "--plain_warmup_epochs=3",
+    "--num_train_epochs=20",
     "--augmentation=none",
     f"--meta_batch_size={2 * BATCH}",
-    "--mixup_alpha=4",
-    "--unlabelled_weight=25",
-    "--ramp_up_epochs=16",
-    "--sharpening_temperature=0.5",
-    "--clean_threshold=0.5",
 )
 ONE, TWO = (f"--per_device_train_batch_size={2 * BATCH}",), (f"--per_device_train_batch_size={BATCH}", "--two_networks")
 PLAIN = "plain training, one network"
