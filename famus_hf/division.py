@@ -13,10 +13,10 @@ from torch.utils.data import Dataset
 from famus_hf.examination import Examined
 from famus_hf.pseudo_clean import PseudoCleanSet, clean_probabilities, largest_if_not_finite, scaled_to_one
 
-ANCHOR_QUANTILE = 0.9  # of the probabilities in a class; measured on Fashion-MNIST, see the README
-# More labels are left out than are wrong, as one wrong label does more harm than one that is missing; not many more,
-# as hard examples have large losses too, and must not go where hardly a label is wrong.
-CAUTION = 1.5
+ANCHOR_QUANTILE = 0.8  # of the probabilities in a class; measured on Fashion-MNIST, see the README
+# Labels may be left out beyond those that are wrong, as one wrong label does more harm than one that is missing; not
+# many, as hard examples have large losses, too.
+CAUTION = 1.25
 RATES = ("mixture_noise_rate", "noise_rate", "recall")
 LABELLED_OF_A_CLASS = 0.1  # share of a class's examples that are labelled where the mixture leaves it without any
 
@@ -146,7 +146,8 @@ class Division(PseudoCleanSet):
             batch_size: Over all processes; see `labelled_examples`.
             threshold: Likewise.
             history: How many epochs' losses are averaged, this one's included; with `judged` it must be 1.
-            is_calibrated: Whether the mixture's share of wrong labels is held to `CAUTION` times `noise_rate`.
+            is_calibrated: Whether the mixture's share of wrong labels is held between `noise_rate` and `CAUTION` times
+                that.
             seed: Of the mixture.
             epoch: Of the division.
         """
@@ -159,8 +160,9 @@ class Division(PseudoCleanSet):
             losses = self.history.mean(0)
         c = clean_probabilities(losses, seed)
         self.mixture_noise_rate = float(1 - c.mean())
-        if is_calibrated and self.noise_rate is not None and self.mixture_noise_rate > CAUTION * self.noise_rate:
-            c = calibrated(c, CAUTION * self.noise_rate)
+        if is_calibrated and self.noise_rate is not None:
+            plausible = float(np.clip(self.mixture_noise_rate, self.noise_rate, min(1.0, CAUTION * self.noise_rate)))
+            c = c if plausible == self.mixture_noise_rate else calibrated(c, plausible)
         labelled = labelled_examples(losses, c, found.labels, batch_size, threshold)
         self.rows, self.unlabelled = rows[labelled], rows[~labelled]
         self.clean_probabilities = np.zeros(len(self.train_dataset))

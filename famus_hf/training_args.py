@@ -246,7 +246,7 @@ class FaMUSTrainingArguments(TrainingArguments):
     calibrate_division: bool = field(
         default=True,
         metadata={
-            "help": "Two networks: leave out hardly more labels than are wrong by the surest predictions after the "
+            "help": "Two networks: leave out about as many labels as are wrong by the surest predictions after the "
             "warm-up, whatever share the mixture of losses finds (DivideMix: the mixture's)."
         },
     )
