@@ -17,6 +17,7 @@ ANCHOR_QUANTILE = 0.8  # of the probabilities in a class; measured on Fashion-MN
 # Labels may be left out beyond those that are wrong, as one wrong label does more harm than one that is missing; not
 # many, as hard examples have large losses, too.
 CAUTION = 1.25
+NEGLIGIBLE = 0.1  # a noise rate that can't be told from none, as a short warm-up leaves some doubt of clean labels, too
 RATES = ("mixture_noise_rate", "noise_rate", "recall")
 LABELLED_OF_A_CLASS = 0.1  # share of a class's examples that are labelled where the mixture leaves it without any
 
@@ -147,7 +148,7 @@ class Division(PseudoCleanSet):
             threshold: Likewise.
             history: How many epochs' losses are averaged, this one's included; with `judged` it must be 1.
             is_calibrated: Whether the mixture's share of wrong labels is held between `noise_rate` and `CAUTION` times
-                that.
+                that, and at zero where that is less than `NEGLIGIBLE`.
             seed: Of the mixture.
             epoch: Of the division.
         """
@@ -161,7 +162,8 @@ class Division(PseudoCleanSet):
         c = clean_probabilities(losses, seed)
         self.mixture_noise_rate = float(1 - c.mean())
         if is_calibrated and self.noise_rate is not None:
-            plausible = float(np.clip(self.mixture_noise_rate, self.noise_rate, min(1.0, CAUTION * self.noise_rate)))
+            rate = self.noise_rate if self.noise_rate >= NEGLIGIBLE else 0.0
+            plausible = float(np.clip(self.mixture_noise_rate, rate, min(1.0, CAUTION * rate)))
             c = c if plausible == self.mixture_noise_rate else calibrated(c, plausible)
         labelled = labelled_examples(losses, c, found.labels, batch_size, threshold)
         self.rows, self.unlabelled = rows[labelled], rows[~labelled]

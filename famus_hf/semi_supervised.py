@@ -96,15 +96,15 @@ class SemiSupervisedLoss(MetaLearner):
 
     Σ_labelled V̂_i ℓ_i + λ_u Σ_unlabelled V̂_i e_i + KL(uniform ‖ mean prediction)
 
-    with cross-entropy ℓ against refined, squared errors e against guessed labels, and V̂ each half's own. θ is the
+    with cross-entropy ℓ against refined, squared errors e against guessed labels, and V̂ each part's own. θ is the
     meta-learner's. With equal weights it is DivideMix's loss. Paper: does not say which loss of an unlabelled example
-    enters Ψ; here it is cross-entropy as in the labelled half, so that Ψ sees losses of one kind.
+    enters Ψ; here it is cross-entropy as in the labelled part, so that Ψ sees losses of one kind.
 
     Args:
         meta_learner: Gives V̂ of a batch as a differentiable function of its losses, as `MWNet` does.
 
     Attributes:
-        is_labelled: Which examples of the global batch are in the labelled half; shape (n,).
+        is_labelled: Which examples of the global batch are in the labelled part; shape (n,).
         unlabelled_weight: λ_u.
     """
 
@@ -137,10 +137,10 @@ class SemiSupervisedLoss(MetaLearner):
         return self.meta_learner.config()
 
     def example_weights(self, losses: Tensor) -> Tensor:
-        """V̂ of both halves, each of which has half of the sum; shape (n,), from cross-entropies of shape (n,)."""
+        """V̂ of both parts, whose sums are as their sizes; shape (n,), from cross-entropies of shape (n,)."""
         weights = torch.zeros_like(losses)
-        for half in (self.is_labelled, ~self.is_labelled):
-            weights[half] = self._weights(losses[half]).to(losses) / 2
+        for part in (self.is_labelled, ~self.is_labelled):
+            weights[part] = self._weights(losses[part]).to(losses) * part.sum() / len(part)
         return weights
 
     def training_loss(self, logits: Tensor, labels: Tensor, per_example_loss: PerExampleLoss) -> Tensor:

@@ -12,7 +12,7 @@ NOISE = ("symmetric:0.4", "symmetric:0.6", "pair:0.4", "instance:0.4")
 BATCH = 50  # labelled examples of a step, and unlabelled ones; rows with one network take both together
 SETTINGS = (  # of all rows, beside --num_train, --backbone and --seeds
     "--meta_set=pseudo-clean",
-    "--num_train_epochs=20",
+    "--num_train_epochs=16",
     "--augmentation=none",
     f"--meta_batch_size={2 * BATCH}",
 )
