@@ -254,12 +254,11 @@ def test_weights_are_constants_to_the_network():
     assert_close(found, (torch.cat([of_entropies[:2], of_errors[2:]]) + of_prior).tolist())
 
 
-def test_example_weights_of_each_half_sum_to_one_half():
-    found = loss_with(rising_mw_net(), (True, False, True, False)).example_weights(rows(ENTROPIES)[0])
-    labelled = weights_by_hand(ENTROPIES[0], ENTROPIES[2])
-    unlabelled = weights_by_hand(ENTROPIES[1], ENTROPIES[3])
-    assert_close(found, [v / 2 for v in (labelled[0], unlabelled[0], labelled[1], unlabelled[1])])
-    assert found[[0, 2]].sum().item() == pytest.approx(0.5) == found[[1, 3]].sum().item()
+def test_example_weights_of_each_part_sum_to_its_share_of_the_batch():
+    found = loss_with(rising_mw_net(), (True, False, True, True)).example_weights(rows(ENTROPIES)[0])
+    labelled = weights_by_hand(ENTROPIES[0], ENTROPIES[2], ENTROPIES[3])
+    assert_close(found, [3 / 4 * labelled[0], 1 / 4, 3 / 4 * labelled[1], 3 / 4 * labelled[2]])
+    assert found.sum().item() == pytest.approx(1.0)
 
 
 def test_equal_weights_are_one_over_n_and_have_no_parameters():
