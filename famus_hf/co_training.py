@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, Subset
 
 from famus_hf import checks
 from famus_hf.data.augmentation import make_generator
-from famus_hf.division import Division
 from famus_hf.examination import examine
 from famus_hf.faults import all_finite
+from famus_hf.label_division import Division
 from famus_hf.layer_sampler import AllLayers
 from famus_hf.losses import cross_entropy
 from famus_hf.meta_learners import MetaLearner

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from famus_hf.data.augmentation import make_generator
 from famus_hf.data.balanced import ClassBalancedSampler
 from famus_hf.data.model_inputs import known_labels
-from famus_hf.division import Division, Part, collated
+from famus_hf.label_division import Division, Part, collated
 from famus_hf.meta_batches import MetaBatches
 from famus_hf.meta_learners import MetaLearner
 from famus_hf.meta_model import MetaModel

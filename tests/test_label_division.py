@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.mixture import GaussianMixture
 
-from famus_hf.division import Division, Part, calibrated, collated, labelled_examples, noise_rate_by_anchors
 from famus_hf.examination import Examined
+from famus_hf.label_division import Division, Part, calibrated, collated, labelled_examples, noise_rate_by_anchors
 from famus_hf.pseudo_clean import MIXTURE, clean_probabilities, scaled_to_one
 
 NAN, INF = math.nan, math.inf
