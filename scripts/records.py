@@ -63,6 +63,7 @@ def two_network_facts(trainer: FaMUSTrainer) -> dict[str, Any]:
                 "precision": side.division.purity,
                 "recall": side.division.recall,
                 "estimated_noise_rate": side.division.noise_rate,
+                "mixture_noise_rate": side.division.mixture_noise_rate,
             }
             for side in trainer.sides
             if side.division.epoch >= 0
