@@ -57,8 +57,8 @@ class TwoNetworkTrainer(FaMUSTrainer):
     meta-learner weighs them, taught by the labelled examples as a pseudo-clean meta set. With `meta_learner="none"` it
     is DivideMix, with `layer_sampler="all"` MW-Net in the place of FaMUS.
 
-    An epoch has as many steps as it takes to see each training example once, in batches of
-    `per_device_train_batch_size` labelled and as many unlabelled ones. A step trains both networks, each on its own
+    An epoch has as many steps as it takes to see each training example once, in batches of twice
+    `per_device_train_batch_size`, labelled and unlabelled ones together. A step trains both networks, each on its own
     batch. Paper: each network is trained for a whole epoch in turn, with as many steps as the labelled examples fill.
 
     Args are those of FaMUSTrainer, but:

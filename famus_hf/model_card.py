@@ -163,8 +163,7 @@ def _settings_of(trainer: "FaMUSTrainer") -> dict[str, Any]:
         "optimizer": f"{OptimizerNames(args.optim).value} {args.optim_args or ''}".strip(),
         "learning rate": f"{args.learning_rate:g}{_describe_schedule(args)}",
         "weight decay": args.weight_decay,
-        "batch": ("as many labelled as unlabelled examples: " if two_networks else "")
-        + _times_processes(args.per_device_train_batch_size, args.world_size)
+        "batch": _times_processes(args.per_device_train_batch_size * (1 + two_networks), args.world_size)
         + (f", {args.gradient_accumulation_steps} accumulated" if args.gradient_accumulation_steps > 1 else ""),
         "steps": f"{trainer.state.global_step} ({trainer.state.epoch or 0:g} epochs)",
         "augmentation": args.augmentation,

@@ -51,14 +51,14 @@ def pipeline_settings_of(args: "FaMUSTrainingArguments", num_views: int) -> dict
     return {
         "views of an example": num_views,
         "labelled examples": f"those right with a probability above {args.clean_threshold:g}"
-        + (f", by the losses of {history} epochs" if history > 1 else ""),
-        "labels left out": "about the share that is wrong by the surest predictions after the warm-up"
-        if args.calibrate_division
-        else "by the mixture of losses",
-        "shares of a batch": "halves" if args.unlabelled_share == "half" else "as in the division",
+        + (f", by the losses of {history} epochs" if history > 1 else "")
+        + (", as many as the estimated rate leaves" if args.calibrate_division else ""),
+        "unlabelled examples of a batch": "half"
+        if args.unlabelled_share == "half"
+        else "in proportion to the division",
         "mixing": f"Beta({alpha:g}, {alpha:g})" if alpha > 0 else "none",
         "temperature of labels": args.sharpening_temperature,
-        "weight of the unlabelled loss, λ_u": f"{args.unlabelled_weight:g}"
+        "weight of unlabelled examples, λ_u": f"{args.unlabelled_weight:g}"
         + (f", reached after {args.ramp_up_epochs:g} epochs" if args.ramp_up_epochs and args.unlabelled_weight else ""),
         "warm-up": "a tenth of the run" if args.plain_warmup_epochs is None else f"{args.plain_warmup_epochs:g} epochs",
         "penalty on confidence in the warm-up": "yes" if args.warmup_confidence_penalty else "no",

@@ -61,7 +61,7 @@ class ModelArguments:
         metadata={
             "help": "Train two such networks, from different weights (pretrained ones differ in their heads), that "
             "divide the training set for each other: no clean label is needed. With --meta_learner none it is "
-            "DivideMix. A batch is --per_device_train_batch_size labelled examples and as many unlabelled ones."
+            "DivideMix. A batch is twice --per_device_train_batch_size, labelled and unlabelled examples together."
         },
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 from records import format_mean
 
 NOISE = ("symmetric:0.4", "symmetric:0.6", "pair:0.4", "instance:0.4")
-BATCH = 50  # labelled examples of a step, and unlabelled ones; rows with one network take both together
+BATCH = 50  # half of a step's examples; rows with one network take twice as many
 SETTINGS = (  # of all rows, beside --num_train, --backbone and --seeds
     "--meta_set=pseudo-clean",
     "--num_train_epochs=16",

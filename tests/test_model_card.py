@@ -87,9 +87,9 @@ def test_the_card_of_two_networks_says_how_they_divided_the_data_and_how_to_load
     for words in (
         "It is two networks whose logits are averaged", "no clean label was used",
         f'load_famus("{tmp_path.name}", subfolder="model_a")', "MWNet(", "LearnedSampler(", "Beta(1.5, 1.5)",
-        "| weight of the unlabelled loss, λ_u | 2, reached after 1 epochs |", "2 × CalledGroupNormNet",
+        "| weight of unlabelled examples, λ_u | 2, reached after 1 epochs |", "2 × CalledGroupNormNet",
         f"| wrong labels, as the networks estimate | {100 * trainer.noise_rate:.1f} % |",
-        "as many labelled as unlabelled examples: 8",
+        "| batch | 16 |",
     ):  # fmt: skip
         assert words in text, words
     for side in trainer.sides:
