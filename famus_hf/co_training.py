@@ -9,13 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from famus_hf import checks
-from famus_hf.data.augmentation import make_generator
 from famus_hf.examination import examine
 from famus_hf.faults import all_finite
 from famus_hf.label_division import Division
@@ -32,19 +30,13 @@ from famus_hf.semi_supervised import (
     EqualWeights,
     SemiSupervisedLoss,
     confidence_penalty,
-    guessed_labels,
-    mixed,
-    mixing_share,
-    one_hot,
     ramped_up,
-    refined_labels,
 )
 from famus_hf.set_up import make_meta_learner, make_meta_model
-from famus_hf.sides import EVERYTHING, LABELLED, UNLABELLED, Drawn, Side, rows_of_epoch
+from famus_hf.sides import EVERYTHING, Side, rows_of_epoch
 from famus_hf.stopwatch import NO_STOPWATCH, Stopwatch
 from famus_hf.trainer import FaMUSTrainer
 
-MIX_STREAM = 3  # of random draws, beside those of the augmentation
 TIMED_STEPS = 10  # one step in so many is timed
 META_STEP = ("virtual backward", "validation forward", "validation backward", "derivative")
 
@@ -221,7 +213,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
             side.meta.clock = side.clock if clock is self.clock else NO_STOPWATCH
         with self._turn_of(side) as network:
             buffers = cloned_buffers(network)
-            batch, clean_labels = self._mixed_batch(side, number, clock)
+            batch, clean_labels = side.mixed_batch(number, clock)
             weight = self.args.unlabelled_weight * side.unlabelled_weight
             side.loss.unlabelled_weight = ramped_up(weight, epochs, self.args.ramp_up_epochs)
             if not self.processes.all_true(all_finite([batch["pixel_values"], batch["labels"]])):
@@ -233,73 +225,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
         learns = bool(meta.meta_learner.theta()) or not meta.meta_learner.keeps_theta
         return learns and super()._is_meta_step(meta)
 
-    def _mixed_batch(self, side: Side, number: int, clock: Stopwatch) -> tuple[dict[str, Any], Tensor | None]:
-        """This process's mixed images and targets, and the right labels of their larger parts where known.
-
-        Their order: the labelled examples once for each view, then the unlabelled ones.
-        """
-        views = 1 if self.augmentation.name == "none" else 2
-        labelled = side.drawn(LABELLED, number, views)
-        unlabelled = side.drawn(UNLABELLED, number, views)
-        with clock("guessing"):
-            of_labelled, of_unlabelled = self._targets(side, labelled, unlabelled)
-        images = torch.cat([*labelled.views, *unlabelled.views])
-        targets = torch.cat([of_labelled] * views + [of_unlabelled] * views)
-        is_labelled = torch.arange(len(images), device=images.device) < views * len(labelled.labels)
-        side.loss.is_labelled = self.processes.gathered(is_labelled)
-        draws = make_generator(self.args.seed, MIX_STREAM, side.number, number)
-        share = mixing_share(self.args.mixup_alpha, np.random.default_rng(draws.initial_seed()))
-        sizes = [len(labelled.labels)] * views + [len(unlabelled.labels)] * views
-        partners = self._partners(sizes, draws).to(images.device)
-        batch = {
-            "pixel_values": mixed(images, self.processes.gathered(images)[partners], share),
-            "labels": mixed(targets, self.processes.gathered(targets)[partners], share),
-        }
-        clean = None
-        if labelled.clean_labels is not None and unlabelled.clean_labels is not None:
-            clean = torch.cat([labelled.clean_labels] * views + [unlabelled.clean_labels] * views)
-        return batch, clean
-
-    def _partners(self, sizes: list[int], draws: torch.Generator) -> Tensor:
-        """For each of this process's examples another one's place among those of all processes; shape (n,).
-
-        A permutation of what one process with all of them has, block by block.
-
-        Args:
-            sizes: Of the blocks of this process's examples, each of which continues in the next process.
-            draws: The same in all processes.
-        """
-        k, rank = self.processes.count, self.processes.rank
-        places = torch.arange(k * sum(sizes)).view(k, -1)  # as they are gathered
-        in_order = torch.cat([block.flatten() for block in places.split(sizes, dim=1)])
-        permuted = torch.empty_like(in_order)
-        permuted[in_order] = in_order[torch.randperm(len(in_order), generator=draws)]
-        return permuted.view(k, -1)[rank]
-
-    @torch.no_grad()
-    def _targets(self, side: Side, labelled: Drawn, unlabelled: Drawn) -> tuple[Tensor, Tensor]:
-        """Refined labels of the labelled and guessed labels of the unlabelled examples, each of shape (n, C).
-
-        The network in training sees the examples as in training, running statistics included, as in DivideMix's code;
-        of mixed images alone these would not be those of the images that it is to classify. The other one judges in
-        evaluation mode.
-        """
-        other = side.other.network
-        of_both = [len(part.views) * len(part.labels) for part in (labelled, unlabelled)]
-        of_labelled, of_unlabelled = _predictions(self.network, [*labelled.views, *unlabelled.views]).split(of_both)
-        other.eval()
-        of_other = _predictions(other, unlabelled.views)
-        other.train()
-        views, temperature = len(labelled.views), self.args.sharpening_temperature
-        guesses = torch.cat([of_unlabelled, of_other]).unflatten(0, (2 * views, -1))
-        seen = of_labelled.unflatten(0, (views, -1)).mean(0)
-        targets = one_hot(labelled.labels, seen.shape[1])
-        return (
-            refined_labels(targets, seen, labelled.clean_probabilities, temperature),
-            guessed_labels(guesses, temperature),
-        )
-
-    # ---- Divisions, and batches by them ----
+    # ---- Divisions ----
 
     def _divide(self) -> None:
         """Each network divides the training set, at the first step after the warm-up and of each epoch."""
@@ -381,11 +307,6 @@ class TwoNetworkTrainer(FaMUSTrainer):
         for side in self.sides:
             side.meta.load_state_dict(state[side.name])
             side.division.load_state_dict(state[side.name]["pseudo_clean"])
-
-
-def _predictions(network: nn.Module, views: list[Tensor]) -> Tensor:
-    """Probabilities of one view after another, shape (views · n, C)."""
-    return model_logits(network, {"pixel_values": torch.cat(views)}).softmax(1)
 
 
 def _no_batch(steps: list[int]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ ANCHOR_QUANTILE = 0.8  # of the probabilities in a class; measured on Fashion-MN
 # many, as hard examples have large losses, too.
 CAUTION = 1.25
 NEGLIGIBLE = 0.1  # a noise rate that can't be told from none, as a short warm-up leaves some doubt of clean labels, too
+MOST_BY_ESTIMATE = 0.5  # beyond which the mixture alone decides: a network that has learned little is sure of nothing
 RATES = ("mixture_noise_rate", "noise_rate", "recall")
 LABELLED_OF_A_CLASS = 0.1  # share of a class's examples that are labelled where the mixture leaves it without any
 
@@ -163,7 +164,8 @@ class Division(PseudoCleanSet):
         self.mixture_noise_rate = float(1 - c.mean())
         if is_calibrated and self.noise_rate is not None:
             rate = self.noise_rate if self.noise_rate >= NEGLIGIBLE else 0.0
-            plausible = float(np.clip(self.mixture_noise_rate, rate, min(1.0, CAUTION * rate)))
+            most = min(1.0, CAUTION * rate)
+            plausible = float(np.clip(self.mixture_noise_rate, min(rate, MOST_BY_ESTIMATE), most))
             c = c if plausible == self.mixture_noise_rate else calibrated(c, plausible)
         labelled = labelled_examples(losses, c, found.labels, batch_size, threshold)
         self.rows, self.unlabelled = rows[labelled], rows[~labelled]

@@ -5,6 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from famus_hf.data.augmentation import make_generator
@@ -15,15 +16,23 @@ from famus_hf.meta_batches import MetaBatches
 from famus_hf.meta_learners import MetaLearner
 from famus_hf.meta_model import MetaModel
 from famus_hf.networks_apart import NETWORKS_APART
-from famus_hf.passes import split_inputs
-from famus_hf.semi_supervised import EqualWeights, SemiSupervisedLoss
+from famus_hf.passes import model_logits, split_inputs
+from famus_hf.semi_supervised import (
+    EqualWeights,
+    SemiSupervisedLoss,
+    guessed_labels,
+    mixed,
+    mixing_share,
+    one_hot,
+    refined_labels,
+)
 from famus_hf.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from famus_hf.co_training import TwoNetworkTrainer
 
 EVERYTHING, LABELLED, UNLABELLED, TRUSTED = range(4)  # what a network draws batches from
-META_STREAM, VIEW_STREAM = 1, 2  # of the augmentation's draws, as in FaMUSTrainer, whose training batches are 0
+META_STREAM, VIEW_STREAM, MIX_STREAM = 1, 2, 3  # of random draws, as in FaMUSTrainer, whose training batches are 0
 
 
 @dataclass
@@ -134,6 +143,76 @@ class Side:
         batch = self.trainer._prepare_inputs(self._batches_of(TRUSTED).next(self.meta.steps))
         return {**batch, "pixel_values": self._view(batch["pixel_values"], META_STREAM, self.number, self.meta.steps)}
 
+    def mixed_batch(self, number: int, clock: Stopwatch) -> tuple[dict[str, Any], Tensor | None]:
+        """This process's mixed images and targets, and the right labels of their larger parts where known.
+
+        Their order: the labelled examples once for each view, then the unlabelled ones.
+
+        Args:
+            number: Of the batch since the start of training.
+            clock: Takes the time of `"guessing"`.
+        """
+        args, processes = self.trainer.args, self.trainer.processes
+        views = 1 if self.trainer.augmentation.name == "none" else 2
+        labelled, unlabelled = self.drawn(LABELLED, number, views), self.drawn(UNLABELLED, number, views)
+        with clock("guessing"):
+            of_labelled, of_unlabelled = self._targets(labelled, unlabelled)
+        images = torch.cat([*labelled.views, *unlabelled.views])
+        targets = torch.cat([of_labelled] * views + [of_unlabelled] * views)
+        is_labelled = torch.arange(len(images), device=images.device) < views * len(labelled.labels)
+        self.loss.is_labelled = processes.gathered(is_labelled)
+        draws = make_generator(args.seed, MIX_STREAM, self.number, number)
+        share = mixing_share(args.mixup_alpha, np.random.default_rng(draws.initial_seed()))
+        sizes = [len(labelled.labels)] * views + [len(unlabelled.labels)] * views
+        partners = self._partners(sizes, draws).to(images.device)
+        batch = {
+            "pixel_values": mixed(images, processes.gathered(images)[partners], share),
+            "labels": mixed(targets, processes.gathered(targets)[partners], share),
+        }
+        clean = None
+        if labelled.clean_labels is not None and unlabelled.clean_labels is not None:
+            clean = torch.cat([labelled.clean_labels] * views + [unlabelled.clean_labels] * views)
+        return batch, clean
+
+    def _partners(self, sizes: list[int], draws: torch.Generator) -> Tensor:
+        """For each of this process's examples another one's place among those of all processes; shape (n,).
+
+        A permutation of what one process with all of them has, block by block.
+
+        Args:
+            sizes: Of the blocks of this process's examples, each of which continues in the next process.
+            draws: The same in all processes.
+        """
+        k, rank = self.trainer.processes.count, self.trainer.processes.rank
+        places = torch.arange(k * sum(sizes)).view(k, -1)  # as they are gathered
+        in_order = torch.cat([block.flatten() for block in places.split(sizes, dim=1)])
+        permuted = torch.empty_like(in_order)
+        permuted[in_order] = in_order[torch.randperm(len(in_order), generator=draws)]
+        return permuted.view(k, -1)[rank]
+
+    @torch.no_grad()
+    def _targets(self, labelled: Drawn, unlabelled: Drawn) -> tuple[Tensor, Tensor]:
+        """Refined labels of the labelled and guessed labels of the unlabelled examples, each of shape (n, C).
+
+        The network in training sees the examples as in training, running statistics included, as in DivideMix's code;
+        of mixed images alone these would not be those of the images that it is to classify. The other one judges in
+        evaluation mode.
+        """
+        other = self.other.network
+        of_both = [len(part.views) * len(part.labels) for part in (labelled, unlabelled)]
+        of_labelled, of_unlabelled = _predictions(self.network, [*labelled.views, *unlabelled.views]).split(of_both)
+        other.eval()
+        of_other = _predictions(other, unlabelled.views)
+        other.train()
+        views, temperature = len(labelled.views), self.trainer.args.sharpening_temperature
+        guesses = torch.cat([of_unlabelled, of_other]).unflatten(0, (2 * views, -1))
+        seen = of_labelled.unflatten(0, (views, -1)).mean(0)
+        targets = one_hot(labelled.labels, seen.shape[1])
+        return (
+            refined_labels(targets, seen, labelled.clean_probabilities, temperature),
+            guessed_labels(guesses, temperature),
+        )
+
     def _view(self, images: Tensor, *numbers: int) -> Tensor:
         """This process's part of the global batch's random crops and flips, the same for any number of processes."""
         augmentation, processes = self.trainer.augmentation, self.trainer.processes
@@ -173,6 +252,11 @@ class Side:
             rows = rows_of_epoch(self.trainer, self.trainer.epoch)
             return Part(train, np.arange(len(train)) if rows is None else rows, seen.clean_probabilities)
         return Part(train, seen.rows if source == LABELLED else seen.unlabelled, seen.clean_probabilities)
+
+
+def _predictions(network: nn.Module, views: list[Tensor]) -> Tensor:
+    """Probabilities of one view after another, shape (views · n, C)."""
+    return model_logits(network, {"pixel_values": torch.cat(views)}).softmax(1)
 
 
 def rows_of_epoch(trainer: "TwoNetworkTrainer", epoch: int) -> np.ndarray | None:

@@ -170,8 +170,7 @@ def test_a_mixed_batch_is_that_of_the_method(tmp_path):
     drawn = []
     draw = side.drawn
     side.drawn = lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1]
-    with trainer._turn_of(side):
-        batch, clean_labels = trainer._mixed_batch(side, trainer.state.global_step, trainer.clock)
+    batch, clean_labels = side.mixed_batch(trainer.state.global_step, trainer.clock)
     labelled, unlabelled = drawn
     assert all(set(part.views[0].flatten().tolist()) != set(part.views[1].flatten().tolist()) for part in drawn)
 
@@ -204,13 +203,10 @@ def test_images_and_targets_are_mixed_alike_with_a_share_of_at_least_a_half(tmp_
     trainer = make(tmp_path, **PLAIN, max_steps=8)
     trainer.train()
     side = trainer.sides[0]
-    draw, drawn = side.drawn, []
-    side.drawn = lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1]
-    with trainer._turn_of(side):
-        batch, _ = trainer._mixed_batch(side, 8, trainer.clock)
-        side.end_loading()
-        trainer.args.mixup_alpha = 0.0
-        unmixed, _ = trainer._mixed_batch(side, 8, trainer.clock)
+    batch, _ = side.mixed_batch(8, trainer.clock)
+    side.end_loading()
+    trainer.args.mixup_alpha = 0.0
+    unmixed, _ = side.mixed_batch(8, trainer.clock)
     images, targets = unmixed["pixel_values"].flatten(1), unmixed["labels"]
     found = []
     for row, image in enumerate(batch["pixel_values"].flatten(1)):

@@ -452,3 +452,23 @@ def test_certainties_and_rates_that_can_not_be_reached_stay_finite():
     for rate in (0.0, 0.1, 1.0):
         found = calibrated(c, rate)
         assert np.isfinite(found).all() and (found[:2] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("sure", "expected"),
+    [(0.95, 0.0), (0.83, 0.2), (0.7, 0.3), (0.3, 0.5)],
+    ids=["none to tell", "as the mixture says", "more than the mixture says", "too little is learned"],
+)
+def test_the_share_of_wrong_labels_is_held_near_the_estimate(sure, expected):
+    """The mixture says 20 %; the estimate 1 − sure; a rate below a tenth counts as none, beyond a half as a half."""
+    generator = np.random.default_rng(0)
+    losses = np.concatenate([generator.normal(0.3, 0.1, 80), generator.normal(1.2, 0.15, 20)])
+    labels = np.arange(100) % 4
+    probabilities = np.full((100, 4), (1 - sure) / 3)
+    probabilities[np.arange(100), labels] = sure
+    division = Division([None] * 100)
+    division.divide(Examined(labels, losses, probabilities, None, None), None, batch_size=4, threshold=0.5, history=1,
+                    is_calibrated=True, seed=0, epoch=1)  # fmt: skip
+    assert division.mixture_noise_rate == pytest.approx(0.2, abs=0.01)
+    assert division.noise_rate == pytest.approx(1 - sure)
+    assert (1 - division.clean_probabilities).mean() == pytest.approx(expected, abs=0.01)
