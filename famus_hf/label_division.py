@@ -32,8 +32,11 @@ def noise_rate_by_anchors(probabilities: np.ndarray) -> float:
     the `ANCHOR_QUANTILE` of the largest probability among the examples of a predicted class, averaged over examples.
 
     Args:
-        probabilities: Predictions for the training examples, shape (N, C).
+        probabilities: Predictions for the training examples, shape (N, C); those that are not finite do not count.
     """
+    probabilities = probabilities[np.isfinite(probabilities).all(1)]
+    if len(probabilities) == 0:
+        return 1.0
     predicted, largest = probabilities.argmax(1), probabilities.max(1)
     surest = {label: np.quantile(largest[predicted == label], ANCHOR_QUANTILE) for label in np.unique(predicted)}
     return float(1 - np.mean([surest[label] for label in predicted]))

@@ -483,3 +483,9 @@ def test_a_noise_rate_of_about_none_leaves_out_one_batch_alone(seed):
     division = Division(range(len(losses)))
     division.divide(found, None, batch_size=50, threshold=0.5, history=1, is_calibrated=True, seed=0, epoch=0)
     assert len(division.unlabelled) == 50
+
+
+def test_predictions_that_are_not_finite_say_nothing_of_the_noise_rate():
+    sound = np.tile([0.6, 0.4], (20, 1))
+    assert noise_rate_by_anchors(np.concatenate([sound, [[NAN, NAN]]])) == pytest.approx(0.4)
+    assert noise_rate_by_anchors(np.full((3, 2), NAN)) == 1
