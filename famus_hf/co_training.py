@@ -125,7 +125,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
     @property
     def time_shares(self) -> dict[str, float]:
         """Share of the time of training that division, guessing and meta steps take; empty before there are any."""
-        if not {"step", "division", "guessing"} <= set(self.clock.seconds):
+        if not self.sides or not {"step", "division", "guessing"} <= set(self.clock.seconds):
             return {}
         meta_steps = [
             sum(side.clock.seconds.get(part, 0.0) for part in META_STEP) / side.clock.times["forward"]
@@ -156,7 +156,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
         return DataLoader(range(batches), batch_size=1, collate_fn=_no_batch, generator=torch.Generator())  # type: ignore[arg-type]
 
     def num_examples(self, dataloader: DataLoader) -> int:
-        return len(self.train_dataset)
+        return len(self.train_dataset) if isinstance(dataloader.dataset, range) else super().num_examples(dataloader)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # the loop's own batches hold nothing

@@ -497,3 +497,11 @@ def test_inputs_that_can_not_be_mixed_are_refused(tmp_path):
 
     with pytest.raises(ValueError, match="mix images, and these examples hold attention_mask, pixel_values"):
         make(tmp_path, train=Masked(dtype=torch.float64))
+
+
+def test_a_trainer_without_a_training_set_evaluates(tmp_path):
+    model = TwoModels(build_model("called group norm"), build_model("called group norm", seed=2))
+    trainer = TwoNetworkTrainer(model, make_args(tmp_path), eval_dataset=Learnable(20, torch.float64))
+    assert trainer.evaluate()["eval_loss"] > 0
+    assert trainer.num_examples(trainer.get_eval_dataloader()) == 20
+    assert trainer.noise_rate is None and trainer.time_shares == {}
