@@ -5,7 +5,7 @@ Paper: §5.3 (Tables 5–7), after DivideMix (Li, Socher, Hoi, ICLR 2020, arXiv:
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from famus_hf.meta_model import MetaModel
 from famus_hf.meta_net import load_into, save_meta_net
 from famus_hf.models.two_networks import TwoNetworksForImageClassification
 from famus_hf.networks_apart import NETWORKS_APART, save_networks_apart
-from famus_hf.passes import cloned_buffers, model_logits, split_inputs
+from famus_hf.passes import cloned_buffers, differentiable_attention, model_logits, split_inputs
 from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.semi_supervised import (
     EqualWeights,
@@ -191,7 +191,9 @@ class TwoNetworkTrainer(FaMUSTrainer):
         else:
             self._divide()
             clock = self.clock if step % TIMED_STEPS == 0 else NO_STOPWATCH
-            with clock("step"):
+            # A checkpointed layer runs again in the backward pass, and must take the same attention kernel there.
+            attention = differentiable_attention() if self.args.gradient_checkpointing else nullcontext()
+            with clock("step"), attention:
                 losses = [self._learn(side, number, clock) for side in self.sides]
         if self.accelerator.sync_gradients:
             self._average_gradients()

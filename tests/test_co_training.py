@@ -13,6 +13,7 @@ from models import CLASSES, TwoModels, build_batch, build_model
 from spawned import run_in_two_processes
 from test_trainer import make_args
 from torch.nn.functional import one_hot
+from transformers import ViTForImageClassification
 
 from famus_hf import L2R, MLC, LearnedSampler, MWNet, build_backbone, checkpoints, load_famus
 from famus_hf.co_training import TwoNetworkTrainer
@@ -505,3 +506,15 @@ def test_a_trainer_without_a_training_set_evaluates(tmp_path):
     assert trainer.evaluate()["eval_loss"] > 0
     assert trainer.num_examples(trainer.get_eval_dataloader()) == 20
     assert trainer.noise_rate is None and trainer.time_shares == {}
+
+
+def test_checkpointed_layers_take_the_same_attention_kernel_again(tmp_path):
+    config = build_model("vit").config
+    config.attn_implementation = config._attn_implementation = "sdpa"
+    torch.manual_seed(1)
+    networks = [ViTForImageClassification(config) for _ in range(2)]
+    args = make_args(tmp_path, max_steps=2, plain_warmup_epochs=0, per_device_train_batch_size=8,
+                     gradient_checkpointing=True)  # fmt: skip
+    trainer = TwoNetworkTrainer(TwoNetworksForImageClassification.of(*networks), args, train_dataset=Learnable())
+    trainer.train()
+    assert trainer.state.global_step == 2
