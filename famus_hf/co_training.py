@@ -68,6 +68,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
     sides: tuple[Side, ...] = ()
     trusted: Any = None
     _side: Side | None = None  # whose turn it is
+    _batches_per_epoch = 0
 
     # ---- Set-up ----
 
@@ -152,6 +153,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """Nothing but a count of steps: each network draws its own batches, by the division of the day."""
         batches = self.args.balanced_batches_per_epoch or max(1, len(self.train_dataset) // (2 * self.fewest))
+        self._batches_per_epoch = batches
         self._steps_per_epoch = -(-batches // self.args.gradient_accumulation_steps)
         return DataLoader(range(batches), batch_size=1, collate_fn=_no_batch, generator=torch.Generator())  # type: ignore[arg-type]
 
@@ -184,7 +186,8 @@ class TwoNetworkTrainer(FaMUSTrainer):
         self.processes.take_from_first(self.model.buffers())  # as DDP does, whose forward is not called here
         self.model.train()
         step, place = self._place_of_batch()
-        number = step * self.args.gradient_accumulation_steps + place
+        epochs, step_of_epoch = divmod(step, self._steps_per_epoch)  # the last step of an epoch may have fewer batches
+        number = epochs * self._batches_per_epoch + step_of_epoch * self.args.gradient_accumulation_steps + place
         learned = [side.meta.copy_of_learned() for side in self.sides] if self.accelerator.scaler is not None else None
         if step < self._warmup_steps():
             losses = [self._warm_up(side, number) for side in self.sides]

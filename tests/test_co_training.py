@@ -518,3 +518,13 @@ def test_checkpointed_layers_take_the_same_attention_kernel_again(tmp_path):
     trainer = TwoNetworkTrainer(TwoNetworksForImageClassification.of(*networks), args, train_dataset=Learnable())
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+def test_resuming_is_exact_where_the_last_step_of_an_epoch_accumulates_less(tmp_path):
+    settings = {**PLAIN, "gradient_accumulation_steps": 4, "max_steps": 6, "plain_warmup_epochs": 3,
+                "save_strategy": "steps", "save_steps": 4}  # fmt: skip
+    whole = make(tmp_path, **settings)
+    whole.train()
+    again = make(tmp_path, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert_equal(learned(again), learned(whole))
