@@ -125,17 +125,20 @@ class TwoNetworkTrainer(FaMUSTrainer):
 
     @property
     def time_shares(self) -> dict[str, float]:
-        """Share of the time of training that division, guessing and meta steps take; empty before there are any."""
+        """Share of an epoch that division, guessing and meta steps take, timed since the start or the last resume.
+
+        Empty before there are any.
+        """
         if not self.sides or not {"step", "division", "guessing"} <= set(self.clock.seconds):
             return {}
         meta_steps = [
-            sum(side.clock.seconds.get(part, 0.0) for part in META_STEP) / side.clock.times["forward"]
+            sum(side.clock.seconds.get(part, 0.0) for part in META_STEP) / side.clock.times.get("forward", 1)
             for side in self.sides
         ]
         of_steps = {"guessing": 2 * self.clock.mean("guessing"), "meta step": sum(meta_steps)}
         division = self.clock.mean("division")
-        epoch = division + self._steps_per_epoch * self.clock.mean("step")
-        shares = {name: self._steps_per_epoch * seconds / epoch for name, seconds in of_steps.items()}
+        epoch = division + self._batches_per_epoch * self.clock.mean("step")
+        shares = {name: self._batches_per_epoch * seconds / epoch for name, seconds in of_steps.items()}
         return {"division": division / epoch, **shares}
 
     # ---- What the Trainer's loop sees ----
@@ -198,7 +201,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
             attention = differentiable_attention() if self.args.gradient_checkpointing else nullcontext()
             with clock("step"), attention:
                 losses = [self._learn(side, number, clock) for side in self.sides]
-        if self.accelerator.sync_gradients:
+        if self.processes.count > 1 and self.accelerator.sync_gradients:
             self._average_gradients()
         if learned is not None and not all_finite([p.grad for p in self.model.parameters() if p.grad is not None]):
             for side, before in zip(self.sides, learned, strict=True):  # the loss scaling leaves out both networks

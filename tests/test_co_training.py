@@ -465,7 +465,7 @@ def test_a_checkpoint_of_one_network_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"meta_learner": "l2r"}, "meta_learner='l2r' does not go with two networks"),
+        ({"meta_learner": "l2r"}, "meta_learner='l2r' does not go with two networks: choose mw-net, or none"),
         ({"keywords": {"meta_learner": L2R()}}, "L2R gives an example no weight by its loss"),
         ({"keywords": {"meta_learner": MWNet(detach_losses=False)}}, "detach_losses=False does not go with two"),
         ({"keywords": {"meta_learner": MLC(CLASSES)}}, "MLC gives an example no weight by its loss"),
@@ -528,3 +528,18 @@ def test_resuming_is_exact_where_the_last_step_of_an_epoch_accumulates_less(tmp_
     again = make(tmp_path, **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert_equal(learned(again), learned(whole))
+
+
+def test_a_collator_may_make_images_of_whatever_the_data_set_holds(tmp_path):
+    class Pairs(Learnable):
+        def __getitem__(self, row):
+            return self.images[row], int(self.labels[row])
+
+    def collate(pairs):
+        images, labels = zip(*pairs, strict=True)
+        return {"pixel_values": torch.stack(images), "labels": torch.tensor(labels)}
+
+    trainer = make(tmp_path, **PLAIN, train=Pairs(dtype=torch.float64), max_steps=8,
+                   keywords={"data_collator": collate})  # fmt: skip
+    trainer.train()
+    assert trainer.sides[0].division.epoch == 1 and trainer.sides[0].division.purity is None
