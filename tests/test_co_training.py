@@ -477,7 +477,7 @@ def test_a_checkpoint_of_one_network_is_refused(tmp_path):
         ({"mixup_alpha": -1.0}, "mixup_alpha=-1.0 must"),
         ({"division_history": 0}, "division_history=0 must"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_does_not_go_with_two_networks_is_refused_in_one_sentence(tmp_path, changes, words):
     with pytest.raises(ValueError, match=words):
