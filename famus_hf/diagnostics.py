@@ -43,7 +43,7 @@ record), mean_cost (with a `meta_budget`: what the gates' choice took so far, in
 """
 
 import math
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,7 @@ class Diagnostics(TrainerCallback, ExportableState):
     Attributes:
         every: Table → K.
         tables: What was recorded.
-        counted: Network → meta steps and times that each layer was on, at the last record of layers.
+        counted: Network → meta steps, then how often each layer was on, at the last record of layers.
     """
 
     def __init__(self, trainer: "FaMUSTrainer"):
@@ -111,8 +111,8 @@ class Diagnostics(TrainerCallback, ExportableState):
         schemas = {name: SCHEMAS[name] for name, every in self.every.items() if every}
         self.tables = Tables(Path(str(trainer.args.output_dir)) / FOLDER, schemas)
         self.times = StageTimes(trainer.args.device)
-        self.counted: dict[str, Any] = {}
-        self._last: dict[str, Any] = {}  # table, or network → step of its last record in this training
+        self.counted: dict[str, list[int]] = {}
+        self._last: dict[str, int] = {}  # record → step of the last one in this training
 
     @property
     def is_on(self) -> bool:
@@ -125,13 +125,14 @@ class Diagnostics(TrainerCallback, ExportableState):
 
     def loading(self) -> AbstractContextManager[None]:
         """A step begins: takes the time of the loading of its data in the body."""
-        interval = self.trainer.args.meta_interval
-        self.times.begin(is_due(self.every["stage_times"], self._coming_step, interval))
+        if not self.every["stage_times"]:
+            return nullcontext()
+        self.times.begin(is_due(self.every["stage_times"], self._coming_step, self.trainer.args.meta_interval))
         return self.times.clock("data")
 
     def timed(self, meta: MetaModel) -> AbstractContextManager[None]:
         """Takes the times of a network's three stages in the body, if this step is measured."""
-        return self.times.of(self._name(meta), meta)
+        return self.times.of(self._name(meta), meta) if self.times.is_measuring else nullcontext()
 
     def measure_meta_gradient(
         self,
@@ -142,11 +143,13 @@ class Diagnostics(TrainerCallback, ExportableState):
         passes: Passes,
     ) -> None:
         """Before a meta step, which finds everything as if this had not been. Arguments: see `meta_gradients`."""
-        network = self._name(meta)
-        is_first = self._last.get(f"meta_gradient {network}") != self._coming_step  # of the accumulated micro-batches
-        if not is_first or not is_due(self.every["meta_gradient"], self._coming_step, self.trainer.args.meta_interval):
+        if not is_due(self.every["meta_gradient"], self._coming_step, self.trainer.args.meta_interval):
             return
-        self._last[f"meta_gradient {network}"] = self._coming_step
+        network = self._name(meta)
+        record = f"meta_gradient {network}"
+        if self._last.get(record) == self._coming_step:  # of an earlier one of the accumulated micro-batches
+            return
+        self._last[record] = self._coming_step
         with meta.clock("diagnostics"), random_state_kept(training_pass.labels.device), python_random_state_kept():
             with torch.no_grad():
                 gates = meta.gates(gradient, training_pass.processes).tolist()
@@ -168,7 +171,7 @@ class Diagnostics(TrainerCallback, ExportableState):
         if state.is_world_process_zero:
             self.tables.begin(state.global_step if resumed else None)
         present = self._counts()
-        if not (resumed and _fits(self.counted, present)):
+        if not (resumed and fits(self.counted, present)):
             self.counted = present
         self._last = {}
 
@@ -276,12 +279,10 @@ class Diagnostics(TrainerCallback, ExportableState):
     def _record_layers(self) -> None:
         before, self.counted = self.counted, self._counts()
         for network, (_, meta) in self.trainer.networks.items():
-            old, new = before[network], self.counted[network]
-            steps = new["steps"] - old["steps"]
+            steps, *times = (now - then for now, then in zip(self.counted[network], before[network], strict=True))
             if steps == 0:
                 continue
             cost = meta.measured_cost
-            times = [now - then for now, then in zip(new["times_on"], old["times_on"], strict=True)]
             rows = [
                 {"layer": layer.name, "share_on": on / steps, "mean_cost": cost}
                 for layer, on in zip(meta.candidates, times, strict=True)
@@ -289,22 +290,19 @@ class Diagnostics(TrainerCallback, ExportableState):
             self._add("layers", int(self.trainer.state.global_step), network, rows)
             self._log(network, {} if cost is None else {"mean_meta_cost": cost})
 
-    def _counts(self) -> dict[str, Any]:
-        networks = self.trainer.networks
-        return {name: {"steps": meta.steps, "times_on": list(meta.times_on)} for name, (_, meta) in networks.items()}
+    def _counts(self) -> dict[str, list[int]]:
+        return {name: [meta.steps, *meta.times_on] for name, (_, meta) in self.trainer.networks.items()}
 
 
-def _fits(counted: Any, present: dict[str, Any]) -> bool:
+def fits(counted: Any, present: dict[str, list[int]]) -> bool:
     """Whether what a checkpoint brought back can have come before the present counts."""
-    if not isinstance(counted, dict) or counted.keys() != present.keys():
-        return False
-    for name, own in present.items():
-        found = counted[name]
-        if not isinstance(found, dict) or found.keys() != own.keys() or not isinstance(found["times_on"], list):
-            return False
-        numbers, limits = [found["steps"], *found["times_on"]], [own["steps"], *own["times_on"]]
-        if len(numbers) != len(limits) or not all(type(number) is int for number in numbers):
-            return False
-        if not all(0 <= number <= limit for number, limit in zip(numbers, limits, strict=True)):
-            return False
-    return True
+    return (
+        isinstance(counted, dict)
+        and counted.keys() == present.keys()
+        and all(isinstance(counted[name], list) and len(counted[name]) == len(own) for name, own in present.items())
+        and all(
+            type(then) is int and 0 <= then <= now
+            for name, own in present.items()
+            for then, now in zip(counted[name], own, strict=True)
+        )
+    )

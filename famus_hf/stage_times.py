@@ -1,7 +1,7 @@
 """Seconds of the parts of single steps (Figure 1b); the device is synchronised in those steps alone."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 
@@ -53,12 +53,9 @@ class StageTimes:
         found, self.clock = self.seconds, NO_STOPWATCH
         return found if any("forward" in stages for stages in found.values()) else {}
 
-    def of(self, network: str, meta: MetaModel) -> AbstractContextManager[None]:
-        """Takes the times of a network's three stages in the body."""
-        return self._measured(network, meta) if self.is_measuring else nullcontext()
-
     @contextmanager
-    def _measured(self, network: str, meta: MetaModel) -> Iterator[None]:
+    def of(self, network: str, meta: MetaModel) -> Iterator[None]:
+        """Takes the times of a network's three stages in the body, in a step that is measured."""
         clock = meta.clock  # with a budget it measures every step, and goes on doing so
         if clock.device is None:
             meta.clock = Stopwatch(self.device)

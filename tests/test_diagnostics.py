@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from famus_hf import L2R, MLC, FaMUSTrainer, MWNet
-from famus_hf.diagnostics import SCHEMAS, is_due
+from famus_hf.diagnostics import SCHEMAS, fits, is_due
 from famus_hf.histograms import log_histogram
 from famus_hf.layer_sampler import RandomLayers
 from famus_hf.stopwatch import Stopwatch
@@ -255,6 +255,13 @@ def test_a_resumed_run_records_what_a_whole_one_does(tmp_path):
     assert without_seconds(tables(tmp_path)) == whole
     assert {row["step"] for row in whole["layers"]} == {2, 4, 6}
     assert not (tmp_path / "diagnostics" / ".unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    "counted", [None, {}, {"": 3}, {"": [1]}, {"": [6, 1]}, {"": [1, -1]}, {"": [1.0, 1]}], ids=str
+)
+def test_counts_of_a_checkpoint_that_can_not_be_are_left_out(counted):
+    assert fits({"": [4, 2]}, {"": [5, 2]}) and not fits(counted, {"": [5, 2]})
 
 
 def test_a_new_run_drops_the_records_of_an_earlier_one(tmp_path):
