@@ -184,17 +184,21 @@ def check_two_networks(trainer: "FaMUSTrainer") -> None:
             f"the training set has {len(train)} examples, less than {fewest}, one batch of labelled and one of "
             "unlabelled ones over all processes: lower per_device_train_batch_size"
         )
-    inputs = set(train[0]) - {"labels", "label", *RECORD_COLUMNS}
+    inputs = set(trainer.data_collator([train[0]])) - {"labels", *RECORD_COLUMNS}
     if inputs != {"pixel_values"}:
         raise ValueError(
             f"two networks mix images, and these examples hold {', '.join(sorted(inputs))}: give pixel_values alone"
         )
+    if args.meta_learner not in ("mw-net", "none"):
+        raise ValueError(
+            f"meta_learner={args.meta_learner!r} does not go with two networks: choose mw-net, or none for DivideMix"
+        )
     refused = {
-        f"meta_learner={args.meta_learner!r}": args.meta_learner not in ("mw-net", "none"),
         "base_loss 'ldam'": isinstance(trainer.base_loss, LDAMLoss),
         "scale_example_gradients": args.scale_example_gradients,
         "FSDP": trainer.is_fsdp_enabled,
         "torch.compile": trainer.compiles,
+        "PEFT": is_peft_model(trainer.model),
         "division_history with balanced_batches_per_epoch": args.division_history > 1
         and args.balanced_batches_per_epoch is not None,
     }

@@ -5,7 +5,7 @@ Paper: §5.3 (Tables 5–7), after DivideMix (Li, Socher, Hoi, ICLR 2020, arXiv:
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from famus_hf.meta_model import MetaModel
 from famus_hf.meta_net import load_into, save_meta_net
 from famus_hf.models.two_networks import TwoNetworksForImageClassification
 from famus_hf.networks_apart import NETWORKS_APART, save_networks_apart
-from famus_hf.passes import cloned_buffers, model_logits, split_inputs
+from famus_hf.passes import cloned_buffers, differentiable_attention, model_logits, split_inputs
 from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.semi_supervised import (
     EqualWeights,
@@ -68,6 +68,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
     sides: tuple[Side, ...] = ()
     trusted: Any = None
     _side: Side | None = None  # whose turn it is
+    _batches_per_epoch = 0
 
     # ---- Set-up ----
 
@@ -128,17 +129,20 @@ class TwoNetworkTrainer(FaMUSTrainer):
 
     @property
     def time_shares(self) -> dict[str, float]:
-        """Share of the time of training that division, guessing and meta steps take; empty before there are any."""
-        if not {"step", "division", "guessing"} <= set(self.clock.seconds):
+        """Share of an epoch that division, guessing and meta steps take, timed since the start or the last resume.
+
+        Empty before there are any.
+        """
+        if not self.sides or not {"step", "division", "guessing"} <= set(self.clock.seconds):
             return {}
         meta_steps = [
-            sum(side.clock.seconds.get(part, 0.0) for part in META_STEP) / side.clock.times["forward"]
+            sum(side.clock.seconds.get(part, 0.0) for part in META_STEP) / side.clock.times.get("forward", 1)
             for side in self.sides
         ]
         of_steps = {"guessing": 2 * self.clock.mean("guessing"), "meta step": sum(meta_steps)}
         division = self.clock.mean("division")
-        epoch = division + self._steps_per_epoch * self.clock.mean("step")
-        shares = {name: self._steps_per_epoch * seconds / epoch for name, seconds in of_steps.items()}
+        epoch = division + self._batches_per_epoch * self.clock.mean("step")
+        shares = {name: self._batches_per_epoch * seconds / epoch for name, seconds in of_steps.items()}
         return {"division": division / epoch, **shares}
 
     # ---- What the Trainer's loop sees ----
@@ -156,11 +160,12 @@ class TwoNetworkTrainer(FaMUSTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """Nothing but a count of steps: each network draws its own batches, by the division of the day."""
         batches = self.args.balanced_batches_per_epoch or max(1, len(self.train_dataset) // (2 * self.fewest))
+        self._batches_per_epoch = batches
         self._steps_per_epoch = -(-batches // self.args.gradient_accumulation_steps)
         return DataLoader(range(batches), batch_size=1, collate_fn=_no_batch, generator=torch.Generator())  # type: ignore[arg-type]
 
     def num_examples(self, dataloader: DataLoader) -> int:
-        return len(self.train_dataset)
+        return len(self.train_dataset) if isinstance(dataloader.dataset, range) else super().num_examples(dataloader)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # the loop's own batches hold nothing
@@ -188,16 +193,19 @@ class TwoNetworkTrainer(FaMUSTrainer):
         self.processes.take_from_first(self.model.buffers())  # as DDP does, whose forward is not called here
         self.model.train()
         step, place = self._place_of_batch()
-        number = step * self.args.gradient_accumulation_steps + place
+        epochs, step_of_epoch = divmod(step, self._steps_per_epoch)  # the last step of an epoch may have fewer batches
+        number = epochs * self._batches_per_epoch + step_of_epoch * self.args.gradient_accumulation_steps + place
         learned = [side.meta.copy_of_learned() for side in self.sides] if self.accelerator.scaler is not None else None
         if step < self._warmup_steps():
             losses = [self._warm_up(side, number) for side in self.sides]
         else:
             self._divide()
             clock = self.clock if step % TIMED_STEPS == 0 else NO_STOPWATCH
-            with clock("step"):
+            # A checkpointed layer runs again in the backward pass, and must take the same attention kernel there.
+            attention = differentiable_attention() if self.args.gradient_checkpointing else nullcontext()
+            with clock("step"), attention:
                 losses = [self._learn(side, number, clock) for side in self.sides]
-        if self.accelerator.sync_gradients:
+        if self.processes.count > 1 and self.accelerator.sync_gradients:
             self._average_gradients()
         if learned is not None and not all_finite([p.grad for p in self.model.parameters() if p.grad is not None]):
             for side, before in zip(self.sides, learned, strict=True):  # the loss scaling leaves out both networks

@@ -32,8 +32,11 @@ def noise_rate_by_anchors(probabilities: np.ndarray) -> float:
     the `ANCHOR_QUANTILE` of the largest probability among the examples of a predicted class, averaged over examples.
 
     Args:
-        probabilities: Predictions for the training examples, shape (N, C).
+        probabilities: Predictions for the training examples, shape (N, C); those that are not finite do not count.
     """
+    probabilities = probabilities[np.isfinite(probabilities).all(1)]
+    if len(probabilities) == 0:
+        return 1.0
     predicted, largest = probabilities.argmax(1), probabilities.max(1)
     surest = {label: np.quantile(largest[predicted == label], ANCHOR_QUANTILE) for label in np.unique(predicted)}
     return float(1 - np.mean([surest[label] for label in predicted]))
@@ -63,6 +66,7 @@ def labelled_examples(
     labels: np.ndarray,
     batch_size: int,
     threshold: float = 0.5,
+    tells_apart: bool | None = None,
 ) -> np.ndarray:
     """Which examples are labelled: those with c > threshold, but for four cases that training could not bear.
 
@@ -76,13 +80,16 @@ def labelled_examples(
         labels: Given ones, shape (N,).
         batch_size: Over all processes; at most N/2.
         threshold: In (0, 1).
+        tells_apart: Whether the mixture does; default: whether c differ, which calibrated ones of 1 do not.
 
     Returns:
         Shape (N,), booleans; at least `batch_size` of either kind.
     """
     order = np.argsort(largest_if_not_finite(losses), kind="stable")
     labelled = probabilities > threshold
-    if labelled.sum() < batch_size or np.ptp(probabilities) == 0:
+    if tells_apart is None:
+        tells_apart = np.ptp(probabilities) > 0
+    if labelled.sum() < batch_size or not tells_apart:
         labelled = _first(order, max(batch_size, len(losses) // 2))
     if (~labelled).sum() < batch_size:
         labelled = _first(order, len(losses) - batch_size)
@@ -161,13 +168,13 @@ class Division(PseudoCleanSet):
             self.history = np.concatenate((self.history, scaled_to_one(losses)[None]))[-history:]
             losses = self.history.mean(0)
         c = clean_probabilities(losses, seed)
-        self.mixture_noise_rate = float(1 - c.mean())
+        self.mixture_noise_rate, tells_apart = float(1 - c.mean()), bool(np.ptp(c) > 0)
         if is_calibrated and self.noise_rate is not None:
             rate = self.noise_rate if self.noise_rate >= NEGLIGIBLE else 0.0
             most = min(1.0, CAUTION * rate)
             plausible = float(np.clip(self.mixture_noise_rate, min(rate, MOST_BY_ESTIMATE), most))
             c = c if plausible == self.mixture_noise_rate else calibrated(c, plausible)
-        labelled = labelled_examples(losses, c, found.labels, batch_size, threshold)
+        labelled = labelled_examples(losses, c, found.labels, batch_size, threshold, tells_apart)
         self.rows, self.unlabelled = rows[labelled], rows[~labelled]
         self.clean_probabilities = np.zeros(len(self.train_dataset))
         self.clean_probabilities[rows] = c

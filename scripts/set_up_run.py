@@ -173,7 +173,10 @@ def check_checkpoint(wanted: str, model_args: ModelArguments, args: FaMUSTrainin
     if model_args.two_networks and not holds_two_networks(folder):
         raise ValueError(f"{flag} is of a run with one network: leave --two_networks out")
     own = folder / "model_a" if model_args.two_networks else folder
-    if args.meta_learner != "none" and not (own / "meta_net" / "config.json").is_file():
+    has_meta_net = (own / "meta_net" / "config.json").is_file()
+    if model_args.two_networks and args.meta_learner == "none" and has_meta_net:
+        raise ValueError(f"{flag} is of a run with a meta-learner: leave --meta_learner none out")
+    if args.meta_learner != "none" and not has_meta_net:
         kind = "DivideMix" if model_args.two_networks else "plain training"
         raise ValueError(f"{flag} is of {kind}: add --meta_learner none")
     return to_resume_from(wanted, args.output_dir)

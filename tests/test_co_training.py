@@ -13,6 +13,7 @@ from models import CLASSES, TwoModels, build_batch, build_model
 from spawned import run_in_two_processes
 from test_trainer import make_args
 from torch.nn.functional import one_hot
+from transformers import ViTForImageClassification
 
 from famus_hf import L2R, MLC, LearnedSampler, MWNet, build_backbone, checkpoints, load_famus
 from famus_hf.co_training import TwoNetworkTrainer
@@ -464,7 +465,7 @@ def test_a_checkpoint_of_one_network_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"meta_learner": "l2r"}, "meta_learner='l2r' does not go with two networks"),
+        ({"meta_learner": "l2r"}, "meta_learner='l2r' does not go with two networks: choose mw-net, or none"),
         ({"keywords": {"meta_learner": L2R()}}, "L2R gives an example no weight by its loss"),
         ({"keywords": {"meta_learner": MWNet(detach_losses=False)}}, "detach_losses=False does not go with two"),
         ({"keywords": {"meta_learner": MLC(CLASSES)}}, "MLC gives an example no weight by its loss"),
@@ -497,3 +498,48 @@ def test_inputs_that_can_not_be_mixed_are_refused(tmp_path):
 
     with pytest.raises(ValueError, match="mix images, and these examples hold attention_mask, pixel_values"):
         make(tmp_path, train=Masked(dtype=torch.float64))
+
+
+def test_a_trainer_without_a_training_set_evaluates(tmp_path):
+    model = TwoModels(build_model("called group norm"), build_model("called group norm", seed=2))
+    trainer = TwoNetworkTrainer(model, make_args(tmp_path), eval_dataset=Learnable(20, torch.float64))
+    assert trainer.evaluate()["eval_loss"] > 0
+    assert trainer.num_examples(trainer.get_eval_dataloader()) == 20
+    assert trainer.noise_rate is None and trainer.time_shares == {}
+
+
+def test_checkpointed_layers_take_the_same_attention_kernel_again(tmp_path):
+    config = build_model("vit").config
+    config.attn_implementation = config._attn_implementation = "sdpa"
+    torch.manual_seed(1)
+    networks = [ViTForImageClassification(config) for _ in range(2)]
+    args = make_args(tmp_path, max_steps=2, plain_warmup_epochs=0, per_device_train_batch_size=8,
+                     gradient_checkpointing=True)  # fmt: skip
+    trainer = TwoNetworkTrainer(TwoNetworksForImageClassification.of(*networks), args, train_dataset=Learnable())
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_resuming_is_exact_where_the_last_step_of_an_epoch_accumulates_less(tmp_path):
+    settings = {**PLAIN, "gradient_accumulation_steps": 4, "max_steps": 6, "plain_warmup_epochs": 3,
+                "save_strategy": "steps", "save_steps": 4}  # fmt: skip
+    whole = make(tmp_path, **settings)
+    whole.train()
+    again = make(tmp_path, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert_equal(learned(again), learned(whole))
+
+
+def test_a_collator_may_make_images_of_whatever_the_data_set_holds(tmp_path):
+    class Pairs(Learnable):
+        def __getitem__(self, row):
+            return self.images[row], int(self.labels[row])
+
+    def collate(pairs):
+        images, labels = zip(*pairs, strict=True)
+        return {"pixel_values": torch.stack(images), "labels": torch.tensor(labels)}
+
+    trainer = make(tmp_path, **PLAIN, train=Pairs(dtype=torch.float64), max_steps=8,
+                   keywords={"data_collator": collate})  # fmt: skip
+    trainer.train()
+    assert trainer.sides[0].division.epoch == 1 and trainer.sides[0].division.purity is None

@@ -472,3 +472,20 @@ def test_the_share_of_wrong_labels_is_held_near_the_estimate(sure, expected):
     assert division.mixture_noise_rate == pytest.approx(0.2, abs=0.01)
     assert division.noise_rate == pytest.approx(1 - sure)
     assert (1 - division.clean_probabilities).mean() == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_noise_rate_of_about_none_leaves_out_one_batch_alone(seed):
+    """Calibrated to zero, all c may round to exactly 1; that is no mixture that tells nothing."""
+    generator = np.random.default_rng(seed)
+    losses, probabilities = generator.exponential(0.1, 1000 + seed), np.tile([0.97, 0.03], (1000 + seed, 1))
+    found = Examined(np.zeros(len(losses), int), losses.astype(np.float32), probabilities, None, None)
+    division = Division(range(len(losses)))
+    division.divide(found, None, batch_size=50, threshold=0.5, history=1, is_calibrated=True, seed=0, epoch=0)
+    assert len(division.unlabelled) == 50
+
+
+def test_predictions_that_are_not_finite_say_nothing_of_the_noise_rate():
+    sound = np.tile([0.6, 0.4], (20, 1))
+    assert noise_rate_by_anchors(np.concatenate([sound, [[NAN, NAN]]])) == pytest.approx(0.4)
+    assert noise_rate_by_anchors(np.full((3, 2), NAN)) == 1

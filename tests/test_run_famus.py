@@ -415,11 +415,13 @@ def test_a_checkpoint_of_another_kind_of_run_is_refused_in_one_sentence(pipeline
     plain, dividemix = (
         str(next(pipeline_run.with_name(f"run{suffix}").glob("checkpoint-*"))) for suffix in ("-plain", "-dividemix")
     )
+    whole = str(next(pipeline_run.glob("checkpoint-*")))
     for flags, checkpoint, sentence in (
         (["--two_networks"], plain, "is of a run with one network: leave --two_networks out"),
         (["--two_networks"], dividemix, "is of DivideMix: add --meta_learner none"),
         ([], dividemix, "is of two networks: add --two_networks"),
         ([], plain, "is of plain training: add --meta_learner none"),
+        (["--two_networks", "--meta_learner", "none"], whole, "is of a run with a meta-learner: leave"),
     ):
         networks, _, args = arguments.parse_arguments([*SMALL, *flags])
         with pytest.raises(ValueError, match=sentence):
