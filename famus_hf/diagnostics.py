@@ -21,7 +21,8 @@ together. Stages of a network, as this implementation has them:
 | diagnostics | `log_meta_gradient` itself, where it falls on the same step |
 
 and with an empty `network` also of all together: data (loading of the training batches), optimizer, and step, which is
-everything after the loading, other things included. With `meta_interval` the step with a meta step is measured.
+everything after the loading, other things included. With `meta_interval` the step with a meta step is measured. Under
+FSDP2 the passes at ŵ are not taken apart, and are in the rest of the step.
 
 `log_meta_gradient` → meta_gradient.parquet (Figures 1c and 4): for `meta_gradient_draws` re-drawn meta batches, at the
 same w and θ and with the gates of that step, the gradient of L_c by θ through the layers that are on and through all
