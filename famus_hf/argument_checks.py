@@ -24,6 +24,7 @@ SHARDING = {  # set by `accelerate launch` → the flag that asks for it
     "ACCELERATE_USE_DEEPSPEED": "--use_deepspeed",
     "ACCELERATE_USE_MEGATRON_LM": "--use_megatron_lm",
 }
+DIAGNOSTICS = ("log_stage_times", "log_meta_gradient", "log_weights", "log_layers")
 # optimizers whose step `virtual_step="optimizer"` knows
 KNOWN_STEPS = (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED, OptimizerNames.SGD)
 
@@ -58,6 +59,7 @@ def check_arguments(args: "FaMUSTrainingArguments") -> None:
     _check_choice(args, "weight_normalization", ("sum", "mean"))
     _check_numbers(args)
     _check_sampler(args)
+    _check_diagnostics(args)
     if args.meta_learner != "none":
         check_meta_learning_is_supported(args)
     _check_transformers_settings(args)
@@ -202,6 +204,17 @@ def _check_sampler(args: "FaMUSTrainingArguments") -> None:
             f"layer_sampler={args.layer_sampler!r} with sampler_block={args.sampler_block}: layer_sampler 'block' "
             "and a number for sampler_block belong together"
         )
+
+
+def _check_diagnostics(args: "FaMUSTrainingArguments") -> None:
+    for name in DIAGNOSTICS:
+        value = getattr(args, name)
+        if value < 0:
+            raise ValueError(f"{name}={value} must be a number of steps, or 0 for never")
+        if value and args.meta_learner == "none":
+            raise ValueError(f"{name} needs a meta_learner: plain training has no meta step to look into")
+    if args.meta_gradient_draws < 2:
+        raise ValueError(f"meta_gradient_draws={args.meta_gradient_draws} must be at least 2, as one has no variance")
 
 
 def _check_transformers_settings(args: "FaMUSTrainingArguments") -> None:

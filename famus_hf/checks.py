@@ -238,6 +238,25 @@ def check_meta_learner(args: FaMUSTrainingArguments, meta_learner: MetaLearner) 
         )
 
 
+def check_diagnostics(trainer: "FaMUSTrainer") -> None:
+    """Raises ValueError where `log_weights` asks for weights that there are not."""
+    if not trainer.args.log_weights:
+        return
+    if not has_length(trainer.train_dataset):
+        raise ValueError(
+            "log_weights looks at the same training examples again, which a stream does not give: leave it out"
+        )
+    device = trainer.args.device
+    for _, meta in trainer.networks.values():
+        with torch.no_grad():
+            weights = meta.meta_learner.raw_weights(torch.zeros(1, device=device))
+        if weights is None:
+            raise ValueError(
+                f"log_weights needs a meta-learner that weighs an example by its loss alone, which "
+                f"{type(meta.meta_learner).__name__} does not: leave it out"
+            )
+
+
 def _check_data_sets(trainer: "FaMUSTrainer") -> None:
     train, meta = trainer.train_dataset, trainer.meta_dataset
     for name, dataset in (("train_dataset", train), ("meta_dataset", meta)):

@@ -118,6 +118,10 @@ class TwoNetworkTrainer(FaMUSTrainer):
         return self.sides[0].meta_learner if self.sides else None
 
     @property
+    def networks(self) -> dict[str, tuple[nn.Module, MetaModel]]:
+        return {side.name: (side.network, side.meta) for side in self.sides}
+
+    @property
     def noise_rate(self) -> float | None:
         """The share of wrong labels by both networks' surest predictions after the warm-up; None before that."""
         rates = [side.division.noise_rate for side in self.sides if side.division.noise_rate is not None]
@@ -219,9 +223,10 @@ class TwoNetworkTrainer(FaMUSTrainer):
         epochs = (self.state.global_step - self._warmup_steps()) / self._steps_per_epoch
         if side.meta.budget is None:  # which measures every step
             side.meta.clock = side.clock if clock is self.clock else NO_STOPWATCH
-        with self._turn_of(side) as network:
+        with self._turn_of(side) as network, self.diagnostics.timed(side.meta):
             buffers = cloned_buffers(network)
-            batch, clean_labels = side.mixed_batch(number, clock)
+            with side.meta.clock("data"):
+                batch, clean_labels = side.mixed_batch(number, clock)
             weight = self.args.unlabelled_weight * side.unlabelled_weight
             side.loss.unlabelled_weight = ramped_up(weight, epochs, self.args.ramp_up_epochs)
             if not self.processes.all_true(all_finite([batch["pixel_values"], batch["labels"]])):
@@ -274,7 +279,13 @@ class TwoNetworkTrainer(FaMUSTrainer):
             side.end_loading()
 
     def _next_meta_batch(self, meta: MetaModel) -> dict[str, Any]:
-        return next(side for side in self.sides if side.meta is meta).meta_batch()
+        return self._side_of(meta).meta_batch()
+
+    def _redrawn_meta_batch(self, meta: MetaModel, draw: int) -> dict[str, Any]:
+        return self._side_of(meta).redrawn_meta_batch(draw)
+
+    def _side_of(self, meta: MetaModel) -> Side:
+        return next(side for side in self.sides if side.meta is meta)
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

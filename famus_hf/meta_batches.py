@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from famus_hf.data.augmentation import make_generator
 from famus_hf.data.meta_set import MetaBatchSampler
 from famus_hf.passes import python_random_state_kept, random_state_kept
 from famus_hf.processes import Processes
@@ -55,6 +57,13 @@ class MetaBatches:
             self._batches = iter(loader)
         with random_state_kept(self.args.device), python_random_state_kept():  # an augmentation may draw
             return next(self._batches)
+
+    def redrawn(self, *numbers: int) -> Any:
+        """A batch beside those of the steps, all examples different: a function of the seed and these numbers."""
+        order = torch.randperm(len(self.dataset), generator=make_generator(self.seed, *numbers)).numpy()
+        parts = np.array_split(order[: self.batch_size * self.processes.count], self.processes.count)
+        with random_state_kept(self.args.device), python_random_state_kept():
+            return self.collate([self.dataset[int(row)] for row in parts[self.processes.rank]])
 
     def restart(self) -> None:
         """Ends the workers; the next batch is of whatever the meta set is then."""

@@ -14,6 +14,7 @@ from famus_hf.layer_sampler import LayerSampler, LearnedSampler, pooled_gradient
 from famus_hf.layers import Layer, parameters_of
 from famus_hf.meta_learners import MetaLearner, PerExampleLoss
 from famus_hf.meta_state import check_meta_state
+from famus_hf.processes import Processes
 from famus_hf.stages import MetaObjective, MetaTrain, Passes, meta_train
 from famus_hf.stopwatch import NO_STOPWATCH, Stopwatch
 from famus_hf.virtual_step import VirtualStep
@@ -122,6 +123,18 @@ class MetaModel:
             return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         return parameters_of(self.candidates) if has_step or self.layer_sampler.needs_gradients else []
 
+    def gates(self, gradient: Mapping[str, Tensor], processes: Processes) -> Tensor:
+        """r of the present step, shape (L,), 0 or 1: a function of η, g and (seed, steps), the same in all processes.
+
+        Args:
+            gradient: g by parameter name.
+            processes: That train together.
+        """
+        pooled = pooled_gradients(self.candidates, gradient) if self.layer_sampler.needs_gradients else {}
+        gates: Tensor = self.layer_sampler(pooled, step_generator(self.seed, self.steps))
+        agreed = processes.first(gates)  # whatever the last bit of each process says
+        return gates + (agreed - gates.detach())
+
     def step(
         self,
         training_pass: TrainingPass,
@@ -134,10 +147,8 @@ class MetaModel:
         passes: Passes = Passes(),  # noqa: B008  # it can't be changed
     ) -> MetaTrain:
         """One Meta-Train step: moves θ and η, unless its gradient is not finite. Arguments: see `stages.meta_train`."""
-        pooled = pooled_gradients(self.candidates, gradient) if self.layer_sampler.needs_gradients else {}
-        gates = self.layer_sampler(pooled, step_generator(self.seed, self.steps))
-        agreed = training_pass.processes.first(gates)  # whatever the last bit of each process says
-        gates = gates + (agreed - gates.detach())
+        with self.clock("sampler"):
+            gates = self.gates(gradient, training_pass.processes)
         found = meta_train(
             training_pass,
             self.meta_learner,
@@ -158,9 +169,10 @@ class MetaModel:
             if found.learner_gradient:
                 self.meta_learner.move(found.learner_gradient, self.learner_optimizer)
             if self.sampler_optimizer is not None:
-                gates.backward(self._scaled(found.gate_slopes) + self._sparsity_gradient(gates))
-                self.sampler_optimizer.step()
-                self.sampler_optimizer.zero_grad()
+                with self.clock("sampler"):
+                    gates.backward(self._scaled(found.gate_slopes) + self._sparsity_gradient(gates))
+                    self.sampler_optimizer.step()
+                    self.sampler_optimizer.zero_grad()
         self.steps += 1
         self.times_on = [times + on for times, on in zip(self.times_on, found.switched_on, strict=True)]
         if self.budget is not None:

@@ -32,7 +32,12 @@ if TYPE_CHECKING:
     from famus_hf.co_training import TwoNetworkTrainer
 
 EVERYTHING, LABELLED, UNLABELLED, TRUSTED = range(4)  # what a network draws batches from
-META_STREAM, VIEW_STREAM, MIX_STREAM = 1, 2, 3  # of random draws, as in FaMUSTrainer, whose training batches are 0
+META_STREAM, VIEW_STREAM, MIX_STREAM, REDRAWN_STREAM = (
+    1,
+    2,
+    3,
+    4,
+)  # of random draws, as in FaMUSTrainer, whose training batches are 0
 
 
 @dataclass
@@ -142,6 +147,13 @@ class Side:
         """This process's part of the meta batch of its present meta step."""
         batch = self.trainer._prepare_inputs(self._batches_of(TRUSTED).next(self.meta.steps))
         return {**batch, "pixel_values": self._view(batch["pixel_values"], META_STREAM, self.number, self.meta.steps)}
+
+    def redrawn_meta_batch(self, draw: int) -> dict[str, Any]:
+        """Like `meta_batch`, but drawn beside them all, anew for each number of a draw."""
+        batches = self._batches_of(TRUSTED)
+        batch = self.trainer._prepare_inputs(batches.redrawn(REDRAWN_STREAM, self.meta.steps, draw))
+        view = self._view(batch["pixel_values"], REDRAWN_STREAM, self.number, self.meta.steps, draw)
+        return {**batch, "pixel_values": view}
 
     def mixed_batch(self, number: int, clock: Stopwatch) -> tuple[dict[str, Any], Tensor | None]:
         """This process's mixed images and targets, and the right labels of their larger parts where known.

@@ -28,20 +28,20 @@ class Stopwatch:
 
     @contextmanager
     def _measured(self, part: str) -> Iterator[None]:
-        self._synchronise()
-        started = time.perf_counter()
+        started = self.now()
         yield
-        self._synchronise()
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
+        self.seconds[part] = self.seconds.get(part, 0.0) + self.now() - started
         self.times[part] = self.times.get(part, 0) + 1
 
     def mean(self, part: str) -> float:
         """Seconds of the part each time."""
         return self.seconds[part] / self.times[part]
 
-    def _synchronise(self) -> None:
+    def now(self) -> float:
+        """Seconds on the clock once the device has done what it was told."""
         if self.device is not None and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
 
 NO_STOPWATCH = Stopwatch()

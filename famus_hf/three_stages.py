@@ -11,6 +11,7 @@ from famus_hf import sharded
 from famus_hf.averages import Averages
 from famus_hf.classifier_trainer import ClassifierTrainer
 from famus_hf.derivatives import TrainingPass
+from famus_hf.diagnostics import Diagnostics
 from famus_hf.faults import Faults, all_finite
 from famus_hf.meta_learners import PerExampleLoss
 from famus_hf.meta_model import MetaModel
@@ -30,11 +31,13 @@ class ThreeStageTrainer(ClassifierTrainer):
         processes: That share each batch.
         base_loss: ℓ.
         faults: What is done about numbers that are not finite.
+        diagnostics: What is recorded of single steps.
     """
 
     processes: Processes
     base_loss: PerExampleLoss
     faults: Faults
+    diagnostics: Diagnostics
     _averages: Averages
 
     def _next_meta_batch(self, meta: MetaModel) -> dict[str, Any]:
@@ -194,10 +197,12 @@ class ThreeStageTrainer(ClassifierTrainer):
 
     def _meta_train(self, meta: MetaModel, training_pass: TrainingPass, gradient: dict[str, Tensor]) -> None:
         """One step of θ and of the layer sampler on a meta batch at ŵ."""
-        batch, labels, _ = split_inputs(self._next_meta_batch(meta))
+        with meta.clock("meta data"):
+            batch, labels, _ = split_inputs(self._next_meta_batch(meta))
         step = virtual_step_of(self.network, self.optimizer, self.args.virtual_step or "optimizer")
         keep_gradient = self.args.reuse_virtual_gradient
         passes = sharded.PASSES if isinstance(training_pass, sharded.ShardedPass) else Passes()
+        self.diagnostics.measure_meta_gradient(meta, training_pass, gradient, step, passes)
         found = meta.step(training_pass, self.base_loss, batch, labels, gradient, step, keep_gradient, passes)
         if found.is_finite:
             self.faults.none("the meta gradient")

@@ -22,6 +22,7 @@ from famus_hf.data.balanced import ClassBalancedSampler
 from famus_hf.data.model_inputs import ModelInputs, as_model_inputs, has_raw_images, known_labels
 from famus_hf.data.noise_file import write_noise_file
 from famus_hf.data.processors import adapted_processor, default_image_processor, make_augmentation, training_processor
+from famus_hf.diagnostics import Diagnostics
 from famus_hf.examination import examine
 from famus_hf.faults import Faults
 from famus_hf.label_report import REPORT_FILE
@@ -45,7 +46,7 @@ from famus_hf.whole_files import written_beside
 from famus_hf.wording import reason_of
 
 META_STATE = "meta_state.pt"
-TRAIN_STREAM, META_STREAM = 0, 1  # of the augmentation's draws
+TRAIN_STREAM, META_STREAM, REDRAWN_STREAM = 0, 1, 4  # of random draws; 2, 3 and 5 are for others
 
 
 class FaMUSTrainer(ThreeStageTrainer):
@@ -117,6 +118,7 @@ class FaMUSTrainer(ThreeStageTrainer):
         self._micro_batch = (-1, 0)  # step and place of the batch within it, where gradients are accumulated
         self._averages = Averages()
         self.faults = Faults(args.nan_policy)
+        self.diagnostics = Diagnostics(self)
         self._card: dict[str, Any] = {}
         self._given = (meta_learner, layer_sampler)
         self.base_loss = cross_entropy if base_loss is None else base_loss
@@ -129,6 +131,9 @@ class FaMUSTrainer(ThreeStageTrainer):
         elif args.label_smoothing_factor > 0:
             raise ValueError("label_smoothing_factor does not reach a base_loss object: smooth in the object itself")
         self._set_up_meta_learning()
+        if self.diagnostics.is_on:
+            checks.check_diagnostics(self)
+            self.add_callback(self.diagnostics)
 
     def _set_up_meta_learning(self) -> None:
         """Meta set and what learns from it, unless training is plain."""
@@ -148,6 +153,11 @@ class FaMUSTrainer(ThreeStageTrainer):
     def meta_learner(self) -> MetaLearner | None:
         """Ψ, or None in plain training."""
         return self._given[0] if self.meta is None else self.meta.meta_learner
+
+    @property
+    def networks(self) -> dict[str, tuple[nn.Module, MetaModel]]:
+        """What is trained with a meta-learner, by its name in records: one network, without a name, or none."""
+        return {} if self.meta is None else {"": (self.model, self.meta)}
 
     @property
     def layer_sampler(self) -> LayerSampler | None:
@@ -174,7 +184,11 @@ class FaMUSTrainer(ThreeStageTrainer):
         accumulates = is_replicated and self.current_gradient_accumulation_steps > 1
         # A checkpointed layer runs again in the backward pass, and must take the same attention kernel there.
         attention = differentiable_attention() if self.args.gradient_checkpointing else nullcontext()
-        with self.accelerator.no_sync(model) if accumulates else nullcontext(), attention:
+        with (
+            self.diagnostics.timed(self.meta),
+            self.accelerator.no_sync(model) if accumulates else nullcontext(),
+            attention,
+        ):
             loss = self._three_stages(self.meta, model, batch, inputs.get("clean_label"))
         if accumulates and self.accelerator.sync_gradients:
             self._average_gradients()
@@ -241,6 +255,15 @@ class FaMUSTrainer(ThreeStageTrainer):
     def _next_meta_batch(self, meta: MetaModel) -> dict[str, Any]:
         batch = self._prepare_inputs(self._meta_batches.next(meta.steps))
         return self._augmented(batch, META_STREAM, meta.steps)
+
+    def _redrawn_meta_batch(self, meta: MetaModel, draw: int) -> dict[str, Any]:
+        """Like the one that comes next, but drawn beside them all, anew for each number of a draw."""
+        numbers = (REDRAWN_STREAM, meta.steps, draw)
+        return self._augmented(self._prepare_inputs(self._meta_batches.redrawn(*numbers)), *numbers)
+
+    def get_batch_samples(self, *arguments: Any, **keywords: Any) -> Any:
+        with self.diagnostics.loading():
+            return super().get_batch_samples(*arguments, **keywords)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         return super()._prepare_inputs({name: value for name, value in inputs.items() if name not in RECORD_COLUMNS})
@@ -358,6 +381,7 @@ class FaMUSTrainer(ThreeStageTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
+        self.diagnostics.write()
         if self.args.should_save and self.meta is not None:
             torch.save(self._meta_state(self.meta), Path(output_dir) / META_STATE)
 

@@ -299,6 +299,34 @@ class FaMUSTrainingArguments(TrainingArguments):
         default=0.8,
         metadata={"help": "Share of the run after which ldam weighs classes (deferred re-weighting); 1 is never."},
     )
+    log_stage_times: int = field(
+        default=0,
+        metadata={
+            "help": "Every so many steps: seconds of each stage of a step (diagnostics/stage_times.parquet); 0 is off."
+        },
+    )
+    log_meta_gradient: int = field(
+        default=0,
+        metadata={
+            "help": "Every so many steps: mean and variance of the meta gradient over re-drawn meta batches, and how "
+            "far it is from the exact one (diagnostics/meta_gradient.parquet); 0 is off."
+        },
+    )
+    meta_gradient_draws: int = field(default=8, metadata={"help": "Re-drawn meta batches of log_meta_gradient."})
+    log_weights: int = field(
+        default=0,
+        metadata={
+            "help": "Every so many steps and at the end: weights of clean and of wrong training examples, of each "
+            "class, and as a function of the loss (diagnostics/weights.parquet); 0 is off."
+        },
+    )
+    log_layers: int = field(
+        default=0,
+        metadata={
+            "help": "Every so many steps: in which share of them each layer was on (diagnostics/layers.parquet); 0 is "
+            "off."
+        },
+    )
     derivative: str = field(
         default="auto",
         metadata={"help": "How the directional derivative is taken: auto, forward, reverse or finite (differences)."},

@@ -4,6 +4,7 @@
     python scripts/benchmark.py --peers
     python scripts/benchmark.py --norm group --methods exact famus scaled
     python scripts/benchmark.py --sweep depth 16 22 28 34 40
+    python scripts/benchmark.py --diagnostics
     python scripts/benchmark.py --input_pipeline [--batch 100 --image_size 32]
 
 Every method trains the same WideResNet on the same random images, through a Trainer's own training_step, optimizer and
@@ -26,6 +27,8 @@ A quarter at the end of a name means a meta batch of a quarter of the training b
 
 --peers adds the methods of scripts/peers.py and the cosine of their meta gradient to the exact one.
 --sweep repeats a small table for several values of depth, width, batch, image_size, meta_batch or layers.
+--diagnostics measures what each log_* flag costs where it looks at every tenth step: ten steps with it to ten without,
+of the method famus.
 --input_pipeline measures images per second from the data set to batches on the device, with and without augmentation,
 with images in memory and decoded as they come, and beside them what a plain step takes in.
 """
@@ -52,11 +55,14 @@ from transformers import Trainer, TrainingArguments
 
 import famus_hf
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, LayerSampler, LearnedSampler
+from famus_hf.argument_checks import DIAGNOSTICS
 from famus_hf.data import model_inputs
+from famus_hf.diagnostics import WEIGHED, Diagnostics
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
 
 CLASSES = 10
 LEARNING_RATE = 0.01
+EVERY = 10  # steps, in which a diagnostic looks once
 SWEPT = ("depth", "width", "batch", "image_size", "meta_batch", "layers")
 
 
@@ -75,7 +81,9 @@ class RandomImages(torch.utils.data.Dataset):
 
 def build_trainers(options: argparse.Namespace, folder: str) -> dict[str, Trainer]:
     """One trainer a method, each with its own copy of the same initial network."""
-    train = RandomImages(options.batch, options.image_size, seed=0)
+    train = RandomImages(
+        max(options.batch, WEIGHED) if options.diagnostics else options.batch, options.image_size, seed=0
+    )
     meta = RandomImages(max(options.batch, options.meta_batch or 0), options.image_size, seed=1)
     common = {
         "per_device_train_batch_size": options.batch, "learning_rate": LEARNING_RATE, "optim": "sgd",
@@ -114,6 +122,7 @@ def build_trainers(options: argparse.Namespace, folder: str) -> dict[str, Traine
         "fast": lambda: ours(preset="fast"),
         "lowest": lambda: ours(LowestLayer(), candidate_layers=str(options.layers)),
     }
+    builders |= {name: partial(top, **{name: EVERY}) for name in DIAGNOSTICS}
     peers = peer_trainers() if options.peers else {}
     for name, peer in peers.items():
         builders[name] = partial(peer, network(), plain, train_dataset=train, meta_dataset=meta)
@@ -146,14 +155,28 @@ def prepare(trainer: Trainer) -> dict[str, Any]:
     trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
     trainer.create_scheduler(10**6)
     trainer.current_gradient_accumulation_steps = 1
+    trainer.state.max_steps = 10**6
+    for diagnostics in diagnostics_of(trainer):
+        diagnostics.on_train_begin(trainer.args, trainer.state, trainer.control)
     return next(iter(trainer.get_train_dataloader()))
 
 
 def one_step(trainer: Trainer, batch: dict[str, Any]) -> None:
+    for diagnostics in diagnostics_of(trainer):
+        with diagnostics.loading():
+            pass
+        diagnostics.on_step_begin(trainer.args, trainer.state, trainer.control)
     trainer.training_step(trainer.model_wrapped, dict(batch))
     trainer.optimizer.step()
     trainer.model.zero_grad()
     trainer.state.global_step += 1
+    for diagnostics in diagnostics_of(trainer):
+        diagnostics.on_step_end(trainer.args, trainer.state, trainer.control)
+
+
+def diagnostics_of(trainer: Trainer) -> list[Diagnostics]:
+    """None, unless a log_* flag is on."""
+    return [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Diagnostics)]
 
 
 def seconds_of(trainer: Trainer, batch: dict[str, Any], steps: int = 1) -> float:
@@ -268,6 +291,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=["exact", "famus"], help="beside plain, see above")
     parser.add_argument("--peers", action="store_true", help="other people's implementations too")
     parser.add_argument("--sweep", nargs="+", metavar=("SETTING", "VALUE"), help="a setting and its values")
+    parser.add_argument("--diagnostics", action="store_true", help="measure what the log_* flags cost instead")
     parser.add_argument("--input_pipeline", action="store_true", help="measure how fast batches come instead")
     parser.add_argument("--workers", type=int, default=0, help="processes that load data, with --input_pipeline")
     options = parser.parse_args()
@@ -277,6 +301,8 @@ def main() -> None:
           f"torch {torch.__version__}, Python {platform.python_version()}")  # fmt: skip
     if options.input_pipeline:
         print_input_pipeline(options)
+    elif options.diagnostics:
+        print_diagnostics(options)
     elif options.sweep:
         print_sweep(options)
     else:
@@ -325,6 +351,24 @@ def print_methods(options: argparse.Namespace) -> None:
             f"{row['bytes'] / plain['bytes']:>8.2f}{row['own']:>12.1%}"
             f"{cosine}"
         )
+
+
+def print_diagnostics(options: argparse.Namespace) -> None:
+    """Ratios of ten steps of famus with a diagnostic to ten without right before, the diagnostics taking turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainers = build_trainers(argparse.Namespace(**{**vars(options), "methods": ["famus", *DIAGNOSTICS]}), folder)
+        batches = {name: prepare(trainer) for name, trainer in trainers.items()}
+        ratios: dict[str, list[float]] = {name: [] for name in DIAGNOSTICS}
+        for round_ in range(options.warmup + options.rounds):
+            for name in DIAGNOSTICS:
+                without = seconds_of(trainers["famus"], batches["famus"], EVERY)
+                taken = seconds_of(trainers[name], batches[name], EVERY)
+                if round_ >= options.warmup:
+                    ratios[name].append(taken / without)
+    print(f"{f'every {EVERY} steps':<22}{'ratio':>8}{'quartiles':>13}")
+    for name, own in ratios.items():
+        low, median, high = np.quantile(own, (0.25, 0.5, 0.75))
+        print(f"{name:<22}{median:>8.3f}{f'{low:.2f}–{high:.2f}':>13}")
 
 
 def print_sweep(options: argparse.Namespace) -> None:

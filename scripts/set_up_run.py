@@ -16,6 +16,7 @@ from famus_hf import (
     build_backbone,
     load_noisy_dataset,
 )
+from famus_hf.argument_checks import DIAGNOSTICS
 from famus_hf.checkpoints import to_resume_from
 from famus_hf.data.idx import is_idx_folder
 from famus_hf.hub_trainer import is_hub_id
@@ -196,7 +197,7 @@ def baselines_of(
 
     exact = {"layer_sampler": "all", "candidate_layers": "all", "sampler_block": None, "meta_budget": None,
              "preset": None, "virtual_scope": "all"}  # fmt: skip
-    without = {"meta_learner": "none", "meta_budget": None, "preset": None}
+    without = {"meta_learner": "none", "meta_budget": None, "preset": None, **dict.fromkeys(DIAGNOSTICS, 0)}
     match = None if args.meta_learner == "l2r" else 0.0  # L2R has no such loss
     all_layers = {**exact, "sparsity_weight": 0.0, "gradient_match_weight": match}
     one_network, batch = dataclasses.replace(model_args, two_networks=False), args.per_device_train_batch_size

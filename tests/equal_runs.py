@@ -2,11 +2,13 @@
 
 import os
 
+import pyarrow.parquet as pq
 import torch
 from models import build_model
 from test_trainer import Examples, make_args
 
 from famus_hf import MLC, FaMUSTrainer, LearnedSampler, MWNet
+from famus_hf.diagnostics import MEASURES
 
 STEPS = 20
 GLOBAL_BATCH = 8
@@ -107,10 +109,26 @@ def reported(folder, processes):
     return {name: torch.tensor(report[name][:]) for name in ("index", "label", "loss", "weight", "clean_probability")}
 
 
+def diagnosed(folder, processes):
+    """What the first process wrote into the tables of its diagnostics, seconds left out; flat by column."""
+    flags = {"log_stage_times": 2, "log_meta_gradient": 2, "log_weights": 2, "log_layers": 2, "meta_gradient_draws": 3}
+    trainer = make(folder, "FaMUS", {**LEARNED, **flags, "max_steps": 4}, processes)
+    trainer.train()
+    columns = {"meta_gradient": MEASURES, "weights": ("x", "value"), "layers": ("share_on",), "stage_times": ("step",)}
+    found = {}
+    for name, own in columns.items() if trainer.is_world_process_zero() else ():
+        table = pq.read_table(folder / "diagnostics" / f"{name}.parquet").to_pandas()
+        found |= {f"{name}.{column}": torch.tensor(table[column].to_numpy()).nan_to_num() for column in own}
+    return found
+
+
 def work(rank, folder):
     """All cases in one of two processes: what was learned, resumed runs, a report, the files of a checkpoint."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     found = {name: run(folder / "runs" / name, name, own, 2) for name, own in {**CASES, **ROUNDING}.items()}
     again = {name: resumed(folder / "resumed" / name, CASES[name], 2) for name in RESUMED}
     files = sorted(path.name for path in (folder / "resumed" / "FaMUS" / "whole" / "checkpoint-6").iterdir())
-    return {"runs": found, "resumed": again, "files": files, "report": reported(folder / "report", 2)}
+    return {
+        "runs": found, "resumed": again, "files": files, "report": reported(folder / "report", 2),
+        "diagnosed": diagnosed(folder / "diagnosed", 2),
+    }  # fmt: skip

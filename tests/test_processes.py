@@ -3,7 +3,7 @@
 from functools import partial
 
 import pytest
-from equal_runs import CASES, RESUMED, ROUNDING, reported, run, work
+from equal_runs import CASES, RESUMED, ROUNDING, diagnosed, reported, run, work
 from spawned import run_in_two_processes
 
 
@@ -50,3 +50,9 @@ def test_two_processes_report_what_one_reports_of_an_odd_number_of_examples(both
     assert len(expected["index"]) == 41 and expected["weight"].isfinite().all()
     for found in both:
         assert largest_difference(found["report"], expected) < 1e-6
+
+
+def test_two_processes_record_the_diagnostics_of_one(both, tmp_path):
+    expected = diagnosed(tmp_path, 1)
+    assert largest_difference(both[0]["diagnosed"], expected) < 1e-5  # weights are of losses in float32
+    assert expected["meta_gradient.norm"].min() > 0 and both[1]["diagnosed"] == {}
