@@ -32,12 +32,7 @@ if TYPE_CHECKING:
     from famus_hf.co_training import TwoNetworkTrainer
 
 EVERYTHING, LABELLED, UNLABELLED, TRUSTED = range(4)  # what a network draws batches from
-META_STREAM, VIEW_STREAM, MIX_STREAM, REDRAWN_STREAM = (
-    1,
-    2,
-    3,
-    4,
-)  # of random draws, as in FaMUSTrainer, whose training batches are 0
+META_STREAM, VIEW_STREAM, MIX_STREAM, REDRAWN_STREAM = range(1, 5)  # of draws; FaMUSTrainer's training batches are 0
 
 
 @dataclass
