@@ -42,12 +42,13 @@ def test_the_python_examples_run(tmp_path, example, folder, meta_learner):
 
 
 def test_the_example_of_two_networks_runs(tmp_path):
-    (code,) = blocks("python", "No clean labels at all")
+    code, of_the_hub = blocks("python", "No clean labels at all")
+    assert 'load_famus("me/two", subfolder="model_a")' in of_the_hub  # tests/test_two_networks.py runs such lines
     code += "\nprint(type(ensemble).__name__, type(network).__name__, type(meta_learner).__name__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     *_, said, kinds = done.stdout.strip().splitlines()
-    assert re.fullmatch(r"\d+ % of the labels are wrong, as the networks estimate", said)
+    assert re.fullmatch(r"share of wrong labels, as the networks estimate: 0\.\d\d", said)
     assert kinds == "TwoNetworksForImageClassification WideResNetForImageClassification MWNet"
 
 
