@@ -32,7 +32,7 @@ from records import format_mean
 from run_famus import Run
 from set_up_run import load_data
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from two_networks_table import NOISE, ROWS, SETTINGS, format_methods
+from two_networks_table import NOISE, OPTIONAL, ROWS, SETTINGS, format_methods
 
 from famus_hf import FaMUSTrainingArguments
 
@@ -110,7 +110,8 @@ def train_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: li
         folder = folder_of(options, noise, name, seed)
         argv = [*flags_of_all_rows(options, noise, seed, passed_on), *flags]
         record = record_of(options, noise, name, seed)
-        if (options.rows and name not in options.rows) or is_finished(record, argv):
+        is_wanted = name in options.rows if options.rows else name not in OPTIONAL
+        if not is_wanted or is_finished(record, argv):
             continue
         model_args, data_args, args = parse_arguments([f"--output_dir={folder}", *argv])
         data = data or load_data(data_args, args)
@@ -237,7 +238,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 2, 3], help="residual blocks of table 4")
     parser.add_argument("--random_layers", type=int, nargs="+", default=[4, 8], help="numbers s of table 4")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.2], help="meta budgets, in plain steps")
-    parser.add_argument("--rows", nargs="+", help="only these rows, by name")
+    parser.add_argument("--rows", nargs="+", help="only these, by name (two-networks has MW-Net only if named)")
     parser.add_argument("--output_dir", default="outputs/tables", help="a folder for each run is made below")
     parser.add_argument("--results_dir", help="a small JSON file with the figures of each run goes here (--output_dir)")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time, one for each noise and seed")

@@ -26,6 +26,8 @@ ROWS = {
     "two networks, FaMUS (K = 4)": [*TWO, "--layer_sampler=learned"],
 }
 
+OPTIONAL = ("two networks, MW-Net, all layers",)  # trained where --rows names it
+
 
 def format_methods(runs: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
     """A Markdown table: methods × noises; last (best) test accuracy in %, seconds of an epoch.
