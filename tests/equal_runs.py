@@ -3,6 +3,7 @@
 import os
 
 import pyarrow.parquet as pq
+import test_co_training
 import torch
 from models import build_model
 from test_trainer import Examples, make_args
@@ -127,8 +128,9 @@ def work(rank, folder):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     found = {name: run(folder / "runs" / name, name, own, 2) for name, own in {**CASES, **ROUNDING}.items()}
     again = {name: resumed(folder / "resumed" / name, CASES[name], 2) for name in RESUMED}
+    networks = {name: test_co_training.run(folder / "networks" / name, name, 2) for name in test_co_training.RUNS}
     files = sorted(path.name for path in (folder / "resumed" / "FaMUS" / "whole" / "checkpoint-6").iterdir())
     return {
-        "runs": found, "resumed": again, "files": files, "report": reported(folder / "report", 2),
+        "runs": found, "networks": networks, "resumed": again, "files": files, "report": reported(folder / "report", 2),
         "diagnosed": diagnosed(folder / "diagnosed", 2),
     }  # fmt: skip

@@ -1,8 +1,9 @@
-"""TwoNetworkTrainer: each step against brute force, divisions, exact resumes, two processes, what it survives."""
+"""TwoNetworkTrainer: each step against brute force, divisions, exact resumes, what it survives and leaves.
+
+test_processes.py has its runs in two processes.
+"""
 
 import copy
-import os
-from functools import partial
 
 import brute_force
 import numpy as np
@@ -10,7 +11,6 @@ import pytest
 import torch
 from datasets import Dataset
 from models import CLASSES, TwoModels, build_batch, build_model
-from spawned import run_in_two_processes
 from test_trainer import make_args
 from torch.nn.functional import one_hot
 from transformers import ViTForImageClassification
@@ -286,24 +286,6 @@ def run(folder, name, processes):
     assert trainer.args.world_size == processes
     trainer.train()
     return learned(trainer)
-
-
-def work(rank, folder):
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-    return {name: run(folder / name, name, 2) for name in RUNS}
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    return run_in_two_processes(partial(work, folder=folder), folder)
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_two_processes_learn_what_one_learns_crops_and_partners_included(both, tmp_path, name):
-    expected = run(tmp_path, name, 1)
-    assert_equal(both[0][name], expected, 1e-9)
-    assert_equal(both[1][name], both[0][name])
 
 
 def test_a_second_training_divides_anew(tmp_path):

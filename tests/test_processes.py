@@ -3,6 +3,7 @@
 from functools import partial
 
 import pytest
+import test_co_training
 from equal_runs import CASES, RESUMED, ROUNDING, diagnosed, reported, run, work
 from spawned import run_in_two_processes
 
@@ -56,3 +57,10 @@ def test_two_processes_record_the_diagnostics_of_one(both, tmp_path):
     expected = diagnosed(tmp_path, 1)
     assert largest_difference(both[0]["diagnosed"], expected) < 1e-5  # weights are of losses in float32
     assert expected["meta_gradient.norm"].min() > 0 and both[1]["diagnosed"] == {}
+
+
+@pytest.mark.parametrize("name", test_co_training.RUNS)
+def test_two_networks_learn_in_two_processes_what_they_learn_in_one_crops_and_partners_included(both, tmp_path, name):
+    expected = test_co_training.run(tmp_path, name, 1)
+    test_co_training.assert_equal(both[0]["networks"][name], expected, 1e-9)
+    test_co_training.assert_equal(both[1]["networks"][name], both[0]["networks"][name])
