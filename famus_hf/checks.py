@@ -14,6 +14,7 @@ from famus_hf.data.meta_set import check_no_copies, check_no_overlap
 from famus_hf.data.model_inputs import ModelInputs, known_labels
 from famus_hf.losses import LDAMLoss
 from famus_hf.meta_learners import MetaLearner
+from famus_hf.networks_apart import NETWORKS_APART
 from famus_hf.passes import RECORD_COLUMNS
 from famus_hf.sharded import LOW_PRECISION
 from famus_hf.shards import is_sharded
@@ -168,7 +169,7 @@ def _check_processes(trainer: "FaMUSTrainer") -> None:
 def check_two_networks(trainer: "FaMUSTrainer") -> None:
     """Raises ValueError on what two networks that divide the data for each other can't be trained with."""
     args, train = trainer.args, trainer.train_dataset
-    networks = [getattr(trainer.model, name, None) for name in ("model_a", "model_b")]
+    networks = [getattr(trainer.model, name, None) for name in NETWORKS_APART]
     if not all(isinstance(network, nn.Module) for network in networks) or networks[0] is networks[1]:
         raise ValueError(
             f"a {type(trainer.model).__name__} is not two networks: give TwoNetworksForImageClassification.of(a, b) of "

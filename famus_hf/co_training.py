@@ -5,7 +5,7 @@ Paper: §5.3 (Tables 5–7), after DivideMix (Li, Socher, Hoi, ICLR 2020, arXiv:
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from famus_hf.meta_model import MetaModel
 from famus_hf.meta_net import load_into, save_meta_net
 from famus_hf.models.two_networks import TwoNetworksForImageClassification
 from famus_hf.networks_apart import NETWORKS_APART, save_networks_apart
-from famus_hf.passes import cloned_buffers, differentiable_attention, model_logits, split_inputs
+from famus_hf.passes import cloned_buffers, model_logits, split_inputs
 from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.semi_supervised import (
     EqualWeights,
@@ -89,15 +89,11 @@ class TwoNetworkTrainer(FaMUSTrainer):
             if learner is None and self.args.meta_learner == "none":
                 learner, sampler = EqualWeights(), AllLayers()
             with self._turn_of(side):
-                learner = learner or make_meta_learner(self.args, self._num_labels)
+                learner = learner or make_meta_learner(self.args)
                 checks.check_weighs_by_losses(learner)
                 side.meta = make_meta_model(self, SemiSupervisedLoss(learner), sampler, side.seed())
                 side.clock = Stopwatch(self.args.device) if side.meta.budget is None else side.meta.clock
         self.meta = self.sides[0].meta
-
-    @property
-    def _num_labels(self) -> int:
-        return int(getattr(getattr(self.model, "config", None), "num_labels", 0))
 
     @property
     def network(self) -> nn.Module:
@@ -153,6 +149,11 @@ class TwoNetworkTrainer(FaMUSTrainer):
         return self.state.global_step // max(1, self._steps_per_epoch)
 
     @property
+    def num_views(self) -> int:
+        """How often an example is augmented before its label is refined or guessed."""
+        return 1 if self.augmentation.name == "none" else 2
+
+    @property
     def fewest(self) -> int:
         """Labelled, and unlabelled, examples that a step takes over all processes."""
         return int(self.args.per_device_train_batch_size) * self.processes.count
@@ -201,9 +202,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
         else:
             self._divide()
             clock = self.clock if step % TIMED_STEPS == 0 else NO_STOPWATCH
-            # A checkpointed layer runs again in the backward pass, and must take the same attention kernel there.
-            attention = differentiable_attention() if self.args.gradient_checkpointing else nullcontext()
-            with clock("step"), attention:
+            with clock("step"), self._attention_of_checkpoints():
                 losses = [self._learn(side, number, clock) for side in self.sides]
         if self.processes.count > 1 and self.accelerator.sync_gradients:
             self._average_gradients()
@@ -245,9 +244,9 @@ class TwoNetworkTrainer(FaMUSTrainer):
         if self.sides[0].division.epoch >= self.epoch:
             return
         judged = rows_of_epoch(self, self.epoch)
+        dataset = self.train_dataset if judged is None else Subset(self.train_dataset, judged.tolist())
         with self.clock("division"):
             for side in self.sides:
-                dataset = self.train_dataset if judged is None else Subset(self.train_dataset, judged.tolist())
                 is_first = side.division.noise_rate is None
                 found = examine(self, dataset, cross_entropy, with_probabilities=is_first, model=side.network)
                 side.division.divide(

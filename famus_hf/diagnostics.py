@@ -56,7 +56,7 @@ from torch.utils.data import Subset
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from famus_hf.data.augmentation import make_generator
+from famus_hf.data.augmentation import SAMPLE_STREAM, make_generator
 from famus_hf.derivatives import TrainingPass
 from famus_hf.diagnostic_tables import Tables
 from famus_hf.examination import examine
@@ -75,7 +75,6 @@ if TYPE_CHECKING:
 
 FOLDER = "diagnostics"
 WEIGHED = 1000
-SAMPLE_STREAM = 5  # of random draws, beside those of FaMUSTrainer and of the sides
 
 BY_STEP = [("step", pa.int64()), ("network", pa.string())]
 MEASURES = ("norm", "total", "variance", "norm_mean", "norm_variance", "bias", "cosine")

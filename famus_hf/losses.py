@@ -154,6 +154,11 @@ def at_least_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
+def one_hot(labels: Tensor, num_labels: int) -> Tensor:
+    """Class indices (n,) as targets (n, C) in float32; soft targets stay as they are."""
+    return labels if labels.dim() == 2 else F.one_hot(labels, num_labels).float()
+
+
 def _soft_targets(labels: Tensor, like: Tensor, label_smoothing: float) -> Tensor:
-    targets = labels.to(like) if labels.dim() == 2 else F.one_hot(labels, like.shape[1]).to(like)
+    targets = one_hot(labels, like.shape[1]).to(like)
     return targets * (1 - label_smoothing) + label_smoothing / like.shape[1] if label_smoothing else targets

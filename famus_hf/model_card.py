@@ -171,7 +171,7 @@ def _settings_of(trainer: "FaMUSTrainer") -> dict[str, Any]:
         "seed": args.seed,
     }
     if two_networks:
-        settings |= pipeline_settings_of(args, 1 if args.augmentation == "none" else 2)
+        settings |= pipeline_settings_of(args, cast("TwoNetworkTrainer", trainer).num_views)
     learner = trainer.meta_learner
     if trainer.meta is None or learner is None:
         return settings

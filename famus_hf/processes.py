@@ -140,6 +140,8 @@ class Processes:
 
     def take_from_first(self, tensors: Iterable[Tensor]) -> None:
         """The values become those of the first process."""
+        if self.count == 1:
+            return
         with torch.no_grad():
             for tensor in tensors:
                 tensor.copy_(self.first(tensor))

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from famus_hf.losses import at_least_float32, cross_entropy
 from famus_hf.meta_learners import MetaLearner, PerExampleLoss
@@ -168,8 +167,3 @@ class EqualWeights(MetaLearner):
 
     def raw_weights(self, losses: Tensor) -> Tensor:
         return torch.ones_like(losses)
-
-
-def one_hot(labels: Tensor, num_labels: int) -> Tensor:
-    """Class indices (n,) as targets (n, C) in float32; soft targets stay as they are."""
-    return labels if labels.dim() == 2 else F.one_hot(labels, num_labels).float()

@@ -150,8 +150,8 @@ def make_base_loss(trainer: "FaMUSTrainer") -> PerExampleLoss:
     return LDAMLoss(counts, args.ldam_max_margin, args.ldam_scale, args.ldam_reweight_from, args.class_balance_beta)
 
 
-def make_meta_learner(args: FaMUSTrainingArguments, num_labels: int) -> MetaLearner:
-    """The one that `args.meta_learner` names, for so many classes."""
+def make_meta_learner(args: FaMUSTrainingArguments, num_labels: int = 0) -> MetaLearner:
+    """The one that `args.meta_learner` names; mlc alone needs the number of classes."""
     if args.meta_learner == "l2r":
         return L2R()
     if args.meta_learner == "mlc":

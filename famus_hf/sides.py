@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from famus_hf.data.augmentation import make_generator
+from famus_hf.data.augmentation import META_STREAM, MIX_STREAM, REDRAWN_STREAM, VIEW_STREAM, make_generator
 from famus_hf.data.balanced import ClassBalancedSampler
 from famus_hf.data.model_inputs import known_labels
 from famus_hf.label_division import Division, Part, collated
+from famus_hf.losses import one_hot
 from famus_hf.meta_batches import MetaBatches
 from famus_hf.meta_learners import MetaLearner
 from famus_hf.meta_model import MetaModel
@@ -23,7 +24,6 @@ from famus_hf.semi_supervised import (
     guessed_labels,
     mixed,
     mixing_share,
-    one_hot,
     refined_labels,
 )
 from famus_hf.stopwatch import Stopwatch
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from famus_hf.co_training import TwoNetworkTrainer
 
 EVERYTHING, LABELLED, UNLABELLED, TRUSTED = range(4)  # what a network draws batches from
-META_STREAM, VIEW_STREAM, MIX_STREAM, REDRAWN_STREAM = range(1, 5)  # of draws; FaMUSTrainer's training batches are 0
 
 
 @dataclass
@@ -160,7 +159,7 @@ class Side:
             clock: Takes the time of `"guessing"`.
         """
         args, processes = self.trainer.args, self.trainer.processes
-        views = 1 if self.trainer.augmentation.name == "none" else 2
+        views = self.trainer.num_views
         labelled, unlabelled = self.drawn(LABELLED, number, views), self.drawn(UNLABELLED, number, views)
         with clock("guessing"):
             of_labelled, of_unlabelled = self._targets(labelled, unlabelled)

@@ -49,6 +49,10 @@ class ThreeStageTrainer(ClassifierTrainer):
         """What the present step trains: the model, or one of several networks that it is made of."""
         return self.model
 
+    def _attention_of_checkpoints(self) -> Any:
+        """A checkpointed layer runs again in the backward pass, and must take the same attention kernel there."""
+        return differentiable_attention() if self.args.gradient_checkpointing else nullcontext()
+
     def _is_meta_step(self, meta: MetaModel) -> bool:
         return self.state.global_step % self.args.meta_interval == 0
 

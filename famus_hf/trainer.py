@@ -17,7 +17,7 @@ from transformers.utils import PushToHubMixin
 
 from famus_hf import checks
 from famus_hf.averages import Averages
-from famus_hf.data.augmentation import make_generator
+from famus_hf.data.augmentation import META_STREAM, REDRAWN_STREAM, TRAIN_STREAM, make_generator
 from famus_hf.data.balanced import ClassBalancedSampler
 from famus_hf.data.model_inputs import ModelInputs, as_model_inputs, has_raw_images, known_labels
 from famus_hf.data.noise_file import write_noise_file
@@ -34,7 +34,7 @@ from famus_hf.meta_model import MetaModel
 from famus_hf.meta_net import load_into, save_meta_net
 from famus_hf.meta_state import read_meta_state
 from famus_hf.model_card import facts_of_run, render_model_card
-from famus_hf.passes import RECORD_COLUMNS, differentiable_attention, model_logits, split_inputs
+from famus_hf.passes import RECORD_COLUMNS, model_logits, split_inputs
 from famus_hf.processes import Processes
 from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.reports import report_of, save_report
@@ -46,7 +46,6 @@ from famus_hf.whole_files import written_beside
 from famus_hf.wording import reason_of
 
 META_STATE = "meta_state.pt"
-TRAIN_STREAM, META_STREAM, REDRAWN_STREAM = 0, 1, 4  # of random draws; 2, 3 and 5 are for others
 
 
 class FaMUSTrainer(ThreeStageTrainer):
@@ -182,12 +181,10 @@ class FaMUSTrainer(ThreeStageTrainer):
         # Where micro-batches are accumulated, one that is left out has no backward pass for DDP to average in.
         is_replicated = self.processes.count > 1 and not self.is_fsdp_enabled
         accumulates = is_replicated and self.current_gradient_accumulation_steps > 1
-        # A checkpointed layer runs again in the backward pass, and must take the same attention kernel there.
-        attention = differentiable_attention() if self.args.gradient_checkpointing else nullcontext()
         with (
             self.diagnostics.timed(self.meta),
             self.accelerator.no_sync(model) if accumulates else nullcontext(),
-            attention,
+            self._attention_of_checkpoints(),
         ):
             loss = self._three_stages(self.meta, model, batch, inputs.get("clean_label"))
         if accumulates and self.accelerator.sync_gradients:

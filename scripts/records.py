@@ -155,7 +155,7 @@ def format_table(rows: list[dict[str, Any]]) -> str:
 
 
 def format_notes(rows: list[dict[str, Any]]) -> str:
-    """Below the table: what an epoch takes, and of two networks how many labels are wrong by their mixtures."""
+    """Below the table: what an epoch takes, and of two networks how many labels are wrong as they estimate."""
     own = rows[-1]
     lines = [f"seconds an epoch: {'; '.join(_epoch_of(row, rows[0]) for row in rows)}"]
     if own.get("time_shares"):

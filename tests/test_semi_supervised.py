@@ -9,7 +9,7 @@ import torch
 from models import CLASSES, build_batch, build_model
 from test_meta_gradient import LEARNING_RATE, assert_exact, flat
 
-from famus_hf.losses import cross_entropy
+from famus_hf.losses import cross_entropy, one_hot
 from famus_hf.meta_learners import MLC, MWNet
 from famus_hf.semi_supervised import (
     EqualWeights,
@@ -18,7 +18,6 @@ from famus_hf.semi_supervised import (
     guessed_labels,
     mixed,
     mixing_share,
-    one_hot,
     prior_term,
     ramped_up,
     refined_labels,

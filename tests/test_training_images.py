@@ -7,9 +7,8 @@ from datasets import ClassLabel, Dataset, Features, Image
 from transformers import TrainerCallback, ViTImageProcessorPil
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_famus, load_noisy_dataset
-from famus_hf.data.augmentation import Augmentation, make_generator
+from famus_hf.data.augmentation import META_STREAM, TRAIN_STREAM, Augmentation, make_generator
 from famus_hf.data.processors import default_image_processor
-from famus_hf.trainer import META_STREAM, TRAIN_STREAM
 
 NAMES = ["ant", "bee", "cow"]
 

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 AUGMENTATIONS = ("none", "pad-crop", "random-crop", "resized-crop")
 PADDING_MODES = ("zero", "reflect")
+# First of the numbers that a run's generators are made from, beside its seed, so that no two uses share a stream.
+TRAIN_STREAM, META_STREAM, VIEW_STREAM, MIX_STREAM, REDRAWN_STREAM, SAMPLE_STREAM = range(6)
 TRIALS = 10  # boxes that "resized-crop" draws for an image before it falls back on a central one
 
 
