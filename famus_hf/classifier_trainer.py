@@ -24,10 +24,12 @@ from transformers.training_args import OptimizerNames
 from famus_hf import checkpoints
 from famus_hf.backbone import read_network
 from famus_hf.data.model_inputs import as_model_inputs
+from famus_hf.diagnostic_tables import remove_tables
 from famus_hf.hub_trainer import HubTrainer, is_hub_id
 from famus_hf.processes import Processes
 from famus_hf.shards import class_of, is_sharded, load_whole, reshard
 from famus_hf.training_args import FaMUSTrainingArguments
+from famus_hf.training_time import TrainingTime
 from famus_hf.whole_files import (
     UNFINISHED,
     WRITE_ERRORS,
@@ -58,6 +60,18 @@ class ClassifierTrainer(HubTrainer):
     model: nn.Module
     _is_resumed = False
 
+    def __init__(self, *arguments: Any, **keywords: Any):
+        super().__init__(*arguments, **keywords)
+        self.training_time = TrainingTime()
+        self.add_callback(self.training_time)
+
+    # ---- Logs ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.training_time.seconds is not None:
+            logs["train_seconds"] = round(self.training_time.seconds, 3)
+        super().log(logs, start_time)
+
     # ---- Optimizer and schedule ----
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -87,7 +101,8 @@ class ClassifierTrainer(HubTrainer):
             self.args.dataloader_drop_last = drop_last
 
     def evaluate(self, eval_dataset: Any = None, *arguments: Any, **keywords: Any) -> dict[str, float]:
-        return super().evaluate(as_model_inputs(eval_dataset, self.processing_class), *arguments, **keywords)
+        with self.training_time.stopped():
+            return super().evaluate(as_model_inputs(eval_dataset, self.processing_class), *arguments, **keywords)
 
     def predict(self, test_dataset: Any, *arguments: Any, **keywords: Any) -> Any:
         return super().predict(as_model_inputs(test_dataset, self.processing_class), *arguments, **keywords)
@@ -110,6 +125,9 @@ class ClassifierTrainer(HubTrainer):
         checkpoint = checkpoints.to_resume_from(resume_from_checkpoint, output_dir)
         self._started = time.time() - MTIME_LAG
         self._is_resumed = checkpoint is not None
+        self.training_time.earlier = 0.0
+        if checkpoint is None and self.args.should_save:
+            remove_tables(output_dir)
         self._run = uuid4().hex if checkpoint is None else checkpoints.run_of(checkpoint)
         if checkpoint is None and checkpoints.by_age(output_dir):
             logger.warning("%s holds checkpoints of an earlier run: save_total_limit removes those first", output_dir)
@@ -163,6 +181,10 @@ class ClassifierTrainer(HubTrainer):
                     setattr(callback, attribute, value)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self.training_time.stopped():
+            self._save_whole_checkpoint(trial)
+
+    def _save_whole_checkpoint(self, trial: Any) -> None:
         """Everything goes into a folder beside, which becomes `checkpoint-N` once it is whole; then older ones go.
 
         transformers 5.23 writes into `checkpoint-N` itself, and its barrier in the middle would wait for ever for a

@@ -228,6 +228,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
                 batch, clean_labels = side.mixed_batch(number, clock)
             weight = self.args.unlabelled_weight * side.unlabelled_weight
             side.loss.unlabelled_weight = ramped_up(weight, epochs, self.args.ramp_up_epochs)
+            self._averages.add("unlabelled_weight", torch.tensor(side.loss.unlabelled_weight))
             if not self.processes.all_true(all_finite([batch["pixel_values"], batch["labels"]])):
                 return self._leave_out(buffers, "the network's logits", is_fault=True)
             loss = self._three_stages(side.meta, network, batch, clean_labels)

@@ -1,46 +1,8 @@
 """Diagnostics of a run: where its time goes, how good its meta gradient is, what it trusts, which layers it picks.
 
 Each is a flag of FaMUSTrainingArguments, a number K of steps; 0, the default, is off and costs nothing. Scalars join
-the run's next log entry, histograms of weights go to trackers that know such, and the first process writes
-`<output_dir>/diagnostics/`, one table for each flag, with each checkpoint and at the end of each epoch. Steps are
-counted as in the Trainer's logs; `network` is empty, or `model_a` and `model_b` where there are two.
-
-`log_stage_times` → stage_times.parquet (Figure 1b): step, network, stage, seconds; all micro-batches of the step
-together. Stages of a network, as this implementation has them:
-
-| stage | |
-|---|---|
-| forward | of Virtual-Train and Actual-Train, which share it |
-| virtual backward, actual backward | their backward passes |
-| actual products | instead of the latter, with `scale_example_gradients` |
-| sampler | gates, and the step of η |
-| meta data | loading of the meta batch |
-| validation forward | of Meta-Train |
-| validation backward, derivative | Meta-Train's backward step |
-| data | with two networks: their batch, drawn, guessed and mixed |
-| diagnostics | `log_meta_gradient` itself, where it falls on the same step |
-
-and with an empty `network` also of all together: data (loading of the training batches), optimizer, and step, which is
-everything after the loading, other things included. With `meta_interval` the step with a meta step is measured. Under
-FSDP2 the passes at ŵ are not taken apart, and are in the rest of the step.
-
-`log_meta_gradient` → meta_gradient.parquet (Figures 1c and 4): for `meta_gradient_draws` re-drawn meta batches, at the
-same w and θ and with the gates of that step, the gradient of L_c by θ through the layers that are on and through all
-that Virtual-Train moves; Eq. (10) and (11) are left out. Columns: step, network, draw, kind (`sampled` or `exact`),
-norm, total (sum of the coordinates), layers (how many it went through). In a row whose draw is null these are of the
-mean over the draws, and it has variance (unbiased, summed over the coordinates), norm_mean and norm_variance (of the
-draws' norms); where kind is `sampled` also bias (‖E[sampled] − E[exact]‖ / ‖E[exact]‖) and cosine (of the two means).
-For a band: norm_mean ± √norm_variance, or mean and standard deviation of total over the draws.
-
-`log_weights` → weights.parquet (Figure 5): step, network, kind, x, value. Kinds `clean` and `wrong`, or `unknown` where
-right labels are not known: a histogram of raw weights V, x the left edge of a bin, value its count; 40 bins of equal
-width between the smallest and the largest weight of the step. `curve`: V as a function of a loss, x. `class`: mean V of
-a given label, x. The examples are the same `WEIGHED` ones throughout, drawn from the training set and examined in
-evaluation mode, so that steps and runs can be compared example by example, and a resumed run records what a whole one
-does; the losses of training batches would be free, but of other examples and other w in each step.
-
-`log_layers` → layers.parquet: step, network, layer (candidates in order), share_on (of the meta steps since the last
-record), mean_cost (with a `meta_budget`: what the gates' choice took so far, in plain steps; else null).
+the run's next log entry, histograms and heat maps go to trackers that know such, and the first process writes the
+tables of `famus_hf.diagnostic_tables`, which has their columns, with each checkpoint and at the end of each epoch.
 """
 
 import math
@@ -49,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
@@ -58,37 +19,25 @@ from transformers.trainer_callback import ExportableState
 
 from famus_hf.data.augmentation import SAMPLE_STREAM, make_generator
 from famus_hf.derivatives import TrainingPass
-from famus_hf.diagnostic_tables import Tables
+from famus_hf.diagnostic_tables import FOLDER, SCHEMAS, Tables
 from famus_hf.examination import examine
+from famus_hf.figures.run_records import RunRecords
+from famus_hf.figures.runs import PICTURES
 from famus_hf.gradient_statistics import comparison, meta_gradients, statistics
-from famus_hf.histograms import log_histogram
 from famus_hf.meta_model import MetaModel
 from famus_hf.passes import python_random_state_kept, random_state_kept
 from famus_hf.reports import raw_weights
 from famus_hf.stage_times import StageTimes
 from famus_hf.stages import Passes
+from famus_hf.trackers import at_work, log_histogram, log_picture
 from famus_hf.virtual_step import VirtualStep
 from famus_hf.weight_statistics import groups_of, weight_rows
 
 if TYPE_CHECKING:
     from famus_hf.trainer import FaMUSTrainer
 
-FOLDER = "diagnostics"
 WEIGHED = 1000
-
-BY_STEP = [("step", pa.int64()), ("network", pa.string())]
-MEASURES = ("norm", "total", "variance", "norm_mean", "norm_variance", "bias", "cosine")
-SCHEMAS = {  # of the table of each flag
-    "stage_times": pa.schema([*BY_STEP, ("stage", pa.string()), ("seconds", pa.float64())]),
-    "meta_gradient": pa.schema(
-        [*BY_STEP, ("draw", pa.int32()), ("kind", pa.string()), ("layers", pa.int32())]
-        + [(name, pa.float64()) for name in MEASURES]
-    ),
-    "weights": pa.schema([*BY_STEP, ("kind", pa.string()), ("x", pa.float64()), ("value", pa.float64())]),
-    "layers": pa.schema(
-        [*BY_STEP, ("layer", pa.string()), ("share_on", pa.float64()), ("mean_cost", pa.float64())]
-    ),
-}  # fmt: skip
+TO_TRACKERS = {"layers": "layers", "weight_curves": "weights"}  # picture → table
 
 
 def is_due(every: int, step: int, interval: int = 1) -> bool:
@@ -150,7 +99,12 @@ class Diagnostics(TrainerCallback, ExportableState):
         if self._last.get(record) == self._coming_step:  # of an earlier one of the accumulated micro-batches
             return
         self._last[record] = self._coming_step
-        with meta.clock("diagnostics"), random_state_kept(training_pass.labels.device), python_random_state_kept():
+        with (
+            self.trainer.training_time.stopped(),
+            meta.clock("diagnostics"),
+            random_state_kept(training_pass.labels.device),
+            python_random_state_kept(),
+        ):
             with torch.no_grad():
                 gates = meta.gates(gradient, training_pass.processes).tolist()
             on = [layer for layer, gate in zip(meta.candidates, gates, strict=True) if gate > 0]
@@ -190,17 +144,39 @@ class Diagnostics(TrainerCallback, ExportableState):
         if is_due(self.every["layers"], state.global_step):
             self._record_layers()
         if is_due(self.every["weights"], state.global_step) or (self.every["weights"] and is_last):
-            self._record_weights()
+            with self.trainer.training_time.stopped():
+                self._record_weights()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        if self.every["weights"] and control.should_training_stop:  # early, perhaps
-            self._record_weights()
-        self.write()
+        with self.trainer.training_time.stopped():
+            if self.every["weights"] and control.should_training_stop:  # early, perhaps
+                self._record_weights()
+            self.write()
+            self._log_pictures()
 
     def write(self) -> None:
         """The tables, by the first process."""
         if self.trainer.is_world_process_zero():
             self.tables.write()
+
+    def records(self) -> RunRecords:
+        """What pictures of the run as it stands are made from; in the first process."""
+        tables = {name: table for name, every in self.every.items() if every and len(table := self.tables.read(name))}
+        model: Any = self.trainer.model
+        names = getattr(getattr(model, "config", None), "id2label", None) or {}
+        frames = {name: table.to_pandas() for name, table in tables.items()}
+        log = self.trainer.state.log_history
+        return RunRecords("this model", log, {}, frames, [names[number] for number in sorted(names)])
+
+    def _log_pictures(self) -> None:
+        """Heat map and curves so far, to the trackers that show pictures."""
+        if not any(at_work(self.trainer)):
+            return
+        records = self.records()
+        for picture, table in TO_TRACKERS.items():
+            figure = PICTURES[picture][0]({"": [records]}) if table in records.tables else None
+            if figure is not None:
+                log_picture(self.trainer, picture, figure)
 
     # ---- Records ----
 

@@ -8,8 +8,6 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.training_args import OptimizerNames, SchedulerType
 
-from famus_hf.figures import CURVE, HISTOGRAM, SHEET
-from famus_hf.hub import FIGURES
 from famus_hf.label_report import REPORT_FILE
 from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.shards import class_of
@@ -22,11 +20,6 @@ if TYPE_CHECKING:
     from famus_hf.trainer import FaMUSTrainer
     from famus_hf.training_args import FaMUSTrainingArguments
 
-CAPTIONS = {  # picture of a run → what it shows
-    f"{FIGURES}/{CURVE}": "Weight that the meta-net gives to an example, by its loss.",
-    f"{FIGURES}/{HISTOGRAM}": "Weights of the training examples after training.",
-    f"{FIGURES}/{SHEET}": "The training examples whose labels are most suspect: index, given and predicted label.",
-}
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
 
@@ -89,10 +82,14 @@ def _ratio_to_plain(facts: dict[str, Any]) -> float | None:
     return facts["seconds_per_step"] / plain[0] if plain and plain[0] and facts["seconds_per_step"] else None
 
 
-def facts_of_run(trainer: "FaMUSTrainer") -> dict[str, Any]:
-    """What the trainer knows of its run; the caller adds what only it knows (`dataset_name`, …)."""
+def facts_of_run(trainer: "FaMUSTrainer", pictures: dict[str, str]) -> dict[str, Any]:
+    """What the trainer knows of its run; the caller adds what only it knows (`dataset_name`, …).
+
+    Args:
+        trainer: After its training.
+        pictures: File → caption.
+    """
     args, learner, train = trainer.args, trainer.meta_learner, trainer.train_dataset
-    seconds = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
     rate = getattr(train, "realised_noise_rate", None)
     folder = Path(str(args.output_dir)).absolute()
     network: Any = trainer.model.get_submodule("model_a") if has_two_networks(trainer) else trainer.model
@@ -115,10 +112,10 @@ def facts_of_run(trainer: "FaMUSTrainer") -> dict[str, Any]:
         "noisy": rate is None or rate > 0,
         "selection": selection,
         "metrics": _metrics_of(trainer),
-        "train_seconds": seconds[-1] if seconds and not trainer.is_resumed else None,  # else of the last part alone
+        "train_seconds": trainer.training_time.seconds,
         "hardware": describe_hardware(args),
         "settings": _settings_of(trainer),
-        "figures": {name: caption for name, caption in CAPTIONS.items() if trainer.is_of_this_run(folder / name)},
+        "figures": pictures,
         "label_report": trainer.is_of_this_run(folder / REPORT_FILE),
         **(facts_of_two_networks(cast("TwoNetworkTrainer", trainer)) if has_two_networks(trainer) else {}),
     }

@@ -1,5 +1,6 @@
-"""A trainer's label report: its examples examined, the table written, the pictures drawn."""
+"""What a trainer leaves beside its model: the label report, and the pictures of its model card."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,13 +12,23 @@ from datasets import Dataset
 
 from famus_hf.data.model_inputs import as_model_inputs, has_raw_images
 from famus_hf.examination import examine
-from famus_hf.figures import draw_report
+from famus_hf.figures.label_report import CURVE, HISTOGRAM, SHEET, draw_report
+from famus_hf.figures.run_records import RunRecords
+from famus_hf.figures.runs import PICTURES, draw_runs
+from famus_hf.hub import FIGURES
 from famus_hf.label_report import REPORT_FILE, class_names, label_report
 from famus_hf.meta_learners import MetaLearner
 from famus_hf.whole_files import written_beside
 
 if TYPE_CHECKING:
     from famus_hf.trainer import FaMUSTrainer
+
+OF_REPORT = {  # picture of a label report → what it shows
+    CURVE: "Weight that the meta-net gives to an example, by its loss.",
+    HISTOGRAM: "Weights of the training examples after training.",
+    SHEET: "The training examples whose labels are most suspect: index, given and predicted label.",
+}
+ON_CARD = tuple(name for name in PICTURES if name not in ("test_loss", "clean_weights"))
 
 
 def report_of(trainer: "FaMUSTrainer", dataset: Any = None) -> Dataset:
@@ -47,6 +58,26 @@ def save_report(trainer: "FaMUSTrainer", dataset: Any, folder: Path) -> Dataset:
         raw = trainer.train_dataset if dataset is None else dataset
         draw_report(report, raw, lambda losses: raw_weights(trainer.meta_learner, losses), folder)
     return report
+
+
+def draw_records(trainer: "FaMUSTrainer", beside: Sequence[RunRecords] = ()) -> dict[str, str]:
+    """Draws what the run has logged into `figures/` of its folder, by the first process.
+
+    Args:
+        trainer: After its training.
+        beside: Runs that it is compared with.
+
+    Returns:
+        File → caption, of these pictures and of those of the label report of this training.
+    """
+    folder = Path(str(trainer.args.output_dir))
+    drawn = draw_runs([*beside, trainer.diagnostics.records()], folder / FIGURES, ("png",), ON_CARD)
+    captions = {f"{name}.png": caption for name, caption in drawn.items()} | OF_REPORT
+    return {
+        f"{FIGURES}/{name}": caption
+        for name, caption in captions.items()
+        if trainer.is_of_this_run(folder / FIGURES / name)
+    }
 
 
 def file_names(dataset: Any) -> list[str | None] | None:

@@ -37,7 +37,7 @@ from famus_hf.model_card import facts_of_run, render_model_card
 from famus_hf.passes import RECORD_COLUMNS, model_logits, split_inputs
 from famus_hf.processes import Processes
 from famus_hf.pseudo_clean import PseudoCleanSet
-from famus_hf.reports import report_of, save_report
+from famus_hf.reports import draw_records, report_of, save_report
 from famus_hf.set_up import make_base_loss, make_meta_model
 from famus_hf.shards import as_written
 from famus_hf.three_stages import ThreeStageTrainer
@@ -355,7 +355,7 @@ class FaMUSTrainer(ThreeStageTrainer):
             self._make_meta_model()
         for chosen in self._chosen_sets:
             chosen.forget()
-        for name in ("metrics", "suspects", "seconds_per_step", "baselines"):  # of an earlier training
+        for name in ("metrics", "suspects", "seconds_per_step", "baselines", "compared"):  # of an earlier training
             self._card.pop(name, None)
         try:
             return super().train(*arguments, **keywords)
@@ -451,10 +451,12 @@ class FaMUSTrainer(ThreeStageTrainer):
 
         Args:
             facts: `dataset_name`, `dataset_id`, `data_license`, `noise_description`, `license`, `tags`, `model_name`,
-                `metrics` (`last` and `best`, accuracies in [0, 1]), and whatever else `render_model_card` knows.
+                `metrics` (`last` and `best`, accuracies in [0, 1]), `compared` (other runs, drawn beside this one, by
+                `famus_hf.figures.run_records.read_run`), and what else `render_model_card` knows.
         """
         if self.is_world_process_zero():
             self._card.update({name: value for name, value in facts.items() if value is not None})
-            card = render_model_card({**facts_of_run(self), **self._card})
+            pictures = draw_records(self, self._card.get("compared", ()))
+            card = render_model_card({**facts_of_run(self, pictures), **self._card})
             with written_beside(Path(str(self.args.output_dir)) / "README.md") as path:
                 card.save(path)

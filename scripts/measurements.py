@@ -11,39 +11,21 @@ from transformers import TrainerCallback
 
 
 class StepTimer(TrainerCallback):
-    """Seconds of each training step alone, and of all steps with the loading of their data.
-
-    Evaluation and checkpoints are in neither. The division of the training set is in the step that it precedes.
-    """
+    """Seconds of each training step alone, without the loading of its data."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.training_seconds = 0.0
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        self.went_on = now()
-
-    on_log = on_evaluate = on_save = on_epoch_begin  # after which training goes on
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         self.started = now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        ended = now()
-        self.seconds.append(ended - self.started)
-        self.training_seconds += ended - self.went_on
-        self.went_on = ended
+        self.seconds.append(now() - self.started)
 
     @property
     def median_step(self) -> float | None:
         """Seconds; None where no step was taken."""
         return statistics.median(self.seconds) if self.seconds else None
-
-    def seconds_per_epoch(self, state: Any) -> float | None:
-        """The mean over the epochs of this training, warm-up included; None where no step was taken."""
-        if not self.seconds or not state.epoch:
-            return None
-        return float(self.training_seconds / len(self.seconds) * state.global_step / state.epoch)
 
 
 def now() -> float:

@@ -28,6 +28,7 @@ from run_famus import Run
 from set_up_run import baselines_of, load_data
 
 from famus_hf import FaMUSTrainingArguments, load_noisy_dataset
+from famus_hf.figures.run_records import read_run
 from famus_hf.hub import files_to_push
 from famus_hf.pushes import prepare_repository, push_files
 from famus_hf.wording import first_few
@@ -71,6 +72,7 @@ def train(options: argparse.Namespace, settings: tuple[Any, ...], argv: list[str
     rows = [as_baseline(run.train(None)) for run in runs[:-1]]
     command = command_of(argv).replace("accelerate launch scripts/run_famus.py", "python scripts/release.py")
     card = {"baselines": rows, "command": command, "license": options.license, "model_name": options.name}
+    card["compared"] = [read_run(run.args.output_dir, run.name) for run in runs[:-1]]
     runs[-1].train(None, with_label_report=runs[-1].can_report, card=card)
     return Path(args.output_dir)
 

@@ -3,16 +3,18 @@
     python scripts/reproduce.py --table 3 --dataset_name /usr/share/datasets/fashion-mnist --jobs 2
     python scripts/reproduce.py --table speed --jobs 2
     python scripts/reproduce.py --table two-networks --jobs 2     # its settings: two_networks_table.py
+    python scripts/reproduce.py --table figures --jobs 2          # for scripts/plot_run.py
     python scripts/reproduce.py --table 4 --dataset_name cifar100 --backbone wide-resnet-28-10 --num_train 49000 \\
         --noise symmetric:0.6 --max_steps 20000 --blocks 4 8 12 --random_layers 4 8 16
 
 Prints a Markdown table: last and best test accuracy (mean ± sample standard deviation over the seeds; "best" is the
-highest of eight evaluations and selected nothing), milliseconds of a step, their ratio to a plain Trainer step timed in
-the same run (a twin network takes a plain step now and then), the layers that were on and, with a budget, what their
-choice really cost in plain steps. The table two-networks has methods × noises instead, and the seconds of an epoch;
---noise, --seeds and --rows share its runs out among processes. Each run leaves a folder below --output_dir and its
-figures below --results_dir. A run whose figures are there is not repeated: an interrupted table goes on, and a finished
-one is printed again. Flags that this script does not know go to every run, as in run_famus.py.
+highest of eight evaluations, of sixteen in the table figures, and selected nothing), milliseconds of a step, their
+ratio to a plain Trainer step timed in the same run (a twin network takes a plain step now and then), the layers that
+were on and, with a budget, what their choice really cost in plain steps. The table two-networks has methods × noises
+instead, and the seconds of an epoch; --noise, --seeds and --rows share its runs out among processes. Each run leaves a
+folder below --output_dir and its figures below --results_dir. A run whose figures are there is not repeated: an
+interrupted table goes on, and a finished one is printed again. Flags that this script does not know go to every run, as
+in run_famus.py.
 """
 
 import argparse
@@ -38,11 +40,13 @@ from famus_hf import FaMUSTrainingArguments
 
 PLAIN_EVERY = 10  # steps of a run between two plain steps of its twin
 EVALUATIONS = 8  # of a run, evenly spaced; the last one is at its end
+LOOKS = ("--log_stage_times=10", "--log_layers=50", "--log_weights=100", "--log_meta_gradient=50")  # of table figures
 TABLES = {
     "3": "losses",
     "4": "sampling strategies",
     "speed": "departures from the paper's step that save time",
     "two-networks": "without any clean label, two networks beside one",
+    "figures": "what Figures 1, 3, 4 and 5 compare, with diagnostics",
 }
 
 
@@ -51,7 +55,16 @@ def rows_of(options: argparse.Namespace) -> dict[str, list[str]]:
     if options.table == "two-networks":
         return ROWS
     learned = ["--layer_sampler=learned"]
-    rows = {"plain training": ["--meta_learner=none"], "MW-Net, all layers (L_c)": ["--layer_sampler=all"]}
+    plain, exact = ["--meta_learner=none"], ["--layer_sampler=all"]
+    if options.table == "figures":
+        return {
+            "plain training": plain,
+            "MW-Net": [*exact, *LOOKS],
+            "random, s = 4": ["--layer_sampler=random", "--random_layers=4", *LOOKS],
+            "FaMUS (K = 4)": [*learned, *LOOKS],
+            "FaMUS (budget 0.2)": [*learned, "--meta_budget=0.2", *LOOKS],
+        }
+    rows = {"plain training": plain, "MW-Net, all layers (L_c)": exact}
     if options.table == "3":
         rows["sampler, L_c + L_g"] = [*learned, "--sparsity_weight=0"]
         rows["sampler, L_c + L_r"] = [*learned, "--gradient_match_weight=0"]
@@ -89,13 +102,15 @@ class PlainTwin(TrainerCallback):
             bf16=run.args.bf16, report_to="none",
         )  # fmt: skip
         trainer = run.trainer
+        self.time = trainer.training_time
         self.twin = Trainer(copy.deepcopy(trainer.model), args, train_dataset=trainer.train_dataset)
         self.batch = prepare(self.twin)
         self.seconds: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         if state.global_step % PLAIN_EVERY == 0:
-            self.seconds.append(seconds_of(self.twin, self.batch))
+            with self.time.stopped():
+                self.seconds.append(seconds_of(self.twin, self.batch))
 
 
 def trimmed_mean(values: list[float]) -> float:
@@ -125,7 +140,6 @@ def train_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: li
         results["train_seconds_per_step"] = trimmed_mean(run.timer.seconds)
         if twin is not None:
             results["plain_seconds_per_step"] = trimmed_mean(twin.seconds)
-        results["train_seconds"] = sum(run.timer.seconds)
         results["flags"] = argv
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -134,11 +148,12 @@ def train_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: li
 def flags_of_all_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: list[str]) -> list[str]:
     """What the rows have in common."""
     noise_type, _, rate = noise.partition(":")
+    evaluations = 16 if options.table == "figures" else EVALUATIONS
     return [
         f"--dataset_name={options.dataset_name}", f"--backbone={options.backbone}", f"--seed={seed}",
         f"--noise={rate}", f"--noise_type={noise_type}", f"--num_meta={options.num_meta}",
         f"--max_train_samples={options.num_train + options.num_meta}", "--save_strategy=no", "--report_to=none",
-        "--disable_tqdm=true", f"--eval_steps={1 / EVALUATIONS}", "--eval_strategy=steps",
+        "--disable_tqdm=true", f"--eval_steps={1 / evaluations}", "--eval_strategy=steps",
         *(SETTINGS if options.table == "two-networks" else ()), *passed_on,
     ]  # fmt: skip
 

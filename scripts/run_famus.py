@@ -39,6 +39,7 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, TwoNetworkTrainer
 from famus_hf.data.noise_file import write_noise_file
+from famus_hf.figures.run_records import read_run
 from famus_hf.hub_errors import PushError
 from famus_hf.hub_trainer import is_hub_id
 from famus_hf.metrics import compute_accuracy
@@ -103,7 +104,8 @@ class Run:
             "protocol": self.data_args.protocol,
             **self.meta_set_facts,
             "train_seconds_per_step": self.timer.median_step,
-            "seconds_per_epoch": self.timer.seconds_per_epoch(trainer.state),
+            "train_seconds": trainer.training_time.seconds,
+            "seconds_per_epoch": trainer.training_time.seconds / trainer.state.epoch if trainer.state.epoch else None,
             "peak_memory_mb": peak_memory_mb(self.args.device),
             "realised_noise_rate": self.realised_noise_rate,
             **two_network_facts(trainer),
@@ -226,7 +228,12 @@ def main(argv: list[str]) -> None:
             print(f"\n=== {run.name} → {run.args.output_dir}", flush=True)
         try:
             if run.args is args:
-                card = {"baselines": [as_baseline(row) for row in rows], "command": command_of(argv)}
+                compared = [read_run(other.args.output_dir, other.name) for other in runs[:-1]] if is_first else []
+                card = {
+                    "baselines": [as_baseline(row) for row in rows],
+                    "compared": compared,
+                    "command": command_of(argv),
+                }
                 rows.append(run.train(checkpoint, run.can_report, card))
             else:
                 rows.append(run.train(None))

@@ -1,8 +1,25 @@
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))  # so that tests import what the scripts import
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only costs, and pytest-xdist fills the cores
+
+
+@pytest.fixture(scope="session")
+def compared_runs(tmp_path_factory):
+    """Folder of `own`, a run on digits with every diagnostic, and of `own-plain` and `own-mw-net` beside it."""
+    import run_famus
+
+    folder = tmp_path_factory.mktemp("compared")
+    run_famus.main([
+        "--dataset_name", "digits", "--noise", "0.4", "--max_steps", "8", "--eval_steps", "2", "--logging_steps", "2",
+        "--eval_strategy", "steps", "--logging_strategy", "steps", "--max_train_samples", "400", "--compare",
+        "--per_device_train_batch_size", "40", "--max_eval_samples", "60", "--use_cpu", "--save_strategy", "no",
+        "--output_dir", str(folder / "own"), "--disable_tqdm", "true", "--report_to", "none", "--log_stage_times", "2",
+        "--log_meta_gradient", "4", "--log_weights", "4", "--log_layers", "2", "--meta_gradient_draws", "2",
+    ])  # fmt: skip
+    return folder

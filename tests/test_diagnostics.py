@@ -16,11 +16,12 @@ from test_trainer import Examples, make_args, make_trainer, state_of
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from famus_hf import L2R, MLC, FaMUSTrainer, MWNet
-from famus_hf.diagnostics import SCHEMAS, fits, is_due
-from famus_hf.histograms import log_histogram
+from famus_hf import L2R, MLC, FaMUSTrainer, MWNet, training_time
+from famus_hf.diagnostic_tables import SCHEMAS
+from famus_hf.diagnostics import fits, is_due
 from famus_hf.layer_sampler import RandomLayers
 from famus_hf.stopwatch import Stopwatch
+from famus_hf.trackers import log_histogram
 from famus_hf.weight_statistics import BINS, weight_rows
 
 ALL = {"log_stage_times": 2, "log_meta_gradient": 2, "log_weights": 2, "log_layers": 2, "meta_gradient_draws": 3}
@@ -348,23 +349,93 @@ def test_l2r_has_a_meta_gradient_too(tmp_path):
     assert len(rows) == 6 and all(math.isfinite(row["norm"]) for row in rows)
 
 
-def test_histograms_go_to_the_trackers_that_are_at_work():
-    sent = []
-    tracker = SimpleNamespace(log=sent.append, Histogram=tuple)
+def tracked(sent):
+    """A trainer at step 7 with the four kinds of trackers, of which one has not started, that append to `sent`."""
+    tracker = SimpleNamespace(log=sent.append, Histogram=tuple, Image=lambda pixels: pixels)
     board, weights_and_biases, trackio, idle = (
         kind.__new__(kind) for kind in (TensorBoardCallback, WandbCallback, TrackioCallback, WandbCallback)
     )
-    board.tb_writer = SimpleNamespace(add_histogram=lambda *arguments: sent.append(arguments))
+
+    def note(*arguments, **keywords):
+        sent.append((*arguments, keywords))
+
+    board.tb_writer = SimpleNamespace(add_histogram=note, add_image=note)
     weights_and_biases._wandb, weights_and_biases._initialized = tracker, True
     trackio._trackio, trackio._initialized = tracker, True
     idle._initialized = False
-    trainer = SimpleNamespace(
+    return SimpleNamespace(
         is_world_process_zero=lambda: True,
         state=SimpleNamespace(global_step=7),
         callback_handler=SimpleNamespace(callbacks=[board, weights_and_biases, trackio, idle]),
     )
+
+
+def test_histograms_go_to_the_trackers_that_are_at_work():
+    trainer = tracked(sent := [])
     log_histogram(trainer, "weights", np.array([1.0, 2.0]))
     assert sent[0][0] == "weights" and sent[0][2] == 7
     assert sent[1:] == [{"weights": (1.0, 2.0), "train/global_step": 7}] * 2
     log_histogram(trainer, "weights", np.array([]))
     assert len(sent) == 3
+
+
+def test_heat_map_and_curves_go_to_the_trackers_that_are_at_work(tmp_path):
+    sent = []
+    trainer = make_trainer(tmp_path, max_steps=6, log_layers=2, log_weights=2)
+    trainer.train()
+    trainer.callback_handler.callbacks += tracked(sent).callback_handler.callbacks
+    trainer.diagnostics.on_epoch_end(trainer.args, trainer.state, trainer.control)
+    pictures = {entry[0]: entry for entry in sent if isinstance(entry, tuple) and "dataformats" in entry[-1]}
+    assert set(pictures) == {"layers", "weight_curves"}
+    for name, (_, pixels, step, keywords) in pictures.items():
+        assert step == 6 and keywords == {"dataformats": "HWC"}
+        assert pixels.dtype == np.uint8 and pixels.shape[2] == 3 and pixels.std() > 5
+        others = [entry for entry in sent if isinstance(entry, dict) and name in entry]
+        assert len(others) == 2 and all(np.array_equal(entry[name], pixels) for entry in others)
+
+
+def test_training_time_is_that_of_training_and_goes_on_after_a_resume(tmp_path, monkeypatch):
+    """An evaluation, a checkpoint and a look each take a second more on the clock, and a step a tenth."""
+    clock = [0.0]
+    monkeypatch.setattr(training_time.time, "perf_counter", lambda: clock[0])
+
+    def slow(owner, name, seconds):
+        own = getattr(owner, name)
+
+        def slower(*arguments, **keywords):
+            clock[0] += seconds
+            return own(*arguments, **keywords)
+
+        monkeypatch.setattr(owner, name, slower)
+
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 1,
+                "log_meta_gradient": 2, "log_weights": 2, "meta_gradient_draws": 2}  # fmt: skip
+    for resumed in (False, True):
+        trainer = make_trainer(tmp_path, **settings)
+        slow(trainer, "training_step", 0.1)
+        slow(trainer, "evaluation_loop", 1)
+        slow(trainer, "_write_checkpoint", 1)
+        slow(trainer, "_redrawn_meta_batch", 1)
+        slow(trainer.diagnostics, "_record_weights", 1)
+        clock[0] = 5.0
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2") if resumed else None)
+        found = {entry["step"]: entry["train_seconds"] for entry in trainer.state.log_history if "eval_loss" in entry}
+        assert found == pytest.approx({1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4})
+        clock[0] += 100
+        assert trainer.training_time.seconds == pytest.approx(0.4), "after its end"
+
+
+@pytest.mark.parametrize("earlier", [-1.0, math.nan, math.inf, "1", None], ids=str)
+def test_a_time_of_a_checkpoint_that_can_not_be_is_left_out(earlier):
+    time = training_time.TrainingTime()
+    time.earlier = earlier
+    time.on_train_begin(None, None, None)
+    assert 0 <= time.seconds < 1
+
+
+def test_tables_of_an_earlier_run_go_where_this_one_does_not_look(tmp_path):
+    make_trainer(tmp_path, max_steps=2, log_layers=1, log_stage_times=1).train()
+    make_trainer(tmp_path, max_steps=2, log_layers=1).train()
+    assert set(tables(tmp_path)) == {"layers"}
+    make_trainer(tmp_path, max_steps=2).train()
+    assert tables(tmp_path) == {}

@@ -19,7 +19,7 @@ from test_trainer import make_trainer
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, MWNet, build_backbone, load_noisy_dataset
 from famus_hf.data.processors import default_image_processor
 from famus_hf.examination import examine
-from famus_hf.figures import draw_report
+from famus_hf.figures.label_report import draw_report
 from famus_hf.hub import files_to_push
 from famus_hf.label_report import class_names, clean_label_probabilities, label_report, transition_matrix
 from famus_hf.metrics import AveragePrecision

@@ -2,20 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from PIL.Image import Image
 
 from famus_hf.data.model_inputs import has_raw_images
+from famus_hf.figures.style import RIGHT, UNKNOWN, WRONG, new_figure, new_plot, save, short
 from famus_hf.hub import FIGURES
-from famus_hf.whole_files import written_beside
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-RIGHT, WRONG, UNKNOWN = "#0072B2", "#D55E00", "#555555"  # told apart by the colour-blind, and in grey
 SHEET, CURVE, HISTOGRAM = PICTURES = ("suspect_labels.png", "weight_curve.png", "weight_histogram.png")
 COLUMNS, SHOWN = 8, 40  # of the contact sheet
 
@@ -62,17 +58,17 @@ def draw_weight_curve(report: Dataset, weigh: Callable[[np.ndarray], np.ndarray 
     """
     losses = np.asarray(report["loss"][:])
     grid = np.linspace(0, np.quantile(losses, 0.99), 200)
-    figure, axes = _new_plot("loss of an example (evaluation mode)", "weight V")
+    figure, axes = new_plot("loss of an example (evaluation mode)", "weight V")
     axes.plot(grid, weigh(grid), color="black", linewidth=2)
     axes.set_ylim(bottom=0)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_weight_histogram(report: Dataset, path: Path) -> None:
     """How many examples have which weight, those with right and with wrong labels apart where that is known."""
     weights = np.asarray(report["weight"][:])
     edges = np.linspace(weights.min(), max(weights.max(), weights.min() + 1e-6), 41)
-    figure, axes = _new_plot("weight V", "share of these examples")
+    figure, axes = new_plot("weight V", "share of these examples")
     for name, chosen, colour in _groups(report):
         of_one = np.full(int(chosen.sum()), 1 / max(1, int(chosen.sum())))
         axes.hist(
@@ -80,7 +76,7 @@ def draw_weight_histogram(report: Dataset, path: Path) -> None:
             histtype="stepfilled", alpha=0.5, facecolor=colour, edgecolor=colour, linewidth=1.5,
         )  # fmt: skip
     axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_contact_sheet(report: Dataset, images: Sequence[Image], path: Path) -> None:
@@ -93,15 +89,15 @@ def draw_contact_sheet(report: Dataset, images: Sequence[Image], path: Path) -> 
     """
     label, predicted = report.features["label"], report.features["predicted_label"]
     rows = -(-len(images) // COLUMNS)
-    figure = _new_figure(1.5 * COLUMNS, 2.0 * rows)
+    figure = new_figure(1.5 * COLUMNS, 2.0 * rows)
     for place, (image, row) in enumerate(zip(images, report.select(range(len(images))), strict=True)):
         axes = figure.add_subplot(rows, COLUMNS, place + 1)
         axes.imshow(image.convert("RGB"), interpolation="nearest")
         axes.set_axis_off()
-        given, found = (_short(kind.int2str(row[name])) for name, kind in
+        given, found = (short(kind.int2str(row[name])) for name, kind in
                         (("label", label), ("predicted_label", predicted)))  # fmt: skip
-        axes.set_title(f"{row['index']}\ngiven {given}\npredicted {found}", fontsize=7, parse_math=False)
-    _save(figure, path)
+        axes.set_title(f"{row['index']}\ngiven {given}\npredicted {found}", fontsize=7)
+    save(figure, path)
 
 
 def _groups(report: Dataset) -> list[tuple[str, np.ndarray, str]]:
@@ -110,29 +106,3 @@ def _groups(report: Dataset) -> list[tuple[str, np.ndarray, str]]:
         return [("examples", np.ones(len(report), dtype=bool), UNKNOWN)]
     right = np.asarray(report["label"][:]) == np.asarray(report["clean_label"][:])
     return [("right labels", right, RIGHT), ("wrong labels", ~right, WRONG)]
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 14 else f"{name[:13]}…"
-
-
-def _new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches, which needs no display."""
-    from matplotlib.figure import Figure  # slow to import, and most who import famus_hf draw nothing
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _new_plot(x: str, y: str) -> tuple["Figure", Any]:
-    figure = _new_figure(5, 3.2)
-    axes = figure.add_subplot()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_beside(path) as beside:
-        figure.savefig(beside, format="png", dpi=120, metadata={"Software": None})

@@ -1,0 +1,1 @@
+"""Pictures: of a label report, and of runs from what they have logged. Import from the modules."""
