@@ -8,7 +8,7 @@ accuracy and test_loss are there for every run that was evaluated while it train
 known; stage_times, meta_gradient, gradient_quality, weights_over_time, clean_weights, weight_curves, weight_by_class
 and layers where the run was told to look (--log_stage_times and so on); meta_set with a pseudo-clean meta set, division
 with two networks. Runs with the same name are taken for seeds of one method: curves are their mean, with a band of one
-standard deviation. A run that has not ended is drawn as far as its newest checkpoint.
+standard deviation. A run that has not ended is drawn as far as its newest checkpoint. A table is printed beside.
 """
 
 import argparse
@@ -16,8 +16,9 @@ import sys
 from pathlib import Path
 
 from famus_hf.figures.run_records import RunRecords, read_run
-from famus_hf.figures.runs import PICTURES, draw_runs
+from famus_hf.figures.runs import PICTURES, draw_runs, grouped
 from famus_hf.figures.style import FORMATS
+from famus_hf.figures.summary import summary
 
 
 def named_apart(runs: list[RunRecords], folders: list[Path]) -> list[RunRecords]:
@@ -53,13 +54,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--pictures", nargs="+", choices=tuple(PICTURES), default=tuple(PICTURES), help="default: all")
     options = parser.parse_args(argv)
     try:
-        drawn = draw_runs(read_runs(options), options.out, options.formats, options.pictures)
+        runs = read_runs(options)
+        drawn = draw_runs(runs, options.out, options.formats, options.pictures)
     except (ValueError, OSError) as error:
         sys.exit(f"plot_run.py: error: {' '.join(str(error).split())}")
     if not drawn:
         sys.exit("plot_run.py: error: the runs have recorded nothing of these: see --log_stage_times and so on")
     for name, caption in drawn.items():
         print(f"{options.out / name}.{{{','.join(options.formats)}}}: {caption}")
+    print(f"\n{summary(grouped(runs))}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from famus_hf.figures.run_records import RunRecords, read_run
 from famus_hf.figures.runs import PICTURES, draw_runs
 from famus_hf.figures.stage_times import draw_stage_times, seconds_of_parts
 from famus_hf.figures.style import SETTINGS
-from famus_hf.figures.weights import draw_weights
+from famus_hf.figures.summary import summary
+from famus_hf.figures.weights import clean_above_mean, draw_clean_weights, draw_weights
 
 
 def run_with(name="ours", accuracies=(), seconds=1.0, **tables):
@@ -63,8 +64,8 @@ def test_every_picture_that_the_runs_have_recorded_is_drawn_twice_the_same(compa
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def overlapping(figure):
-    """Pairs of visible texts that lie over each other."""
+def out_of_place(figure):
+    """Pairs of visible texts that lie over each other, and texts that reach out of the figure."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     axis = [own for axes in figure.axes for own in (axes.xaxis, axes.yaxis)]
@@ -73,7 +74,11 @@ def overlapping(figure):
     texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
     drawn = [text for text in texts if id(text) not in outside and (text.axes is None or text.axes.get_visible())]
     inside = [(text.get_text(), text.get_window_extent(canvas.get_renderer())) for text in drawn]
-    return [
+    cut_off = [
+        text for text, box in inside
+        if min(box.x0, box.y0) < -1 or box.x1 > figure.bbox.x1 + 1 or box.y1 > figure.bbox.y1 + 1
+    ]  # fmt: skip
+    return cut_off + [
         (first, second)
         for (first, a), (second, b) in itertools.combinations(inside, 2)
         if min(a.width, b.width) > 1 and min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
@@ -81,18 +86,21 @@ def overlapping(figure):
 
 
 @pytest.mark.parametrize("picture", [name for name in PICTURES if name not in ("meta_set", "division")])
-def test_no_text_lies_over_another(compared_runs, picture):
-    groups = {run.name: [run] for run in records_of(compared_runs)}
+def test_no_text_lies_over_another_or_is_cut_off(compared_runs, picture):
+    runs = records_of(compared_runs)
+    names = (*(run.name for run in runs), "a method with a long name", "the fifth of them")
+    groups = {name: [run] for name, run in zip(names, [*runs, *runs[1:]], strict=True)}
     with rc_context(SETTINGS):
-        assert overlapping(PICTURES[picture][0](groups)) == []
+        assert out_of_place(PICTURES[picture][0](groups)) == []
 
 
-def test_overlapping_text_would_be_found():
+def test_text_out_of_place_would_be_found():
     with rc_context(SETTINGS):
         figure = PICTURES["accuracy"][0]({"ours": [run_with(accuracies=(0.5, 0.6))]})
         figure.axes[0].text(0.5, 0.5, "one", transform=figure.axes[0].transAxes)
         figure.axes[0].text(0.5, 0.5, "two", transform=figure.axes[0].transAxes)
-        assert overlapping(figure) == [("one", "two")]
+        figure.text(0.98, 0.01, "three and four")
+        assert out_of_place(figure) == ["three and four", ("one", "two")]
 
 
 def test_runs_of_one_name_are_a_mean_with_a_band_at_the_steps_that_all_have():
@@ -174,6 +182,39 @@ def test_histograms_show_the_shares_of_the_bins_that_were_recorded():
         outlines = [patch.get_data() for patch in own.patches if not patch.get_fill()]
         assert [list(data.values) for data in outlines] == [[0.25, 0.75], [1, 0]]
         assert all(list(data.edges) == [0, 0.5, 1] for data in outlines)
+
+
+def weight_rows(counts, edges=(0.0, 1.0, 2.0)):
+    return [
+        {"step": 9, "network": "", "kind": kind, "x": x, "value": float(count)}
+        for kind, own in counts.items()
+        for x, count in zip(edges, own, strict=True)
+    ]
+
+
+def test_methods_are_compared_by_shares_of_the_mean_weight():
+    """The mean of all is (4·0.5 + 2·1.5 + 4·2.5)/10 = 1.5; half of the right labels are in bins from there on."""
+    counts = {"clean": (2, 0, 4), "wrong": (2, 2, 0)}
+    runs = {
+        "ours": [run_with(weights=weight_rows(counts))],
+        "theirs": [run_with("theirs", weights=weight_rows(counts))],
+    }
+    (axes,) = draw_clean_weights(runs).axes
+    assert axes.lines[0].get_xdata() == pytest.approx([0, 1 / 1.5, 2 / 1.5, 2])
+    assert axes.lines[0].get_ydata() == pytest.approx([1, 2 / 3, 2 / 3, 0])
+    assert clean_above_mean(runs["ours"][0]) == pytest.approx(100 * 4 / 6)
+
+
+def test_the_summary_has_mean_and_deviation_over_the_runs_of_a_method():
+    exact = np.random.default_rng(0).normal(size=(4, 3)) + 2
+    ours = [run_with("ours", (0.5, 0.75, 0.7), meta_gradient=gradient_rows(5, "", exact / 4, exact)),
+            run_with("ours", (0.5, 0.6))]  # fmt: skip
+    head, _, first, second = summary({"ours": ours, "theirs": [run_with("theirs", (0.4,))]}).splitlines()
+    assert (
+        head == "| | last accuracy, % | best, % | cosine | distance | ratio of deviations | of relative ones | runs |"
+    )
+    assert first == "| ours | 65.0 ± 7.1 | 67.5 ± 10.6 | 1.00 | 0.75 | 0.25 | 1.00 | 2 |"
+    assert second == "| theirs | 40.0 | 40.0 | – | – | – | – | 1 |"
 
 
 def test_meta_sets_and_divisions_have_a_panel_for_each_figure():

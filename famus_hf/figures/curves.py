@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from famus_hf.figures.run_records import RunRecords
-from famus_hf.figures.style import RIGHT, WRONG, legend_below, line_style, new_panels, short
+from famus_hf.figures.style import RIGHT, WRONG, label_panels, legend_below, line_style, new_panels, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,9 +96,8 @@ def draw_mean_weights(groups: Groups) -> "Figure | None":
             for kind, (label, colour, dashes) in kinds.items()
         ]  # fmt: skip
         axes.axhline(1, color="#888888", linewidth=0.8)
-        axes.set(title=short(name, 40), xlabel="training step", ylabel="mean weight (plain = 1)")
-        axes.label_outer()
-    hide_rest(panels, len(shown))
+        axes.set_title(short(name, 40))
+    label_panels(panels, len(shown), "training step", "mean weight (plain = 1)")
     legend_below(figure, lines, [line.get_label() for line in lines])
     return figure
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from famus_hf.figures.curves import draw_band, hide_rest, mean_curve
+from famus_hf.figures.curves import draw_band, mean_curve
 from famus_hf.figures.run_records import RunRecords
-from famus_hf.figures.style import legend_below, line_style, new_panels, short
+from famus_hf.figures.style import label_panels, legend_below, line_style, new_panels, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +22,10 @@ BANDS = {  # in this order on top of each other
 
 
 def draw_meta_gradient(groups: Groups) -> "Figure | None":
-    """A panel for each method and network, of its first run: sum of the coordinates, mean and standard deviation."""
+    """A panel for each method and network, of its first run: sum of the coordinates, mean and standard deviation.
+
+    In norms of the exact gradient at that step (mean over the draws), as both shrink with the learning rate α.
+    """
     tables = {
         f"{name}{f', {network}' if network else ''}": own
         for name, runs in groups.items()
@@ -34,7 +37,9 @@ def draw_meta_gradient(groups: Groups) -> "Figure | None":
     figure, panels = new_panels(-(-len(tables) // columns), columns, share_x=True, share_y=True)
     lines: list[Any] = []
     for axes, (name, table) in zip(panels.flat, tables.items(), strict=False):
-        draws = table[table["draw"].notna()]
+        draws = table[table["draw"].notna()].copy()
+        size = draws[draws["kind"] == "exact"].groupby("step")["norm"].mean()
+        draws["total"] /= draws["step"].map(size.where(size > 0))
         lines = []
         for kind, (label, colour, dashes) in BANDS.items():
             by_step = draws[draws["kind"] == kind].groupby("step")["total"]
@@ -42,9 +47,8 @@ def draw_meta_gradient(groups: Groups) -> "Figure | None":
             axes.fill_between(mean.index, mean - spread, mean + spread, color=colour, alpha=0.25, linewidth=0)
             lines += axes.plot(mean.index, mean, color=colour, linestyle=dashes, linewidth=1.4, label=label)
         axes.axhline(0, color="#888888", linewidth=0.6)
-        axes.set(title=short(name, 40), xlabel="training step", ylabel="meta gradient (sum)")
-        axes.label_outer()
-    hide_rest(panels, len(tables))
+        axes.set_title(short(name, 40))
+    label_panels(panels, len(tables), "training step", "sum of the meta gradient")
     legend_below(figure, lines, [line.get_label() for line in lines])
     return figure
 
@@ -69,9 +73,9 @@ def draw_gradient_quality(groups: Groups) -> "Figure | None":
                 found[name] = draw_band(axes, *curve, **line_style(place))
         axes.axhline(ideal, color="#888888", linewidth=0.8)
         axes.set(xlabel="training step", ylabel=label)
-    for axes in panels[0]:
+    for axes in panels[0]:  # those below it have the same
         axes.set_xlabel("")
-    panels[0, 0].set_ylim(top=1.05)
+    panels[0, 0].set_ylim(-1.05, 1.05)
     for axes in panels.flat[1:]:
         axes.set_ylim(bottom=0)
     legend_below(figure, list(found.values()), [short(name, 40) for name in found])

@@ -27,8 +27,8 @@ PICTURES: dict[str, tuple[Callable[[Groups], "Figure | None"], str]] = {
     "stage_times": (draw_stage_times, "Where the time of a step goes."),
     "meta_gradient": (
         draw_meta_gradient,
-        "Meta gradient (sum of its coordinates) over re-drawn meta batches: mean, and a band of one standard "
-        "deviation; through the layers that were on, and through all layers at the same weights.",
+        "Meta gradient (sum of its coordinates, in norms of the exact one) over re-drawn meta batches: mean, and a "
+        "band of one standard deviation; through the layers that were on, and through all layers at the same weights.",
     ),
     "gradient_quality": (
         draw_gradient_quality,

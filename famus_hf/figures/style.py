@@ -38,6 +38,24 @@ def new_panels(rows: int, columns: int, share_x: Any = False, share_y: Any = Fal
     return figure, panels
 
 
+def label_panels(panels: Any, count: int, x: str, y: str) -> None:
+    """Hides all panels after the first so many, and labels the lowest of each column and the first of each row.
+
+    Args:
+        panels: Array of shape (rows, columns), whose x axes are shared within a column, and y axes within a row.
+        count: Of the panels that are drawn.
+        x: Label.
+        y: Label.
+    """
+    columns = panels.shape[1]
+    for place, axes in enumerate(panels.flat):
+        is_lowest = place < count <= place + columns
+        axes.set_visible(place < count)
+        axes.tick_params(labelbottom=is_lowest, labelleft=place % columns == 0)
+        axes.set_xlabel(x if is_lowest else "")
+        axes.set_ylabel(y if place % columns == 0 else "")
+
+
 def new_plot(x: str, y: str) -> tuple["Figure", Any]:
     figure = new_figure(5, 3.2)
     axes = figure.add_subplot()
@@ -65,8 +83,12 @@ def short(name: str, length: int = 14) -> str:
 
 
 def legend_below(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """One legend for all panels, where it covers none."""
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    """One legend for all panels, where it covers none and is not wider than they are."""
+    room = figure.get_figwidth() - 0.2
+    widths = [0.6 + 0.075 * len(label) for label in labels]  # inches, of a handle and the label
+    columns = next((n for n in range(len(labels), 1, -1) if n * max(widths) <= room), 1)
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(labels) // columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def save(figure: "Figure", path: Path, formats: Iterable[str] = ("png",)) -> None:

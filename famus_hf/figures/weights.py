@@ -8,7 +8,7 @@ import pandas as pd
 
 from famus_hf.figures.curves import hide_rest
 from famus_hf.figures.run_records import RunRecords
-from famus_hf.figures.style import KINDS, legend_below, line_style, new_panels, shade, short
+from famus_hf.figures.style import KINDS, label_panels, legend_below, line_style, new_panels, shade, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,11 +81,11 @@ def draw_clean_weights(groups: Groups) -> "Figure | None":
             found = {kind: (shares, edges) for kind, shares, edges in _histograms(table, step)}
             mean = _mean_weight(table, step)
             shares, edges = found["clean"]
-            centres = (edges[:-1] + edges[1:]) / 2 / mean
-            lines[name] = axes.plot(centres, 1 - np.cumsum(shares) + shares, **line_style(place))[0]
+            at_least = np.append(1 - np.cumsum(shares) + shares, 0.0)
+            lines[name] = axes.plot(edges / mean, at_least, **line_style(place))[0]
         axes.axvline(1, color="#888888", linewidth=0.8)
-        axes.set(title=f"step {step}", xlabel="weight, in means of all examples", ylabel="share with at least this")
-        axes.label_outer()
+        axes.set_title(f"step {step}")
+    label_panels(panels, len(steps), "weight, in means of all examples", "share with at least this")
     legend_below(figure, list(lines.values()), [short(name, 40) for name in lines])
     return figure
 
@@ -95,6 +95,21 @@ def _mean_weight(table: pd.DataFrame, step: int) -> float:
     at_step = table[(table["step"] == step) & table["kind"].isin(KINDS)]
     x = np.sort(at_step["x"].unique())
     return float(np.average(at_step["x"] + (x[1] - x[0]) / 2, weights=at_step["value"]))
+
+
+def clean_above_mean(run: RunRecords) -> float | None:
+    """Share of the examples with right labels that weigh more than the mean of all, in %, at the last look.
+
+    To a bin of the histogram; of two networks the mean. None where right labels are not known.
+    """
+    table = run.table("weights")
+    at_end = table[table["step"] == table["step"].max()]
+    shares = []
+    for _, own in at_end[at_end["kind"].isin(["clean", "wrong"])].groupby("network"):
+        step, clean = int(own["step"].iloc[0]), own[own["kind"] == "clean"]
+        above = clean[clean["x"] >= _mean_weight(own, step)]["value"].sum()
+        shares.append(100 * above / clean["value"].sum())
+    return float(np.mean(shares)) if shares else None
 
 
 def draw_weight_curves(groups: Groups) -> "Figure | None":
