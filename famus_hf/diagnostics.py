@@ -63,7 +63,7 @@ from famus_hf.examination import examine
 from famus_hf.gradient_statistics import comparison, meta_gradients, statistics
 from famus_hf.histograms import log_histogram
 from famus_hf.meta_model import MetaModel
-from famus_hf.passes import python_random_state_kept, random_state_kept
+from famus_hf.passes import random_state_kept
 from famus_hf.reports import raw_weights
 from famus_hf.stage_times import StageTimes
 from famus_hf.stages import Passes
@@ -150,7 +150,7 @@ class Diagnostics(TrainerCallback, ExportableState):
         if self._last.get(record) == self._coming_step:  # of an earlier one of the accumulated micro-batches
             return
         self._last[record] = self._coming_step
-        with meta.clock("diagnostics"), random_state_kept(training_pass.labels.device), python_random_state_kept():
+        with meta.clock("diagnostics"), random_state_kept(training_pass.labels.device):
             with torch.no_grad():
                 gates = meta.gates(gradient, training_pass.processes).tolist()
             on = [layer for layer, gate in zip(meta.candidates, gates, strict=True) if gate > 0]
@@ -263,7 +263,7 @@ class Diagnostics(TrainerCallback, ExportableState):
             assert found is not None  # `check_diagnostics` has seen to it
             return found
 
-        with random_state_kept(self.trainer.args.device), python_random_state_kept():
+        with random_state_kept(self.trainer.args.device):
             found = examine(self.trainer, sample, self.trainer.base_loss, model=model)
         weights = weigh(found.losses)
         rows = weight_rows(found.losses, weights, found.labels, found.correct, weigh)

@@ -101,8 +101,8 @@ def _class_names(stream: IterableDataset, columns: Columns) -> list[str]:
     label = stream.features[names["label"]]
     if not isinstance(label, ClassLabel) or "image" not in names:
         raise ValueError(
-            f"a stream needs an image column and labels that are a ClassLabel, as its classes can't be counted before "
-            f"they come; column {names['label']!r} holds {label}: leave --streaming out"
+            f"a stream needs images (texts and recordings are not streamed) and labels that are a ClassLabel, as its "
+            f"classes can't be counted before they come; column {names['label']!r} holds {label}: leave --streaming out"
         )
     return label.names
 
