@@ -84,9 +84,7 @@ def _check_keys(settings: Mapping[str, Any]) -> None:
     """Raises ValueError on what would run code, or read a file that the settings name."""
     for key in settings:
         if key in ("auto_map", "init_inputs") or key.endswith(("_file", "_object", "_path")):
-            raise ValueError(
-                f"{TOKENIZER_CONFIG} has a {key[:80]!r}, and neither code nor files that it names are read"
-            )
+            raise ValueError(f"{TOKENIZER_CONFIG} has a {key[:80]!r}, and no code or file that it names is read")
 
 
 def _check_class(name: Any) -> None:

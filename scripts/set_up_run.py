@@ -65,7 +65,8 @@ def settings_for(
         return settings
     model_args, data_args, args = parse_arguments(argv, modality)
     args.output_dir = settings[2].output_dir
-    taken = [f"--{name} {value}" for name, value in fine_tuning(modality).items() if str(getattr(args, name)) == value]
+    changed = {name for name in fine_tuning(modality) if getattr(args, name) != getattr(settings[2], name)}
+    taken = [f"--{name} {value}" for name, value in fine_tuning(modality).items() if name in changed]
     if args.process_index == 0:
         print(f"for {modality.things}, where nothing else was said: {' '.join(taken)}", flush=True)
     return model_args, data_args, args

@@ -117,13 +117,13 @@ FILLERS = "the a and of with very quite rather"
 
 
 def text_data(size, seed=0, pairs=False):
-    """Sentences of which one word tells the class, as lists: `text`, perhaps `text_pair`, `label` as a name."""
+    """Sentences of which some words tell the class, as lists: `text`, perhaps `text_pair`, `label` as a name."""
     draw = random.Random(seed)
     names = [draw.choice(list(WORDS)) for _ in range(size)]
     fillers = FILLERS.split()
 
     def sentence(words):
-        drawn = [draw.choice(words), *(draw.choice(fillers) for _ in range(draw.randrange(2, 7)))]
+        drawn = [*draw.choices(words, k=3), *draw.choices(fillers, k=draw.randrange(5))]
         draw.shuffle(drawn)
         return " ".join(drawn)
 

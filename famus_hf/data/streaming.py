@@ -97,6 +97,8 @@ def _open(name: str | None, config_name: str | None, columns: Columns) -> tuple[
 
 
 def _class_names(stream: IterableDataset, columns: Columns) -> list[str]:
+    if stream.features is None:
+        raise ValueError("a stream of these files does not tell its columns: leave --streaming out")
     names = {new: old for old, new in standard_names(stream.features, columns).items()}
     label = stream.features[names["label"]]
     if not isinstance(label, ClassLabel) or "image" not in names:

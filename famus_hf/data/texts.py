@@ -112,6 +112,7 @@ def adapted_tokenizer(tokenizer: Any, args: "FaMUSTrainingArguments", model: Any
         ValueError: It has no token to pad with, or texts would be longer than the network takes.
     """
     tokenizer, config = copy.deepcopy(tokenizer), getattr(model, "config", None)
+    _check_vocabulary(tokenizer, model)
     if tokenizer.pad_token is None:
         token = tokenizer.eos_token or tokenizer.unk_token
         if token is None:
@@ -129,6 +130,19 @@ def adapted_tokenizer(tokenizer: Any, args: "FaMUSTrainingArguments", model: Any
 
 def _any(**inputs: Any) -> None:
     """Stands for a network that is not there."""
+
+
+def _check_vocabulary(tokenizer: Any, model: Any) -> None:
+    """Raises ValueError on a tokenizer without one, which transformers makes where files are missing, or of another
+    network."""
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise ValueError("the tokenizer knows no words: its files are not there, give those of the model")
+    try:
+        size = model.get_input_embeddings().num_embeddings
+    except (AttributeError, NotImplementedError):  # of networks that are not transformers' or have none
+        return
+    if len(tokenizer) > size:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens and the network {size}: give that of the network")
 
 
 def _limit(tokenizer: Any, args: "FaMUSTrainingArguments", config: Any) -> int:
