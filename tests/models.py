@@ -10,6 +10,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import (
+    ASTConfig,
+    ASTForAudioClassification,
     BartConfig,
     BartForSequenceClassification,
     BertConfig,
@@ -21,6 +23,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
+    Wav2Vec2Config,
+    Wav2Vec2ForSequenceClassification,
 )
 
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
@@ -169,3 +173,18 @@ def build_text_model(kind="bert", num_labels=3, **settings):
                         pad_token_id=1, bos_token_id=2, eos_token_id=3, decoder_start_token_id=2, **sizes,
                         **settings)  # fmt: skip
     return BartForSequenceClassification(config)
+
+
+def build_audio_model(kind="wav2vec2", num_labels=2, **settings):
+    """A tiny classifier of recordings with random weights."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    if kind == "ast":
+        config = ASTConfig(max_length=32, num_mel_bins=16, patch_size=8, frequency_stride=8, time_stride=8,
+                           num_labels=num_labels, **sizes, **settings)  # fmt: skip
+        return ASTForAudioClassification(config)
+    config = Wav2Vec2Config(conv_dim=(8, 8), conv_kernel=(8, 4), conv_stride=(4, 4), num_conv_pos_embeddings=4,
+                            num_conv_pos_embedding_groups=2, feat_extract_norm="layer", layerdrop=0.0,
+                            mask_time_prob=0.3, mask_time_length=2, mask_time_min_masks=1, num_labels=num_labels,
+                            **sizes, **settings)  # fmt: skip
+    return Wav2Vec2ForSequenceClassification(config)

@@ -1,8 +1,11 @@
 """Text classifiers of transformers: from a table of texts to a folder that its pipeline loads, by the same step."""
 
+import contextlib
+import io
 import json
 import logging
 import re
+import sys
 from copy import deepcopy
 
 import arguments
@@ -328,13 +331,15 @@ def finished(tmp_path_factory):
     handler = logging.Handler()
     lines = []
     handler.emit = lambda record: lines.append(record.getMessage())
-    logging.getLogger("transformers").addHandler(handler)
+    for name in ("transformers", "set_up_run"):
+        logging.getLogger(name).addHandler(handler)
     run_famus.main([
         "--dataset_name", str(data), "--model_name_or_path", str(model), "--noise", "0.3",
         "--output_dir", str(root / "run"), "--learning_rate", "1e-2", "--num_train_epochs", "6",
         "--max_seq_length", "24", "--use_cpu", "--disable_tqdm", "true", "--per_device_train_batch_size", "15",
     ])  # fmt: skip
-    logging.getLogger("transformers").removeHandler(handler)
+    for name in ("transformers", "set_up_run"):
+        logging.getLogger(name).removeHandler(handler)
     return data, root / "run", "\n".join(lines)
 
 
@@ -421,11 +426,21 @@ def test_long_texts_are_shortened_in_a_report(tmp_path):
     assert found[1] is None and found[0] == ("sun " * 100)[:199] + "…"
 
 
-def test_a_release_of_a_text_classifier_is_proven_by_its_pipeline(finished, tmp_path, capsys):
+def in_this_process(code, home, *arguments):
+    """What the code prints last; tests/test_release.py has the clean processes."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", ["-c", *arguments])
+        patch.setitem(sys.modules, "famus_hf", sys.modules["famus_hf"])  # put back, as the code may take it away
+        exec(code, {})
+    return json.loads(printed.getvalue().splitlines()[-1])
+
+
+def test_a_release_of_a_text_classifier_is_proven_by_its_pipeline(finished, tmp_path, capsys, monkeypatch):
     data, run, _ = finished
-    release.main(
-        ["--run", str(run), "--dataset_name", str(data), "--release_dir", str(tmp_path), "--name", "weather-famus"]
-    )
+    monkeypatch.setattr(release, "in_clean_process", in_this_process)
+    where = ["--release_dir", str(tmp_path), "--name", "weather-famus"]
+    release.main(["--run", str(run), "--dataset_name", str(data), *where])
     printed = capsys.readouterr().out
     assert "by the pipeline, on 45 texts" in printed and "TokenizersBackend" in printed
     card = (tmp_path / "weather-famus" / "README.md").read_text()
@@ -506,7 +521,8 @@ def test_a_model_without_a_tokenizer_is_told_to_bring_one(tmp_path):
     build_text_model().save_pretrained(tmp_path)
     places = {"": build_text_model(), str(tmp_path): AutoModelForSequenceClassification.from_pretrained(tmp_path)}
     for place, model in places.items():
-        with pytest.raises(ValueError, match="give its tokenizer as processing_class"):
+        words = "the tokenizer knows no words" if place else "give its tokenizer as processing_class"
+        with pytest.raises(ValueError, match=words):
             FaMUSTrainer(model, make_args(tmp_path), train_dataset=texts(40), meta_dataset=texts(12, 1, 1000))
         assert model.config._name_or_path == place
     with pytest.raises(ValueError, match="texts need a tokenizer"):
