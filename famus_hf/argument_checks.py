@@ -177,6 +177,8 @@ def _check_numbers(args: "FaMUSTrainingArguments") -> None:
         "balanced_batches_per_epoch",
         "image_size",
         "resize_size",
+        "max_seq_length",
+        "max_length_seconds",
         "sharpening_temperature",
         "division_history",
     ):

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from transformers import CONFIG_MAPPING, AutoConfig
 
+from famus_hf.modalities import modality_of_config
 from famus_hf.models.two_networks import TwoNetworksConfig
 from famus_hf.timm_wrapper import TIMM_WRAPPER, check_timm, check_timm_config
 from famus_hf.untrusted import Allowance, check_finite, check_inside, read_json, shapes_in
@@ -19,7 +20,6 @@ from famus_hf.wording import first_few, reason_of
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 MAX_NUMBER = 2**20  # of a whole number in a configuration: a vocabulary has fewer entries
 # What makes transformers fetch or run more than the folder holds.
 REFUSED_FILES = ("adapter_config.json",)
@@ -40,24 +40,12 @@ def load_backbone(folder: Path) -> nn.Module:
         shapes = {name: shape for path in files for name, shape in shapes_in(folder, path).items()}
         _check_config(read_json(folder, folder / "config.json"), shapes)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        classifier = modality_of_config(config).classifier
         with torch.device("meta"), Allowance(sum(path.stat().st_size for path in files), len(shapes)):
-            AutoModelForImageClassification.from_config(config, trust_remote_code=False)
-        return read_network(AutoModelForImageClassification, folder, config, trust_remote_code=False)
+            classifier.from_config(config, trust_remote_code=False)
+        return read_network(classifier, folder, config, trust_remote_code=False)
     except Exception as error:  # transformers raises anything on the values of a folder
         raise ValueError(f"{str(folder)!r} holds no backbone that can be loaded ({reason_of(error)})") from error
-
-
-def load_processor(folder: Path) -> Any:
-    """The image processor, or None where there is none. Raises ValueError on one that can't be loaded."""
-    if not (folder / PROCESSOR_FILES[0]).is_file():
-        return None
-    try:
-        for name in PROCESSOR_FILES:
-            if (folder / name).exists():
-                _check_values(name, read_json(folder, folder / name), MAX_NUMBER)
-        return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
-        raise ValueError(f"{str(folder)!r} holds no image processor that can be loaded ({reason_of(error)})") from error
 
 
 def read_network(kind: Any, folder: str | Path, config: Any, **keywords: Any) -> nn.Module:
@@ -107,7 +95,7 @@ def _check_config(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
     for name, network in networks.items():
         _check_kind(f"{name} of config.json", f"its {name}'s", network)
     longest_side = max((side for shape in shapes.values() for side in shape), default=0)
-    _check_values("config.json", config, max(MAX_NUMBER, longest_side), longest_side)
+    check_values("config.json", config, max(MAX_NUMBER, longest_side), longest_side)
     if any(network.get("model_type") == TIMM_WRAPPER for network in (config, *networks.values())):
         check_timm("it")
 
@@ -141,7 +129,7 @@ def _networks_of(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return networks  # type: ignore[return-value]  # mypy does not see that each is a dict
 
 
-def _check_values(source: str, content: Mapping[str, Any], limit: int, classes: int | None = None) -> None:
+def check_values(source: str, content: Mapping[str, Any], limit: int, classes: int | None = None) -> None:
     """Looks at every value, however deep: transformers makes lists as long as these numbers say."""
     waiting: list[tuple[str, Any]] = list(content.items())
     while waiting:
@@ -164,7 +152,7 @@ def check_folder(folder: Path) -> None:
         for name in REFUSED_FILES:
             if (folder / name).exists():
                 raise ValueError(f"it holds {name}: give the whole network and no adapter")
-        for pattern in ("*.json", "*.safetensors", "*.txt", "*.model"):
+        for pattern in ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"):
             for path in folder.glob(pattern):
                 if path.is_symlink():
                     check_inside(folder, path)

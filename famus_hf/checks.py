@@ -49,6 +49,13 @@ def check_balanced_epochs(trainer: "FaMUSTrainer") -> None:
         )
 
 
+def check_problem_type(trainer: "FaMUSTrainer") -> None:
+    """Raises ValueError on a network that learns numbers, or several classes of an example."""
+    problem = getattr(getattr(trainer.model, "config", None), "problem_type", None)
+    if problem in ("multi_label_classification", "regression"):
+        raise ValueError(f"the model's problem_type is {problem!r}: FaMUS weighs examples of one class each")
+
+
 def check_meta_set(trainer: "FaMUSTrainer") -> None:
     """Raises ValueError if `meta_set` and the data sets contradict each other."""
     wanted, given, train = trainer.args.meta_set, trainer.meta_dataset, trainer.train_dataset
@@ -81,9 +88,6 @@ def check_meta_learning_is_possible(trainer: "FaMUSTrainer") -> None:
     _check_sharding(trainer)
     if trainer.compute_loss_func is not None:
         raise ValueError("compute_loss_func returns one number, but FaMUS weighs examples: leave it out")
-    problem = getattr(getattr(trainer.model, "config", None), "problem_type", None)
-    if problem in ("multi_label_classification", "regression"):
-        raise ValueError(f"the model's problem_type is {problem!r}: FaMUS weighs examples of one class each")
     _check_data_sets(trainer)
 
 
@@ -270,7 +274,7 @@ def _check_data_sets(trainer: "FaMUSTrainer") -> None:
         raise ValueError("the meta set holds a single class: it needs examples of every class")
     if isinstance(train, ModelInputs) and isinstance(meta, ModelInputs):
         check_no_overlap(train.records.get("index", []), meta.records.get("index", []))
-        check_no_copies(train.pixel_values, meta.pixel_values, train.records.get("index"))
+        check_no_copies(train, meta)
 
 
 def check_labels(trainer: "FaMUSTrainer", batch_labels: Tensor) -> None:

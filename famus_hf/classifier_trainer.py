@@ -1,4 +1,4 @@
-"""ClassifierTrainer: what transformers' Trainer needs around the training step to train image classifiers well."""
+"""ClassifierTrainer: what transformers' Trainer needs around the training step to train classifiers well."""
 
 import logging
 import shutil
@@ -23,7 +23,7 @@ from transformers.training_args import OptimizerNames
 
 from famus_hf import checkpoints
 from famus_hf.backbone import read_network
-from famus_hf.data.model_inputs import as_model_inputs
+from famus_hf.data.conversion import as_model_inputs
 from famus_hf.diagnostic_tables import remove_tables
 from famus_hf.hub_trainer import HubTrainer, is_hub_id
 from famus_hf.processes import Processes

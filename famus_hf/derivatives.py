@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from famus_hf.passes import (
+    RandomState,
     cloned_buffers,
     differentiable_attention,
     get_random_state,
@@ -57,7 +58,7 @@ class TrainingPass:
     inputs: Mapping[str, Any]
     labels: Tensor
     logits: Tensor
-    random_state: list[Tensor]
+    random_state: RandomState
     record: ForwardRecord = field(default_factory=ForwardRecord)
     scaled: ScaledGradients | None = None
     processes: Processes = field(default_factory=Processes)

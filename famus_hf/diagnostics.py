@@ -25,7 +25,7 @@ from famus_hf.figures.run_records import RunRecords
 from famus_hf.figures.runs import PICTURES
 from famus_hf.gradient_statistics import comparison, meta_gradients, statistics
 from famus_hf.meta_model import MetaModel
-from famus_hf.passes import python_random_state_kept, random_state_kept
+from famus_hf.passes import random_state_kept
 from famus_hf.reports import raw_weights
 from famus_hf.stage_times import StageTimes
 from famus_hf.stages import Passes
@@ -103,7 +103,6 @@ class Diagnostics(TrainerCallback, ExportableState):
             self.trainer.training_time.stopped(),
             meta.clock("diagnostics"),
             random_state_kept(training_pass.labels.device),
-            python_random_state_kept(),
         ):
             with torch.no_grad():
                 gates = meta.gates(gradient, training_pass.processes).tolist()
@@ -239,7 +238,7 @@ class Diagnostics(TrainerCallback, ExportableState):
             assert found is not None  # `check_diagnostics` has seen to it
             return found
 
-        with random_state_kept(self.trainer.args.device), python_random_state_kept():
+        with random_state_kept(self.trainer.args.device):
             found = examine(self.trainer, sample, self.trainer.base_loss, model=model)
         weights = weigh(found.losses)
         rows = weight_rows(found.losses, weights, found.labels, found.correct, weigh)

@@ -10,14 +10,17 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from famus_hf.backbone import check_folder, load_backbone, load_processor
+from famus_hf.backbone import check_folder, load_backbone
 from famus_hf.hub_errors import downloaded
 from famus_hf.label_report import REPORT_FILE
 from famus_hf.layer_sampler import LayerSampler
 from famus_hf.meta_learners import MetaLearner
 from famus_hf.meta_net import META_NET, load_meta_net
+from famus_hf.modalities import modality_of_config
 from famus_hf.networks_apart import NETWORKS_APART, holds_two_networks
 from famus_hf.portable_checkpoint import LAST_CHECKPOINT
+from famus_hf.saved_processors import load_processor
+from famus_hf.whole_files import TOKENIZER_FILES
 
 FIGURES = "figures"
 # Those that say something of a training, and would be taken for the next one's.
@@ -32,8 +35,8 @@ OF_A_NETWORK = (
 OF_NETWORKS_APART = tuple(f"{network}/{name}" for network in NETWORKS_APART for name in OF_A_NETWORK)
 # What a run writes; a push uploads these, and the files of a backbone's code, and nothing else.
 OF_A_RUN = (
-    *OF_A_NETWORK, "generation_config.json", "adapter_config.json", "adapter_model.safetensors", "tokenizer*.json",
-    "tokenizer.model", "special_tokens_map.json", "vocab.*", "merges.txt", "added_tokens.json", "README.md", *RECORDS,
+    *OF_A_NETWORK, *TOKENIZER_FILES, "generation_config.json", "adapter_config.json", "adapter_model.safetensors",
+    "README.md", *RECORDS,
 )  # fmt: skip
 LOADED_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
@@ -52,9 +55,9 @@ def load_famus(
         token: For private repositories; default: where huggingface_hub looks.
 
     Returns:
-        The backbone in eval mode, the meta-learner, the layer sampler and the image processor. None stands for what
-        the run did not use. Of two networks, the folder itself gives their ensemble and neither meta-learner nor layer
-        sampler: each network has its own, in its subfolder.
+        The backbone in eval mode, the meta-learner, the layer sampler and the image processor, tokenizer or feature
+        extractor. None stands for what the run did not use. Of two networks, the folder itself gives their ensemble
+        and neither meta-learner nor layer sampler: each network has its own, in its subfolder.
 
     Raises:
         ValueError: The folder is not such a folder, or something in it is damaged, absurd, not finite, or leads out of
@@ -83,7 +86,7 @@ def load_famus(
         )
     check_folder(folder)
     model = load_backbone(folder)
-    processor = load_processor(folder)
+    processor = load_processor(folder, modality_of_config(model.config))
     meta_learner, layer_sampler = load_meta_net(folder)
     return model, meta_learner, layer_sampler, processor
 

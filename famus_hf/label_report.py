@@ -6,7 +6,7 @@ this very label is right. So a label is suspect where the network finds a class 
 and not merely where it finds the label unlikely.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ def label_report(
     class_names: Sequence[str],
     *,
     index: Sequence[int] | np.ndarray | None = None,
-    files: Sequence[str | None] | None = None,
+    details: Mapping[str, Sequence[str | None]] | None = None,
     weights: np.ndarray | None = None,
     clean_labels: np.ndarray | None = None,
 ) -> Dataset:
@@ -36,12 +36,12 @@ def label_report(
         losses: Shape (N,).
         class_names: C of them.
         index: Rows of the examples in their source; default: 0 to N − 1.
-        files: N names of the files that hold the examples, where they have files.
+        details: Column → N strings by which a reader knows the examples: `file`, or `text` and `text_pair`.
         weights: Shape (N,), V of the meta-learner, where it has such weights.
         clean_labels: Shape (N,), where known.
 
     Returns:
-        Columns `index`, where there are any `file`, `label`, `predicted_label`, `loss`, `weight`, `clean_probability`
+        Columns `index`, those of `details`, `label`, `predicted_label`, `loss`, `weight`, `clean_probability`
         and, where known, `clean_label`.
     """
     sound = clean_label_probabilities(labels, probabilities)
@@ -49,7 +49,7 @@ def label_report(
     names = ClassLabel(names=list(class_names))
     columns: dict[str, tuple[Any, Any]] = {
         "index": (np.arange(len(labels)) if index is None else np.asarray(index), Value("int64")),
-        "file": (files, Value("string")),
+        **{name: (values, Value("string")) for name, values in (details or {}).items()},
         "label": (labels, names),
         "predicted_label": (probabilities.argmax(1), names),
         "loss": (losses, Value("float32")),
@@ -57,9 +57,8 @@ def label_report(
         "clean_probability": (sound, Value("float32")),
         "clean_label": (clean_labels, names),
     }
-    for name, values in (("clean_label", clean_labels), ("file", files)):
-        if values is None:
-            columns.pop(name)
+    if clean_labels is None:
+        columns.pop("clean_label")
     rows = order.tolist()
     content = {
         name: [None] * len(rows) if values is None else [values[row] for row in rows]
@@ -69,11 +68,11 @@ def label_report(
 
 
 def clean_label_probabilities(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """P(true class = given label | image, given label), shape (N,).
+    """P(true class = given label | example, given label), shape (N,).
 
     Args:
         labels: Shape (N,), the given labels y.
-        probabilities: Shape (N, C), P(true class = k | image).
+        probabilities: Shape (N, C), P(true class = k | example).
     """
     matrix = transition_matrix(labels, probabilities)
     found = np.empty(len(labels))
@@ -92,7 +91,7 @@ def transition_matrix(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarr
 
     Args:
         labels: Shape (N,), the given labels.
-        probabilities: Shape (N, C), P(true class = k | image).
+        probabilities: Shape (N, C), P(true class = k | example).
     """
     counts = np.ones((probabilities.shape[1],) * 2)
     np.add.at(counts, (probabilities.argmax(1), labels), 1)

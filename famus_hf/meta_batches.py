@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from famus_hf.data.augmentation import make_generator
 from famus_hf.data.meta_set import MetaBatchSampler
-from famus_hf.passes import python_random_state_kept, random_state_kept
+from famus_hf.passes import random_state_kept
 from famus_hf.processes import Processes
 from famus_hf.training_args import FaMUSTrainingArguments
 
@@ -55,14 +55,14 @@ class MetaBatches:
                 generator=torch.Generator(),  # its own: the loader must not draw from the global one
             )
             self._batches = iter(loader)
-        with random_state_kept(self.args.device), python_random_state_kept():  # an augmentation may draw
+        with random_state_kept(self.args.device):  # an augmentation may draw
             return next(self._batches)
 
     def redrawn(self, *numbers: int) -> Any:
         """A batch beside those of the steps, all examples different: a function of the seed and these numbers."""
         order = torch.randperm(len(self.dataset), generator=make_generator(self.seed, *numbers)).numpy()
         parts = np.array_split(order[: self.batch_size * self.processes.count], self.processes.count)
-        with random_state_kept(self.args.device), python_random_state_kept():
+        with random_state_kept(self.args.device):
             return self.collate([self.dataset[int(row)] for row in parts[self.processes.rank]])
 
     def restart(self) -> None:
@@ -79,5 +79,5 @@ def in_order(dataset: Any, args: FaMUSTrainingArguments, collate: Callable[[list
         num_workers=args.dataloader_num_workers,
         generator=torch.Generator(),
     )
-    with random_state_kept(args.device), python_random_state_kept():
+    with random_state_kept(args.device):
         yield from loader

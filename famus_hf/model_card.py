@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.training_args import OptimizerNames, SchedulerType
 
 from famus_hf.label_report import REPORT_FILE
+from famus_hf.modalities import AUDIO, IMAGE, TEXT
 from famus_hf.pseudo_clean import PseudoCleanSet
 from famus_hf.shards import class_of
 from famus_hf.two_network_card import describe_networks, facts_of_two_networks, pipeline_settings_of
@@ -29,11 +30,12 @@ def render_model_card(facts: dict[str, Any]) -> ModelCard:
     Args:
         facts: The fields of the template, among them `metrics`: `last` and `best`, accuracies in [0, 1], and where
             there are any `baselines`: rows with `method`, `last`, `best` and `seconds_per_step`; besides, for the
-            metadata, `dataset_id`, `license`, `base_model`, `tags`.
+            metadata, `modality` (default: images), `dataset_id`, `license`, `base_model`, `tags`.
     """
+    modality = facts.get("modality", IMAGE)
     results = [
         EvalResult(
-            task_type="image-classification",
+            task_type=modality.task,
             dataset_type=facts.get("dataset_id") or "unknown",
             dataset_name=facts["dataset_name"],
             dataset_split="test",
@@ -45,7 +47,7 @@ def render_model_card(facts: dict[str, Any]) -> ModelCard:
     ]
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="image-classification",
+        pipeline_tag=modality.task,
         license=facts.get("license"),
         base_model=facts.get("base_model"),
         datasets=[facts["dataset_id"]] if facts.get("dataset_id") else None,
@@ -54,7 +56,13 @@ def render_model_card(facts: dict[str, Any]) -> ModelCard:
         model_name=facts["model_name"] if results else None,
         eval_results=results or None,
     )
-    shown = {"baselines": [], "seconds_per_step": None, **facts}  # what else is left out, the template leaves out
+    shown = {
+        "baselines": [],
+        "seconds_per_step": None,
+        "modality": modality,
+        **facts,
+    }  # what else is left out, the template leaves out
+    shown = {"baselines": [], "seconds_per_step": None, "modality": modality, **facts}
     shown["ratio"] = _ratio_to_plain(shown)
     own = shown["metrics"].get("last", 1.0)
     shown["better"] = [row["method"] for row in shown["baselines"] if row.get("last", 0.0) > own]
@@ -100,6 +108,7 @@ def facts_of_run(trainer: "FaMUSTrainer", pictures: dict[str, str]) -> dict[str,
         selection = f"The checkpoint was selected by {args.metric_for_best_model} on the evaluation set;"
     return {
         "model_name": folder.name,
+        "modality": trainer.modality,
         "base_model": source if source.count("/") == 1 and not Path(source).exists() else None,  # none of this machine
         "repo_id": trainer.hub_model_id or args.hub_model_id or folder.name,
         "dataset_name": "the training data",
@@ -163,7 +172,7 @@ def _settings_of(trainer: "FaMUSTrainer") -> dict[str, Any]:
         "batch": _times_processes(args.per_device_train_batch_size * (1 + two_networks), args.world_size)
         + (f", {args.gradient_accumulation_steps} accumulated" if args.gradient_accumulation_steps > 1 else ""),
         "steps": f"{trainer.state.global_step} ({trainer.state.epoch or 0:g} epochs)",
-        "augmentation": args.augmentation,
+        **_input_settings_of(trainer),
         "precision": trainer.accelerator.mixed_precision.replace("no", "float32"),
         "seed": args.seed,
     }
@@ -174,6 +183,18 @@ def _settings_of(trainer: "FaMUSTrainer") -> dict[str, Any]:
         return settings
     metas = [side.meta for side in cast("TwoNetworkTrainer", trainer).sides] if two_networks else [trainer.meta]
     return {**settings, **_meta_settings_of(args, learner, metas)}
+
+
+def _input_settings_of(trainer: "FaMUSTrainer") -> dict[str, Any]:
+    """How the network's inputs are made."""
+    if trainer.modality is IMAGE:
+        return {"augmentation": trainer.args.augmentation}
+    name, place, unit = {
+        TEXT: ("texts are cut after", "model_max_length", "tokens"),
+        AUDIO: ("recordings are cut after", "max_length_seconds", "seconds"),
+    }[trainer.modality]
+    limit = getattr(trainer.processing_class, place, None)
+    return {} if limit is None else {name: f"{limit:g} {unit}"}
 
 
 def _meta_settings_of(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+RandomState = list[Any]  # of torch, numpy, Python and, where there is one, the GPU
 RECORD_COLUMNS = ("index", "clean_label")  # travel with a batch for the logs; never enter the model
 
 
@@ -20,23 +21,28 @@ def split_inputs(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor, dic
     return model_inputs, inputs["labels"], {name: inputs[name] for name in RECORD_COLUMNS if name in inputs}
 
 
-def get_random_state(device: torch.device) -> list[Tensor]:
-    """State of torch's generators that a pass on this device draws from."""
-    states = [torch.get_rng_state()]
+def get_random_state(device: torch.device) -> RandomState:
+    """State of the generators that a pass on this device draws from.
+
+    Not all draw from torch's: Wav2Vec2 and its like mask their inputs (SpecAugment) by numpy's.
+    """
+    states = [torch.get_rng_state(), np.random.get_state(), random.getstate()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
     return states
 
 
-def set_random_state(device: torch.device, states: list[Tensor]) -> None:
+def set_random_state(device: torch.device, states: RandomState) -> None:
     """Puts back what `get_random_state` returned."""
     torch.set_rng_state(states[0])
+    np.random.set_state(states[1])
+    random.setstate(states[2])
     if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
+        torch.cuda.set_rng_state(states[3], device)
 
 
 @contextmanager
-def random_state_kept(device: torch.device, start: list[Tensor] | None = None) -> Iterator[None]:
+def random_state_kept(device: torch.device, start: RandomState | None = None) -> Iterator[None]:
     """Whatever the body draws, the generators stand afterwards where they stood before.
 
     Args:
@@ -50,17 +56,6 @@ def random_state_kept(device: torch.device, start: list[Tensor] | None = None) -
         yield
     finally:
         set_random_state(device, before)
-
-
-@contextmanager
-def python_random_state_kept() -> Iterator[None]:
-    """The same for the generators of Python and numpy, from which data sets draw."""
-    before = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
 
 
 def differentiable_attention() -> Any:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 
-from famus_hf.data.model_inputs import as_model_inputs, has_raw_images
+from famus_hf.data.conversion import as_model_inputs, raw_modality
 from famus_hf.examination import examine
 from famus_hf.figures.label_report import CURVE, HISTOGRAM, SHEET, draw_report
 from famus_hf.figures.run_records import RunRecords
@@ -18,6 +18,7 @@ from famus_hf.figures.runs import PICTURES, draw_runs
 from famus_hf.hub import FIGURES
 from famus_hf.label_report import REPORT_FILE, class_names, label_report
 from famus_hf.meta_learners import MetaLearner
+from famus_hf.modalities import TEXT
 from famus_hf.whole_files import written_beside
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ OF_REPORT = {  # picture of a label report → what it shows
     SHEET: "The training examples whose labels are most suspect: index, given and predicted label.",
 }
 ON_CARD = tuple(name for name in PICTURES if name not in ("test_loss", "clean_weights"))
+TEXT_COLUMNS = ("text", "text_pair")
+SHOWN_LENGTH = 200  # characters of a text in a report
 
 
 def report_of(trainer: "FaMUSTrainer", dataset: Any = None) -> Dataset:
@@ -42,7 +45,7 @@ def report_of(trainer: "FaMUSTrainer", dataset: Any = None) -> Dataset:
         found.losses,
         class_names(trainer.model, probabilities.shape[1]),
         index=found.index,
-        files=file_names(inputs),
+        details=details_of(inputs),
         weights=raw_weights(trainer.meta_learner, found.losses),
         clean_labels=found.clean_labels,
     )
@@ -80,20 +83,33 @@ def draw_records(trainer: "FaMUSTrainer", beside: Sequence[RunRecords] = ()) -> 
     }
 
 
-def file_names(dataset: Any) -> list[str | None] | None:
-    """Folder and name of each image's file, as in `cats/7.png`; None where images have no files.
+def details_of(dataset: Any) -> dict[str, list[str | None]]:
+    """What tells a reader which example it is: column of a report → values."""
+    raw = getattr(dataset, "raw", dataset)
+    modality = raw_modality(raw)
+    if not isinstance(raw, Dataset) or modality is None:
+        return {}
+    if modality is TEXT:
+        return {name: [_beginning(text) for text in raw[name]] for name in TEXT_COLUMNS if name in raw.column_names}
+    names = _file_names(raw, modality.column)
+    return {} if names is None else {"file": names}
 
-    The images are not read: of a data set that holds them itself, they would be all of its bytes.
+
+def _beginning(text: str | None) -> str | None:
+    return text if text is None or len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 1]}…"
+
+
+def _file_names(raw: Dataset, kind: str) -> list[str | None] | None:
+    """Folder and name of each example's file, as in `cats/7.png`; None where they have no files.
+
+    The files are not read: of a data set that holds them itself, they would be all of its bytes.
     """
-    images = getattr(dataset, "images", dataset)
-    if not isinstance(images, Dataset) or not has_raw_images(images):
-        return None
-    column = images.data.column("image")
+    column = raw.data.column(kind)
     if not pa.types.is_struct(column.type) or column.type.get_field_index("path") < 0:
         return None
     paths = pc.struct_field(column, "path")
-    if images._indices is not None:
-        paths = paths.take(images._indices.column(0))
+    if raw._indices is not None:
+        paths = paths.take(raw._indices.column(0))
     names = [None if path is None else "/".join(Path(path).parts[-2:]) for path in paths.to_pylist()]
     return names if any(names) else None
 

@@ -12,6 +12,7 @@ from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from famus_hf.attention import report_attention
 from famus_hf.budget import Budget, LayerCosts
 from famus_hf.checks import check_labels, check_meta_learner
 from famus_hf.data.model_inputs import known_labels
@@ -97,6 +98,8 @@ def make_meta_model(
             seed=seed,
             device=args.device,
         )
+        if meta.objective.derivative != "finite":
+            _report_attention(trainer)
         if args.scale_example_gradients:
             _check_scaling(trainer)
         if args.meta_budget is not None:
@@ -113,13 +116,13 @@ def _find_layers(model: nn.Module, inputs: dict[str, Any]) -> list[Layer]:
         return find_layers(model, inputs)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         shapes = ", ".join(
             f"{name} {tuple(value.shape[1:])}" for name, value in inputs.items() if hasattr(value, "shape")
         )
         raise ValueError(
             f"the network fails on the first training examples, of shape {shapes} ({reason_of(error)}): if images are "
-            "too small for it, set image_size"
+            "too small for it, set image_size; if texts are too long, max_seq_length"
         ) from error
 
 
@@ -186,11 +189,19 @@ def _usable_derivative(trainer: "FaMUSTrainer", probe: TrainingPass) -> str:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        return _instead_of_forward(trainer, error)
+        return _instead_of_forward(trainer, probe, error)
     return "forward" if trainer.compiles else derivative
 
 
-def _instead_of_forward(trainer: "FaMUSTrainer", error: RuntimeError) -> str:
+def _report_attention(trainer: "FaMUSTrainer") -> None:
+    inputs, _, _ = split_inputs(_examples(trainer, trainer.train_dataset, min(8, trainer.args.train_batch_size)))
+    with trainer.accelerator.autocast():
+        sentence = report_attention(trainer.network, inputs)
+    if sentence is not None and trainer.args.should_log:
+        logger.warning(sentence)
+
+
+def _instead_of_forward(trainer: "FaMUSTrainer", probe: TrainingPass, error: RuntimeError) -> str:
     if trainer.args.derivative == "forward":
         raise ValueError(f"derivative='forward' does not work with this network ({error}): use auto") from error
     mixed = trainer.accelerator.mixed_precision != "no"  # finite differences drown in its rounding
@@ -199,9 +210,31 @@ def _instead_of_forward(trainer: "FaMUSTrainer", error: RuntimeError) -> str:
             f"no derivative is left for this network under torch.compile and mixed precision ({error}): leave one of "
             "them out"
         ) from error
-    instead, words = ("reverse", "two backward passes") if mixed else ("finite", "finite differences")
-    logger.warning(f"the derivative is taken by {words}, as the network has no forward mode ({error})")
-    return instead
+    if mixed:
+        _check_reverse(trainer, probe)
+        logger.warning(f"the derivative is taken by two backward passes, as the network has no forward mode ({error})")
+        return "reverse"
+    logger.warning(
+        "the derivative is taken by finite differences, two more forward passes of the training batch in each meta "
+        f"step, right to about 1 %, as the network has no forward mode ({error})"
+    )
+    return "finite"
+
+
+def _check_reverse(trainer: "FaMUSTrainer", probe: TrainingPass) -> None:
+    """Raises ValueError where the backward has no derivative either, and mixed precision rules out the rest."""
+    parameters = {name: p for name, p in trainer.network.named_parameters() if p.requires_grad}
+    try:
+        with trainer.accelerator.autocast(), differentiable_attention():
+            training_pass = training_pass_without_trace(trainer.network, probe.inputs, probe.labels)
+            logit_tangent(training_pass, {name: torch.ones_like(p) for name, p in parameters.items()}, "reverse")
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ValueError(
+            f"no derivative is left for this network under mixed precision ({reason_of(error)}): leave that out, or "
+            "load the network with attn_implementation='sdpa'"
+        ) from error
 
 
 def _check_scaling(trainer: "FaMUSTrainer") -> None:

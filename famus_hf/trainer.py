@@ -19,9 +19,10 @@ from famus_hf import checks
 from famus_hf.averages import Averages
 from famus_hf.data.augmentation import META_STREAM, REDRAWN_STREAM, TRAIN_STREAM, make_generator
 from famus_hf.data.balanced import ClassBalancedSampler
-from famus_hf.data.model_inputs import ModelInputs, as_model_inputs, has_raw_images, known_labels
+from famus_hf.data.conversion import as_model_inputs, check_settings, processor_for, raw_modality
+from famus_hf.data.model_inputs import ModelInputs, known_labels
 from famus_hf.data.noise_file import write_noise_file
-from famus_hf.data.processors import adapted_processor, default_image_processor, make_augmentation, training_processor
+from famus_hf.data.processors import make_augmentation, training_processor
 from famus_hf.diagnostics import Diagnostics
 from famus_hf.examination import examine
 from famus_hf.faults import Faults
@@ -33,6 +34,7 @@ from famus_hf.meta_learners import MetaLearner, PerExampleLoss
 from famus_hf.meta_model import MetaModel
 from famus_hf.meta_net import load_into, save_meta_net
 from famus_hf.meta_state import read_meta_state
+from famus_hf.modalities import modality_of_network
 from famus_hf.model_card import facts_of_run, render_model_card
 from famus_hf.passes import RECORD_COLUMNS, model_logits, split_inputs
 from famus_hf.processes import Processes
@@ -65,9 +67,13 @@ class FaMUSTrainer(ThreeStageTrainer):
         layer_sampler: An object instead of `args.layer_sampler`, for example `LearnedSampler()`.
         base_loss: A per-example loss instead of `args.base_loss`: logits (n, C), labels → (n,).
 
-    Data sets are either raw (`datasets.Dataset` with `image` and `label`), converted with `processing_class` (default:
-    made from data and model), or any map-style data set that already yields model inputs and `labels`. The columns
-    `index` and `clean_label` are kept for the logs and never enter the model.
+    Data sets are either raw (`datasets.Dataset` with `image`, `text`, perhaps `text_pair`, or `audio`, and `label`),
+    converted with `processing_class` (default: the image processor, tokenizer or feature extractor that came with the
+    model; of images, made from the data where there is none), or any map-style data set that already yields model
+    inputs and `labels`. The columns `index` and `clean_label` are kept for the logs and never enter the model.
+
+    Attributes:
+        modality: Whether it learns from images, texts or recordings.
 
     Raises:
         ValueError, TypeError: One sentence, before training starts.
@@ -94,10 +100,12 @@ class FaMUSTrainer(ThreeStageTrainer):
         if not isinstance(args, FaMUSTrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}: FaMUSTrainer needs FaMUSTrainingArguments")
         checks.check_not_empty("train_dataset", train_dataset)
-        if processing_class is None and has_raw_images(train_dataset):
-            processing_class = default_image_processor(model, train_dataset)
-        processing_class = adapted_processor(processing_class, args, model)
-        convert = partial(as_model_inputs, image_processor=training_processor(processing_class, args))
+        modality = raw_modality(train_dataset)
+        self.modality = modality or modality_of_network(model)
+        if modality is not None:
+            check_settings(modality, args)
+        processing_class = processor_for(processing_class, model, train_dataset, args)
+        convert = partial(as_model_inputs, processor=training_processor(processing_class, args))
         super().__init__(
             model,
             args,
@@ -123,6 +131,7 @@ class FaMUSTrainer(ThreeStageTrainer):
         self.base_loss = cross_entropy if base_loss is None else base_loss
         if self.train_dataset is None:
             return  # made for evaluation only
+        checks.check_problem_type(self)
         checks.check_batch_size(self)
         checks.check_balanced_epochs(self)
         if base_loss is None:
@@ -327,9 +336,10 @@ class FaMUSTrainer(ThreeStageTrainer):
             dataset: In the form of `train_dataset`, which is the default; each label is judged by the network as it is.
 
         Returns:
-            Columns `index`, `file` (of images in folders), `label`, `predicted_label`, `loss` (under `base_loss`;
-            cross-entropy in a trainer without a training set), `weight` (V by the meta-learner; None where it has none
-            for a loss alone), `clean_probability` and, where known, `clean_label`. `famus_hf.label_report` has more.
+            Columns `index`, `file` (of what lies in folders) or `text` (its beginning), `label`, `predicted_label`,
+            `loss` (under `base_loss`; cross-entropy in a trainer without a training set), `weight` (V by the
+            meta-learner; None where it has none for a loss alone), `clean_probability` and, where known, `clean_label`.
+            `famus_hf.label_report` has more.
 
         Raises:
             ValueError: The data set is a stream, or empty, or of other classes.

@@ -183,6 +183,13 @@ class FaMUSTrainingArguments(TrainingArguments):
     image_std: list[float] | None = field(
         default=None, metadata={"help": "Standard deviation of each colour channel. Default: as image_size."}
     )
+    max_seq_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens after which texts are cut. Default: what tokenizer and network take, or else 512."},
+    )
+    max_length_seconds: float | None = field(
+        default=None, metadata={"help": "Seconds after which recordings are cut. Default: 20."}
+    )
     virtual_step: str | None = field(
         default=None,
         metadata={

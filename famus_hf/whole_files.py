@@ -13,6 +13,10 @@ from safetensors import SafetensorError
 from famus_hf.networks_apart import NETWORKS_APART, holds_two_networks
 
 UNFINISHED = ".unfinished"  # a folder within the one that is written to; nothing in it is ever read
+TOKENIZER_FILES = (
+    "tokenizer*.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "special_tokens_map.json",
+    "vocab.*", "merges.txt", "added_tokens.json",
+)  # fmt: skip
 MODEL_FILES = (  # those of an earlier model that would be taken for the new one's
     "config.json",
     "preprocessor_config.json",
@@ -20,6 +24,7 @@ MODEL_FILES = (  # those of an earlier model that would be taken for the new one
     "model.safetensors.index.json",
     "model-*-of-*.safetensors",
     "meta_net",
+    *TOKENIZER_FILES,
 )
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch and safetensors have their own for a full disk
 

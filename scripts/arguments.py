@@ -13,6 +13,7 @@ from famus_hf import FaMUSTrainingArguments
 from famus_hf.data.builders import BUILDERS
 from famus_hf.data.noise import NOISE_TYPES
 from famus_hf.data.sources import HUB_DATASETS
+from famus_hf.modalities import AUDIO, TEXT, Modality
 from famus_hf.models import BACKBONES
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -26,6 +27,13 @@ DEFAULTS = {  # of run_famus.py, where transformers' own would neither evaluate 
     "--logging_strategy": "epoch",
 }
 
+# For texts and recordings, whose networks are pretrained: transformers' optimizer and schedule, with usual rates.
+FINE_TUNING = {
+    "optim": "adamw_torch", "lr_scheduler_type": "linear", "weight_decay": "0.01", "max_grad_norm": "1.0",
+    "num_train_epochs": "3", "per_device_train_batch_size": "32",
+}  # fmt: skip
+LEARNING_RATES = {TEXT: "2e-5", AUDIO: "3e-5"}
+
 SOURCE_FLAGS = {  # where the data lie and what their columns are called: flag â†’ argument of load_noisy_dataset
     "dataset_name": "name",
     "dataset_config_name": "config_name",
@@ -33,6 +41,9 @@ SOURCE_FLAGS = {  # where the data lie and what their columns are called: flag â
     "train_dir": "train_dir",
     "validation_dir": "validation_dir",
     "image_column_name": "image_column_name",
+    "text_column_name": "text_column_name",
+    "text_pair_column_name": "text_pair_column_name",
+    "audio_column_name": "audio_column_name",
     "label_column_name": "label_column_name",
     "clean_label_column_name": "clean_label_column_name",
 }
@@ -50,7 +61,14 @@ class ModelArguments:
         },
     )
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A pretrained image classifier on the Hub or on disk, instead of --backbone."}
+        default=None,
+        metadata={
+            "help": "A pretrained network on the Hub or on disk, instead of --backbone: of images, of texts "
+            "(AutoModelForSequenceClassification) or of recordings (AutoModelForAudioClassification)."
+        },
+    )
+    freeze_feature_encoder: bool = field(
+        default=True, metadata={"help": "Leave the lowest part of Wav2Vec2 and its like as it was pretrained."}
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of --model_name_or_path."})
     trust_remote_code: bool = field(
@@ -74,7 +92,8 @@ class DataArguments:
         default=None,
         metadata={
             "help": f"digits (the default), {', '.join(HUB_DATASETS)}; {', '.join(BUILDERS)} in --data_dir; a Hub id; "
-            "or a local folder: images in a folder for each class, parquet, csv, jsonl, arrow, MNIST-format idx files."
+            "or a local folder: images or recordings in a folder for each class, parquet, csv, jsonl, arrow, idx files "
+            "of MNIST's format."
         },
     )
     dataset_config_name: str | None = field(
@@ -88,6 +107,13 @@ class DataArguments:
         default=None, metadata={"help": "A folder to test on, beside --train_dir. Default: a fifth of that."}
     )
     image_column_name: str | None = field(default=None, metadata={"help": "Default: the only image column."})
+    text_column_name: str | None = field(
+        default=None, metadata={"help": "Default: the only column of strings, or sentence1 and other known pairs."}
+    )
+    text_pair_column_name: str | None = field(
+        default=None, metadata={"help": "Second text of each example, beside --text_column_name."}
+    )
+    audio_column_name: str | None = field(default=None, metadata={"help": "Default: the only audio column."})
     label_column_name: str | None = field(
         default=None, metadata={"help": "Default: the only ClassLabel column, or the one called label."}
     )
@@ -145,11 +171,13 @@ def fail(message: object) -> NoReturn:
     sys.exit(2)
 
 
-def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, FaMUSTrainingArguments]:
-    """Flags, and below them the values of `--config file.yaml`."""
+def parse_arguments(
+    argv: list[str], modality: Modality | None = None
+) -> tuple[ModelArguments, DataArguments, FaMUSTrainingArguments]:
+    """Flags, and below them the values of `--config file.yaml`; below those what suits texts or recordings."""
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, FaMUSTrainingArguments),
-        description="Trains an image classifier on noisy labels.",
+        description="Trains a classifier of images, texts or recordings on noisy labels.",
     )
     parser.add_argument("--config", default=None, help="YAML file of defaults; flags win.")
     parser.add_argument("--recipe", default=None, help=f"One of {', '.join(recipe_names())}; --config and flags win.")
@@ -159,7 +187,8 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, FaM
     config, argv = take_flag(argv, "--config")
     from_files = [] if recipe is None else flags_of_yaml(recipe_path(recipe), known)
     from_files += [] if config is None else flags_of_yaml(Path(config), known)
-    flags = [*[f"{flag}={value}" for flag, value in DEFAULTS.items()], *from_files, *argv]  # the last one wins
+    usual = DEFAULTS | {f"--{name}": value for name, value in fine_tuning(modality).items()}
+    flags = [*[f"{flag}={value}" for flag, value in usual.items()], *from_files, *argv]  # the last one wins
     model_args, data_args, args, _ = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     if data_args.protocol not in PROTOCOLS:
         fail(f"--protocol {data_args.protocol!r} is unknown: choose one of {', '.join(PROTOCOLS)}")
@@ -176,6 +205,11 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, FaM
     if args.output_dir == "trainer_output":
         args.output_dir = str(Path("outputs") / short_name(data_args))
     return model_args, data_args, args
+
+
+def fine_tuning(modality: Modality | None) -> dict[str, str]:
+    """Settings of a run with texts or recordings where nobody says otherwise; none for images."""
+    return {**FINE_TUNING, "learning_rate": LEARNING_RATES[modality]} if modality in LEARNING_RATES else {}
 
 
 def named(flags: list[str]) -> set[str]:

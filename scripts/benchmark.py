@@ -56,7 +56,7 @@ from transformers import Trainer, TrainingArguments
 import famus_hf
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, LayerSampler, LearnedSampler
 from famus_hf.argument_checks import DIAGNOSTICS
-from famus_hf.data import model_inputs
+from famus_hf.data import conversion, model_inputs
 from famus_hf.diagnostics import WEIGHED, Diagnostics
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
 
@@ -246,7 +246,7 @@ def images_per_second(options: argparse.Namespace, folder: str) -> dict[str, lis
                 report_to="none", use_cpu=not torch.cuda.is_available(), dataloader_num_workers=options.workers,
             )  # fmt: skip
             model_inputs.MEMORY_LIMIT = limit
-            model_inputs._in_use.clear()
+            conversion._in_use.clear()
             torch.manual_seed(0)
             config = WideResNetConfig(depth=options.depth, widen_factor=options.width, num_labels=CLASSES)
             model = WideResNetForImageClassification(config)

@@ -3,10 +3,11 @@
     python scripts/label_report.py --model outputs/my_photos --dataset_name my_photos
     python scripts/label_report.py --model me/famus --dataset_name cifar10 --split test --push_to_hub me/suspects
 
-Leaves in --output_dir: label_report.parquet (and .csv with --csv) with the columns index, file (of images in folders),
-label, predicted_label, loss, weight, clean_probability and, where known, clean_label; figures/suspect_labels.png, the
-most suspect images; and how the meta-net weighs. Losses, and so weights, are those of plain cross-entropy, whatever
---base_loss the run had. Labels are judged best where the model was trained on them or on data like them.
+Leaves in --output_dir: label_report.parquet (and .csv with --csv) with the columns index, file (of files in folders)
+or text, label, predicted_label, loss, weight, clean_probability and, where known, clean_label;
+figures/suspect_labels.png, the most suspect images; and how the meta-net weighs. Losses, and so weights, are those of
+plain cross-entropy, whatever --base_loss the run had. Labels are judged best where the model was trained on them or on
+data like them.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from datasets import ClassLabel, Dataset
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, load_famus, load_noisy_dataset
 from famus_hf.hub_errors import hub_reason
 from famus_hf.label_report import REPORT_FILE
+from famus_hf.modalities import modality_of_network
 from famus_hf.wording import first_few
 
 SHOWN = 20  # rows that are printed
@@ -61,13 +63,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data_dir", help="as in run_famus.py")
     parser.add_argument("--train_dir", help="as in run_famus.py")
     parser.add_argument("--image_column_name", help="as in run_famus.py")
+    parser.add_argument("--text_column_name", help="as in run_famus.py")
+    parser.add_argument("--text_pair_column_name", help="as in run_famus.py")
+    parser.add_argument("--audio_column_name", help="as in run_famus.py")
     parser.add_argument("--label_column_name", help="as in run_famus.py")
     parser.add_argument("--clean_label_column_name", help="true labels, to be set beside the given ones")
     parser.add_argument("--noise_file", help="noise.parquet of a run: judge the labels that it was trained on")
     parser.add_argument("--split", default="train", help="whose labels are judged")
     parser.add_argument("--output_dir", default="outputs/label_report", help="of the table and the pictures")
     parser.add_argument("--csv", action="store_true", help="write label_report.csv as well, with names of classes")
-    parser.add_argument("--batch_size", type=int, default=250, help="images at once")
+    parser.add_argument("--batch_size", type=int, default=250, help="examples at once")
     parser.add_argument("--use_cpu", action="store_true", help="even where there is a GPU")
     parser.add_argument("--push_to_hub", metavar="USER/NAME", help="push the table as a data set")
     parser.add_argument("--private", action="store_true", help="make that repository private if it is new")
@@ -86,7 +91,7 @@ def make_report(options: argparse.Namespace) -> Dataset:
     model, meta_learner, _, processor = load_famus(options.model, revision=options.revision)
     dataset = with_classes_of(model, load_split(options))
     if processor is None:
-        raise ValueError(f"{options.model!r} has no image processor (preprocessor_config.json): add it")
+        raise ValueError(f"{options.model!r} has no {modality_of_network(model).processor_name}: add its files")
     trained_on = Path(options.model) / "noise.parquet"
     if options.noise_file is None and trained_on.is_file():
         print(f"judging the labels as they came; for those that the run was trained on: --noise_file {trained_on}")

@@ -22,14 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from arguments import DataArguments, named, parse_arguments, source_of, take_flag
+from datasets import Dataset
 from huggingface_hub import ModelCard
 from records import as_baseline, command_of
 from run_famus import Run
-from set_up_run import baselines_of, load_data
+from set_up_run import baselines_of, load_data, settings_for
 
-from famus_hf import FaMUSTrainingArguments, load_noisy_dataset
+from famus_hf import FaMUSTrainingArguments, load_famus, load_noisy_dataset
+from famus_hf.data.recordings import RecordingInputs
 from famus_hf.figures.run_records import read_run
 from famus_hf.hub import files_to_push
+from famus_hf.modalities import AUDIO, IMAGE, TEXT, modality_of_columns
 from famus_hf.pushes import prepare_repository, push_files
 from famus_hf.wording import first_few
 
@@ -39,11 +42,11 @@ sys.modules["famus_hf"] = None  # as if it were not installed
 from datasets import load_from_disk
 from sklearn.metrics import accuracy_score
 from transformers import pipeline
-folder, images = sys.argv[1:]
-test = load_from_disk(images)
-classify = pipeline("image-classification", folder, trust_remote_code=True, batch_size=100)
+folder, examples, task, settings = sys.argv[1:]
+test = load_from_disk(examples)
+classify = pipeline(task, folder, **json.loads(settings))
 names = test.features["label"].names
-found = [names.index(answer[0]["label"]) for answer in classify(list(test["image"]), top_k=1)]
+found = [names.index(answer[0]["label"]) for answer in classify(list(test["input"]), top_k=1)]
 print(json.dumps(accuracy_score(test["label"][:], found)))
 """
 LOAD = """
@@ -60,13 +63,19 @@ if isinstance(parts[0], TwoNetworksForImageClassification):
             raise ValueError(f"{name} is another network in its own folder than beside the other one")
 print(json.dumps([[type(part).__name__ for part in each if part is not None] for each in found]))
 """
+PIPELINE_SETTINGS = {  # recordings one by one, as padding may change what a network hears
+    IMAGE: {"trust_remote_code": True, "batch_size": 100},
+    TEXT: {"truncation": True, "batch_size": 100},
+    AUDIO: {},
+}
 NAMES_DATA = {"dataset_name", "recipe", "config"}  # flags that may say what the data are
 
 
 def train(options: argparse.Namespace, settings: tuple[Any, ...], argv: list[str]) -> Path:
     """The run, and plain training before it. Returns its folder."""
-    model_args, data_args, args = settings
+    _, data_args, args = settings
     data = load_data(data_args, args)
+    model_args, data_args, args = settings_for(data, argv, settings)
     baseline = baselines_of(model_args, args)[: int(options.baseline)]
     runs = [Run(networks, data_args, own, data) for networks, own in [*baseline, (model_args, args)]]
     rows = [as_baseline(run.train(None)) for run in runs[:-1]]
@@ -101,7 +110,7 @@ def lay_out(run: Path, target: Path, repo_id: str) -> None:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(run / name, target / name)
     card = ModelCard.load(target / "README.md")
-    loads = re.compile(r'(load_famus\(|pipeline\("image-classification", )"[^"]*"')
+    loads = re.compile(r'(load_famus\(|pipeline\("[a-z]+-classification", )"[^"]*"')
     card.text = loads.sub(lambda found: f'{found[1]}"{repo_id}"', card.text)
     card.text = re.sub(r"^# .*$", lambda _: f"# {target.name}", card.text, count=1, flags=re.MULTILINE)
     card.data.model_name = card.data.model_name and target.name
@@ -116,16 +125,34 @@ def check(folder: Path, data_args: DataArguments) -> None:
         raise ValueError(f"the card in {str(folder)!r} claims no accuracy, so nothing can be proven: evaluate the run")
     test = load_test_set(data_args)
     with tempfile.TemporaryDirectory() as scratch:
-        test.select_columns(["image", "label"]).save_to_disk(f"{scratch}/test")
-        found = in_clean_process(CLASSIFY, scratch, str(folder.resolve()), f"{scratch}/test")
-        if abs(found - claims["last"]) > max(5e-5, 1.01 / len(test)):  # rounding, or one image whose best classes tie
+        modality = modality_of_columns(test.features)
+        pipeline_inputs(test, folder).save_to_disk(f"{scratch}/test")
+        settings = json.dumps(PIPELINE_SETTINGS[modality])
+        found = in_clean_process(CLASSIFY, scratch, str(folder.resolve()), f"{scratch}/test", modality.task, settings)
+        if abs(found - claims["last"]) > max(5e-5, 1.01 / len(test)):  # rounding, or one whose best classes tie
             raise ValueError(
                 f"{str(folder)!r} claims an accuracy of {claims['last']} and has {found}: it is not released"
             )
         loaded = in_clean_process(LOAD, scratch, str(folder.resolve()))
-    print(f"claimed {100 * claims['last']:.2f} %, found {100 * found:.2f} % by the pipeline, on {len(test)} images")
+    size = f"{len(test)} {modality.things}"
+    print(f"claimed {100 * claims['last']:.2f} %, found {100 * found:.2f} % by the pipeline, on {size}")
     for subfolder, parts in zip(("", " of model_a", " of model_b"), loaded, strict=False):
         print(f"load_famus{subfolder} gives {', '.join(parts)}", flush=True)
+
+
+def pipeline_inputs(test: Dataset, folder: Path) -> Dataset:
+    """Columns `input`, as the pipeline of this kind of data takes it, and `label`."""
+    if "image" in test.features:
+        return test.select_columns(["image", "label"]).rename_column("image", "input")
+    if "text" in test.features:
+        names = [name for name in ("text", "text_pair") if name in test.features]
+        found: list[Any] = [dict(zip(names, (text or "" for text in texts), strict=True))
+                            for texts in zip(*(test[name] for name in names), strict=True)]  # fmt: skip
+    else:
+        extractor = load_famus(folder)[3]
+        found = RecordingInputs(test, extractor).waves()
+    labels = test.select_columns("label").flatten_indices()
+    return labels.add_column("input", found)
 
 
 def load_test_set(data_args: DataArguments) -> Any:

@@ -1,11 +1,12 @@
-"""Trains an image classifier on noisy labels with FaMUS, evaluates it and leaves a folder ready for the Hub.
+"""Trains a classifier on noisy labels with FaMUS, evaluates it and leaves a folder ready for the Hub.
 
     accelerate launch scripts/run_famus.py --dataset_name digits --noise 0.4 --compare
 
-Every flag of transformers' TrainingArguments works, and those listed by --help. `--config file.yaml` sets defaults, as
-does `--recipe NAME` (the paper's tables, in scripts/recipes/); flags win. With --two_networks, two networks divide the
-training set for each other, and no clean label is needed. With --compare, plain training and the base method (all
-layers) run first, and with two networks DivideMix: same data, schedule and seed.
+The data are images, texts or recordings. Every flag of transformers' TrainingArguments works, and those listed by
+--help. `--config file.yaml` sets defaults, as does `--recipe NAME` (the paper's tables, in scripts/recipes/); flags
+win. With --two_networks, two networks divide the training set for each other, and no clean label is needed. With
+--compare, plain training and the base method (all layers) run first, and with two networks DivideMix: same data,
+schedule and seed.
 """
 
 import json
@@ -34,6 +35,7 @@ from set_up_run import (
     method_name,
     resolve_checkpoint,
     select_on_meta_set,
+    settings_for,
 )
 from transformers import EarlyStoppingCallback, set_seed
 
@@ -54,13 +56,7 @@ class Run:
     def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: FaMUSTrainingArguments, data: Any):
         self.name, self.data_args, self.args, self.data = method_name(model_args, args), data_args, args, data
         set_seed(args.seed)
-        if "image" not in data["train"].features:
-            raise ValueError(
-                "these are text data, and this version trains image classifiers: where a column holds paths of images, "
-                "name it with --image_column_name"
-            )
-        classes = data["train"].features["label"].names
-        model, processor = build_model(model_args, data_args.dataset_name, classes, args)
+        model, processor = build_model(model_args, data_args, data, args)
         self.timer = StepTimer()
         self.unpushed: str | None = None  # why the push at the end failed, and how to repeat it
         self.trainer: FaMUSTrainer = (TwoNetworkTrainer if model_args.two_networks else FaMUSTrainer)(
@@ -213,6 +209,7 @@ def main(argv: list[str]) -> None:
         model_args, data_args, args = parse_arguments(argv)
         checkpoint = resolve_checkpoint(model_args, args)
         data = load_data(data_args, args)
+        model_args, data_args, args = settings_for(data, argv, (model_args, data_args, args))
         settings = [*(baselines_of(model_args, args) if data_args.compare else []), (model_args, args)]
         runs = [Run(networks, data_args, own, data) for networks, own in settings]
         if checkpoint is not None and is_hub_id(checkpoint):

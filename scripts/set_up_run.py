@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from arguments import DataArguments, ModelArguments, source_of
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, set_seed
+from arguments import DataArguments, ModelArguments, fine_tuning, parse_arguments, source_of
+from transformers import AutoConfig, set_seed
 from transformers.utils import logging
 
 from famus_hf import (
@@ -20,12 +20,14 @@ from famus_hf.argument_checks import DIAGNOSTICS
 from famus_hf.checkpoints import to_resume_from
 from famus_hf.data.idx import is_idx_folder
 from famus_hf.hub_trainer import is_hub_id
+from famus_hf.modalities import AUDIO, IMAGE, Modality, modality_of_columns
 from famus_hf.networks_apart import holds_two_networks
 from famus_hf.timm_wrapper import TIMM_WRAPPER, check_timm, check_timm_config
-from famus_hf.wording import reason_of
+from famus_hf.wording import first_few, reason_of
 
 logger = logging.get_logger(__name__)
 
+NEW_WEIGHTS = ("missing_keys", "mismatched_keys")  # what a checkpoint lacks, or has in another shape: a head
 TINY_DATASETS = ("digits", "fashion_mnist")  # data sets, beside idx folders, whose default backbone is `tiny`
 
 
@@ -54,18 +56,42 @@ def _load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
     )
 
 
+def settings_for(
+    data: Any, argv: list[str], settings: tuple[ModelArguments, DataArguments, FaMUSTrainingArguments]
+) -> tuple[ModelArguments, DataArguments, FaMUSTrainingArguments]:
+    """The settings, and of texts and recordings what suits those where nobody said otherwise, in one printed line."""
+    modality = modality_of_data(data)
+    if not fine_tuning(modality):
+        return settings
+    model_args, data_args, args = parse_arguments(argv, modality)
+    args.output_dir = settings[2].output_dir
+    changed = {name for name in fine_tuning(modality) if getattr(args, name) != getattr(settings[2], name)}
+    taken = [f"--{name} {value}" for name, value in fine_tuning(modality).items() if name in changed]
+    if args.process_index == 0:
+        print(f"for {modality.things}, where nothing else was said: {' '.join(taken)}", flush=True)
+    return model_args, data_args, args
+
+
+def modality_of_data(data: Any) -> Modality:
+    """Of what `load_noisy_dataset` gives."""
+    return modality_of_columns(data["train"].features) or IMAGE
+
+
 def build_model(
-    model_args: ModelArguments, dataset_name: str | None, classes: list[str], args: FaMUSTrainingArguments
+    model_args: ModelArguments, data_args: DataArguments, data: Any, args: FaMUSTrainingArguments
 ) -> tuple[Any, Any]:
-    """The network, or both as one, and the image processor of pretrained ones.
+    """The network, or both as one, and the processor of pretrained ones.
 
     The first of two networks is the one that a run of one network starts from. Both are drawn by seeds of their own;
     where they are pretrained, only what their weights do not have, as a rule the head.
     """
+    modality = modality_of_data(data)
+    _check_modality(model_args, modality)
+    classes = data["train"].features["label"].names
     networks = []
     for seed in (args.seed, second_seed(args.seed))[: 1 + model_args.two_networks]:
         set_seed(seed)
-        network, processor = build_network(model_args, dataset_name, classes, args.base_loss)
+        network, processor = build_network(model_args, data_args.dataset_name, classes, args.base_loss, modality)
         networks.append(network)
     if not model_args.two_networks:
         return networks[0], processor
@@ -79,26 +105,40 @@ def build_model(
     return TwoNetworksForImageClassification.of(*networks), processor
 
 
+def _check_modality(model_args: ModelArguments, modality: Modality) -> None:
+    """Raises ValueError on networks that are for images alone, where the data are not."""
+    if modality is IMAGE:
+        return
+    if model_args.backbone is not None or model_args.model_name_or_path is None:
+        raise ValueError(
+            f"the data are {modality.things} (if they hold paths of images, name their column with "
+            f"--image_column_name): give a network for {modality.task} with --model_name_or_path, on the Hub or on "
+            "disk, and no --backbone"
+        )
+    if model_args.two_networks:
+        raise ValueError(f"--two_networks mixes images, and the data are {modality.things}: leave it out")
+
+
 def second_seed(seed: int) -> int:
     """Of the second network's weights."""
     return int(np.random.SeedSequence((seed, 1)).generate_state(1, np.uint32)[0])
 
 
 def build_network(
-    model_args: ModelArguments, dataset_name: str | None, classes: list[str], base_loss: str
+    model_args: ModelArguments, dataset_name: str | None, classes: list[str], base_loss: str, modality: Modality
 ) -> tuple[Any, Any]:
-    """A network and, where it is pretrained, its image processor."""
+    """A network and, where it is pretrained, its processor."""
     if model_args.backbone is not None and model_args.model_name_or_path is not None:
         raise ValueError("--backbone and --model_name_or_path contradict each other: give one of them")
     if model_args.model_name_or_path is None:
         small = dataset_name in TINY_DATASETS or (dataset_name is not None and is_idx_folder(Path(dataset_name)))
         name = model_args.backbone or ("tiny" if small else "wide-resnet-28-10")
         return build_backbone(name, classes, cosine_classifier=base_loss == "ldam"), None
-    return load_pretrained(model_args, str(model_args.model_name_or_path), classes)
+    return load_pretrained(model_args, str(model_args.model_name_or_path), classes, modality)
 
 
-def load_pretrained(model_args: ModelArguments, name: str, classes: list[str]) -> tuple[Any, Any]:
-    """`--model_name_or_path` and its image processor."""
+def load_pretrained(model_args: ModelArguments, name: str, classes: list[str], modality: Modality) -> tuple[Any, Any]:
+    """`--model_name_or_path` and its image processor, tokenizer or feature extractor."""
     source = {"revision": model_args.model_revision, "trust_remote_code": model_args.trust_remote_code}
     if name.startswith("timm/"):
         check_timm(f"model {name!r}")  # before anything is fetched
@@ -113,16 +153,23 @@ def load_pretrained(model_args: ModelArguments, name: str, classes: list[str]) -
         if config.model_type == TIMM_WRAPPER:
             check_timm_config(config.to_dict())
             check_timm("it")
-        model = AutoModelForImageClassification.from_pretrained(
+        model, info = modality.classifier.from_pretrained(
             name,
             config=config,
             ignore_mismatched_sizes=True,
             use_safetensors=True,
+            output_loading_info=True,
             **source,
         )
-        return model, AutoImageProcessor.from_pretrained(name, **source)
+        processor = modality.processor.from_pretrained(name, **source)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"model {name!r} could not be loaded: {reason_of(error)}") from error
+    new = sorted({key[0] if isinstance(key, tuple) else key for kind in NEW_WEIGHTS for key in info[kind]})
+    if new:
+        logger.warning(f"{len(new)} tensors of {name!r} are new and drawn at random ({first_few(new, 4)})")
+    if modality is AUDIO and model_args.freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
+        model.freeze_feature_encoder()
+    return model, processor
 
 
 def select_on_meta_set(args: FaMUSTrainingArguments, data_args: DataArguments, data: Any) -> Any:

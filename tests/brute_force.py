@@ -3,6 +3,7 @@
 Nothing here is shared with the package but MWNet's weights as a function of losses.
 """
 
+import numpy as np
 import torch
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -55,15 +56,15 @@ def meta_loss(
     preconditioners=None,
     moved=None,
 ):
-    """L_c at ŵ with the graph back to θ through the layers that are on; random state and buffers stay.
+    """L_c at ŵ with the graph back to θ through the layers that are on; random states and buffers stay.
 
     training_loss: logits, labels → J, with a graph to θ.
     gates: layer name → r_l with a graph of its own, entering as ŵ_l = w_l − α(g_l + (r_l − sg(r_l))·sg(g_l)).
     preconditioners: parameter name → P, constant, entering as ŵ = w − α·P·g.
     moved: the layers that the virtual step moves (default: all).
     """
-    state = torch.get_rng_state()
-    parameters = dict(model.named_parameters())
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     loss = training_loss(logits_of(model, train_inputs, parameters), train_inputs["labels"])
     gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
     virtual = {}
@@ -78,6 +79,7 @@ def meta_loss(
         virtual[name] = parameter - learning_rate * gradient if is_on(name, moved) else parameter
     value = F.cross_entropy(logits_of(model, meta_inputs, virtual), meta_inputs["labels"])
     torch.set_rng_state(state)
+    np.random.set_state(numpy_state)
     return value, dict(zip(parameters, gradients, strict=True)), virtual
 
 

@@ -1,10 +1,31 @@
 """Tiny networks and batches of every kind that the meta gradient is tested on, in float64."""
 
+import random
 from types import SimpleNamespace
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    ASTConfig,
+    ASTForAudioClassification,
+    BartConfig,
+    BartForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTForImageClassification,
+    Wav2Vec2Config,
+    Wav2Vec2ForSequenceClassification,
+)
 
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
 
@@ -93,3 +114,77 @@ class TwoModels(nn.Module):
 
     def forward(self, pixel_values, labels=None):
         return SimpleNamespace(logits=(self.model_a(pixel_values).logits + self.model_b(pixel_values).logits) / 2)
+
+
+WORDS = {"cold": "snow ice frost", "warm": "sun sand heat", "wet": "rain flood mist"}  # class → words that tell it
+FILLERS = "the a and of with very quite rather"
+
+
+def text_data(size, seed=0, pairs=False):
+    """Sentences of which some words tell the class, as lists: `text`, perhaps `text_pair`, `label` as a name."""
+    draw = random.Random(seed)
+    names = [draw.choice(list(WORDS)) for _ in range(size)]
+    fillers = FILLERS.split()
+
+    def sentence(words):
+        drawn = [*draw.choices(words, k=3), *draw.choices(fillers, k=draw.randrange(5))]
+        draw.shuffle(drawn)
+        return " ".join(drawn)
+
+    told = [sentence(WORDS[name].split()) for name in names]
+    if not pairs:
+        return {"text": told, "label": names}
+    return {"text": [sentence(fillers) for _ in names], "text_pair": told, "label": names}
+
+
+def build_tokenizer(special="[UNK] [PAD] [CLS] [SEP]", cls=PreTrainedTokenizerFast):
+    """Words by their number; with [CLS] and [SEP] around them as BERT has them, where these are among the specials."""
+    words = [*special.split(), *FILLERS.split(), *" ".join(WORDS.values()).split()]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token=words[0]))
+    tokenizer.pre_tokenizer = Whitespace()
+    names = {"unk_token": words[0]}
+    if "[CLS]" in words:
+        marks = [(mark, words.index(mark)) for mark in ("[CLS]", "[SEP]")]
+        tokenizer.post_processor = TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", marks)
+        names |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    else:
+        names |= {"eos_token": words[1]}
+    return cls(tokenizer_object=tokenizer, **names)
+
+
+def build_text_model(kind="bert", num_labels=3, **settings):
+    """A tiny text classifier with random weights."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "num_labels": num_labels}
+    if kind == "bert":
+        config = BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+                            max_position_embeddings=32, **sizes, **settings)  # fmt: skip
+        return BertForSequenceClassification(config)
+    if kind == "distilbert":
+        config = DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=32,
+                                  **sizes, **settings)  # fmt: skip
+        return DistilBertForSequenceClassification(config)
+    if kind == "gpt2":
+        config = GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=1, eos_token_id=1,
+                            **sizes, **settings)  # fmt: skip
+        return GPT2ForSequenceClassification(config)
+    config = BartConfig(d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+                        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=32,
+                        pad_token_id=1, bos_token_id=2, eos_token_id=3, decoder_start_token_id=2, **sizes,
+                        **settings)  # fmt: skip
+    return BartForSequenceClassification(config)
+
+
+def build_audio_model(kind="wav2vec2", num_labels=2, **settings):
+    """A tiny classifier of recordings with random weights."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    if kind == "ast":
+        config = ASTConfig(max_length=32, num_mel_bins=16, patch_size=8, frequency_stride=8, time_stride=8,
+                           num_labels=num_labels, **sizes, **settings)  # fmt: skip
+        return ASTForAudioClassification(config)
+    config = Wav2Vec2Config(conv_dim=(8, 8), conv_kernel=(8, 4), conv_stride=(4, 4), num_conv_pos_embeddings=4,
+                            num_conv_pos_embedding_groups=2, feat_extract_norm="layer", layerdrop=0.0,
+                            mask_time_prob=0.3, mask_time_length=2, mask_time_min_masks=1, num_labels=num_labels,
+                            **sizes, **settings)  # fmt: skip
+    return Wav2Vec2ForSequenceClassification(config)

@@ -13,10 +13,10 @@ from famus_hf import build_backbone, load_noisy_dataset
 from famus_hf.data.balanced import ClassBalancedSampler
 from famus_hf.data.columns import Columns, with_shared_classes, with_standard_columns
 from famus_hf.data.confusions import CIFAR10_CLASSES
+from famus_hf.data.copies import same_content
 from famus_hf.data.idx import FASHION_MNIST_CLASSES
-from famus_hf.data.images import same_content
+from famus_hf.data.image_inputs import ImageInputs
 from famus_hf.data.meta_set import MetaBatchSampler, check_no_overlap, class_balanced_holdout, default_num_meta
-from famus_hf.data.model_inputs import ModelInputs
 from famus_hf.data.processors import default_image_processor
 from famus_hf.data.sources import load_source
 
@@ -162,7 +162,7 @@ def test_columns_are_found_or_named():
     texts = rows(text=(Value("string"), list("uvw")), label=(Value("int64"), [0, 1, 0])).remove_columns("img")
     assert with_standard_columns(texts, Columns()).column_names == ["text", "label"]
     both = texts.add_column("title", list("xyz"))
-    with pytest.raises(ValueError, match=r"2 columns of the data set could be the image column \(text, title\)"):
+    with pytest.raises(ValueError, match=r"2 columns of the data set could be the text column \(text, title\)"):
         with_standard_columns(both, Columns())
     assert with_standard_columns(both, Columns(text="title"))["text"][:] == list("xyz")
 
@@ -259,15 +259,15 @@ def test_unreadable_images_are_counted_and_named():
     processor = default_image_processor(build_backbone("tiny", list("0123456789")), data)
     names = f"{data[5]['index']}, {data[270]['index']}"
     with pytest.raises(ValueError, match=rf"2 of 300 images can't be read \(index {names}\)"):
-        ModelInputs(broken, processor)
+        ImageInputs(broken, processor)
 
 
 def test_model_inputs_equal_the_processor_in_memory_and_on_the_fly(monkeypatch):
     data = load_noisy_dataset("digits", num_meta=0, max_train_samples=20)["train"]
     processor = default_image_processor(build_backbone("tiny", list("0123456789")), data)
-    kept = ModelInputs(data, processor)
+    kept = ImageInputs(data, processor)
     monkeypatch.setattr("famus_hf.data.model_inputs.MEMORY_LIMIT", 0)
-    fresh = ModelInputs(data, processor)
+    fresh = ImageInputs(data, processor)
     assert kept.pixel_values is not None and fresh.pixel_values is None
     for row in range(20):
         expected = processor(data[row]["image"].convert("RGB"), return_tensors="pt")["pixel_values"][0]
@@ -381,7 +381,7 @@ def test_image_paths_in_a_table_are_read_below_its_folder_alone(image_folder):
 
 def test_folders_without_data_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(ValueError, match="holds no data: it needs images in a folder for each class, parquet"):
+    with pytest.raises(ValueError, match="holds no data: it needs images or recordings in a folder for each"):
         load_noisy_dataset(str(tmp_path))
     (tmp_path / "train.parquet").write_bytes(b"PAR1 broken")
     with pytest.raises(ValueError, match="could not be read as parquet"):
@@ -442,7 +442,7 @@ def test_training_images_that_are_copies_of_meta_images_are_left_out(monkeypatch
 
 def test_without_a_meta_set_no_image_is_compared(monkeypatch):
     splits = splits_of([0, 1], [])
-    monkeypatch.setattr("famus_hf.data.images._file_content", None)  # whoever looks at an image fails
+    monkeypatch.setattr("famus_hf.data.copies._file_content", None)  # whoever looks at an image fails
     assert same_content(splits["train"], splits["test"]) == []
 
 
@@ -456,7 +456,7 @@ def test_images_of_sets_too_large_for_memory_are_checked_before_training(monkeyp
     )
     monkeypatch.setattr("famus_hf.data.model_inputs.MEMORY_LIMIT", 0)
     with pytest.raises(ValueError, match=rf"1 of 30 images can't be read \(index {data[7]['index']}\)"):
-        ModelInputs(broken.cast_column("image", Image()), processor)
+        ImageInputs(broken.cast_column("image", Image()), processor)
 
 
 def test_balanced_epochs_take_every_class_alike():

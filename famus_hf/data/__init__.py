@@ -37,6 +37,8 @@ def load_noisy_dataset(
     seed: int = 0,
     image_column_name: str | None = None,
     text_column_name: str | None = None,
+    text_pair_column_name: str | None = None,
+    audio_column_name: str | None = None,
     label_column_name: str | None = None,
     clean_label_column_name: str | None = None,
     max_train_samples: int | None = None,
@@ -48,7 +50,8 @@ def load_noisy_dataset(
     Args:
         name: `digits`, `cifar10`, `cifar100`, `fashion_mnist`; a benchmark that lies in `data_dir` (`cifar10n`,
             `cifar100n`, `cnwl`, `mini-webvision`, `clothing1m`, `food101n`, `animal10n`); any Hub id; or a local
-            folder: images sorted into folders of classes, parquet, csv, jsonl, arrow, or MNIST-format idx files.
+            folder: images or recordings sorted into folders of classes, parquet, csv, jsonl, arrow, or MNIST-format
+            idx files.
         config_name: Configuration of a Hub data set, or variant of a benchmark.
         data_dir: Where a benchmark lies.
         train_dir: A folder with the training examples alone, instead of a name.
@@ -65,7 +68,10 @@ def load_noisy_dataset(
             are known, else `pseudo-clean`.
         seed: Of the meta set, the long tail and the noise; the test split never depends on it.
         image_column_name: Default: the only image column.
-        text_column_name: Default, where there is no image column: the only column of strings.
+        text_column_name: Default, where there is neither image nor audio: the only column of strings, or the first of
+            a pair that is known by its names (GLUE's `sentence1` and `sentence2`, `question` and `sentence`, …).
+        text_pair_column_name: The second text of each example, if there is one and it is not found so.
+        audio_column_name: Default: the only audio column.
         label_column_name: Default: the only ClassLabel column, or the one called `label`.
         clean_label_column_name: Column with the true labels, where the data's own labels are the noisy ones.
         max_train_samples: Use only so many examples of the training split, drawn before anything else.
@@ -74,8 +80,9 @@ def load_noisy_dataset(
 
     Returns:
         Splits `train`, `meta` (where there is a clean one), `test`, and what else the source has to test on
-        (`validation`), with columns `image` or `text`, `label` (in train possibly wrong), `clean_label` where known,
-        and `index` (row in the source split; of a meta set that is a split of its own, beyond the rows of train).
+        (`validation`), with columns `image`, `text` (and `text_pair`) or `audio` (as it is stored), `label` (in train
+        possibly wrong), `clean_label` where known, and `index` (row in the source split; of a meta set that is a split
+        of its own, beyond the rows of train).
 
     Raises:
         ValueError: One sentence that says what is wrong and what to do.
@@ -87,7 +94,14 @@ def load_noisy_dataset(
     given_noise = None if noise_file is None else read_noise_file(Path(noise_file))
     known_by_file = given_noise is not None and given_noise.clean_labels is not None
     meta_set = _chosen_meta_set(meta_set, num_meta, known_clean or known_by_file, name)
-    columns = Columns(image_column_name, text_column_name, label_column_name, clean_label_column_name)
+    columns = Columns(
+        image_column_name,
+        text_column_name,
+        text_pair_column_name,
+        audio_column_name,
+        label_column_name,
+        clean_label_column_name,
+    )
     if streaming:
         _check_streaming(noise_exact_count, noise_file, imbalance_factor)
         return load_stream(

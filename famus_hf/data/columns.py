@@ -1,15 +1,21 @@
-"""From whatever columns a data set has to `image` or `text`, `label` and, where known, `clean_label`."""
+"""From whatever columns a data set has to `image`, `text` or `audio`, `label` and, where known, `clean_label`."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from famus_hf.wording import first_few
 
 LABEL_NAMES = ("label", "labels")  # what the label column is called where no ClassLabel tells it
 STRINGS = ("string", "large_string")
+KINDS = ("image", "text", "audio")
+PAIRS = (  # of texts that belong together, as GLUE and others call them
+    ("sentence1", "sentence2"), ("question", "sentence"), ("question1", "question2"), ("premise", "hypothesis"),
+    ("text1", "text2"),
+)  # fmt: skip
+FILES = {"image": Image(), "audio": Audio(decode=False)}  # kind of what is stored in files → feature
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,9 @@ class Columns:
 
     Attributes:
         image: Default: the only image column.
-        text: Default, where there is no image column: the only column of strings.
+        text: Default, where there is neither image nor audio: the only column of strings, or the first of a known pair.
+        text_pair: Second text of each example, if there is one.
+        audio: Default: the only audio column.
         label: Default: the only ClassLabel column, or the one called `label`.
         clean_label: Column with the true labels beside wrong ones, if there is one.
         superclass: Column of superclasses, from which asymmetric noise makes its map, if there is one.
@@ -26,13 +34,16 @@ class Columns:
 
     image: str | None = None
     text: str | None = None
+    text_pair: str | None = None
+    audio: str | None = None
     label: str | None = None
     clean_label: str | None = None
     superclass: str | None = None
 
 
 def standard_names(features: Features, columns: Columns, is_train: bool = True) -> dict[str, str]:
-    """Which column becomes which: old name → `image` or `text`, `label`, `clean_label`, `superclass`.
+    """Which column becomes which: old name → `image`, `text` (and `text_pair`) or `audio`, `label`, `clean_label`,
+    `superclass`.
 
     Args:
         features: Of the split.
@@ -43,10 +54,10 @@ def standard_names(features: Features, columns: Columns, is_train: bool = True) 
         ValueError: A named column is not there, or none or several could be meant.
     """
     label = label_column(features, columns)
-    name, kind = _input_column(features, columns, label)
-    names = {name: kind, label: "label"}
-    if len(names) < 2:
-        raise ValueError(f"column {name!r} can't be both the {kind} and the label column: name another one")
+    names = _input_columns(features, columns, label)
+    if label in names:
+        raise ValueError(f"column {label!r} can't be both the {names[label]} and the label column: name another one")
+    names[label] = "label"
     if columns.clean_label is not None and (is_train or columns.clean_label in features):
         names[_named(features, columns.clean_label, "clean_label")] = "clean_label"
     if columns.superclass in features:
@@ -66,25 +77,34 @@ def label_column(features: Features, columns: Columns) -> str:
     return found[0]
 
 
-def _input_column(features: Features, columns: Columns, label: str) -> tuple[str, str]:
-    """The column that goes into the network, and its kind."""
-    if columns.image is not None and columns.text is not None:
-        raise ValueError("image and text column contradict each other: name one of them")
-    if columns.image is not None:
-        return _named(features, columns.image, "image"), "image"
-    if columns.text is not None:
-        return _named(features, columns.text, "text"), "text"
-    images = [name for name, feature in features.items() if isinstance(feature, Image)]
-    texts = [
-        name
-        for name, feature in features.items()
-        if _is_string(feature) and name not in (label, columns.clean_label, columns.superclass)
-    ]
-    if len(images) == 1:
-        return images[0], "image"
-    if not images and len(texts) == 1:
-        return texts[0], "text"
-    _refuse(features, images or texts, "image", "image_column_name or text_column_name")
+def _input_columns(features: Features, columns: Columns, label: str) -> dict[str, str]:
+    """What goes into the network: column → its kind."""
+    named = {kind: name for kind in KINDS if (name := getattr(columns, kind)) is not None}
+    if len(named) > 1:
+        raise ValueError(f"{' and '.join(named)} column contradict each other: name one of them")
+    if columns.text_pair is not None and columns.text is None:
+        raise ValueError(f"text_pair_column_name={columns.text_pair!r} needs the first text: add text_column_name")
+    found = {_named(features, name, kind): kind for kind, name in named.items()}
+    if columns.text_pair is not None:
+        second = _named(features, columns.text_pair, "text_pair")
+        if second in found:
+            raise ValueError(f"column {second!r} can't be both texts of a pair: name another one")
+        found[second] = "text_pair"
+    return found or _found_columns(features, {label, columns.clean_label, columns.superclass})
+
+
+def _found_columns(features: Features, taken: set[str | None]) -> dict[str, str]:
+    """The same where none is named. Raises ValueError where none or several could be meant."""
+    kinds_of = {type(feature): kind for kind, feature in FILES.items()}
+    stored = {name: kinds_of[type(feature)] for name, feature in features.items() if type(feature) in kinds_of}
+    texts = [name for name, feature in features.items() if _is_string(feature) and name not in taken]
+    if not stored and len(texts) == 2 and tuple(texts) in PAIRS:
+        return {texts[0]: "text", texts[1]: "text_pair"}
+    found = stored or dict.fromkeys(texts, "text")
+    if len(found) == 1:
+        return found
+    kinds = list(dict.fromkeys(found.values())) or list(KINDS)
+    _refuse(features, list(found), " or ".join(kinds), " or ".join(f"{kind}_column_name" for kind in kinds))
 
 
 def _named(features: Features, wanted: str, role: str) -> str:
@@ -118,23 +138,35 @@ def with_standard_columns(
         dataset: One split.
         columns: What was named.
         is_train: See `standard_names`.
-        folder: Where the data lie: an image column of strings then holds paths below it.
+        folder: Where the data lie: a column of strings that is of images or recordings then holds paths below it.
     """
     names = standard_names(dataset.features, columns, is_train)
     dataset = select_and_rename(dataset, names)
-    kind = "image" if "image" in dataset.features else "text"
-    if kind == "image" and folder is not None and _is_string(dataset.features["image"]):
-        dataset = _images_at_paths(dataset, folder)
-    feature = dataset.features[kind]
-    if not (isinstance(feature, Image) if kind == "image" else _is_string(feature)):
-        old = next(old for old, new in names.items() if new == kind)
-        raise ValueError(f"column {old!r} holds {feature}, which is not {'an image' if kind == 'image' else 'text'}")
+    for kind, feature in FILES.items():
+        if kind in dataset.features:
+            dataset = _with_files(dataset, kind, feature, folder)
+    for old, new in names.items():
+        kind = new.removesuffix("_pair")
+        expected = type(FILES[kind]) if kind in FILES else Value
+        feature = dataset.features[new]
+        if kind in KINDS and not (isinstance(feature, expected) and (kind in FILES or _is_string(feature))):
+            word = {"image": "an image", "text": "text", "audio": "a recording"}[kind]
+            raise ValueError(f"column {old!r} holds {feature}, which is not {word}")
     return dataset
 
 
-def _images_at_paths(dataset: Dataset, folder: Path) -> Dataset:
-    """Turns a column of paths below a folder into images, which are read when they are needed."""
-    names = dataset["image"][:]
+def _with_files(dataset: Dataset, kind: str, feature: Any, folder: Path | None) -> Dataset:
+    """With what is stored in files as such, where a table has only their bytes or, below its folder, their paths."""
+    found = dataset.features[kind]
+    if folder is not None and _is_string(found):
+        return _files_at_paths(dataset, kind, folder).cast_column(kind, feature)
+    is_stored = isinstance(found, dict) and found.keys() == {"bytes", "path"}
+    return dataset.cast_column(kind, feature) if is_stored or isinstance(found, Audio) else dataset
+
+
+def _files_at_paths(dataset: Dataset, kind: str, folder: Path) -> Dataset:
+    """Whole paths in place of those below a folder, whose files are read when they are needed."""
+    names = dataset[kind][:]
     root = folder.resolve()
     paths = [root / str(name) for name in names]
     outside = [name for name, path in zip(names, paths, strict=True) if not path.resolve().is_relative_to(root)]
@@ -142,10 +174,9 @@ def _images_at_paths(dataset: Dataset, folder: Path) -> Dataset:
     for wrong, problem in ((outside, "lead out of"), (missing, "are not in")):
         if wrong:
             raise ValueError(
-                f"{len(wrong)} of {len(names)} image paths {problem} the folder {str(folder)!r} ({first_few(wrong)})"
+                f"{len(wrong)} of {len(names)} {kind} paths {problem} the folder {str(folder)!r} ({first_few(wrong)})"
             )
-    dataset = dataset.remove_columns("image").add_column("image", list(map(str, paths)))
-    return dataset.cast_column("image", Image())
+    return dataset.remove_columns(kind).add_column(kind, list(map(str, paths)))
 
 
 def with_shared_classes(splits: dict[str, Dataset]) -> DatasetDict:

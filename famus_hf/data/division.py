@@ -8,7 +8,8 @@ from datasets import Dataset
 from transformers.utils import logging
 
 from famus_hf.data.confusions import known_class_map
-from famus_hf.data.images import pixel_features, same_content
+from famus_hf.data.copies import same_content
+from famus_hf.data.images import pixel_features
 from famus_hf.data.long_tail import long_tail_rows
 from famus_hf.data.meta_set import class_balanced_holdout, default_num_meta
 from famus_hf.data.noise import corrupt_labels
@@ -145,7 +146,7 @@ def corrupt(
     """Draws wrong labels for the rows to train on; the arguments are those of `corrupt_labels`."""
     assert division.clean is not None
     if noise_type == "instance" and "image" not in dataset.features:
-        raise ValueError("noise_type 'instance' hangs on pixels, and these data are text: choose another one")
+        raise ValueError("noise_type 'instance' hangs on pixels, and these data have no images: choose another one")
     rows = dataset.select(division.train)
     division.labels[division.train], _ = corrupt_labels(
         division.clean[division.train],
@@ -160,7 +161,7 @@ def corrupt(
 
 
 def rows_without_copies(train: Dataset, meta: Dataset) -> np.ndarray:
-    """Rows of train whose image (or text) is not in the meta set as well, byte for byte."""
+    """Rows of train whose image, text or recording is not in the meta set as well, byte for byte."""
     copies = same_content(train, meta)
     if copies:
         index = first_few(train.select(copies)["index"][:])

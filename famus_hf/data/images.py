@@ -1,8 +1,6 @@
-"""Images as they are stored: which can't be read, which are the same, and their pixels as features."""
+"""Images as they are stored: which can't be read, and their pixels as features."""
 
 import os
-from collections.abc import Iterable, Iterator, Set
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,6 @@ from famus_hf.wording import first_few
 UNREADABLE = (OSError, SyntaxError, ValueError, AttributeError, DecompressionBombError)
 FEATURE_SIZE = 32  # pixels of each side that instance-dependent noise sees at most
 SHOW_FROM = 20_000  # examples, with which a progress bar appears
-MAX_COPIES = 3  # in the training set; an image that is there more often is a placeholder, and leaks nothing
 
 
 def decoded(dataset: Dataset, row: int) -> PILImage | None:
@@ -29,11 +26,11 @@ def decoded(dataset: Dataset, row: int) -> PILImage | None:
         return None
 
 
-def refuse_unreadable(rows: list[int], num_rows: int, index: list[int] | None = None) -> None:
-    """Raises ValueError that counts and names the broken images, if there are any."""
+def refuse_unreadable(rows: list[int], num_rows: int, index: list[int] | None = None, things: str = "images") -> None:
+    """Raises ValueError that counts and names the broken images (or what `things` says), if there are any."""
     if rows:
         names = first_few((row if index is None else index[row] for row in rows), 5)
-        raise ValueError(f"{len(rows)} of {num_rows} images can't be read (index {names}): remove or repair them")
+        raise ValueError(f"{len(rows)} of {num_rows} {things} can't be read (index {names}): remove or repair them")
 
 
 def unreadable_rows(dataset: Dataset) -> list[int]:
@@ -72,42 +69,3 @@ def pixel_features(dataset: Dataset) -> np.ndarray:
             features[row] = np.asarray(image if image.size == size else image.resize(size)).reshape(-1)
     refuse_unreadable(broken, len(dataset), dataset["index"][:] if "index" in dataset.column_names else None)
     return features
-
-
-def same_content(train: Dataset, other: Dataset) -> list[int]:
-    """Rows of train whose image file (or text) is also in the other set, but for placeholders that repeat in train."""
-    wanted = {content for content in _contents(other) if content is not None}
-    if not wanted:
-        return []
-    return rows_of_copies(_contents(train, {len(content) for content in wanted}), wanted)
-
-
-def rows_of_copies(contents: Iterable[Any], wanted: Set[Any]) -> list[int]:
-    """Places of those contents that are wanted, but for contents that occur more than `MAX_COPIES` times."""
-    places: dict[Any, list[int]] = {}
-    for place, content in enumerate(contents):
-        if content in wanted:
-            places.setdefault(content, []).append(place)
-    return sorted(place for own in places.values() if len(own) <= MAX_COPIES for place in own)
-
-
-def _contents(dataset: Dataset, sizes: set[int] | None = None) -> Iterator[Any]:
-    """Bytes of each image, or the text; None, unread, where the size is none of `sizes`."""
-    if "text" in dataset.features:
-        yield from dataset["text"]
-        return
-    images = dataset.select_columns("image").cast_column("image", ImageFeature(decode=False))
-    for start in range(0, len(images), 1000):
-        for image in images[start : start + 1000]["image"]:
-            yield _file_content(image, sizes)
-
-
-def _file_content(image: dict[str, Any] | None, sizes: set[int] | None) -> bytes | None:
-    if image is None:
-        return None
-    if image["bytes"] is not None:
-        return image["bytes"] if sizes is None or len(image["bytes"]) in sizes else None
-    path = Path(image["path"])
-    if not path.is_file() or (sizes is not None and path.stat().st_size not in sizes):
-        return None
-    return path.read_bytes()

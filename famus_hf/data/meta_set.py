@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from torch import Tensor
 
-from famus_hf.data.images import rows_of_copies
+from famus_hf.data.copies import rows_of_copies
+from famus_hf.data.model_inputs import ModelInputs
 from famus_hf.wording import first_few
 
 META_SETS = ("clean", "pseudo-clean")
@@ -73,21 +73,19 @@ def check_no_overlap(train_index: Sequence[int], meta_index: Sequence[int]) -> N
         )
 
 
-def check_no_copies(train_images: Tensor | None, meta_images: Tensor | None, index: Sequence[int] | None) -> None:
-    """Raises ValueError if an image of the training set (but a placeholder) is in the meta set, pixel for pixel.
+def check_no_copies(train: ModelInputs, meta: ModelInputs) -> None:
+    """Raises ValueError if an example of the training set (but a placeholder) is in the meta set as well.
 
-    Args:
-        train_images: Shape (N, …), as they go into the network; None, unchecked, where they are not in memory.
-        meta_images: Likewise of the meta set.
-        index: Shape (N,), what to call the training images; default: their rows.
+    What is not in memory is not compared.
     """
-    if train_images is None or meta_images is None:
+    own, others = train.contents(), meta.contents()
+    if own is None or others is None:
         return
-    meta = {image.numpy().tobytes() for image in meta_images}
-    copies = rows_of_copies((image.numpy().tobytes() for image in train_images), meta)
+    copies = rows_of_copies(own, set(others))
     if copies:
+        index = train.records.get("index")
         raise ValueError(
-            f"{len(copies)} training images are also in the meta set, pixel for pixel (index "
+            f"{len(copies)} training {train.modality.things} are also in the meta set, {train.words} (index "
             f"{first_few(copies if index is None else (index[row] for row in copies))}): remove these from one of them"
         )
 

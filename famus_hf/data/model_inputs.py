@@ -1,49 +1,40 @@
-"""Raw images and labels as the tensors that a model takes."""
+"""A raw data set as what a model takes; each modality has its own kind (`image_inputs`, `texts`, `recordings`)."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset
-from torch import Tensor
-from tqdm.auto import tqdm
-from transformers import BaseImageProcessor
+from datasets import Dataset
 
-from famus_hf.data.images import SHOW_FROM, UNREADABLE, refuse_unreadable, unreadable_rows
 from famus_hf.data.noise import realised_noise_rate
-from famus_hf.data.streaming import StreamedInputs
+from famus_hf.modalities import Modality
 
-MEMORY_LIMIT = 2 * 1024**3  # bytes of processed images that are kept in memory; larger sets are processed as they come
+MEMORY_LIMIT = 2 * 1024**3  # bytes of processed examples kept in memory; larger sets are processed as they come
 
 
 class ModelInputs(torch.utils.data.Dataset):
-    """A data set with a raw `image` column as `pixel_values` and `labels`, with `index` and `clean_label` kept along.
-
-    Images go through the image processor once and stay in memory where they fit in `MEMORY_LIMIT`.
+    """A raw data set as model inputs and `labels`, with `index` and `clean_label` kept along.
 
     Args:
-        dataset: Columns `image`, `label` and any of `index`, `clean_label`.
-        image_processor: From transformers, or any callable with its signature.
+        dataset: The columns of a modality, `label` and any of `index`, `clean_label`.
+        processor: What makes inputs of them, from transformers.
 
-    Raises:
-        ValueError: Some images can't be read; says how many and which.
+    Attributes:
+        raw: The examples alone, as they came.
+        records: Name → values, shape (N,).
+        words: How an error calls examples that are the same in the network's eyes.
     """
 
-    def __init__(self, dataset: Dataset, image_processor: BaseImageProcessor):
-        self.image_processor = image_processor
-        self.images = dataset.select_columns("image")
+    modality: Modality
+    words: str
+
+    def __init__(self, dataset: Dataset, processor: Any):
+        self.processor = processor
+        kind = self.modality.column
+        self.raw = dataset.select_columns([name for name in (kind, f"{kind}_pair") if name in dataset.column_names])
         columns = {"labels": "label", "index": "index", "clean_label": "clean_label"}
         self.records = {new: dataset[old][:] for new, old in columns.items() if old in dataset.column_names}
-        self.pixel_values: Tensor | None = None
-        first = next((row for row in range(len(dataset)) if self._readable(row)), None)
-        if first is None and len(dataset):
-            raise ValueError(f"none of {len(dataset)} images can be read: check the image column")
-        if first is not None and len(dataset) * self._process([first]).nbytes <= MEMORY_LIMIT:
-            self._process_all()
-        else:
-            refuse_unreadable(unreadable_rows(dataset), len(self), self.records.get("index"))
 
     @property
     def realised_noise_rate(self) -> float | None:
@@ -52,73 +43,41 @@ class ModelInputs(torch.utils.data.Dataset):
             return None
         return realised_noise_rate(np.asarray(self.records["labels"]), np.asarray(self.records["clean_label"]))
 
-    def _process(self, rows: Sequence[int]) -> Tensor:
-        images = [image.convert("RGB") for image in self.images[list(rows)]["image"]]
-        return self.image_processor(images, return_tensors="pt")["pixel_values"]
+    def contents(self) -> Iterable[Hashable] | None:
+        """What each example is, to tell the same ones by; None where that is not at hand."""
+        raise NotImplementedError
 
-    def _process_all(self, chunk: int = 256) -> None:
-        pixel_values: Tensor | None = None
-        unreadable: list[int] = []
-        for start in tqdm(
-            range(0, len(self), chunk), desc="Processing images", unit_scale=chunk, disable=len(self) < SHOW_FROM
-        ):
-            rows = range(start, min(start + chunk, len(self)))
-            try:
-                processed = self._process(rows)
-                if pixel_values is None:  # once for all, as two copies of it would not fit
-                    pixel_values = processed.new_empty(len(self), *processed.shape[1:])
-                pixel_values[rows.start : rows.stop] = processed
-            except UNREADABLE:
-                unreadable += [row for row in rows if not self._readable(row)]
-                if not unreadable:
-                    raise
-        refuse_unreadable(unreadable, len(self), self.records.get("index"))
-        self.pixel_values = pixel_values
-
-    def _readable(self, row: int) -> bool:
-        try:
-            self._process([row])
-        except UNREADABLE:
-            return False
-        return True
+    def _inputs(self, rows: list[int]) -> list[dict[str, Any]]:
+        """The network's inputs of these examples."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.raw)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         return self.__getitems__([row])[0]
 
     def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
         """The examples of a batch, which a DataLoader asks for at once: processed together they cost less."""
-        images = self._process(rows) if self.pixel_values is None else [self.pixel_values[row] for row in rows]
         return [
-            {"pixel_values": image, **{name: values[row] for name, values in self.records.items()}}
-            for row, image in zip(rows, images, strict=True)
+            {**inputs, **{name: values[row] for name, values in self.records.items()}}
+            for row, inputs in zip(rows, self._inputs(rows), strict=True)
         ]
 
 
-_in_use: WeakValueDictionary[tuple[str, str], ModelInputs] = WeakValueDictionary()
+class Ragged:
+    """Arrays of different lengths, one after the other in a single one.
 
-
-def as_model_inputs(dataset: Any, image_processor: Any, shuffle_seed: int | None = None) -> Any:
-    """`ModelInputs` of a data set with raw images; anything else is returned as it is.
-
-    The same data set under the same settings is processed once, for as long as somebody holds the result.
-    `shuffle_seed` is for streams, which no sampler shuffles.
+    Args:
+        arrays: Each of shape (length, …), the same but for the length.
     """
-    if isinstance(dataset, dict):
-        return {name: as_model_inputs(split, image_processor) for name, split in dataset.items()}
-    if not has_raw_images(dataset) or image_processor is None:
-        return dataset
-    if isinstance(dataset, IterableDataset):
-        return StreamedInputs(dataset, image_processor, shuffle_seed)
-    if not isinstance(image_processor, BaseImageProcessor):
-        return ModelInputs(dataset, image_processor)  # a callable of unknown settings
-    key = (dataset._fingerprint, image_processor.to_json_string())
-    inputs = _in_use.get(key)
-    if inputs is None:
-        inputs = _in_use[key] = ModelInputs(dataset, image_processor)
-    return inputs
+
+    def __init__(self, arrays: list[np.ndarray]):
+        self.values = np.concatenate(arrays)
+        self.ends = np.cumsum([0, *(len(array) for array in arrays)])
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.values[self.ends[row] : self.ends[row + 1]]
 
 
 def known_labels(dataset: Any) -> list[int]:
@@ -128,10 +87,3 @@ def known_labels(dataset: Any) -> list[int]:
     if isinstance(dataset, Dataset) and "labels" in dataset.column_names:
         return [label for label in dataset["labels"][:] if isinstance(label, int)]
     return []
-
-
-def has_raw_images(dataset: Any) -> bool:
-    """Whether this is a `datasets.Dataset` with an `image` column that nothing has been done to yet."""
-    if isinstance(dataset, IterableDataset):
-        return "image" in (dataset.features or {})
-    return isinstance(dataset, Dataset) and "image" in dataset.column_names and dataset.format["type"] is None

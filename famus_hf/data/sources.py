@@ -1,7 +1,8 @@
 """Where examples and labels come from: digits, the Hub, local folders, benchmarks with a layout of their own.
 
 Each source gives a DatasetDict with the splits `train` and `test` and whatever else it has (`validation`; `meta`, clean
-examples beside noisy ones), columns `image` or `text`, `label` (a ClassLabel), `clean_label` where the data bring one.
+examples beside noisy ones), columns `image`, `text` or `audio`, `label` (a ClassLabel), `clean_label` where the data
+bring one.
 """
 
 from pathlib import Path
@@ -45,8 +46,8 @@ def load_source(
     """Loads a data set by name or from folders.
 
     Args:
-        name: `digits`, a short name of `HUB_DATASETS` or `BUILDERS`, a Hub id, or a local folder: images sorted into
-            folders of classes, parquet, csv, jsonl, arrow, or MNIST-format idx files.
+        name: `digits`, a short name of `HUB_DATASETS` or `BUILDERS`, a Hub id, or a local folder: images or
+            recordings sorted into folders of classes, parquet, csv, jsonl, arrow, or MNIST-format idx files.
         config_name: Its configuration on the Hub, or the variant of a benchmark.
         columns: Named columns; the others are found.
         data_dir: Where a benchmark of `BUILDERS` lies.

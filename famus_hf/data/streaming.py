@@ -97,12 +97,14 @@ def _open(name: str | None, config_name: str | None, columns: Columns) -> tuple[
 
 
 def _class_names(stream: IterableDataset, columns: Columns) -> list[str]:
+    if stream.features is None:
+        raise ValueError("a stream of these files does not tell its columns: leave --streaming out")
     names = {new: old for old, new in standard_names(stream.features, columns).items()}
     label = stream.features[names["label"]]
     if not isinstance(label, ClassLabel) or "image" not in names:
         raise ValueError(
-            f"a stream needs an image column and labels that are a ClassLabel, as its classes can't be counted before "
-            f"they come; column {names['label']!r} holds {label}: leave --streaming out"
+            f"a stream needs images (texts and recordings are not streamed) and labels that are a ClassLabel, as its "
+            f"classes can't be counted before they come; column {names['label']!r} holds {label}: leave --streaming out"
         )
     return label.names
 

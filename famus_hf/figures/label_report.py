@@ -8,9 +8,10 @@ import numpy as np
 from datasets import Dataset
 from PIL.Image import Image
 
-from famus_hf.data.model_inputs import has_raw_images
+from famus_hf.data.conversion import raw_modality
 from famus_hf.figures.style import RIGHT, UNKNOWN, WRONG, new_figure, new_plot, save, short
 from famus_hf.hub import FIGURES
+from famus_hf.modalities import IMAGE
 
 SHEET, CURVE, HISTOGRAM = PICTURES = ("suspect_labels.png", "weight_curve.png", "weight_histogram.png")
 COLUMNS, SHOWN = 8, 40  # of the contact sheet
@@ -38,8 +39,8 @@ def draw_report(report: Dataset, dataset: Any, weigh: Callable[[np.ndarray], np.
 
 def _images(dataset: Any, index: Sequence[int]) -> list[Image]:
     """The images with these numbers in the column `index` (without one: rows); none where there are no raw images."""
-    images, records = getattr(dataset, "images", dataset), getattr(dataset, "records", None)
-    if not has_raw_images(images):
+    images, records = getattr(dataset, "raw", dataset), getattr(dataset, "records", None)
+    if raw_modality(images) is not IMAGE:
         return []
     numbers = records.get("index") if records is not None else None
     if records is None and "index" in images.column_names:

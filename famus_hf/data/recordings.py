@@ -1,0 +1,167 @@
+"""Recordings as the inputs that a model takes: decoded, mixed down to one channel, resampled, cut, checked."""
+
+import copy
+import io
+import struct
+import warnings
+from collections.abc import Hashable, Iterable
+from math import gcd
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Audio, Dataset
+from scipy.io import wavfile
+from scipy.signal import resample_poly
+from tqdm.auto import tqdm
+from transformers import SequenceFeatureExtractor
+from transformers.utils import logging
+
+from famus_hf.data import model_inputs
+from famus_hf.data.images import SHOW_FROM, refuse_unreadable
+from famus_hf.modalities import AUDIO
+from famus_hf.wording import reason_of
+
+if TYPE_CHECKING:
+    from famus_hf.training_args import FaMUSTrainingArguments
+
+LONGEST = 20.0  # seconds of a recording where the settings name no limit, as in transformers' own example
+WAV = (b"RIFF", b"RIFX", b"RF64")  # how such a file begins
+UNREADABLE = (OSError, ValueError, EOFError, struct.error, RuntimeError, TypeError)  # soundfile's is a RuntimeError
+
+logger = logging.get_logger(__name__)
+
+
+class RecordingInputs(model_inputs.ModelInputs):
+    """A data set with raw recordings as what the feature extractor makes of them.
+
+    Each is decoded, mixed down to one channel and resampled to the extractor's rate; its first `max_length_seconds` are
+    taken. What comes of it stays in memory where all fit in `MEMORY_LIMIT`. Batches are padded by the collator.
+
+    Args:
+        dataset: Columns `audio`, `label` and any of `index`, `clean_label`.
+        extractor: From transformers.
+
+    Raises:
+        ValueError: Some recordings can't be read, are empty or hold no numbers; says how many and which.
+    """
+
+    modality = AUDIO
+    words = "sample for sample"
+
+    def __init__(self, dataset: Dataset, extractor: SequenceFeatureExtractor):
+        super().__init__(dataset, extractor)
+        feature = dataset.features["audio"]
+        if not isinstance(feature, Audio):
+            raise ValueError(f"column 'audio' holds {feature}, which is no recording: cast it to datasets.Audio")
+        self.raw = self.raw.cast_column("audio", Audio(decode=False))
+        self._kept: list[dict[str, Any]] | None = []
+        self._check_and_keep()
+
+    def contents(self) -> Iterable[Hashable] | None:
+        if self._kept is None:
+            return None
+        return (b"".join(np.asarray(value).tobytes() for value in inputs.values()) for inputs in self._kept)
+
+    def waves(self) -> list[np.ndarray]:
+        """The samples of each recording, at the extractor's rate and cut."""
+        return [self._wave(row)[0] for row in range(len(self))]
+
+    def _check_and_keep(self) -> None:
+        unreadable: list[int] = []
+        cut = size = 0
+        reason = ""
+        for row in tqdm(range(len(self)), desc="Reading recordings", disable=len(self) < SHOW_FROM):
+            try:
+                wave, is_cut = self._wave(row)
+            except UNREADABLE as error:
+                unreadable.append(row)
+                reason = reason or reason_of(error)
+                continue
+            cut += is_cut
+            if self._kept is not None:
+                inputs = self._extract(wave)
+                size += sum(np.asarray(value).nbytes for value in inputs.values())
+                self._kept = None if size > model_inputs.MEMORY_LIMIT else [*self._kept, inputs]
+        if len(unreadable) == len(self) > 0:
+            raise ValueError(f"none of {len(self)} recordings can be read ({reason}): check the audio column")
+        refuse_unreadable(unreadable, len(self), self.records.get("index"), AUDIO.things)
+        if cut:
+            seconds = f"{self.processor.max_length_seconds:g} seconds"
+            logger.warning(
+                f"{cut} of {len(self)} recordings are longer than {seconds} and are cut: max_length_seconds sets where"
+            )
+
+    def _wave(self, row: int) -> tuple[np.ndarray, bool]:
+        """The samples at the extractor's rate, shape (T,), float32, and whether there were more."""
+        file = self.raw[row]["audio"]
+        if file is None:
+            raise ValueError("there is none")
+        content = Path(file["path"]).read_bytes() if file["bytes"] is None else file["bytes"]
+        samples, rate = decode(content)
+        wanted = round(self.processor.max_length_seconds * rate)
+        return resample(samples[:wanted], rate, self.processor.sampling_rate), len(samples) > wanted
+
+    def _extract(self, wave: np.ndarray) -> dict[str, Any]:
+        found = self.processor(wave, sampling_rate=self.processor.sampling_rate)
+        return {name: np.asarray(value[0]) for name, value in found.items()}
+
+    def _inputs(self, rows: list[int]) -> list[dict[str, Any]]:
+        if self._kept is not None:
+            return [dict(self._kept[row]) for row in rows]
+        return [self._extract(self._wave(row)[0]) for row in rows]
+
+
+def decode(content: bytes) -> tuple[np.ndarray, int]:
+    """A file's samples, mixed down to one channel, shape (T,), float32 in [−1, 1], and their rate in Hz.
+
+    WAV is read by scipy; every other format by soundfile, where that is installed.
+
+    Raises:
+        Any of UNREADABLE: It can't be read, is empty, or holds what is no number.
+    """
+    if content[:4] in WAV:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that hold no samples
+            rate, samples = wavfile.read(io.BytesIO(content))
+        if samples.dtype == np.uint8:
+            samples = (samples.astype(np.float32) - 128) / 128
+        elif samples.dtype.kind == "i":
+            samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
+    else:
+        samples, rate = _soundfile().read(io.BytesIO(content), dtype="float32")
+    samples = np.asarray(samples, dtype=np.float32)
+    samples = samples.mean(1) if samples.ndim == 2 else samples
+    if len(samples) == 0 or not np.isfinite(samples).all():
+        raise ValueError("it is empty, or holds what is no number")
+    return samples, int(rate)
+
+
+def _soundfile() -> Any:
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:  # OSError: its library is missing
+        raise ValueError("formats other than WAV need pip install soundfile") from error
+    return soundfile
+
+
+def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """Samples (T,) at `rate` Hz as (T·wanted/rate,) at `wanted` Hz, by a polyphase filter."""
+    if rate == wanted:
+        return samples
+    common = gcd(rate, wanted)
+    return resample_poly(samples, wanted // common, rate // common).astype(np.float32)
+
+
+def adapted_extractor(extractor: Any, args: "FaMUSTrainingArguments") -> Any:
+    """A feature extractor that knows, and saves, after how many seconds recordings are cut.
+
+    Raises:
+        ValueError: It names what is no such number.
+    """
+    extractor = copy.deepcopy(extractor)
+    seconds = args.max_length_seconds or getattr(extractor, "max_length_seconds", LONGEST)
+    if not (isinstance(seconds, int | float) and 0 < seconds < 1e6):
+        raise ValueError(f"the feature extractor's max_length_seconds is {seconds!r}: give a number of seconds")
+    extractor.max_length_seconds = float(seconds)
+    return extractor
