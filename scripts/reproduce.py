@@ -132,6 +132,7 @@ def train_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: li
         data = data or load_data(data_args, args)
         print(f"=== {noise}, seed {seed}: {name} → {folder}", flush=True)
         run = Run(model_args, data_args, args, data)
+        run.name = name  # as the row, for pictures and cards
         first = first or run  # holds the processed images, which the other rows share
         twin = None if options.table == "two-networks" else PlainTwin(run)
         if twin is not None:
