@@ -4,6 +4,8 @@
     python scripts/reproduce.py --table speed --jobs 2
     python scripts/reproduce.py --table two-networks --jobs 2     # its settings: two_networks_table.py
     python scripts/reproduce.py --table figures --jobs 2          # for scripts/plot_run.py
+    python scripts/reproduce.py --table fine-tuning --dataset_name data/newsgroups-6 \\
+        --model_name_or_path data/minilm-1 --num_train 1000 --num_meta 100 --noise symmetric:0.4 --num_train_epochs 10
     python scripts/reproduce.py --table 4 --dataset_name cifar100 --backbone wide-resnet-28-10 --num_train 49000 \\
         --noise symmetric:0.6 --max_steps 20000 --blocks 4 8 12 --random_layers 4 8 16
 
@@ -32,7 +34,7 @@ from arguments import fail, parse_arguments
 from benchmark import prepare, seconds_of
 from records import format_mean
 from run_famus import Run
-from set_up_run import load_data
+from set_up_run import load_data, settings_for
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from two_networks_table import NOISE, OPTIONAL, ROWS, SETTINGS, format_methods
 
@@ -47,6 +49,7 @@ TABLES = {
     "speed": "departures from the paper's step that save time",
     "two-networks": "without any clean label, two networks beside one",
     "figures": "what Figures 1, 3, 4 and 5 compare, with diagnostics",
+    "fine-tuning": "a pretrained network with AdamW, and its virtual step",
 }
 
 
@@ -63,6 +66,13 @@ def rows_of(options: argparse.Namespace) -> dict[str, list[str]]:
             "random, s = 4": ["--layer_sampler=random", "--random_layers=4", *LOOKS],
             "FaMUS (K = 4)": [*learned, *LOOKS],
             "FaMUS (budget 0.2)": [*learned, "--meta_budget=0.2", *LOOKS],
+        }
+    if options.table == "fine-tuning":
+        return {
+            "plain training": plain,
+            "MW-Net": exact,
+            "FaMUS (K = 4)": learned,
+            "FaMUS (K = 4), virtual step by SGD": [*learned, "--virtual_step=sgd"],
         }
     rows = {"plain training": plain, "MW-Net, all layers (L_c)": exact}
     if options.table == "3":
@@ -103,7 +113,7 @@ class PlainTwin(TrainerCallback):
         )  # fmt: skip
         trainer = run.trainer
         self.time = trainer.training_time
-        self.twin = Trainer(copy.deepcopy(trainer.model), args, train_dataset=trainer.train_dataset)
+        self.twin = Trainer(copy.deepcopy(trainer.model), args, trainer.data_collator, trainer.train_dataset)
         self.batch = prepare(self.twin)
         self.seconds: list[float] = []
 
@@ -128,8 +138,10 @@ def train_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: li
         is_wanted = name in options.rows if options.rows else name not in OPTIONAL
         if not is_wanted or is_finished(record, argv):
             continue
-        model_args, data_args, args = parse_arguments([f"--output_dir={folder}", *argv])
-        data = data or load_data(data_args, args)
+        words = [f"--output_dir={folder}", *argv]
+        settings = parse_arguments(words)
+        data = data or load_data(*settings[1:])
+        model_args, data_args, args = settings_for(data, words, settings)
         print(f"=== {noise}, seed {seed}: {name} → {folder}", flush=True)
         run = Run(model_args, data_args, args, data)
         run.name = name  # as the row, for pictures and cards
@@ -150,8 +162,10 @@ def flags_of_all_rows(options: argparse.Namespace, noise: str, seed: int, passed
     """What the rows have in common."""
     noise_type, _, rate = noise.partition(":")
     evaluations = 16 if options.table == "figures" else EVALUATIONS
+    is_pretrained = any(flag.startswith("--model_name_or_path") for flag in passed_on)
     return [
-        f"--dataset_name={options.dataset_name}", f"--backbone={options.backbone}", f"--seed={seed}",
+        f"--dataset_name={options.dataset_name}", f"--seed={seed}",
+        *([] if is_pretrained else [f"--backbone={options.backbone}"]),
         f"--noise={rate}", f"--noise_type={noise_type}", f"--num_meta={options.num_meta}",
         f"--max_train_samples={options.num_train + options.num_meta}", "--save_strategy=no", "--report_to=none",
         "--disable_tqdm=true", f"--eval_steps={1 / evaluations}", "--eval_strategy=steps",
@@ -244,7 +258,7 @@ def main(argv: list[str]) -> None:
         "--table", choices=tuple(TABLES), required=True, help="; ".join(f"{name}: {TABLES[name]}" for name in TABLES)
     )  # fmt: skip
     parser.add_argument("--dataset_name", default="/usr/share/datasets/fashion-mnist", help="as in run_famus.py")
-    parser.add_argument("--backbone", default="small", help="as in run_famus.py")
+    parser.add_argument("--backbone", default="small", help="as in run_famus.py, without --model_name_or_path")
     parser.add_argument("--num_train", type=int, default=10_000, help="noisy training examples")
     parser.add_argument("--num_meta", type=int, default=1000, help="clean meta examples; two-networks has none")
     parser.add_argument(

@@ -12,6 +12,7 @@ import fetch_text_and_audio as script
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save
 
 from famus_hf import load_noisy_dataset
@@ -75,6 +76,9 @@ def test_posts_become_a_data_set_without_those_that_are_tested(tmp_path, monkeyp
     assert (len(data["train"]), data["train"].features["label"].names) == (29, ["a", "b"])
     assert data["test"]["text"][:] == ["post 4", "another post"]
     assert "post 4" not in data["train"]["text"][:]
+    script.make(tmp_path / "some", "about", lambda folder: script.newsgroups(tmp_path, folder, ("b",)))
+    some = Dataset.from_parquet(str(tmp_path / "some" / "train.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert len(some) == 15 and set(some["label"]) == {0} and some.features["label"].names == ["b"]
 
 
 @pytest.mark.parametrize(
