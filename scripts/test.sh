@@ -7,4 +7,4 @@ source scripts/setup.sh test
 ruff check .
 ruff format --check .
 mypy
-python -m pytest -n 2 "$@"
+python -m pytest -n 2 --dist worksteal "$@"

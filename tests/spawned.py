@@ -7,10 +7,16 @@ from pathlib import Path
 import torch
 from torch import distributed, multiprocessing
 
+PRELOADED = ["famus_hf", "test_trainer", "peft"]  # what most of a start takes, once for all calls
+
 
 def run_in_two_processes(function, folder, timeout=100):
     """What `function(rank)` returned in each, tensors and plain containers of them. It must be importable by name."""
-    context = multiprocessing.spawn(_run, (function, str(folder), timeout), nprocs=2, join=False, daemon=True)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+    arguments = (function, str(folder), timeout)
+    context = multiprocessing.start_processes(
+        _run, arguments, nprocs=2, join=False, daemon=True, start_method="forkserver"
+    )
     deadline = time.monotonic() + timeout
     try:
         while not context.join(timeout=max(0.0, deadline - time.monotonic())):  # raises what a process raised

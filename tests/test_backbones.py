@@ -1,8 +1,8 @@
 """The paper's backbones: sizes as in the literature, the same output after save and load, with and without famus_hf."""
 
-import subprocess
 import sys
 
+import clean_process
 import pytest
 import torch
 from PIL import Image
@@ -85,7 +85,7 @@ from transformers import pipeline
 for name in ("preact-resnet", "cifar-resnet"):
     print(len(pipeline("image-classification", name, trust_remote_code=True, device="cpu")(Image.open("image.png"))))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = clean_process.run([sys.executable, "-c", code], cwd=tmp_path)
     assert done.stdout.split() == ["3", "3"], done.stderr[-2000:]
 
 

@@ -3,9 +3,9 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 
+import clean_process
 import pytest
 import torch
 from hostile import refused
@@ -203,7 +203,7 @@ print(len(classify(Image.new("L", (8, 8)))))
 
 def run_python(code, environment, folder):
     command = [sys.executable, "-c", code.replace("{folder!r}", repr(str(folder)))]
-    result = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
+    result = clean_process.run(command, env={**os.environ, **environment})
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 

@@ -3,10 +3,10 @@
 import io
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import clean_process
 import pytest
 from cifar_hub import cifar_files, superclass
 from datasets import ClassLabel, Dataset, Features, Image, Value
@@ -52,13 +52,8 @@ def hub_files():
 
 
 def run(hub, folder, *flags):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *FLAGS, "--output_dir", str(folder / "run"), *flags],
-        env={**os.environ, **hub.environment(folder / "home")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [sys.executable, str(SCRIPT), *FLAGS, "--output_dir", str(folder / "run"), *flags]
+    return clean_process.run(command, env={**os.environ, **hub.environment(folder / "home")})
 
 
 def test_a_hub_data_set_trains_with_its_class_names(hub_files, tmp_path):
@@ -105,13 +100,8 @@ def test_wrong_hub_data_gets_one_sentence(hub_files, tmp_path):
     common = [*FLAGS, "--dataset_name", "user/small", "--output_dir", str(tmp_path / "run")]
     cases = {case: [*common, *flags] for case, (flags, _) in WRONG.items()}
     with LoopbackHub(hub_files) as hub:
-        result = subprocess.run(
-            [sys.executable, "-c", RUN_ALL, json.dumps(cases)],
-            env={**os.environ, **hub.environment(tmp_path / "home")},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        command = [sys.executable, "-c", RUN_ALL, json.dumps(cases)]
+        result = clean_process.run(command, env={**os.environ, **hub.environment(tmp_path / "home")})
     assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr[-3000:]
     parts = result.stderr.split("case ")[1:]
     assert [part.splitlines()[0] for part in parts] == list(WRONG)
@@ -141,13 +131,8 @@ run_famus.main(["--dataset_name", "cifar100", "--noise", "0.5", "--noise_type", 
 def test_recipes_start_on_data_shaped_like_cifar(tmp_path):
     """Every recipe of this version, and asymmetric noise inside CIFAR-100's superclasses."""
     with LoopbackHub(cifar_files()) as hub:
-        result = subprocess.run(
-            [sys.executable, "-c", START_RECIPES, str(tmp_path)],
-            env={**os.environ, **hub.environment(tmp_path / "home")},
-            capture_output=True,
-            text=True,
-            timeout=400,
-        )
+        command = [sys.executable, "-c", START_RECIPES, str(tmp_path)]
+        result = clean_process.run(command, env={**os.environ, **hub.environment(tmp_path / "home")}, timeout=400)
     assert result.returncode == 0, result.stderr[-3000:]
     for recipe in RECIPES:
         results = json.loads((tmp_path / recipe / "all_results.json").read_text())
@@ -168,9 +153,7 @@ def test_a_converted_data_set_is_pushed_and_loads_by_name(tmp_path):
         script = SCRIPT.with_name("push_dataset.py")
         command = [sys.executable, str(script), "--dataset_name", "cifar10", "--noise", "0.4", "--num_meta", "20"]
         environment = {**os.environ, **hub.environment(tmp_path)}
-        push = subprocess.run(
-            [*command, "--hub_dataset_id", "user/noisy"], env=environment, capture_output=True, text=True, timeout=300
-        )
+        push = clean_process.run([*command, "--hub_dataset_id", "user/noisy"], env=environment)
         assert push.returncode == 0, push.stderr[-3000:]
         assert "pushed train (120), meta (20), test (20) to user/noisy" in push.stdout
         load = (
@@ -178,7 +161,5 @@ def test_a_converted_data_set_is_pushed_and_loads_by_name(tmp_path):
             "'clean_label', label_column_name='label', num_meta=0); b = load('cifar10', noise=0.4, num_meta=20); "
             "print(a['train']['label'][:] == b['train']['label'][:], a['test']['label'][:] == b['test']['label'][:])"
         )
-        loaded = subprocess.run(
-            [sys.executable, "-c", load], env=environment, capture_output=True, text=True, timeout=300
-        )
+        loaded = clean_process.run([sys.executable, "-c", load], env=environment)
     assert loaded.stdout.split() == ["True", "True"], loaded.stderr[-3000:]

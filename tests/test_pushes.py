@@ -4,10 +4,10 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
+import clean_process
 import pytest
 import torch
 from hub_client import HubClient
@@ -404,7 +404,7 @@ def test_no_token_is_in_any_file_or_line(hub, tmp_path):
             "debug", "--hub_token", argument]  # fmt: skip
     environment = {**os.environ, **hub.environment(tmp_path / "home"), "HF_TOKEN": variable, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(HERE.parent / "scripts" / "run_famus.py"), *argv]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    result = clean_process.run(command, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.name == "training_args.bin" for path in files) and "user/secret" in hub.files

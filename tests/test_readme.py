@@ -3,10 +3,10 @@
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
+import clean_process
 import pytest
 from loopback_hub import LoopbackHub
 
@@ -35,7 +35,7 @@ def test_the_python_examples_run(tmp_path, example, folder, meta_learner):
         code += "\nassert meta_learner.scores.abs().max() > 0"
         code += "\nassert torch.equal(meta_learner.scores, trainer.meta_learner.scores)"
     command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    result = clean_process.run(command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.strip().endswith(f"{meta_learner} LearnedSampler")
     assert (tmp_path / "outputs" / folder / "meta_net" / "config.json").is_file()
@@ -45,7 +45,7 @@ def test_the_example_of_two_networks_runs(tmp_path):
     code, of_the_hub = blocks("python", "No clean labels at all")
     assert 'load_famus("me/two", subfolder="model_a")' in of_the_hub  # tests/test_two_networks.py runs such lines
     code += "\nprint(type(ensemble).__name__, type(network).__name__, type(meta_learner).__name__)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = clean_process.run([sys.executable, "-c", code], cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     *_, said, kinds = done.stdout.strip().splitlines()
     assert re.fullmatch(r"share of wrong labels, as the networks estimate: 0\.\d\d", said)
@@ -102,7 +102,7 @@ def test_the_way_to_the_hub_and_back_works_as_it_is_written(tmp_path):
         environment = {**os.environ, **hub.environment(tmp_path / "home")}
 
         def output_of(command):
-            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+            done = clean_process.run(command, cwd=tmp_path, env=environment)
             assert done.returncode == 0, done.stderr[-3000:]
             return done.stdout.strip().splitlines()[-1]
 

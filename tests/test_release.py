@@ -3,9 +3,10 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
+from types import SimpleNamespace
 
+import clean_process
 import pytest
 import release
 import run_famus
@@ -55,7 +56,7 @@ def test_a_release_is_pushed_once_it_is_proven(run, tmp_path):
 
         def release_it(*further):
             command = [sys.executable, release.__file__, *flags, *further]
-            return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+            return clean_process.run(command, env=environment, cwd=tmp_path)
 
         done = release_it()
         assert done.returncode == 0, done.stderr[-2000:]
@@ -71,6 +72,12 @@ def test_a_release_is_pushed_once_it_is_proven(run, tmp_path):
         done = release_it("--run", str(spoiled))
         assert done.returncode == 1 and "it is not released" in done.stderr and "Traceback" not in done.stderr
         assert len(hub.commits) == 1
+
+
+@pytest.fixture
+def forked_checks(monkeypatch):
+    """Clean processes that start in a moment; the tests above prove releases in processes as users start them."""
+    monkeypatch.setattr(release, "subprocess", SimpleNamespace(run=clean_process.run))
 
 
 def boast(folder):
@@ -103,7 +110,7 @@ def spoil_meta_net(folder):
         (spoil_meta_net, "does not load in a clean process: ValueError.*is no meta-net"),
     ],
 )
-def test_what_is_not_as_good_as_its_card_is_not_released(run, tmp_path, damage, sentence):
+def test_what_is_not_as_good_as_its_card_is_not_released(run, tmp_path, forked_checks, damage, sentence):
     folder = tmp_path / "release"
     release.lay_out(run, folder, "me/x")
     damage(folder)
@@ -153,7 +160,7 @@ def test_a_release_trains_its_plain_baseline_first(tmp_path, monkeypatch):
     assert "| plain | " in card.text and "python scripts/release.py --dataset_name digits" in card.text
 
 
-def test_a_release_of_two_networks_loads_together_and_apart(tmp_path, capsys):
+def test_a_release_of_two_networks_loads_together_and_apart(tmp_path, capsys, forked_checks):
     run = tmp_path / "pair"
     run_famus.main([
         *DATA, "--noise", "0.4", "--num_train_epochs", "2", "--output_dir", str(run), "--disable_tqdm", "true",

@@ -2,11 +2,11 @@
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import clean_process
 import reproduce as script
 from arguments import parse_arguments
 from reproduce import rows_of as rows_of_table
@@ -20,7 +20,7 @@ SMALL = [
 
 def reproduce(folder, *flags):
     command = [sys.executable, str(SCRIPT), *SMALL, "--output_dir", str(folder), *flags]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = clean_process.run(command)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
@@ -49,7 +49,7 @@ def test_table_3_over_seeds_goes_on_where_it_stopped(tmp_path):
     assert re.findall(r"^=== (.*) →", again, re.MULTILINE) == ["pair:0.4, seed 1: sampler, L_c + L_g"]
     assert rows_of(again)["plain training"] == rows["plain training"]
     command = [sys.executable, str(SCRIPT), *SMALL, "--output_dir", str(tmp_path), *flags, "--learning_rate", "0.2"]
-    other = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    other = clean_process.run(command)
     assert other.returncode == 2 and "is of a run with other settings" in other.stderr
 
 

@@ -1,5 +1,7 @@
 """scripts/run_famus.py: what it leaves behind, and what it says to wrong input."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -9,6 +11,7 @@ import sys
 from pathlib import Path
 
 import arguments
+import clean_process
 import pytest
 import records
 import run_famus
@@ -28,42 +31,48 @@ SMALL = [
 ]  # fmt: skip
 
 
-def test_a_run_leaves_everything_that_the_readme_promises(tmp_path, capsys):
-    tmp_path = tmp_path / "run"
-    run_famus.main([*SMALL, "--compare", "--output_dir", str(tmp_path), "--seed", "3"])
-    names = {path.name for path in tmp_path.iterdir()}
+@pytest.fixture(scope="module")
+def compared_run(tmp_path_factory):
+    """The folder of a run, and what was printed of it and of the two runs that it is compared with."""
+    folder, printed = tmp_path_factory.mktemp("compared") / "run", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        run_famus.main([*SMALL, "--compare", "--output_dir", str(folder), "--seed", "3"])
+    return folder, printed.getvalue()
+
+
+def test_a_run_leaves_everything_that_the_readme_promises(compared_run):
+    folder, table = compared_run
+    names = {path.name for path in folder.iterdir()}
     assert {
         "config.json", "model.safetensors", "preprocessor_config.json", "meta_net", "noise.parquet", "all_results.json",
         "trainer_state.json", "README.md",
     } <= names  # fmt: skip
-    results = json.loads((tmp_path / "all_results.json").read_text())
+    results = json.loads((folder / "all_results.json").read_text())
     assert 0 <= results["eval_accuracy"] <= results["best_eval_accuracy"] <= 1
     assert results["train_seconds_per_step"] > 0 and 0 < results["mean_active_layers"] < 17
-    noise = read_noise_file(tmp_path / "noise.parquet")
+    noise = read_noise_file(folder / "noise.parquet")
     metadata = noise.metadata
     assert results["realised_noise_rate"] == pytest.approx((noise.labels != noise.clean_labels).mean())
     assert results["protocol"] == "clean" and results["meta_set"] == "clean" and results["meta_set_size"] == 40
     assert metadata["seed"] == 3 and metadata["realised_noise_rate"] == results["realised_noise_rate"]
-    model, meta_learner, layer_sampler, processor = load_famus(tmp_path)
+    model, meta_learner, layer_sampler, processor = load_famus(folder)
     assert model.config.id2label[3] == "3" and None not in (meta_learner, layer_sampler, processor)
-    table = capsys.readouterr().out
     for method in ("plain", "MW-Net, all layers", "MW-Net + FaMUS"):
         assert re.search(
             rf"^{re.escape(method)} +\d+\.\d\d% +\d+\.\d\d% +\d+\.\d+ +\d+\.\d% +\d+\.\d\d$", table, re.MULTILINE
         )
-    plain = json.loads((tmp_path.parent / "run-plain" / "all_results.json").read_text())
+    plain = json.loads((folder.parent / "run-plain" / "all_results.json").read_text())
     assert plain["mean_active_layers"] == 0 and plain["realised_noise_rate"] == results["realised_noise_rate"]
 
 
-def test_resuming_through_the_command_line_gives_the_same_result(tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run_famus.main([*SMALL, "--output_dir", str(whole)])
-    run_famus.main([*SMALL, "--output_dir", str(parts)])
+def test_resuming_through_the_command_line_gives_the_same_result(tmp_path, compared_run):
+    whole, parts = compared_run[0], tmp_path / "parts"
+    shutil.copytree(whole, parts)
     for name in ("model.safetensors", "all_results.json"):
         (parts / name).unlink()
     newest = max(parts.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     shutil.rmtree(newest)  # as if the run had been killed after the checkpoint before
-    run_famus.main([*SMALL, "--output_dir", str(parts), "--resume_from_checkpoint", "true"])
+    run_famus.main([*SMALL, "--seed", "3", "--output_dir", str(parts), "--resume_from_checkpoint", "true"])
     for name in ("model.safetensors", "meta_net/model.safetensors", "meta_net/layer_sampler.safetensors"):
         assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
     first, second = (json.loads((folder / "all_results.json").read_text()) for folder in (whole, parts))
@@ -125,11 +134,9 @@ def test_an_own_noisy_folder_trains_with_a_pseudo_clean_meta_set(tmp_path):
     assert model.config.id2label[3] == "digit 3"
 
 
-def test_another_method_trains_on_the_labels_of_a_noise_file(tmp_path):
-    run_famus.main([*SMALL, "--output_dir", str(tmp_path / "first"), "--seed", "4"])
-    file = tmp_path / "first" / "noise.parquet"
+def test_another_method_trains_on_the_labels_of_a_noise_file(tmp_path, compared_run):
+    file, second = compared_run[0] / "noise.parquet", tmp_path / "second"
     flags = [flag for flag in SMALL if flag not in ("--noise", "0.4", "--max_train_samples", "400")]
-    second = tmp_path / "second"
     run_famus.main([*flags, "--noise_file", str(file), "--output_dir", str(second), "--meta_learner", "l2r"])
     first, again = read_noise_file(file), read_noise_file(second / "noise.parquet")
     assert (first.index == again.index).all() and (first.labels == again.labels).all()
@@ -277,8 +284,10 @@ def test_wrong_input_gets_one_sentence_before_training(tmp_path, capsys, monkeyp
 def test_accelerate_launch_and_plain_python_say_the_same(tmp_path):
     flags = [str(SCRIPT), "--dataset_name", "digit"]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1", *flags]
-    for command in (launch, [sys.executable, *flags]):
-        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    for result in (
+        subprocess.run(launch, capture_output=True, text=True, cwd=tmp_path, timeout=300),
+        clean_process.run([sys.executable, *flags], cwd=tmp_path),
+    ):
         assert result.returncode != 0
         assert "run_famus.py: error: data set 'digit' is unknown" in result.stderr
         assert "Traceback" not in result.stderr
@@ -397,7 +406,7 @@ def test_the_end_of_a_comparison_says_what_an_epoch_takes_and_how_many_labels_ar
 
 
 def test_resuming_two_networks_through_the_command_line_gives_the_same_result(tmp_path, pipeline_run, capsys):
-    run_famus.main([*PIPELINE, "--output_dir", str(tmp_path)])
+    shutil.copytree(pipeline_run, tmp_path, dirs_exist_ok=True)
     newest = max(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     shutil.rmtree(newest)  # as if the run had been killed after the checkpoint before
     with pytest.raises(SystemExit):
