@@ -71,8 +71,8 @@ def rows_of(options: argparse.Namespace) -> dict[str, list[str]]:
         return {
             "plain training": plain,
             "MW-Net": exact,
-            "FaMUS (K = 4)": learned,
-            "FaMUS (K = 4), virtual step by SGD": [*learned, "--virtual_step=sgd"],
+            "FaMUS (budget 0.2)": [*learned, "--meta_budget=0.2"],
+            "FaMUS (budget 0.2), virtual step by SGD": [*learned, "--meta_budget=0.2", "--virtual_step=sgd"],
         }
     rows = {"plain training": plain, "MW-Net, all layers (L_c)": exact}
     if options.table == "3":
