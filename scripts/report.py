@@ -31,7 +31,7 @@ from famus_hf.figures.run_records import RunRecords, read_run
 from famus_hf.figures.runs import draw_runs
 from famus_hf.hub import FIGURES
 from famus_hf.label_report import REPORT_FILE
-from famus_hf.reports import OF_REPORT
+from famus_hf.reports import OF_REPORT, TEXT_COLUMNS
 from famus_hf.whole_files import written_beside
 from famus_hf.wording import reason_of
 
@@ -138,6 +138,7 @@ def example_of(row: dict[str, Any], names: Any, images: Mapping[int, str]) -> di
         "predicted": names.int2str(row["predicted_label"]),
         "chance": f"{100 * row['clean_probability']:.1f} %",
         "image": images.get(row["index"]),
+        "text": " / ".join(row[name] for name in TEXT_COLUMNS if row.get(name)),
     }
 
 

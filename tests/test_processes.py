@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import test_co_training
-from equal_runs import CASES, RESUMED, ROUNDING, diagnosed, reported, run, work
+from equal_runs import CASES, OTHERS, RESUMED, ROUNDING, diagnosed, reported, run, run_other, work
 from spawned import run_in_two_processes
 
 
@@ -24,6 +24,13 @@ def largest_difference(found, expected):
 def test_two_processes_learn_what_one_learns(both, tmp_path, name):
     expected = run(tmp_path, name, CASES[name], 1)
     assert largest_difference(both[0]["runs"][name], expected) < (1e-4 if name == "finite" else 1e-9)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_two_processes_learn_of_texts_and_recordings_what_one_learns(both, tmp_path, name):
+    expected = run_other(tmp_path, name, 1)
+    for found in both:
+        assert largest_difference(found["others"][name], expected) < 1e-9
 
 
 @pytest.mark.parametrize("name", [*CASES, *ROUNDING])

@@ -6,12 +6,13 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 import report as script
 from datasets import Dataset
 from PIL import Image
 
-from famus_hf.label_report import REPORT_FILE
+from famus_hf.label_report import REPORT_FILE, label_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium (Debian's package chromium)")
@@ -92,6 +93,16 @@ def test_a_run_without_a_label_report_has_a_page_too(compared_runs, tmp_path):
     script.main([str(compared_runs / "own-plain"), "--out", str(tmp_path / "page.html")])
     text = (tmp_path / "page.html").read_text()
     assert "How good is the classifier?" in text and "Which labels are probably wrong?" not in text
+
+
+def test_texts_are_shown_and_are_no_markup(compared_runs, tmp_path):
+    copy_of(compared_runs / "own", tmp_path / "run")
+    details = {"text": ["a <b>bold</b> claim", "none"], "text_pair": ["and its pair", None]}
+    report = label_report(np.array([0, 1]), np.eye(2)[[1, 0]], np.ones(2), ["no", "yes"], details=details)
+    report.to_parquet(str(tmp_path / "run" / REPORT_FILE))
+    script.main([str(tmp_path / "run"), "--dataset_name", str(tmp_path / "gone")])
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "<q>a &lt;b&gt;bold&lt;/b&gt; claim / and its pair</q>" in text and "<q>none</q>" in text
 
 
 def test_a_folder_that_is_no_run_is_refused_in_one_sentence(tmp_path):

@@ -82,7 +82,9 @@ class RecordingInputs(model_inputs.ModelInputs):
             if self._kept is not None:
                 inputs = self._extract(wave)
                 size += sum(np.asarray(value).nbytes for value in inputs.values())
-                self._kept = None if size > model_inputs.MEMORY_LIMIT else [*self._kept, inputs]
+                self._kept.append(inputs)
+                if size > model_inputs.MEMORY_LIMIT:
+                    self._kept = None
         if len(unreadable) == len(self) > 0:
             raise ValueError(f"none of {len(self)} recordings can be read ({reason}): check the audio column")
         refuse_unreadable(unreadable, len(self), self.records.get("index"), AUDIO.things)
