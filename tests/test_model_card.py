@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -56,7 +57,7 @@ def test_the_card_of_a_compared_run_has_baselines_pictures_and_licences(tmp_path
     ratio = results["train_seconds_per_step"] / plain["train_seconds_per_step"]
     assert f"a step took {ratio:.2f} times one of plain training" in text
     assert f"| {results['suspect_labels']} of 360 (" in text and "CC BY 4.0" in text
-    pictures = ["figures/weight_curve.png", "figures/weight_histogram.png", "figures/suspect_labels.png"]
+    pictures = [f"figures/{name}.png" for name in ("accuracy", "weight_curve", "weight_histogram", "suspect_labels")]
     assert [name for name in pictures if f"]({name})" in text and (folder / name).is_file()] == pictures
     assert "run_famus.py --dataset_name digits --noise 0.4 --num_train_epochs 2" in text
     assert "hf_abc" not in text and str(tmp_path) not in text
@@ -64,7 +65,8 @@ def test_the_card_of_a_compared_run_has_baselines_pictures_and_licences(tmp_path
     broken = text.replace("      name: digits\n", "      name: null\n", 1)
     assert "dataset lacks name" in validated(broken, tmp_path)
     baseline = (tmp_path / "my-run-plain" / "README.md").read_text()
-    assert "plainly and without a meta-net" in baseline and "figures/" not in baseline
+    assert "plainly and without a meta-net" in baseline
+    assert re.findall(r"\]\(figures/(\w+)", baseline) == ["accuracy"], "it has weighed nothing"
 
 
 def test_a_card_says_so_where_a_baseline_is_better(tmp_path):
