@@ -37,7 +37,7 @@ def test_a_run_is_laid_out_and_proven_before_it_goes(run, tmp_path, capsys):
         "README.md", "all_results.json", "config.json", "model.safetensors", "preprocessor_config.json",
         "noise.parquet", "label_report.parquet", "wide_resnet.py", "meta_net/config.json",
         "meta_net/model.safetensors", "meta_net/layer_sampler.safetensors", "figures/suspect_labels.png",
-        "figures/weight_curve.png", "figures/weight_histogram.png",
+        "figures/weight_curve.png", "figures/weight_histogram.png", "figures/accuracy.png", "figures/mean_weights.png",
     }  # fmt: skip
     text = (target / "README.md").read_text()
     assert "\n# famus-digits\n" in text and "name: famus-digits" in text

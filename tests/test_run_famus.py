@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import arguments
 import clean_process
@@ -18,6 +19,7 @@ import run_famus
 import set_up_run
 import torch
 import yaml
+from datasets import ClassLabel
 from PIL import Image
 
 from famus_hf import TwoNetworksForImageClassification, load_famus, load_noisy_dataset
@@ -446,6 +448,12 @@ def test_two_networks_take_no_clean_meta_set_unless_one_is_asked_for():
     assert meta_set_of("--two_networks", "--num_meta", "40") == "clean"
 
 
+def build(networks, data_args, names, args):
+    """Network and processor for images of these classes."""
+    features = {"image": None, "label": ClassLabel(names=names)}
+    return set_up_run.build_model(networks, data_args, {"train": SimpleNamespace(features=features)}, args)
+
+
 def test_two_pretrained_networks_differ_in_their_heads(tmp_path, caplog):
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
@@ -455,20 +463,20 @@ def test_two_pretrained_networks_differ_in_their_heads(tmp_path, caplog):
     ViTForImageClassification(config).save_pretrained(tmp_path)
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(tmp_path)
     flags = [*SMALL, "--two_networks", "--model_name_or_path", str(tmp_path)]
-    networks, _, args = arguments.parse_arguments(flags)
-    model, processor = set_up_run.build_model(networks, None, list("abc"), args)
+    networks, data_args, args = arguments.parse_arguments(flags)
+    model, processor = build(networks, data_args, list("abc"), args)
     own, other = (dict(network.named_parameters()) for network in (model.model_a, model.model_b))
     assert {name for name in own if not torch.equal(own[name], other[name])} == {"classifier.weight"}
     assert processor.size["height"] == 8 and "start from the same weights" not in caplog.text
-    set_up_run.build_model(networks, None, ["LABEL_0", "LABEL_1"], args)
+    build(networks, data_args, ["LABEL_0", "LABEL_1"], args)
     assert "both networks start from the same weights" in caplog.text
 
 
 def test_the_first_of_two_networks_starts_where_one_network_does():
-    networks, _, args = arguments.parse_arguments([*SMALL, "--two_networks"])
-    both, _ = set_up_run.build_model(networks, "digits", list("abc"), args)
+    networks, data_args, args = arguments.parse_arguments([*SMALL, "--two_networks"])
+    both, _ = build(networks, data_args, list("abc"), args)
     networks.two_networks = False
-    alone, _ = set_up_run.build_model(networks, "digits", list("abc"), args)
+    alone, _ = build(networks, data_args, list("abc"), args)
     assert torch.equal(alone.classifier.weight, both.model_a.classifier.weight)
     assert not torch.equal(alone.classifier.weight, both.model_b.classifier.weight)
 

@@ -249,6 +249,6 @@ def test_images_that_are_too_small_for_the_network_are_refused_before_training(t
     model = Seen()
     model.network.wide_stem = torch.nn.Conv2d(3, 3, 13)
     model.network.register_forward_pre_hook(lambda network, arguments: (network.wide_stem(*arguments),))
-    sentence = r"pixel_values \(3, 12, 16\) \(RuntimeError: .* set image_size$"
+    sentence = r"pixel_values \(3, 12, 16\) \(RuntimeError: .* set image_size; if texts are too long, max_seq_length$"
     with pytest.raises(ValueError, match=sentence):
         make_trainer(tmp_path, model, augmentation="none")
