@@ -1,6 +1,6 @@
 """Reading a folder's image processor, tokenizer or feature extractor, which may be hostile: JSON alone, and no code."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +43,38 @@ def load_processor(folder: Path, modality: Modality) -> Any:
 
 
 def _load_image_processor(folder: Path) -> Any:
-    for name in PROCESSOR_FILES:
-        if (folder / name).exists():
-            check_values(name, read_json(folder, folder / name), MAX_NUMBER)
+    _check_files(folder, _check_numbers)
     return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
 
 
 def _load_extractor(folder: Path) -> Any:
-    name = PROCESSOR_FILES[0]
-    settings = read_json(folder, folder / name)
-    check_values(name, settings, MAX_NUMBER)
-    tables = {key: value for key, value in settings.items() if key not in COUNT_SAMPLES}
-    check_values(name, tables, MAX_TABLE_SIDE)
+    _check_files(folder, _check_tables)
     extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
     if not isinstance(extractor, SequenceFeatureExtractor):
-        raise ValueError(f"{name} is of a {type(extractor).__name__}, which takes no recordings")
+        raise ValueError(f"{PROCESSOR_FILES[0]} is of a {type(extractor).__name__}, which takes no recordings")
+    rate = extractor.sampling_rate
+    if not (isinstance(rate, int) and rate > 0):
+        raise ValueError(f"its sampling_rate is {str(rate)[:80]!r}, and a whole number of Hz is needed")
     return extractor
+
+
+def _check_files(folder: Path, check: Callable[[str, dict[str, Any]], None]) -> None:
+    """Both, as transformers prefers what lies within the second."""
+    for name in PROCESSOR_FILES:
+        if (folder / name).exists():
+            check(name, read_json(folder, folder / name))
+
+
+def _check_numbers(name: str, settings: dict[str, Any]) -> None:
+    check_values(name, settings, MAX_NUMBER)
+
+
+def _check_tables(name: str, settings: dict[str, Any]) -> None:
+    """Of a feature extractor, which may be one part of several."""
+    _check_numbers(name, settings)
+    for own in (settings, *(part for part in settings.values() if isinstance(part, dict))):
+        sides = {key: v for key, v in own.items() if key not in COUNT_SAMPLES and not isinstance(v, dict)}
+        check_values(name, sides, MAX_TABLE_SIDE)
 
 
 def _load_tokenizer(folder: Path) -> Any:
