@@ -39,6 +39,7 @@ from famus_hf.wording import first_few
 CLASSIFY = """
 import json, sys
 sys.modules["famus_hf"] = None  # as if it were not installed
+import numpy as np
 from datasets import load_from_disk
 from sklearn.metrics import accuracy_score
 from transformers import pipeline
@@ -46,7 +47,8 @@ folder, examples, task, settings = sys.argv[1:]
 test = load_from_disk(examples)
 classify = pipeline(task, folder, **json.loads(settings))
 names = test.features["label"].names
-found = [names.index(answer[0]["label"]) for answer in classify(list(test["input"]), top_k=1)]
+inputs = [np.float32(example) if isinstance(example, list) else example for example in test["input"]]
+found = [names.index(answer[0]["label"]) for answer in classify(inputs, top_k=1)]
 print(json.dumps(accuracy_score(test["label"][:], found)))
 """
 LOAD = """
