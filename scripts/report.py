@@ -4,9 +4,10 @@
     python scripts/report.py outputs/digits --beside outputs/digits-plain outputs/digits-mw-net
     python scripts/report.py outputs/my_photos --dataset_name /data/my_photos
 
-The page is self-contained: pictures and images are inside, it runs no script and fetches nothing. The images of the
-most suspect examples come from the data set that the run was trained on, where it is at hand; from another place with
---dataset_name or --train_dir. Otherwise the page shows the contact sheet that the run has left.
+The page is self-contained: pictures, images and recordings are inside, it runs no script and fetches nothing. The
+images or recordings (their first 5 seconds) of the most suspect examples come from the data set that the run was
+trained on, where it is at hand; from another place with --dataset_name or --train_dir. Otherwise the page shows the
+contact sheet that the run has left. The beginnings of texts are in the run's label report.
 """
 
 import argparse
@@ -15,17 +16,20 @@ import io
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from arguments import SOURCE_FLAGS, source_of
 from datasets import Dataset
 from markupsafe import Markup
 from records import format_rate
+from scipy.io import wavfile
 
 from famus_hf import load_noisy_dataset
+from famus_hf.data.recordings import UNREADABLE, content_of, decode
 from famus_hf.figures.label_report import SHEET
 from famus_hf.figures.run_records import RunRecords, read_run
 from famus_hf.figures.runs import draw_runs
@@ -38,6 +42,8 @@ from famus_hf.wording import reason_of
 SHOWN = 40  # suspect examples
 LISTED = 30  # classes, those with the most suspect labels
 SIDE = 224  # pixels, of an image at most
+SECONDS = 5  # of a recording at most
+MAX_SAMPLES = 500_000  # of two bytes each
 TEMPLATE = Path(__file__).with_name("report_template.html")
 
 
@@ -95,12 +101,12 @@ def in_words(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def suspects_of(report: Dataset, images: Mapping[int, str], note: str) -> dict[str, Any]:
+def suspects_of(report: Dataset, files: Mapping[int, str], note: str) -> dict[str, Any]:
     """What the page says of the label report.
 
     Args:
         report: See `famus_hf.label_report`.
-        images: Index → data URI.
+        files: Index → data URI of an image or a recording.
         note: Why there are none.
     """
     labels, names = report["label"][:], report.features["label"]
@@ -120,24 +126,27 @@ def suspects_of(report: Dataset, images: Mapping[int, str], note: str) -> dict[s
         }
         for label, count in wrong.most_common(LISTED)
     ]
-    rows = report.select(range(min(SHOWN, len(report))))
+    examples = [example_of(row, names, files) for row in report.select(range(min(SHOWN, len(report))))]
     return {
         "sentence": f"Of {len(report)} training examples, {sum(suspect)} ({100 * sum(suspect) / len(report):.1f} %) "
         "have a label that is more likely wrong than right.",
         "classes": classes,
-        "examples": [example_of(row, names, images) for row in rows],
+        "examples": examples,
+        "has_images": any(example["image"] for example in examples),
         "note": note,
     }
 
 
-def example_of(row: dict[str, Any], names: Any, images: Mapping[int, str]) -> dict[str, Any]:
+def example_of(row: dict[str, Any], names: Any, files: Mapping[int, str]) -> dict[str, Any]:
+    file = files.get(row["index"], "")
     return {
         "index": row["index"],
         "where": row.get("file") or f"example {row['index']}",
         "given": names.int2str(row["label"]),
         "predicted": names.int2str(row["predicted_label"]),
         "chance": f"{100 * row['clean_probability']:.1f} %",
-        "image": images.get(row["index"]),
+        "image": file if file.startswith("data:image") else None,
+        "sound": file if file.startswith("data:audio") else None,
         "text": " / ".join(row[name] for name in TEXT_COLUMNS if row.get(name)),
     }
 
@@ -159,21 +168,23 @@ def facts_of(results: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in found.items() if value not in (None, "–")}
 
 
-# ---- Images ----
+# ---- Images and recordings ----
 
 
-def images_of(options: argparse.Namespace, dataset_name: Any, wanted: list[int]) -> tuple[dict[int, str], str]:
+def files_of(options: argparse.Namespace, dataset_name: Any, wanted: list[int]) -> tuple[dict[int, str], str]:
     """Index → data URI, of these examples of the training set; and what to say where there are none."""
     if options.dataset_name is None and options.train_dir is None:
         options.dataset_name = dataset_name
     try:
         train = load_noisy_dataset(**source_of(options), num_meta=0)["train"]
     except (ValueError, OSError) as error:
-        return {}, f"The images could not be read again ({reason_of(error)}); --dataset_name says where they are."
-    if "image" not in train.features:
+        return {}, f"The examples could not be read again ({reason_of(error)}); --dataset_name says where they are."
+    kind = next((kind for kind in SHOW if kind in train.features), None)
+    if kind is None:
         return {}, ""
     rows = {index: row for row, index in enumerate(train["index"][:])}
-    return {index: _thumbnail(train[rows[index]]["image"]) for index in wanted if index in rows}, ""
+    found = {index: SHOW[kind](train[rows[index]][kind]) for index in wanted if index in rows}
+    return {index: uri for index, uri in found.items() if uri is not None}, ""
 
 
 def _thumbnail(image: Any) -> str:
@@ -182,6 +193,21 @@ def _thumbnail(image: Any) -> str:
     file = io.BytesIO()
     small.save(file, format="png")
     return data_uri(file.getvalue(), "image/png")
+
+
+def _clip(recording: dict[str, Any] | None) -> str | None:
+    """The beginning of a recording as WAV of one channel; None where it can't be read."""
+    try:
+        samples, rate = decode(content_of(recording))
+    except UNREADABLE:
+        return None
+    samples = samples[: min(SECONDS * rate, MAX_SAMPLES)].clip(-1, 1)
+    file = io.BytesIO()
+    wavfile.write(file, rate, (samples * 32767).astype(np.int16))
+    return data_uri(file.getvalue(), "audio/wav")
+
+
+SHOW: dict[str, Callable[[Any], str | None]] = {"image": _thumbnail, "audio": _clip}
 
 
 # ---- The page ----
@@ -196,10 +222,12 @@ def make_page(options: argparse.Namespace) -> str:
     if report_file.is_file():
         with tempfile.TemporaryDirectory() as cache:
             report = Dataset.from_parquet(str(report_file), cache_dir=cache, keep_in_memory=True)
-        images, note = images_of(options, results.get("dataset_name"), report["index"][:SHOWN])
-        if images:
+        is_text = "text" in report.features  # which the report holds itself
+        wanted = report["index"][:SHOWN]
+        files, note = ({}, "") if is_text else files_of(options, results.get("dataset_name"), wanted)
+        if files:
             pictures.pop(Path(SHEET).stem, None)  # the same images
-        suspects = suspects_of(report, images, note)
+        suspects = suspects_of(report, files, note)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return page.render(

@@ -77,7 +77,7 @@ def test_without_its_data_the_page_has_the_contact_sheet(compared_runs, tmp_path
     file.write_text(json.dumps({**results, "dataset_name": "gone"}))
     script.main([str(tmp_path / "run")])
     text = (tmp_path / "run" / "report.html").read_text()
-    assert "images could not be read again" in text and "most suspect: index, given" in text
+    assert "examples could not be read again" in text and "most suspect: index, given" in text
     assert 'alt="example ' not in text
 
 

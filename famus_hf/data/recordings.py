@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from famus_hf.training_args import FaMUSTrainingArguments
 
 LONGEST = 20.0  # seconds of a recording where the settings name no limit, as in transformers' own example
+MAX_RATE = 768_000  # Hz that are believed: the filter of a resampling is as long as the rate is high
 WAV = (b"RIFF", b"RIFX", b"RF64")  # how such a file begins
 UNREADABLE = (OSError, ValueError, EOFError, struct.error, RuntimeError, TypeError)  # soundfile's is a RuntimeError
 
@@ -96,11 +97,7 @@ class RecordingInputs(model_inputs.ModelInputs):
 
     def _wave(self, row: int) -> tuple[np.ndarray, bool]:
         """The samples at the extractor's rate, shape (T,), float32, and whether there were more."""
-        file = self.raw[row]["audio"]
-        if file is None:
-            raise ValueError("there is none")
-        content = Path(file["path"]).read_bytes() if file["bytes"] is None else file["bytes"]
-        samples, rate = decode(content)
+        samples, rate = decode(content_of(self.raw[row]["audio"]))
         wanted = round(self.processor.max_length_seconds * rate)
         return resample(samples[:wanted], rate, self.processor.sampling_rate), len(samples) > wanted
 
@@ -112,6 +109,13 @@ class RecordingInputs(model_inputs.ModelInputs):
         if self._kept is not None:
             return [dict(self._kept[row]) for row in rows]
         return [self._extract(self._wave(row)[0]) for row in rows]
+
+
+def content_of(file: dict[str, Any] | None) -> bytes:
+    """The bytes of a recording as a data set stores it. Raises one of UNREADABLE where there is none."""
+    if file is None:
+        raise ValueError("there is none")
+    return Path(file["path"]).read_bytes() if file["bytes"] is None else file["bytes"]
 
 
 def decode(content: bytes) -> tuple[np.ndarray, int]:
@@ -136,6 +140,8 @@ def decode(content: bytes) -> tuple[np.ndarray, int]:
     samples = samples.mean(1) if samples.ndim == 2 else samples
     if len(samples) == 0 or not np.isfinite(samples).all():
         raise ValueError("it is empty, or holds what is no number")
+    if not 0 < rate <= MAX_RATE:
+        raise ValueError(f"it claims {rate} samples a second")
     return samples, int(rate)
 
 
