@@ -39,6 +39,7 @@ setup(
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
             "ruff>=0.17",
+            "soundfile>=0.13",
             "types-PyYAML",
         ],
         "bench": ["cleanlab>=2.9", "torchopt>=0.7.3"],
