@@ -31,6 +31,7 @@ from famus_hf.processes import Processes
 from famus_hf.scaled_gradients import ScaledGradients
 from famus_hf.tangents import ForwardRecord, TangentRules
 
+CUT = "torch::autograd::Error"  # the node that stands behind a once_differentiable backward
 DERIVATIVES = ("auto", "forward", "reverse", "finite")
 
 # Above this share of the forward pass, forward mode costs less than reverse twice. Measured on one CPU core, WRN-28-4
@@ -125,6 +126,7 @@ def _reverse_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor
     # The vector-Jacobian product is linear in `cotangent`, so its derivative does not depend on the value chosen here.
     cotangent = torch.ones_like(logits, requires_grad=True)
     products = torch.autograd.grad(logits, starts, cotangent, create_graph=True, retain_graph=True, allow_unused=True)
+    _refuse_cut_graphs(products)
     used = [
         (product, tangent)
         for product, tangent in zip(products, tangents, strict=True)
@@ -134,6 +136,23 @@ def _reverse_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor
         return torch.zeros_like(logits)
     (tangent,) = torch.autograd.grad([p for p, _ in used], cotangent, [t for _, t in used], allow_unused=True)
     return torch.zeros_like(logits) if tangent is None else tangent.detach()
+
+
+def _refuse_cut_graphs(products: Sequence[Tensor | None]) -> None:
+    """Raises RuntimeError where a backward is `once_differentiable`.
+
+    Its result is cut off from the cotangent, and torch would leave that part out without a word.
+    """
+    waiting: list[Any] = [product.grad_fn for product in products if product is not None]
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == CUT:
+            raise RuntimeError("an operation of the network is once_differentiable: its backward has no derivative")
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
 
 
 def _starts_of_reverse(training_pass: TrainingPass, direction: Mapping[str, Tensor]) -> tuple[list[Any], list[Tensor]]:

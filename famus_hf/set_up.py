@@ -180,6 +180,8 @@ def _usable_derivative(trainer: "FaMUSTrainer", probe: TrainingPass) -> str:
     derivative = "finite" if trainer.is_fsdp_enabled else trainer.args.derivative
     if derivative == "reverse" and trainer.compiles:
         raise ValueError("derivative='reverse' does not work with torch.compile, whose backward has none: use auto")
+    if derivative == "reverse" and (fault := _fault_of_reverse(trainer, probe)) is not None:
+        raise ValueError(f"derivative='reverse' does not work with this network ({fault}): use auto")
     if derivative in ("reverse", "finite"):
         return derivative
     direction = {name: torch.ones_like(p) for name, p in trainer.network.named_parameters() if p.requires_grad}
@@ -211,7 +213,12 @@ def _instead_of_forward(trainer: "FaMUSTrainer", probe: TrainingPass, error: Run
             "them out"
         ) from error
     if mixed:
-        _check_reverse(trainer, probe)
+        fault = _fault_of_reverse(trainer, probe)
+        if fault is not None:
+            raise ValueError(
+                f"no derivative is left for this network under mixed precision ({fault}): leave that out, or load the "
+                "network with attn_implementation='sdpa'"
+            ) from error
         logger.warning(f"the derivative is taken by two backward passes, as the network has no forward mode ({error})")
         return "reverse"
     logger.warning(
@@ -221,8 +228,8 @@ def _instead_of_forward(trainer: "FaMUSTrainer", probe: TrainingPass, error: Run
     return "finite"
 
 
-def _check_reverse(trainer: "FaMUSTrainer", probe: TrainingPass) -> None:
-    """Raises ValueError where the backward has no derivative either, and mixed precision rules out the rest."""
+def _fault_of_reverse(trainer: "FaMUSTrainer", probe: TrainingPass) -> str | None:
+    """Why two backward passes do not work with the network; None where they do."""
     parameters = {name: p for name, p in trainer.network.named_parameters() if p.requires_grad}
     try:
         with trainer.accelerator.autocast(), differentiable_attention():
@@ -231,10 +238,8 @@ def _check_reverse(trainer: "FaMUSTrainer", probe: TrainingPass) -> None:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise ValueError(
-            f"no derivative is left for this network under mixed precision ({reason_of(error)}): leave that out, or "
-            "load the network with attn_implementation='sdpa'"
-        ) from error
+        return reason_of(error)
+    return None
 
 
 def _check_scaling(trainer: "FaMUSTrainer") -> None:

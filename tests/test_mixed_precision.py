@@ -1,14 +1,17 @@
 """bf16 and fp16. No GPU is needed: torch's GradScaler and its fp16 autocast work on a CPU too."""
 
 import copy
+import logging
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from hostile import refused
 from models import build_batch, build_model
-from test_trainer import make_trainer
+from test_trainer import Examples, make_args, make_trainer
+from torch.autograd.function import once_differentiable
 
-from famus_hf import MWNet, meta_gradient
+from famus_hf import FaMUSTrainer, MWNet, meta_gradient
 from famus_hf.derivatives import logit_tangent, training_pass_without_trace
 from famus_hf.losses import cross_entropy
 from famus_hf.stages import gradient_of_slope, validation_gradient
@@ -146,3 +149,60 @@ def test_fp16_trains_and_resumes_bit_for_bit(tmp_path, settings):
     for found, expected in zip(learned(again), learned(whole), strict=True):
         assert torch.equal(found, expected)
         assert found.isfinite().all()
+
+
+class Squared(torch.autograd.Function):
+    """Has no forward mode, and a backward with a derivative."""
+
+    @staticmethod
+    def forward(context, x):
+        context.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(context, gradient):
+        return 2 * context.saved_tensors[0] * gradient
+
+
+class SquaredOnce(Squared):
+    """Its backward has none either."""
+
+    backward = staticmethod(once_differentiable(Squared.backward))
+
+
+class Odd(torch.nn.Module):
+    def __init__(self, operation):
+        super().__init__()
+        self.linear, self.operation = torch.nn.Linear(3 * 64, 4), operation
+
+    def forward(self, pixel_values, labels=None):
+        return {"logits": self.operation.apply(self.linear(pixel_values.flatten(1)))}
+
+
+def make_odd(folder, operation, **settings):
+    data = {"train_dataset": Examples(40), "meta_dataset": Examples(8, 1000)}
+    return FaMUSTrainer(Odd(operation), make_args(folder, max_steps=1, **settings), **data)
+
+
+def test_a_network_without_forward_mode_gets_the_derivative_that_the_precision_leaves(tmp_path, caplog):
+    logging.getLogger("famus_hf").addHandler(caplog.handler)
+    try:
+        for operation, settings, derivative, words in (
+            (Squared, {}, "finite", "by finite differences, two more forward passes"),
+            (SquaredOnce, {}, "finite", "by finite differences, two more forward passes"),
+            (Squared, {"bf16": True}, "reverse", "by two backward passes, as the network has no forward mode"),
+        ):
+            caplog.clear()
+            trainer = make_odd(tmp_path, operation, **settings)
+            assert trainer.meta.objective.derivative == derivative and words in caplog.text
+            trainer.train()
+        refused(
+            "no derivative is left for this network under mixed precision",
+            lambda: make_odd(tmp_path, SquaredOnce, bf16=True),
+        )
+        refused(
+            "derivative='reverse' does not work with this network.*once_differentiable",
+            lambda: make_odd(tmp_path, SquaredOnce, derivative="reverse"),
+        )
+    finally:
+        logging.getLogger("famus_hf").removeHandler(caplog.handler)
