@@ -67,7 +67,7 @@ def settings_for(
     args.output_dir = settings[2].output_dir
     changed = {name for name in fine_tuning(modality) if getattr(args, name) != getattr(settings[2], name)}
     taken = [f"--{name} {value}" for name, value in fine_tuning(modality).items() if name in changed]
-    if args.process_index == 0:
+    if taken and args.process_index == 0:
         print(f"for {modality.things}, where nothing else was said: {' '.join(taken)}", flush=True)
     return model_args, data_args, args
 
@@ -143,19 +143,9 @@ def load_pretrained(model_args: ModelArguments, name: str, classes: list[str], m
     if name.startswith("timm/"):
         check_timm(f"model {name!r}")  # before anything is fetched
     try:
-        config = AutoConfig.from_pretrained(
-            name,
-            num_labels=len(classes),  # or a network of timm keeps its own classes
-            id2label=dict(enumerate(classes)),
-            label2id={label: index for index, label in enumerate(classes)},
-            **source,
-        )
-        if config.model_type == TIMM_WRAPPER:
-            check_timm_config(config.to_dict())
-            check_timm("it")
         model, info = modality.classifier.from_pretrained(
             name,
-            config=config,
+            config=_config_of(name, classes, source),
             ignore_mismatched_sizes=True,
             use_safetensors=True,
             output_loading_info=True,
@@ -170,6 +160,21 @@ def load_pretrained(model_args: ModelArguments, name: str, classes: list[str], m
     if modality is AUDIO and model_args.freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()
     return model, processor
+
+
+def _config_of(name: str, classes: list[str], source: dict[str, Any]) -> Any:
+    """The configuration of a pretrained network, for these classes."""
+    config = AutoConfig.from_pretrained(
+        name,
+        num_labels=len(classes),  # or a network of timm keeps its own classes
+        id2label=dict(enumerate(classes)),
+        label2id={label: index for index, label in enumerate(classes)},
+        **source,
+    )
+    if config.model_type == TIMM_WRAPPER:
+        check_timm_config(config.to_dict())
+        check_timm("it")
+    return config
 
 
 def select_on_meta_set(args: FaMUSTrainingArguments, data_args: DataArguments, data: Any) -> Any:

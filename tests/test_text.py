@@ -29,6 +29,7 @@ from famus_hf.data.columns import Columns, with_standard_columns
 from famus_hf.data.texts import TextInputs
 from famus_hf.hub import files_to_push
 from famus_hf.metrics import compute_accuracy
+from famus_hf.modalities import TEXT
 
 NAMES = sorted(WORDS)
 
@@ -372,6 +373,9 @@ def test_the_command_line_fine_tunes_texts_and_says_so(tmp_path, capsys):
     assert "--learning_rate 2e-5" in line and "num_train_epochs" not in line
     args = arguments.parse_arguments(argv)[2]
     assert (args.optim, args.learning_rate) == ("sgd", 0.05), "images as ever"
+    said = [f"--{name}={value}" for name, value in arguments.fine_tuning(TEXT).items()]
+    set_up_run.settings_for(data, [*argv, *said], arguments.parse_arguments([*argv, *said]))
+    assert capsys.readouterr().out == "", "where all was said"
 
 
 def test_the_folder_of_a_run_on_texts_loads_and_travels(finished):
