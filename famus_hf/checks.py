@@ -12,6 +12,7 @@ from transformers.trainer_utils import has_length
 from famus_hf.argument_checks import check_meta_learning_is_supported
 from famus_hf.data.meta_set import check_no_copies, check_no_overlap
 from famus_hf.data.model_inputs import ModelInputs, known_labels
+from famus_hf.data.recordings import check_long_enough
 from famus_hf.losses import LDAMLoss
 from famus_hf.meta_learners import MetaLearner
 from famus_hf.networks_apart import NETWORKS_APART
@@ -54,6 +55,13 @@ def check_problem_type(trainer: "FaMUSTrainer") -> None:
     problem = getattr(getattr(trainer.model, "config", None), "problem_type", None)
     if problem in ("multi_label_classification", "regression"):
         raise ValueError(f"the model's problem_type is {problem!r}: FaMUS weighs examples of one class each")
+
+
+def check_recordings(trainer: "FaMUSTrainer") -> None:
+    """Raises ValueError on recordings that are too short for the network."""
+    tested = trainer.eval_dataset
+    tests = tested.values() if isinstance(tested, dict) else [tested]
+    check_long_enough([trainer.train_dataset, trainer.meta_dataset, *tests], trainer.model)
 
 
 def check_meta_set(trainer: "FaMUSTrainer") -> None:

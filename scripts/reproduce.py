@@ -68,11 +68,16 @@ def rows_of(options: argparse.Namespace) -> dict[str, list[str]]:
             "FaMUS (budget 0.2)": [*learned, "--meta_budget=0.2", *LOOKS],
         }
     if options.table == "fine-tuning":
+        famus = [*learned, "--meta_budget=0.2"]
+        by_sgd = [*famus, "--meta_optim=sgd", "--meta_learning_rate=0.01"]
         return {
             "plain training": plain,
             "MW-Net": exact,
-            "FaMUS (budget 0.2)": [*learned, "--meta_budget=0.2"],
-            "FaMUS (budget 0.2), virtual step by SGD": [*learned, "--meta_budget=0.2", "--virtual_step=sgd"],
+            "FaMUS (budget 0.2)": famus,
+            "FaMUS (budget 0.2), virtual step by SGD": [*famus, "--virtual_step=sgd"],
+            "FaMUS (budget 0.2), meta-net by SGD": by_sgd,
+            "FaMUS (budget 0.2), both by SGD": [*by_sgd, "--virtual_step=sgd"],
+            "preset fast": ["--preset=fast"],
         }
     rows = {"plain training": plain, "MW-Net, all layers (L_c)": exact}
     if options.table == "3":

@@ -82,6 +82,40 @@ def test_recordings_that_can_not_be_read_are_counted_and_named(tmp_path):
     refused(r"2 of 12 recordings can't be read \(index", RecordingInputs, data, extractor)
 
 
+def make_trainer_of(folder, short, splits=("train", "test"), **settings):
+    """A trainer on recordings of which two in each of these splits have so few samples."""
+    write_recordings(folder, 24)
+    for split in splits:
+        for number in (2, 4):
+            wavfile.write(folder / split / "low" / f"{number}.wav", RATE, np.arange(short, dtype=np.int16))
+    data = load_noisy_dataset(str(folder), num_meta=0)
+    is_weighed = settings.get("meta_learner") != "none"
+    return FaMUSTrainer(
+        build_audio_model(), make_args(folder / "run", **settings), None, data["train"],
+        meta_dataset=data["train"].filter(lambda row: row["index"] < 2) if is_weighed else None,
+        eval_dataset={"all": data["test"]}, processing_class=Wav2Vec2FeatureExtractor(sampling_rate=RATE),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{"meta_learner": "none"}, {}], ids=["plain", "weighed"])
+@pytest.mark.parametrize("split, size", [("train", 24), ("test", 12)])
+def test_recordings_shorter_than_a_frame_are_counted_and_named_before_training(tmp_path, split, size, settings):
+    words = (
+        rf"2 of {size} recordings are too short for the network \(index [0-9, ]+, the shortest of 19 samples at 2000"
+    )
+    refused(words, lambda: make_trainer_of(tmp_path, 19, [split], **settings))
+
+
+def test_a_batch_of_recordings_shorter_than_a_masked_stretch_trains(tmp_path):
+    trainer = make_trainer_of(tmp_path, 20, ["train"], max_steps=2, per_device_train_batch_size=1, meta_learner="none")
+    short = [row for row, length in enumerate(trainer.train_dataset.lengths) if length == 20]
+    assert trainer.model.config.mask_time_length == 2 and len(short) == 2, "one frame each"
+    trainer.train_dataset = torch.utils.data.Subset(trainer.train_dataset, short)
+    trainer.train()
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    assert batch["input_values"].shape == (1, 36) and not batch["input_values"][:, 20:].any(), "two frames"
+
+
 def test_a_rate_that_nobody_records_at_is_refused_before_a_filter_of_its_length_is_made(tmp_path):
     wavfile.write(tmp_path / "a.wav", RATE, (tone(100) * 32767).astype(np.int16))
     content = (tmp_path / "a.wav").read_bytes()
@@ -321,6 +355,7 @@ HOSTILE = {
     "a class that nobody knows": ({"feature_extractor_type": "Evil"}, "no feature extractor that can be loaded"),
     "filters of 10^6 bins": (LOUD, "preprocessor_config.json has a 'num_mel_bins' beyond 4096"),
     "a size of 10^12": ({"max_length": 10**12}, "has a 'max_length' beyond 1048576"),
+    "frames that take a gigabyte each": ({"max_length": 10**6}, "has a 'max_length' beyond 32768"),
     "no rate": ({"sampling_rate": 0}, "its sampling_rate is '0'"),
     "a word for a rate": ({"sampling_rate": "fast"}, "its sampling_rate is 'fast'"),
 }

@@ -14,6 +14,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save
+from transformers import pipeline
 
 from famus_hf import load_noisy_dataset
 
@@ -145,6 +146,13 @@ def test_silence_and_what_is_too_short_are_no_clips():
 def test_a_recording_of_another_rate_is_refused():
     with pytest.raises(ValueError, match=r"rate\) = \(1, 2, 16000\), not \(1, 2, 8000\)"):
         script.samples_of(wave_of(np.zeros(10), rate=16_000))
+
+
+def test_the_network_for_the_prompts_takes_a_second_of_speech(tmp_path):
+    script.main(["--out", str(tmp_path), "--part", "ast"])
+    listen = pipeline("audio-classification", str(tmp_path / "ast"))
+    assert len(listen({"raw": np.zeros(8000, np.float32), "sampling_rate": 8000})) == 5
+    assert not (tmp_path / "packages").exists(), "nothing is fetched for it"
 
 
 def test_a_folder_that_is_there_stays_and_one_that_failed_is_not_there(tmp_path, capsys):

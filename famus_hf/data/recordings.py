@@ -10,23 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from datasets import Audio, Dataset
 from scipy.io import wavfile
 from scipy.signal import resample_poly
 from tqdm.auto import tqdm
-from transformers import SequenceFeatureExtractor
+from transformers import DataCollatorWithPadding, SequenceFeatureExtractor
 from transformers.utils import logging
 
 from famus_hf.data import model_inputs
 from famus_hf.data.images import SHOW_FROM, refuse_unreadable
 from famus_hf.modalities import AUDIO
-from famus_hf.wording import reason_of
+from famus_hf.wording import first_few, reason_of
 
 if TYPE_CHECKING:
     from famus_hf.training_args import FaMUSTrainingArguments
 
 LONGEST = 20.0  # seconds of a recording where the settings name no limit, as in transformers' own example
 MAX_RATE = 768_000  # Hz that are believed: the filter of a resampling is as long as the rate is high
+LONGEST_MASK = 2**18  # samples of a stretch that SpecAugment may mask
 WAV = (b"RIFF", b"RIFX", b"RF64")  # how such a file begins
 UNREADABLE = (OSError, ValueError, EOFError, struct.error, RuntimeError, TypeError)  # soundfile's is a RuntimeError
 
@@ -57,6 +59,7 @@ class RecordingInputs(model_inputs.ModelInputs):
             raise ValueError(f"column 'audio' holds {feature}, which is no recording: cast it to datasets.Audio")
         self.raw = self.raw.cast_column("audio", Audio(decode=False))
         self._kept: list[dict[str, Any]] | None = []
+        self.lengths: list[int] = []  # samples of each recording, at the extractor's rate and cut
         self._check_and_keep()
 
     def contents(self) -> Iterable[Hashable] | None:
@@ -75,13 +78,14 @@ class RecordingInputs(model_inputs.ModelInputs):
         for row in tqdm(range(len(self)), desc="Reading recordings", disable=len(self) < SHOW_FROM):
             try:
                 wave, is_cut = self._wave(row)
+                inputs = self._extract(wave)
             except UNREADABLE as error:
                 unreadable.append(row)
                 reason = reason or reason_of(error)
                 continue
             cut += is_cut
+            self.lengths.append(len(wave))
             if self._kept is not None:
-                inputs = self._extract(wave)
                 size += sum(np.asarray(value).nbytes for value in inputs.values())
                 self._kept.append(inputs)
                 if size > model_inputs.MEMORY_LIMIT:
@@ -109,6 +113,50 @@ class RecordingInputs(model_inputs.ModelInputs):
         if self._kept is not None:
             return [dict(self._kept[row]) for row in rows]
         return [self._extract(self._wave(row)[0]) for row in rows]
+
+
+class RecordingCollator(DataCollatorWithPadding):
+    """Pads a batch to its longest recording, and to what SpecAugment needs where even that is shorter.
+
+    Args:
+        extractor: A feature extractor of transformers.
+        network: That the batches are for. Default: any.
+    """
+
+    def __init__(self, extractor: Any, network: Any = None):
+        super().__init__(extractor, padding="max_length")
+        self.shortest = fewest_samples(network)
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        name = self.tokenizer.model_input_names[0]
+        self.max_length = max(self.shortest, *(len(example[name]) for example in features))
+        return super().__call__(features)
+
+
+def fewest_samples(network: Any) -> int:
+    """Samples of a recording that SpecAugment can mask a stretch of; 0 for a network without it."""
+    config: Any = getattr(network, "config", None)
+    is_masked = getattr(config, "apply_spec_augment", False) and getattr(config, "mask_time_prob", 0) > 0
+    count_frames = getattr(network, "_get_feat_extract_output_lengths", None)
+    if not is_masked or count_frames is None:
+        return 0
+    enough = (count_frames(torch.arange(LONGEST_MASK)) >= config.mask_time_length).nonzero()
+    return int(enough[0]) if len(enough) else 0
+
+
+def check_long_enough(datasets: Iterable[Any], network: Any) -> None:
+    """Raises ValueError on recordings of which a network that reads waves by convolutions would see nothing."""
+    count_frames = getattr(network, "_get_feat_extract_output_lengths", None)
+    for dataset in datasets:
+        if count_frames is not None and isinstance(dataset, RecordingInputs):
+            short = (count_frames(torch.tensor(dataset.lengths)) < 1).nonzero().flatten().tolist()
+            if short:
+                index = dataset.records.get("index", range(len(dataset)))
+                raise ValueError(
+                    f"{len(short)} of {len(dataset)} recordings are too short for the network (index "
+                    f"{first_few([index[row] for row in short])}, the shortest of {min(dataset.lengths)} samples at "
+                    f"{dataset.processor.sampling_rate} Hz): leave them out"
+                )
 
 
 def content_of(file: dict[str, Any] | None) -> bytes:
