@@ -8,6 +8,7 @@ among that: the child imports them itself, under its own variables, and then end
 """
 
 import functools
+import gc
 import json
 import os
 import runpy
@@ -84,6 +85,7 @@ def do(job):
 if __name__ == "__main__":
     exec(PRELOADED)
     assert not {"famus_hf", "huggingface_hub", "transformers", "datasets"} & set(sys.modules)
+    gc.freeze()  # a child that collected, as it does at its end, would copy nearly all memory first
     job = next_child()
     if job is not None:
         do(job)

@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import clean_process
 import numpy as np
 import pytest
 import torch
@@ -208,7 +208,7 @@ def test_a_loaded_model_judges_other_examples(tmp_path):
 
 def run_script(*flags, environment=None):
     command = [sys.executable, str(SCRIPTS / "label_report.py"), "--use_cpu", *flags]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return clean_process.run(command, env=environment)
 
 
 def test_the_script_judges_the_labels_that_a_run_was_trained_on(tmp_path):
@@ -256,7 +256,7 @@ def test_a_report_is_pushed_as_a_data_set(tmp_path):
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
         code = "from datasets import load_dataset; print(load_dataset('user/suspects', split='test').to_dict())"
-        loaded = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        loaded = clean_process.run([sys.executable, "-c", code], env=environment)
         assert hub.private == {"user/suspects"}
     report = Dataset.from_parquet(str(tmp_path / "out" / "label_report.parquet"), cache_dir=str(tmp_path / "c"))
     assert loaded.stdout.strip() == str(report.to_dict()), loaded.stderr[-2000:]
@@ -272,7 +272,7 @@ def test_the_comparison_with_cleanlab_keeps_its_records(tmp_path):
 
     def compare(epochs):
         command = [sys.executable, str(SCRIPTS / "compare_cleanlab.py"), *flags, "--num_train_epochs", epochs]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+        return clean_process.run(command)
 
     first = compare("1")
     assert first.returncode == 0, first.stderr[-2000:]

@@ -3,9 +3,9 @@
 import json
 import os
 import re
-import subprocess
 import sys
 
+import clean_process
 import pytest
 import recipe_cards
 import records
@@ -38,7 +38,7 @@ def validated(text, folder):
     with LoopbackHub() as hub:
         environment = {**os.environ, **hub.environment(folder / "home")}
         command = [sys.executable, "-c", code]
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True).stderr
+        return clean_process.run(command, cwd=folder, env=environment).stderr
 
 
 def test_the_card_of_a_compared_run_has_baselines_pictures_and_licences(tmp_path):

@@ -48,17 +48,11 @@ def test_a_run_is_laid_out_and_proven_before_it_goes(run, tmp_path, capsys):
     assert "load_famus gives WideResNetForImageClassification, MWNet, LearnedSampler" in output
 
 
-def test_a_release_is_pushed_once_it_is_proven(run, tmp_path):
-    """What arrives is the folder, file by file; and of what is not as good as its card nothing arrives."""
+def test_a_release_is_pushed_as_it_lies_in_its_folder(run, tmp_path):
     flags = [*DATA, "--run", str(run), "--hub_model_id", "user/digits", "--private"]
     with LoopbackHub() as hub:
         environment = {**os.environ, **hub.environment(tmp_path / "home")}
-
-        def release_it(*further):
-            command = [sys.executable, release.__file__, *flags, *further]
-            return clean_process.run(command, env=environment, cwd=tmp_path)
-
-        done = release_it()
+        done = clean_process.run([sys.executable, release.__file__, *flags], env=environment, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-2000:]
         folder = tmp_path / "outputs" / "releases" / "digits"
         expected = {
@@ -66,18 +60,33 @@ def test_a_release_is_pushed_once_it_is_proven(run, tmp_path):
         }
         assert {name: own for name, own in hub.files["user/digits"].items() if name != ".gitattributes"} == expected
         assert hub.private == {"user/digits"} and len(hub.commits) == 1
-        spoiled = tmp_path / "spoiled"
-        shutil.copytree(run, spoiled)
-        boast(spoiled)
-        done = release_it("--run", str(spoiled))
-        assert done.returncode == 1 and "it is not released" in done.stderr and "Traceback" not in done.stderr
-        assert len(hub.commits) == 1
 
 
 @pytest.fixture
 def forked_checks(monkeypatch):
     """Clean processes that start in a moment; the tests above prove releases in processes as users start them."""
     monkeypatch.setattr(release, "subprocess", SimpleNamespace(run=clean_process.run))
+
+
+@pytest.mark.parametrize("is_proven", [True, False])
+def test_a_release_is_pushed_only_once_it_is_proven(run, tmp_path, forked_checks, monkeypatch, is_proven):
+    pushed = []
+    monkeypatch.setattr(release, "prepare_repository", lambda repo_id, **keywords: repo_id)
+    monkeypatch.setattr(
+        release, "push_files", lambda files, *_, **keywords: pushed.append(files) or SimpleNamespace(repo_url="there")
+    )
+    taken = tmp_path / "run"
+    shutil.copytree(run, taken)
+    if not is_proven:
+        boast(taken)
+    flags = [*DATA, "--run", str(taken), "--hub_model_id", "user/digits", "--release_dir", str(tmp_path / "releases")]
+    if is_proven:
+        release.main(flags)
+    else:
+        with pytest.raises(SystemExit) as ended:
+            release.main(flags)
+        assert "it is not released" in str(ended.value.code)
+    assert len(pushed) == is_proven
 
 
 def boast(folder):
