@@ -206,7 +206,7 @@ def finished_runs(options: argparse.Namespace, noise: str, name: str) -> list[di
 
 
 def print_tables(options: argparse.Namespace) -> None:
-    words = f"{options.num_train} training images"
+    words = f"{options.num_train} training examples"
     if options.table == "two-networks":
         runs = {
             name: {noise: found for noise in options.noise if (found := finished_runs(options, noise, name))}
