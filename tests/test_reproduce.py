@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import clean_process
+import pytest
 import reproduce as script
 from arguments import parse_arguments
 from reproduce import rows_of as rows_of_table
@@ -31,7 +32,7 @@ def rows_of(output):
     return {line.split(" | ")[0].lstrip("| "): line for line in lines}
 
 
-def test_table_3_over_seeds_goes_on_where_it_stopped(tmp_path):
+def test_table_3_over_seeds_goes_on_where_it_stopped(tmp_path, capsys):
     names = ["plain training", "sampler, L_c + L_g"]
     flags = ["--table", "3", "--seeds", "0", "1", "--rows", *names]
     rows = rows_of(reproduce(tmp_path, *flags, "--jobs", "2"))
@@ -45,12 +46,13 @@ def test_table_3_over_seeds_goes_on_where_it_stopped(tmp_path):
     assert results["mean_active_layers"] > 0 and results["seed"] == 1
     assert results["plain_seconds_per_step"] > 0 and results["global_step"] == 12
     file.unlink()
-    again = reproduce(tmp_path, *flags)
+    script.main([*SMALL, "--output_dir", str(tmp_path), *flags])
+    again = capsys.readouterr().out
     assert re.findall(r"^=== (.*) →", again, re.MULTILINE) == ["pair:0.4, seed 1: sampler, L_c + L_g"]
     assert rows_of(again)["plain training"] == rows["plain training"]
-    command = [sys.executable, str(SCRIPT), *SMALL, "--output_dir", str(tmp_path), *flags, "--learning_rate", "0.2"]
-    other = clean_process.run(command)
-    assert other.returncode == 2 and "is of a run with other settings" in other.stderr
+    with pytest.raises(SystemExit) as ended:
+        script.main([*SMALL, "--output_dir", str(tmp_path), *flags, "--learning_rate", "0.2"])
+    assert ended.value.code == 2 and "is of a run with other settings" in capsys.readouterr().err
 
 
 def test_table_of_fast_modes_has_the_faithful_step_beside_them():

@@ -15,6 +15,7 @@ from famus_hf.modalities import IMAGE
 
 SHEET, CURVE, HISTOGRAM = PICTURES = ("suspect_labels.png", "weight_curve.png", "weight_histogram.png")
 COLUMNS, SHOWN = 8, 40  # of the contact sheet
+CELL, SIDE = (1.5, 2.0), 1.4  # inches of an image with its words, and of its longer side
 
 
 def draw_report(report: Dataset, dataset: Any, weigh: Callable[[np.ndarray], np.ndarray | None], folder: Path) -> None:
@@ -89,15 +90,21 @@ def draw_contact_sheet(report: Dataset, images: Sequence[Image], path: Path) -> 
         path: Of the PNG file.
     """
     label, predicted = report.features["label"], report.features["predicted_label"]
-    rows = -(-len(images) // COLUMNS)
-    figure = new_figure(1.5 * COLUMNS, 2.0 * rows)
+    width, height = COLUMNS * CELL[0], -(-len(images) // COLUMNS) * CELL[1]
+    figure = new_figure(width, height)
+    axes = figure.add_axes((0, 0, 1, 1))  # a single one, in inches: one for each image takes seconds
+    axes.set_axis_off()
     for place, (image, row) in enumerate(zip(images, report.select(range(len(images))), strict=True)):
-        axes = figure.add_subplot(rows, COLUMNS, place + 1)
-        axes.imshow(image.convert("RGB"), interpolation="nearest")
-        axes.set_axis_off()
+        middle = (place % COLUMNS + 0.5) * CELL[0]
+        top = (place // COLUMNS + 1) * CELL[1] - SIDE - 0.05
+        across, down = (SIDE * size / max(image.size) for size in image.size)
+        extent = (middle - across / 2, middle + across / 2, top + down, top)
+        axes.imshow(image.convert("RGB"), extent=extent, interpolation="nearest", aspect="auto")
         given, found = (short(kind.int2str(row[name])) for name, kind in
                         (("label", label), ("predicted_label", predicted)))  # fmt: skip
-        axes.set_title(f"{row['index']}\ngiven {given}\npredicted {found}", fontsize=7)
+        words = f"{row['index']}\ngiven {given}\npredicted {found}"
+        axes.text(middle, top - 0.05, words, fontsize=7, ha="center", va="bottom")
+    axes.set(xlim=(0, width), ylim=(height, 0))
     save(figure, path)
 
 
