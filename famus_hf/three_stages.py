@@ -203,7 +203,7 @@ class ThreeStageTrainer(ClassifierTrainer):
         """One step of θ and of the layer sampler on a meta batch at ŵ."""
         with meta.clock("meta data"):
             batch, labels, _ = split_inputs(self._next_meta_batch(meta))
-        step = virtual_step_of(self.network, self.optimizer, self.args.virtual_step or "optimizer")
+        step = virtual_step_of(self.network, self.optimizer, self.args.virtual_step or "optimizer", gradient.keys())
         keep_gradient = self.args.reuse_virtual_gradient
         passes = sharded.PASSES if isinstance(training_pass, sharded.ShardedPass) else Passes()
         self.diagnostics.measure_meta_gradient(meta, training_pass, gradient, step, passes)

@@ -1,7 +1,7 @@
 """Virtual-Train (Eq. 3): ŵ = w − α·P·∇_w J(w, θ); P is 1 or the preconditioner of an Adam-like optimizer."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,7 @@ class VirtualStep:
         return scaled * -self.learning_rates[name]
 
 
-def virtual_step_of(model: nn.Module, optimizer: Any, kind: str) -> VirtualStep:
+def virtual_step_of(model: nn.Module, optimizer: Any, kind: str, moved: Collection[str] | None = None) -> VirtualStep:
     """The virtual step that belongs to the optimizer as it stands before its coming step.
 
     Args:
@@ -41,6 +41,7 @@ def virtual_step_of(model: nn.Module, optimizer: Any, kind: str) -> VirtualStep:
         kind: `"sgd"`: P = 1. `"optimizer"`: for parameters that Adam or AdamW has moved t − 1 times,
             P = (1 − β₁)/(1 − β₁ᵗ) / (√v̂ + ε), the derivative of its coming step by the gradient with the second moment
             v̂ frozen; 1 at t = 1 and for SGD. Momentum and weight decay are left out, as in Eq. (3).
+        moved: Names of the parameters whose P is needed. Default: all.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
     learning_rates = dict.fromkeys(names.values(), 0.0)
@@ -52,7 +53,8 @@ def virtual_step_of(model: nn.Module, optimizer: Any, kind: str) -> VirtualStep:
             if name is None:
                 continue
             learning_rates[name] = float(group["lr"])
-            state = optimizer.state.get(parameter, {}) if kind == "optimizer" else {}
+            is_scaled = kind == "optimizer" and (moved is None or name in moved)
+            state = optimizer.state.get(parameter, {}) if is_scaled else {}
             if "exp_avg_sq" in state:
                 steps = float(state["step"]) if steps is None else steps
                 preconditioners[name] = _adam_preconditioner(group, state, steps)

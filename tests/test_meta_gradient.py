@@ -184,6 +184,9 @@ def test_virtual_step_of_adam_equals_double_backward_with_its_state_frozen():
         second_moment = state["exp_avg_sq"] / (1 - 0.95**3)
         by_hand[name] = (1 - 0.8) / (1 - 0.8**4) / (second_moment.sqrt() + 1e-6)
         torch.testing.assert_close(step.preconditioners[name], by_hand[name])
+    some = virtual_step_of(model, optimizer, "optimizer", moved={"classifier.weight"})
+    assert some.preconditioners.keys() == {"classifier.weight"} and some.learning_rates == step.learning_rates
+    assert torch.equal(some.preconditioners["classifier.weight"], step.preconditioners["classifier.weight"])
 
     inputs, labels, _ = split_inputs(train)
     layers = find_layers(model, inputs)
