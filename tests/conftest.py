@@ -1,3 +1,4 @@
+import gc
 import sys
 from pathlib import Path
 
@@ -23,3 +24,9 @@ def compared_runs(tmp_path_factory):
         "--log_meta_gradient", "4", "--log_weights", "4", "--log_layers", "2", "--meta_gradient_draws", "2",
     ])  # fmt: skip
     return folder
+
+
+def pytest_collection_finish(session):
+    """What has been imported lives until the end: collections of garbage, of which tests ask for many, pass over it."""
+    gc.collect()
+    gc.freeze()

@@ -1,5 +1,6 @@
 """Children of a process that has imported everything already: much cheaper than new processes."""
 
+import gc
 import os
 import sys
 import traceback
@@ -10,6 +11,7 @@ def forked(work, *arguments):
     child = os.fork()
     if child:
         return child
+    gc.freeze()  # the parent's: a collection in the child need not look at it
     try:
         work(*arguments)
         os._exit(0)

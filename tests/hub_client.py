@@ -8,6 +8,7 @@ and `log` (warnings of famus_hf). The functions below run in that process.
 """
 
 import contextlib
+import gc
 import io
 import json
 import logging
@@ -184,6 +185,7 @@ def main():
 
     torch.set_num_threads(1)
     pushes.FIRST_PAUSE = 0.01
+    gc.freeze()
     for line in sys.stdin:
         answers.write(json.dumps(answer_to(*json.loads(line))) + "\n")
         answers.flush()

@@ -1,5 +1,6 @@
 """Runs a function in two processes that talk over gloo; neither outlives the call."""
 
+import gc
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +30,7 @@ def run_in_two_processes(function, folder, timeout=100):
 
 
 def _run(rank, function, folder, timeout):
+    gc.freeze()  # what is preloaded stays: a Trainer collects garbage whenever it trains
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=timeout)
