@@ -82,6 +82,19 @@ def test_recordings_that_can_not_be_read_are_counted_and_named(tmp_path):
     refused(r"2 of 12 recordings can't be read \(index", RecordingInputs, data, extractor)
 
 
+def test_features_that_do_not_fit_in_memory_are_not_made_before_training(tmp_path, monkeypatch):
+    write_recordings(tmp_path, 12)
+    made = []
+    extract = RecordingInputs._extract
+    monkeypatch.setattr("famus_hf.data.model_inputs.MEMORY_LIMIT", 0)
+    monkeypatch.setattr(RecordingInputs, "_extract", lambda self, wave: made.append(wave) or extract(self, wave))
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=RATE)
+    extractor.max_length_seconds = 1.0
+    inputs = RecordingInputs(load_noisy_dataset(str(tmp_path), num_meta=0)["train"], extractor)
+    assert len(made) == 1 and len(inputs.lengths) == 12, "the first one shows that they do not fit"
+    assert len(inputs[3]["input_values"]) == inputs.lengths[3] and len(made) == 2
+
+
 def make_trainer_of(folder, short, splits=("train", "test"), **settings):
     """A trainer on recordings of which two in each of these splits have so few samples."""
     write_recordings(folder, 24)

@@ -78,7 +78,7 @@ class RecordingInputs(model_inputs.ModelInputs):
         for row in tqdm(range(len(self)), desc="Reading recordings", disable=len(self) < SHOW_FROM):
             try:
                 wave, is_cut = self._wave(row)
-                inputs = self._extract(wave)
+                inputs = {} if self._kept is None else self._extract(wave)
             except UNREADABLE as error:
                 unreadable.append(row)
                 reason = reason or reason_of(error)
