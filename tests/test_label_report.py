@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import clean_process
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, load_dataset
+from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from loopback_hub import LoopbackHub
 from PIL import Image
 from test_trainer import make_trainer
@@ -19,7 +20,7 @@ from test_trainer import make_trainer
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, MWNet, build_backbone, load_noisy_dataset
 from famus_hf.data.processors import default_image_processor
 from famus_hf.examination import examine
-from famus_hf.figures.label_report import draw_report
+from famus_hf.figures.label_report import draw_contact_sheet, draw_report
 from famus_hf.hub import files_to_push
 from famus_hf.label_report import class_names, clean_label_probabilities, label_report, transition_matrix
 from famus_hf.metrics import AveragePrecision
@@ -158,6 +159,19 @@ def test_images_in_folders_are_named_by_their_files(tmp_path):
         name, number = row["file"].removesuffix(".png").split("/")
         assert name == report.features["label"].int2str(row["label"])
         assert rows[row["index"]] == (20 * int(number), 255 * (name == "dog"), 5)
+
+
+def test_the_contact_sheet_is_drawn_without_a_warning(tmp_path):
+    features = Features(
+        {name: ClassLabel(names=NAMES) for name in ("label", "predicted_label")} | {"index": Value("int64")}
+    )
+    report = Dataset.from_dict(
+        {"label": [0] * 9, "predicted_label": [1] * 9, "index": list(range(9))}, features=features
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_contact_sheet(report, [Image.new("L", (8, 4 + row)) for row in range(9)], tmp_path / "sheet.png")
+    assert Image.open(tmp_path / "sheet.png").size == (8 * 180, 2 * 240), "eight in a row, cells of 1.5 x 2 inches"
 
 
 def test_classes_without_names_of_their_own_are_numbered():

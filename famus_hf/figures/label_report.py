@@ -92,6 +92,7 @@ def draw_contact_sheet(report: Dataset, images: Sequence[Image], path: Path) -> 
     label, predicted = report.features["label"], report.features["predicted_label"]
     width, height = COLUMNS * CELL[0], -(-len(images) // COLUMNS) * CELL[1]
     figure = new_figure(width, height)
+    figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))  # a single one, in inches: one for each image takes seconds
     axes.set_axis_off()
     for place, (image, row) in enumerate(zip(images, report.select(range(len(images))), strict=True)):
