@@ -11,7 +11,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["famus_hf", "famus_hf.*"]),
-    package_data={"famus_hf": ["model_card_template.md", "py.typed"]},
+    package_data={"famus_hf": ["py.typed", "cli/recipes/*.yaml", "reporting/model_card_template.md"]},
     python_requires=">=3.11",
     install_requires=[
         "accelerate>=1.15,<2",

@@ -1,20 +1,20 @@
 """FaMUS: training classifiers on noisy labels with Hugging Face transformers."""
 
-from famus_hf.co_training import TwoNetworkTrainer
+from famus_hf.core.fsdp import sharded_meta_gradient
+from famus_hf.core.layer_samplers import AllLayers, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
+from famus_hf.core.losses import ClassBalancedLoss, CrossEntropyLoss, FocalLoss, LDAMLoss
+from famus_hf.core.meta_learners import L2R, MLC, MetaLearner, MWNet
+from famus_hf.core.meta_train import meta_gradient
 from famus_hf.data import load_noisy_dataset
-from famus_hf.data.noise import corrupt_labels
-from famus_hf.hub import load_famus
-from famus_hf.layer_sampler import AllLayers, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
-from famus_hf.losses import ClassBalancedLoss, CrossEntropyLoss, FocalLoss, LDAMLoss
-from famus_hf.meta_learners import L2R, MLC, MetaLearner, MWNet
-from famus_hf.meta_net import register_layer_sampler, register_meta_learner
+from famus_hf.data.labels.noise import corrupt_labels
+from famus_hf.hub.load import load_famus
+from famus_hf.hub.meta_net_files import register_layer_sampler, register_meta_learner
 from famus_hf.models import build_backbone
 from famus_hf.models.two_networks import TwoNetworksForImageClassification
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
-from famus_hf.sharded import sharded_meta_gradient
-from famus_hf.stages import meta_gradient
-from famus_hf.trainer import FaMUSTrainer
+from famus_hf.trainer.trainer import FaMUSTrainer
 from famus_hf.training_args import FaMUSTrainingArguments
+from famus_hf.two_networks.trainer import TwoNetworkTrainer
 
 __version__ = "0.1.0"
 

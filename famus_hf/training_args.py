@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, fields
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames, SchedulerType
 
-from famus_hf.argument_checks import check_arguments, check_fsdp_engages, check_preset
-from famus_hf.losses import BASE_LOSSES
+from famus_hf.core.losses import BASE_LOSSES
+from famus_hf.training_args_checks import check_arguments, check_fsdp_engages, check_preset
 
 PRESETS = {"fast": {"layer_sampler": "all", "candidate_layers": "4", "virtual_scope": "candidates"}}
 

@@ -46,19 +46,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from arguments import fail
 from datasets import ClassLabel, Dataset, Features, Image
-from measurements import now
-from peers import PeerTrainer, peer_trainers
+from experiments.peers import PeerTrainer, peer_trainers
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 import famus_hf
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, LayerSampler, LearnedSampler
-from famus_hf.argument_checks import DIAGNOSTICS
-from famus_hf.data import conversion, model_inputs
-from famus_hf.diagnostics import WEIGHED, Diagnostics
+from famus_hf.cli.arguments import fail
+from famus_hf.cli.measurements import now
+from famus_hf.data.inputs import convert as conversion
+from famus_hf.data.inputs import model_inputs
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
+from famus_hf.reporting.diagnostics.callback import WEIGHED, Diagnostics
+from famus_hf.training_args_checks import DIAGNOSTICS
 
 CLASSES = 10
 LEARNING_RATE = 0.01

@@ -14,14 +14,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from arguments import source_of
 from datasets import ClassLabel, Dataset
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, load_famus, load_noisy_dataset
-from famus_hf.hub_errors import hub_reason
-from famus_hf.label_report import REPORT_FILE
-from famus_hf.modalities import modality_of_network
-from famus_hf.wording import first_few
+from famus_hf.cli.arguments import source_of
+from famus_hf.data.media.modalities import modality_of_network
+from famus_hf.errors import first_few
+from famus_hf.hub.client_errors import hub_reason
+from famus_hf.reporting.label_report import REPORT_FILE
 
 SHOWN = 20  # rows that are printed
 

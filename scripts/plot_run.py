@@ -15,10 +15,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from famus_hf.figures.run_records import RunRecords, read_run
-from famus_hf.figures.runs import PICTURES, draw_runs, grouped
-from famus_hf.figures.style import FORMATS
-from famus_hf.figures.summary import summary
+from famus_hf.reporting.figures.run_records import RunRecords, read_run
+from famus_hf.reporting.figures.runs import PICTURES, draw_runs, grouped
+from famus_hf.reporting.figures.style import FORMATS
+from famus_hf.reporting.figures.summary import summary
 
 
 def named_apart(runs: list[RunRecords], folders: list[Path]) -> list[RunRecords]:

@@ -10,10 +10,9 @@ test and, where there are any, meta and validation. Check first that the data se
 import argparse
 import sys
 
-from arguments import source_of
-
 from famus_hf import load_noisy_dataset
-from famus_hf.data.noise import NOISE_TYPES
+from famus_hf.cli.arguments import source_of
+from famus_hf.data.labels.noise import NOISE_TYPES
 
 
 def main(argv: list[str]) -> None:

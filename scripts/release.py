@@ -21,20 +21,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from arguments import DataArguments, named, parse_arguments, source_of, take_flag
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from records import as_baseline, command_of
-from run_famus import Run
-from set_up_run import baselines_of, load_data, settings_for
 
 from famus_hf import FaMUSTrainingArguments, load_famus, load_noisy_dataset
-from famus_hf.data.recordings import RecordingInputs
-from famus_hf.figures.run_records import read_run
-from famus_hf.hub import files_to_push
-from famus_hf.modalities import AUDIO, IMAGE, TEXT, modality_of_columns
-from famus_hf.pushes import prepare_repository, push_files
-from famus_hf.wording import first_few
+from famus_hf.cli.arguments import DataArguments, named, parse_arguments, source_of, take_flag
+from famus_hf.cli.results import as_baseline, command_of
+from famus_hf.cli.run import Run
+from famus_hf.cli.run_setup import baselines_of, load_data, settings_for
+from famus_hf.data.inputs.audio_inputs import RecordingInputs
+from famus_hf.data.media.modalities import AUDIO, IMAGE, TEXT, modality_of_columns
+from famus_hf.errors import first_few
+from famus_hf.hub.load import files_to_push
+from famus_hf.hub.push import prepare_repository, push_files
+from famus_hf.reporting.figures.run_records import read_run
 
 CLASSIFY = """
 import json, sys

@@ -22,22 +22,22 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from arguments import SOURCE_FLAGS, source_of
 from datasets import Dataset
 from markupsafe import Markup
-from records import format_rate
 from scipy.io import wavfile
 
 from famus_hf import load_noisy_dataset
-from famus_hf.data.recordings import UNREADABLE, content_of, decode
-from famus_hf.figures.label_report import SHEET
-from famus_hf.figures.run_records import RunRecords, read_run
-from famus_hf.figures.runs import draw_runs
-from famus_hf.hub import FIGURES
-from famus_hf.label_report import REPORT_FILE
-from famus_hf.reports import OF_REPORT, TEXT_COLUMNS
-from famus_hf.whole_files import written_beside
-from famus_hf.wording import reason_of
+from famus_hf.cli.arguments import SOURCE_FLAGS, source_of
+from famus_hf.cli.results import format_rate
+from famus_hf.data.inputs.audio_inputs import UNREADABLE, content_of, decode
+from famus_hf.errors import reason_of
+from famus_hf.hub.load import FIGURES
+from famus_hf.reporting.figures.label_report import SHEET
+from famus_hf.reporting.figures.run_records import RunRecords, read_run
+from famus_hf.reporting.figures.runs import draw_runs
+from famus_hf.reporting.label_report import REPORT_FILE
+from famus_hf.reporting.reports import OF_REPORT, TEXT_COLUMNS
+from famus_hf.storage.atomic import written_beside
 
 SHOWN = 40  # suspect examples
 LISTED = 30  # classes, those with the most suspect labels
@@ -105,7 +105,7 @@ def suspects_of(report: Dataset, files: Mapping[int, str], note: str) -> dict[st
     """What the page says of the label report.
 
     Args:
-        report: See `famus_hf.label_report`.
+        report: See `famus_hf.reporting.label_report`.
         files: Index → data URI of an image or a recording.
         note: Why there are none.
     """

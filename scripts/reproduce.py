@@ -30,15 +30,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from arguments import fail, parse_arguments
 from benchmark import prepare, seconds_of
-from records import format_mean
-from run_famus import Run
-from set_up_run import load_data, settings_for
+from experiments.two_networks_table import NOISE, OPTIONAL, ROWS, SETTINGS, format_methods
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from two_networks_table import NOISE, OPTIONAL, ROWS, SETTINGS, format_methods
 
 from famus_hf import FaMUSTrainingArguments
+from famus_hf.cli.arguments import fail, parse_arguments
+from famus_hf.cli.results import format_mean
+from famus_hf.cli.run import Run
+from famus_hf.cli.run_setup import load_data, settings_for
 
 PLAIN_EVERY = 10  # steps of a run between two plain steps of its twin
 EVALUATIONS = 8  # of a run, evenly spaced; the last one is at its end

@@ -1,11 +1,7 @@
 import gc
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))  # so that tests import what the scripts import
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only costs, and pytest-xdist fills the cores
 
@@ -13,7 +9,7 @@ torch.set_num_threads(1)  # tiny tensors: a second thread only costs, and pytest
 @pytest.fixture(scope="session")
 def compared_runs(tmp_path_factory):
     """Folder of `own`, a run on digits with every diagnostic, and of `own-plain` and `own-mw-net` beside it."""
-    import run_famus
+    from famus_hf.cli import run as run_famus
 
     folder = tmp_path_factory.mktemp("compared")
     run_famus.main([

@@ -6,9 +6,10 @@ import shlex
 import sys
 from pathlib import Path
 
-import clean_process
 import pytest
-from loopback_hub import LoopbackHub
+
+from tests.helpers import clean_process
+from tests.helpers.loopback_hub import LoopbackHub
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -72,10 +73,10 @@ def test_every_test_that_the_readme_names_exists():
 
 
 def test_every_flag_that_the_readme_names_exists():
-    import arguments
     from transformers import HfArgumentParser
 
     from famus_hf import FaMUSTrainingArguments
+    from famus_hf.cli import arguments
 
     kinds = (arguments.ModelArguments, arguments.DataArguments, FaMUSTrainingArguments)
     known = HfArgumentParser(kinds).format_help()

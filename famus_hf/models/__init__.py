@@ -5,8 +5,8 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
 
+from famus_hf.models.timm_wrapper import TIMM_WRAPPER, check_timm
 from famus_hf.models.two_networks import NETWORKS, TwoNetworksConfig, TwoNetworksForImageClassification
-from famus_hf.timm_wrapper import TIMM_WRAPPER, check_timm
 
 WITH_ENSEMBLE: dict[type[PretrainedConfig], type[PreTrainedModel]] = {
     **NETWORKS,

@@ -1,0 +1,244 @@
+"""Trains a classifier on noisy labels with FaMUS, evaluates it and leaves a folder ready for the Hub.
+
+    accelerate launch scripts/run_famus.py --dataset_name digits --noise 0.4 --compare
+
+The data are images, texts or recordings. Every flag of transformers' TrainingArguments works, and those listed by
+--help. `--config file.yaml` sets defaults, as does `--recipe NAME` (the paper's tables, in scripts/recipes/); flags
+win. With --two_networks, two networks divide the training set for each other, and no clean label is needed. With
+--compare, plain training and the base method (all layers) run first, and with two networks DivideMix: same data,
+schedule and seed.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback, set_seed
+
+from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, TwoNetworkTrainer
+from famus_hf.cli.arguments import DataArguments, ModelArguments, fail, parse_arguments, short_name
+from famus_hf.cli.measurements import StepTimer, peak_memory_mb, start_measuring_memory
+from famus_hf.cli.results import (
+    as_baseline,
+    command_of,
+    data_facts,
+    format_notes,
+    format_table,
+    layers_of,
+    release_command,
+    summary_of,
+    two_network_facts,
+)
+from famus_hf.cli.run_setup import (
+    baselines_of,
+    build_model,
+    check_checkpoint,
+    load_data,
+    method_name,
+    resolve_checkpoint,
+    select_on_meta_set,
+    settings_for,
+)
+from famus_hf.data.labels.noise_file import write_noise_file
+from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
+from famus_hf.hub.client_errors import PushError
+from famus_hf.metrics import compute_accuracy
+from famus_hf.reporting.figures.run_records import read_run
+from famus_hf.reporting.model_card import recorded_accuracies
+from famus_hf.storage.atomic import SaveError, written_beside
+from famus_hf.trainer.hub_mixin import is_hub_id
+
+
+class Run:
+    """One training run: set up without training, then trained and written down."""
+
+    def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: FaMUSTrainingArguments, data: Any):
+        self.name, self.data_args, self.args, self.data = method_name(model_args, args), data_args, args, data
+        set_seed(args.seed)
+        model, processor = build_model(model_args, data_args, data, args)
+        self.timer = StepTimer()
+        self.unpushed: str | None = None  # why the push at the end failed, and how to repeat it
+        self.trainer: FaMUSTrainer = (TwoNetworkTrainer if model_args.two_networks else FaMUSTrainer)(
+            model,
+            args,
+            train_dataset=data["train"],
+            eval_dataset=select_on_meta_set(args, data_args, data),
+            processing_class=processor,
+            meta_dataset=data.get("meta"),
+            compute_metrics=compute_accuracy,
+            callbacks=[self.timer],
+        )
+        if data_args.early_stopping_patience is not None:
+            self.trainer.add_callback(EarlyStoppingCallback(data_args.early_stopping_patience))
+
+    def train(
+        self, checkpoint: str | None, with_label_report: bool = False, card: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Trains, evaluates on the test set and writes the output folder. Returns what all_results.json holds.
+
+        Args:
+            checkpoint: To go on from.
+            with_label_report: Whether the labels of the training set are examined afterwards.
+            card: Further facts of the model card.
+        """
+        trainer = self.trainer
+        set_seed(self.args.seed)  # every run of a comparison sees the same batches
+        start_measuring_memory(self.args.device)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        metrics = trainer.evaluate(self.data["test"])
+        others = [split for split in self.data if split.startswith("test_")]  # further sets to test on
+        for split in others:
+            metrics |= trainer.evaluate(self.data[split], metric_key_prefix=split)
+        results = {
+            "method": self.name,
+            "eval_accuracy": metrics["eval_accuracy"],
+            "best_eval_accuracy": max(recorded_accuracies(trainer).values()),
+            "eval_loss": metrics["eval_loss"],
+            **{f"{split}_accuracy": metrics[f"{split}_accuracy"] for split in others},
+            "dataset_name": short_name(self.data_args) if self.is_folder else self.data_args.dataset_name,
+            "protocol": self.data_args.protocol,
+            **self.meta_set_facts,
+            "train_seconds_per_step": self.timer.median_step,
+            "train_seconds": trainer.training_time.seconds,
+            "seconds_per_epoch": trainer.training_time.seconds / trainer.state.epoch if trainer.state.epoch else None,
+            "peak_memory_mb": peak_memory_mb(self.args.device),
+            "realised_noise_rate": self.realised_noise_rate,
+            **two_network_facts(trainer),
+            **layers_of(trainer),
+            "mean_meta_cost": trainer.mean_meta_cost,
+            "mean_fixed_meta_cost": trainer.mean_fixed_meta_cost,
+            "global_step": trainer.state.global_step,
+            "seed": self.args.seed,
+        }
+        trainer.save_model(_internal_call=True)
+        trainer.save_state()
+        if with_label_report:
+            results |= summary_of(trainer.save_label_report())
+        if trainer.is_world_process_zero():
+            self.write_records(results)
+        self.push_or_write_card(results, card or {})
+        return results
+
+    @property
+    def can_report(self) -> bool:
+        """Whether the labels are to be examined, and can be."""
+        return self.args.label_report and not self.data_args.streaming
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the data lie on this machine."""
+        return self.data_args.dataset_name is None or Path(self.data_args.dataset_name).is_dir()
+
+    @property
+    def realised_noise_rate(self) -> float | None:
+        return self.trainer.train_dataset.realised_noise_rate
+
+    @property
+    def meta_set_facts(self) -> dict[str, Any]:
+        """Kind and size of the meta set and, of a pseudo-clean one, the share of right labels, where it is known."""
+        meta = self.trainer.meta_dataset if self.trainer.meta_learner else None
+        pseudo = isinstance(meta, PseudoCleanSet)
+        return {
+            "meta_set": None if meta is None else "pseudo-clean" if pseudo else "clean",
+            "meta_set_size": None if meta is None else len(meta),
+            "meta_set_purity": meta.purity if pseudo else None,
+        }
+
+    def write_records(self, results: dict[str, Any]) -> None:
+        folder, train = Path(self.args.output_dir), self.data["train"]
+        with written_beside(folder / "all_results.json") as path:
+            path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        if self.data_args.streaming:
+            return  # its labels are a function of seed and row
+        write_noise_file(
+            folder / "noise.parquet",
+            train["index"][:],
+            train["label"][:],
+            train["clean_label"][:] if "clean_label" in train.features else None,
+            {
+                "dataset_name": short_name(self.data_args),
+                "noise": self.data_args.noise,
+                "noise_type": self.data_args.noise_type,
+                "noise_exact_count": self.data_args.noise_exact_count,
+                "noise_file": self.data_args.noise_file and Path(self.data_args.noise_file).name,
+                "imbalance_factor": self.data_args.imbalance_factor,
+                "seed": self.args.seed,
+                "realised_noise_rate": results["realised_noise_rate"],
+                "meta_index": self.data["meta"]["index"][:] if "meta" in self.data else [],
+            },
+        )
+
+    def push_or_write_card(self, results: dict[str, Any], card: dict[str, Any]) -> None:
+        data_args = self.data_args
+        facts = {
+            **data_facts(data_args, results["dataset_name"], self.data["train"]),
+            "noise_description": self.noise_description,
+            "metrics": {"last": results["eval_accuracy"], "best": results["best_eval_accuracy"]},
+            "seconds_per_step": results["train_seconds_per_step"],
+            "suspects": self.describe_suspects(results),
+            **card,
+        }
+        if not self.args.push_to_hub:
+            self.trainer.create_model_card(**facts)
+            return
+        try:
+            self.trainer.push_to_hub(**facts)
+        except PushError as error:
+            args = self.args
+            again = release_command(data_args, args.output_dir, str(self.trainer.hub_model_id), args.hub_revision)
+            self.unpushed = f"{error.failure}; the run is whole in {args.output_dir!r}, push it with: {again}"
+
+    def describe_suspects(self, results: dict[str, Any]) -> str | None:
+        if "suspect_labels" not in results:
+            return None
+        count, total = results["suspect_labels"], len(self.data["train"])
+        return f"{count} of {total} ({100 * count / total:.1f} %)"
+
+    @property
+    def noise_description(self) -> str:
+        if self.data_args.noise:
+            return f"{self.data_args.noise_type}, {100 * self.data_args.noise:g} %"
+        if self.data_args.noise_file or self.realised_noise_rate is None or self.realised_noise_rate > 0:
+            return "as the labels came"
+        return "none"
+
+
+def main(argv: list[str]) -> None:
+    try:
+        model_args, data_args, args = parse_arguments(argv)
+        checkpoint = resolve_checkpoint(model_args, args)
+        data = load_data(data_args, args)
+        model_args, data_args, args = settings_for(data, argv, (model_args, data_args, args))
+        settings = [*(baselines_of(model_args, args) if data_args.compare else []), (model_args, args)]
+        runs = [Run(networks, data_args, own, data) for networks, own in settings]
+        if checkpoint is not None and is_hub_id(checkpoint):
+            checkpoint = check_checkpoint(runs[-1].trainer.fetch_checkpoint(checkpoint), model_args, args)
+    except (ValueError, TypeError, OSError) as error:
+        if "debug" in argv or "--log_level=debug" in argv:
+            raise
+        fail(error)
+    is_first = args.process_index == 0
+    rows = []
+    for run in runs:
+        if is_first:
+            print(f"\n=== {run.name} → {run.args.output_dir}", flush=True)
+        try:
+            if run.args is args:
+                compared = [read_run(other.args.output_dir, other.name) for other in runs[:-1]] if is_first else []
+                card = {
+                    "baselines": [as_baseline(row) for row in rows],
+                    "compared": compared,
+                    "command": command_of(argv),
+                }
+                rows.append(run.train(checkpoint, run.can_report, card))
+            else:
+                rows.append(run.train(None))
+        except FloatingPointError as error:
+            fail(f"{error}; --resume_from_checkpoint true goes on from the newest checkpoint")
+        except SaveError as error:
+            fail(error)
+    if is_first:
+        print(f"\n{short_name(data_args)}, {runs[-1].noise_description}, seed {args.seed}\n")
+        print(f"{format_table(rows)}\n{format_notes(rows)}", flush=True)
+    if runs[-1].unpushed is not None:
+        fail(runs[-1].unpushed)

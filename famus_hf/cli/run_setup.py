@@ -1,0 +1,271 @@
+"""What a run of run_famus.py is made of, as its flags say: data, network, what selects, checkpoint, baselines, name."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, set_seed
+from transformers.utils import logging
+
+from famus_hf import FaMUSTrainingArguments, TwoNetworksForImageClassification, build_backbone, load_noisy_dataset
+from famus_hf.cli.arguments import DataArguments, ModelArguments, fine_tuning, parse_arguments, source_of
+from famus_hf.data.media.modalities import AUDIO, IMAGE, Modality, modality_of_columns
+from famus_hf.data.sources.idx import is_idx_folder
+from famus_hf.errors import first_few, reason_of
+from famus_hf.models.timm_wrapper import TIMM_WRAPPER, check_timm, check_timm_config
+from famus_hf.storage.checkpoints import to_resume_from
+from famus_hf.storage.model_folder import holds_two_networks
+from famus_hf.trainer.hub_mixin import is_hub_id
+from famus_hf.training_args_checks import DIAGNOSTICS
+
+logger = logging.get_logger(__name__)
+
+NEW_WEIGHTS = ("missing_keys", "mismatched_keys")  # what a checkpoint lacks, or has in another shape: a head
+TINY_DATASETS = ("digits", "fashion_mnist")  # data sets, beside idx folders, whose default backbone is `tiny`
+
+
+def load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
+    """Train, meta and test as the flags say."""
+    if data_args.num_meta == 0 and args.meta_set is None and args.meta_learner != "none":
+        raise ValueError("--num_meta 0 leaves the meta set empty: add --meta_set pseudo-clean, or --meta_learner none")
+    with args.main_process_first(desc="loading the data"):  # the others then find its cache
+        return _load_data(data_args, args)
+
+
+def _load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
+    return load_noisy_dataset(
+        **source_of(data_args),
+        noise=data_args.noise,
+        noise_type=data_args.noise_type,
+        noise_exact_count=data_args.noise_exact_count,
+        noise_file=data_args.noise_file,
+        imbalance_factor=data_args.imbalance_factor,
+        num_meta=data_args.num_meta,
+        meta_set=args.meta_set,
+        streaming=data_args.streaming,
+        seed=args.seed,
+        max_train_samples=data_args.max_train_samples,
+        max_eval_samples=data_args.max_eval_samples,
+    )
+
+
+def settings_for(
+    data: Any, argv: list[str], settings: tuple[ModelArguments, DataArguments, FaMUSTrainingArguments]
+) -> tuple[ModelArguments, DataArguments, FaMUSTrainingArguments]:
+    """The settings, and of texts and recordings what suits those where nobody said otherwise, in one printed line."""
+    modality = modality_of_data(data)
+    if not fine_tuning(modality):
+        return settings
+    model_args, data_args, args = parse_arguments(argv, modality)
+    args.output_dir = settings[2].output_dir
+    changed = {name for name in fine_tuning(modality) if getattr(args, name) != getattr(settings[2], name)}
+    taken = [f"--{name} {value}" for name, value in fine_tuning(modality).items() if name in changed]
+    if taken and args.process_index == 0:
+        print(f"for {modality.things}, where nothing else was said: {' '.join(taken)}", flush=True)
+    return model_args, data_args, args
+
+
+def modality_of_data(data: Any) -> Modality:
+    """Of what `load_noisy_dataset` gives."""
+    return modality_of_columns(data["train"].features) or IMAGE
+
+
+def build_model(
+    model_args: ModelArguments, data_args: DataArguments, data: Any, args: FaMUSTrainingArguments
+) -> tuple[Any, Any]:
+    """The network, or both as one, and the processor of pretrained ones.
+
+    The first of two networks is the one that a run of one network starts from. Both are drawn by seeds of their own;
+    where they are pretrained, only what their weights do not have, as a rule the head.
+    """
+    modality = modality_of_data(data)
+    _check_modality(model_args, modality)
+    classes = data["train"].features["label"].names
+    networks = []
+    for seed in (args.seed, second_seed(args.seed))[: 1 + model_args.two_networks]:
+        set_seed(seed)
+        network, processor = build_network(model_args, data_args.dataset_name, classes, args.base_loss, modality)
+        networks.append(network)
+    if not model_args.two_networks:
+        return networks[0], processor
+    pairs = zip(*(network.parameters() for network in networks), strict=True)
+    if all(torch.equal(first, second) for first, second in pairs):
+        logger.warning(
+            "both networks start from the same weights, as %s has a head for these classes: they come apart by their "
+            "batches alone",
+            model_args.model_name_or_path,
+        )
+    return TwoNetworksForImageClassification.of(*networks), processor
+
+
+def _check_modality(model_args: ModelArguments, modality: Modality) -> None:
+    """Raises ValueError on networks that are for images alone, where the data are not."""
+    if modality is IMAGE:
+        return
+    if model_args.backbone is not None or model_args.model_name_or_path is None:
+        raise ValueError(
+            f"the data are {modality.things} (if they hold paths of images, name their column with "
+            f"--image_column_name): give a network for {modality.task} with --model_name_or_path, on the Hub or on "
+            "disk, and no --backbone"
+        )
+    if model_args.two_networks:
+        raise ValueError(f"--two_networks mixes images, and the data are {modality.things}: leave it out")
+
+
+def second_seed(seed: int) -> int:
+    """Of the second network's weights."""
+    return int(np.random.SeedSequence((seed, 1)).generate_state(1, np.uint32)[0])
+
+
+def build_network(
+    model_args: ModelArguments, dataset_name: str | None, classes: list[str], base_loss: str, modality: Modality
+) -> tuple[Any, Any]:
+    """A network and, where it is pretrained, its processor."""
+    if model_args.backbone is not None and model_args.model_name_or_path is not None:
+        raise ValueError("--backbone and --model_name_or_path contradict each other: give one of them")
+    if model_args.model_name_or_path is None:
+        small = dataset_name in TINY_DATASETS or (dataset_name is not None and is_idx_folder(Path(dataset_name)))
+        name = model_args.backbone or ("tiny" if small else "wide-resnet-28-10")
+        return build_backbone(name, classes, cosine_classifier=base_loss == "ldam"), None
+    return load_pretrained(model_args, str(model_args.model_name_or_path), classes, modality)
+
+
+def load_pretrained(model_args: ModelArguments, name: str, classes: list[str], modality: Modality) -> tuple[Any, Any]:
+    """`--model_name_or_path` and its image processor, tokenizer or feature extractor."""
+    source = {"revision": model_args.model_revision, "trust_remote_code": model_args.trust_remote_code}
+    if name.startswith("timm/"):
+        check_timm(f"model {name!r}")  # before anything is fetched
+    try:
+        model, info = modality.classifier.from_pretrained(
+            name,
+            config=_config_of(name, classes, source),
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **source,
+        )
+        processor = modality.processor.from_pretrained(name, **source)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"model {name!r} could not be loaded: {reason_of(error)}") from error
+    new = sorted({key[0] if isinstance(key, tuple) else key for kind in NEW_WEIGHTS for key in info[kind]})
+    if new:
+        logger.warning(f"{len(new)} tensors of {name!r} are new and drawn at random ({first_few(new, 4)})")
+    if modality is AUDIO and model_args.freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
+        model.freeze_feature_encoder()
+    return model, processor
+
+
+def _config_of(name: str, classes: list[str], source: dict[str, Any]) -> Any:
+    """The configuration of a pretrained network, for these classes."""
+    config = AutoConfig.from_pretrained(
+        name,
+        num_labels=len(classes),  # or a network of timm keeps its own classes
+        id2label=dict(enumerate(classes)),
+        label2id={label: index for index, label in enumerate(classes)},
+        **source,
+    )
+    if config.model_type == TIMM_WRAPPER:
+        check_timm_config(config.to_dict())
+        check_timm("it")
+    return config
+
+
+def select_on_meta_set(args: FaMUSTrainingArguments, data_args: DataArguments, data: Any) -> Any:
+    """What is evaluated during training.
+
+    Under `--protocol clean` whatever is selected is selected on a validation split, if the data have one, else on the
+    meta set; never on the test set. Under `--protocol paper` it is selected on the test set.
+    """
+    if not args.load_best_model_at_end and data_args.early_stopping_patience is None:
+        return data["test"]
+    if args.eval_strategy == "no":
+        raise ValueError("--load_best_model_at_end and early stopping need evaluations: leave --eval_strategy at epoch")
+    by_paper = data_args.protocol == "paper"
+    judge = next((split for split in (["test"] if by_paper else ["validation", "meta"]) if split in data), None)
+    if judge is None:
+        raise ValueError(
+            "--load_best_model_at_end and early stopping select on a validation split or a clean meta set, and there "
+            "is neither: set --num_meta above 0, or give a data set with splits validation and test"
+        )
+    if args.metric_for_best_model in (None, "loss"):
+        args.metric_for_best_model = f"{judge}_accuracy"
+    if not args.metric_for_best_model.removeprefix("eval_").startswith(f"{judge}_"):
+        raise ValueError(
+            f"--metric_for_best_model {args.metric_for_best_model} does not select on the {judge} set, as --protocol "
+            f"{data_args.protocol} does here: use {judge}_accuracy or {judge}_loss"
+        )
+    args.greater_is_better = not args.metric_for_best_model.endswith("loss")
+    return {split: data[split] for split in dict.fromkeys(["test", judge])}
+
+
+def resolve_checkpoint(model_args: ModelArguments, args: FaMUSTrainingArguments) -> str | None:
+    """`--resume_from_checkpoint`: a folder, a repository, or `true` for the newest whole one in the output folder."""
+    wanted = args.resume_from_checkpoint
+    if wanted is None or str(wanted).lower() == "false":
+        return None
+    if str(wanted).lower() == "true":
+        wanted = str(to_resume_from(True, args.output_dir))
+    return wanted if is_hub_id(wanted) else check_checkpoint(wanted, model_args, args)
+
+
+def check_checkpoint(wanted: str, model_args: ModelArguments, args: FaMUSTrainingArguments) -> str | None:
+    """A folder's own, once it is known to hold a checkpoint of this kind of run."""
+    flag, folder = f"--resume_from_checkpoint {wanted!r}", Path(wanted)
+    if not (folder / "trainer_state.json").is_file():
+        raise ValueError(f"{flag} is no checkpoint folder (it has no trainer_state.json)")
+    if holds_two_networks(folder) and not model_args.two_networks:
+        raise ValueError(f"{flag} is of two networks: add --two_networks")
+    if model_args.two_networks and not holds_two_networks(folder):
+        raise ValueError(f"{flag} is of a run with one network: leave --two_networks out")
+    own = folder / "model_a" if model_args.two_networks else folder
+    has_meta_net = (own / "meta_net" / "config.json").is_file()
+    if model_args.two_networks and args.meta_learner == "none" and has_meta_net:
+        raise ValueError(f"{flag} is of a run with a meta-learner: leave --meta_learner none out")
+    if args.meta_learner != "none" and not has_meta_net:
+        kind = "DivideMix" if model_args.two_networks else "plain training"
+        raise ValueError(f"{flag} is of {kind}: add --meta_learner none")
+    return to_resume_from(wanted, args.output_dir)
+
+
+def baselines_of(
+    model_args: ModelArguments, args: FaMUSTrainingArguments
+) -> list[tuple[ModelArguments, FaMUSTrainingArguments]]:
+    """The runs that this one is compared with, else the same: plain training and the meta-learner on all layers.
+
+    With two networks DivideMix comes between them. Plain training is then what the warm-up does with one network: its
+    batches are as large as a labelled and an unlabelled one together, so that its steps are as many.
+    """
+
+    def variant(name: str, **changes: Any) -> FaMUSTrainingArguments:
+        folder = f"{args.output_dir}-{name}"
+        return dataclasses.replace(args, output_dir=folder, push_to_hub=False, resume_from_checkpoint=None, **changes)
+
+    exact = {"layer_sampler": "all", "candidate_layers": "all", "sampler_block": None, "meta_budget": None,
+             "preset": None, "virtual_scope": "all"}  # fmt: skip
+    without = {"meta_learner": "none", "meta_budget": None, "preset": None, **dict.fromkeys(DIAGNOSTICS, 0)}
+    match = None if args.meta_learner == "l2r" else 0.0  # L2R has no such loss
+    all_layers = {**exact, "sparsity_weight": 0.0, "gradient_match_weight": match}
+    one_network, batch = dataclasses.replace(model_args, two_networks=False), args.per_device_train_batch_size
+    plain = variant("plain", **without, per_device_train_batch_size=batch * (1 + model_args.two_networks))
+    found = [(one_network, plain)]
+    if model_args.two_networks:
+        found.append((model_args, variant("dividemix", **without)))
+    if args.meta_learner != "none":
+        found.append((model_args, variant(args.meta_learner, **all_layers)))
+    own = method_name(model_args, args)
+    return [pair for pair in found if method_name(*pair) != own]
+
+
+def method_name(model_args: ModelArguments, args: FaMUSTrainingArguments) -> str:
+    if args.meta_learner == "none":
+        return "DivideMix" if model_args.two_networks else "plain"
+    learner = {"mw-net": "MW-Net", "l2r": "L2R", "mlc": "MLC"}[args.meta_learner]
+    samplers = {
+        "learned": f"{learner} + FaMUS",
+        "all": f"{learner}, {'all' if args.candidate_layers == 'all' else f'top {args.candidate_layers}'} layers",
+        "block": f"{learner}, block {args.sampler_block}",
+        "random": f"{learner}, {args.random_layers} random layers",
+    }
+    return f"{'two networks, ' if model_args.two_networks else ''}{samplers[args.layer_sampler]}"

@@ -1,0 +1,97 @@
+"""The gradient of a weighted loss for new example weights, from the backward pass for old ones (torch only).
+
+Where no operation couples the examples of a batch (group or layer norm, but no batch norm), the gradient of Σ c_i ℓ_i
+by what a layer gives out is, row by row, c_i times that of ℓ_i. Virtual-Train and Actual-Train differ in c alone: so
+the first pass keeps these gradients, and for the second only the products that form the layers' own ones are left.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from famus_hf.core.autodiff.forward_mode import Call, ForwardRecord
+from famus_hf.core.virtual_train import without_scale
+
+TOLERANCE = 1e-2  # relative, of float32 and bf16 alike; coupled examples are off by much more
+
+
+class ScaledGradients:
+    """∇_w Σ c_i ℓ_i, first for one c and then for another.
+
+    Args:
+        loss: Σ c_i ℓ_i, a scalar whose graph is kept.
+        weights: c, shape (n,), greater than 0.
+        parameters: By name; all of them among `record.captured`.
+        record: Of the forward pass.
+        loss_scale: As in `TrainingPass`; the gradients come without it.
+
+    Attributes:
+        first: ∇_w Σ c_i ℓ_i by parameter name.
+    """
+
+    def __init__(
+        self,
+        loss: Tensor,
+        weights: Tensor,
+        parameters: Mapping[str, nn.Parameter],
+        record: ForwardRecord,
+        loss_scale: float = 1.0,
+    ):
+        self._weights, self._parameters = weights.detach(), parameters
+        self._loss_scale = loss_scale
+        self._names_of = record.captured(parameters)
+        edges: list[Any] = [call.edge for call in self._names_of]
+        inputs = [*parameters.values(), *edges]
+        gradients = torch.autograd.grad(loss * loss_scale, inputs, retain_graph=True, materialize_grads=True)
+        self.first = without_scale(dict(zip(parameters, gradients, strict=False)), loss_scale)
+        self._rows: dict[Call, Tensor] = dict(zip(self._names_of, gradients[len(parameters) :], strict=True))
+
+    def can_scale_to(self, weights: Tensor) -> bool:
+        """Whether the new weights are a finite multiple of the old ones. One host synchronisation."""
+        return bool((weights / self._weights).isfinite().all())
+
+    def scaled_to(self, weights: Tensor) -> dict[str, Tensor]:
+        """∇_w Σ c_i ℓ_i for new weights c of shape (n,), by parameter name; once only, as what was kept is set free."""
+        factors = weights / self._weights
+        found: dict[str, Tensor] = {}
+        for call in list(self._rows):
+            rows = self._rows.pop(call)
+            rows = rows * factors.to(rows).view(-1, *[1] * (rows.dim() - 1))
+            names = self._names_of[call]
+            own = [self._parameters[name] for name in names]
+            edges: list[Any] = [call.edge]
+            found.update(zip(names, torch.autograd.grad(edges, own, [rows], retain_graph=True), strict=True))
+        return without_scale(found, self._loss_scale)
+
+
+def why_gradients_do_not_scale(
+    losses: Tensor, parameters: Mapping[str, nn.Parameter], record: ForwardRecord
+) -> str | None:
+    """Compares scaled gradients with those of autograd, for two different sets of weights.
+
+    Args:
+        losses: ℓ of at least two examples, with graph.
+        parameters: All that are trained, by name.
+        record: Of the forward pass.
+
+    Returns:
+        One clause, or None where they agree.
+    """
+    captured = {name for names in record.captured(parameters).values() for name in names}
+    for name in parameters:
+        if name not in captured:
+            return f"{name!r} is used elsewhere than in a single convolution, linear map or norm"
+    old = torch.arange(1, len(losses) + 1, device=losses.device, dtype=losses.dtype)
+    new = old.flip(0)
+    scaled = ScaledGradients((old * losses).sum(), old, parameters, record)
+    if any(len(rows) != len(losses) for rows in scaled._rows.values()):
+        return "a layer's output has not one row for each example"
+    found = scaled.scaled_to(new)
+    expected = torch.autograd.grad((new * losses).sum(), list(parameters.values()), retain_graph=True)
+    size = torch.stack([gradient.norm() for gradient in expected]).norm()
+    for name, gradient in zip(parameters, expected, strict=True):
+        if (found[name] - gradient).norm() > TOLERANCE * size:
+            return f"the gradient of {name!r} couples the examples of a batch, as batch norm does"
+    return None

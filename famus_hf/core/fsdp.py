@@ -1,0 +1,300 @@
+"""The meta gradient of a network whose parameters FSDP2 has sharded over the processes (torch only).
+
+Such parameters can be neither replaced nor differentiated by `autograd.grad`: FSDP's hooks bring them together for a
+forward or a backward pass of the whole module, and for nothing else. So Virtual-Train and Meta-Train are done here with
+whole passes alone, and with changes of the shards in place that are taken back bit for bit:
+
+1. forward and backward pass of the training batch at w → z and g = ∇_w J;
+2. the same of the meta batch at ŵ = w − α·P·g → v = ∂L_c/∂ŵ;
+3. two forward passes of the training batch at w ± εd, d = −α·P·v on the layers that are on → ż = (∂z/∂w)·d;
+4. the gradient by θ of ⟨∂J/∂z (z; θ), ż⟩ on the logits of all processes, in each of them the same.
+
+Together eight forward passes' worth of work, of which layers that are off spare nothing. An ordinary module, in one
+process or replicated in several, takes the same way.
+
+`sharded_meta_gradient` is for a loop of one's own. In FaMUSTrainer, where accelerate has engaged FSDP2, `PASSES` puts
+these passes into the one Meta-Train of `stages`. Tests show both in two CPU processes over gloo, and no GPU has yet.
+
+Symbols as in `stages`. Each process holds its own n rows of the training batch and m of the meta batch; N and M count
+those of all processes, whose J and L_c are meant.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+
+from famus_hf.core.autodiff.forward_pass import (
+    cloned_buffers,
+    get_random_state,
+    model_logits,
+    random_state_kept,
+    split_inputs,
+)
+from famus_hf.core.autodiff.training_pass import TrainingPass, central_difference, norm_of, restored
+from famus_hf.core.layers import parameters_by_layer, select_layers
+from famus_hf.core.losses import cross_entropy
+from famus_hf.core.meta_learners import MetaLearner
+from famus_hf.core.meta_train import Passes, gradient_of_slope
+from famus_hf.core.parallel.dtensor import abandon_passes, own_part, reshard
+from famus_hf.core.parallel.processes import Processes
+from famus_hf.core.timer import Stopwatch
+from famus_hf.core.virtual_train import VirtualStep
+
+LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+
+def sharded_meta_gradient(
+    model: nn.Module,
+    meta_learner: MetaLearner,
+    train_inputs: Mapping[str, Any],
+    meta_inputs: Mapping[str, Any],
+    *,
+    learning_rate: float,
+    layers: Sequence[str] | None = None,
+) -> dict[str, Tensor]:
+    """`famus_hf.meta_gradient` by whole passes, so that it goes with `torch.distributed.fsdp.fully_shard`.
+
+    All processes call it together, each with its own rows of both batches. Weights, buffers, `.grad` and random state
+    stay as they were, also where a pass raises; the model's own train or eval mode is used. The meta-learner, the same
+    in all processes, gets `begin_step`. Gradients must not be waiting for their reduction
+    (`set_requires_gradient_sync(False)`).
+
+    Args:
+        model: Any classifier whose output has `.logits` of shape (n, C): the module that `fully_shard` was called on
+            last, or an ordinary one, the same in all processes.
+        meta_learner: Ψ, for example `MWNet()`.
+        train_inputs: A training batch as a Trainer passes it, `labels` of shape (n,) included.
+        meta_inputs: A meta batch likewise, `labels` of shape (m,).
+        learning_rate: α of the virtual step.
+        layers: Paths in `model.named_modules()` of modules that directly own trainable parameters (`""` is the root);
+            None means all.
+
+    Returns:
+        The gradient by name in `meta_learner.named_parameters()`, the same in every process and within 1 % of the
+        exact one (in float32 not so for a ReLU network's lowest layer alone, which kinks put off by some per cent,
+        seldom by tens); for `L2R`, which has none, its weights of shape (N,), in order of the processes, under the key
+        `"weights"`.
+
+    Raises:
+        ValueError: An unknown layer; layers that compute in less than float32, in whose rounding differences drown; a
+            model in `FullyShardedDataParallel`; gradients that are not reduced.
+    """
+    on = parameters_by_layer(model) if layers is None else select_layers(model, layers)
+    inputs, labels, _ = split_inputs(train_inputs)
+    meta_batch, meta_labels, _ = split_inputs(meta_inputs)
+    with without_trace(model, labels.device):
+        step = VirtualStep({name: learning_rate for name, _ in _trainable(model)})
+        training_pass = sharded_training_pass(model, inputs, labels, with_graph=meta_learner.has_virtual_step)
+        logits, all_labels = training_pass.all_logits, training_pass.all_labels
+        meta_learner.begin_step(logits)
+        if not on:
+            return meta_learner.outcome({name: torch.zeros_like(t) for name, t in meta_learner.theta().items()})
+        gradient = {}
+        if meta_learner.has_virtual_step:
+            gradient = virtual_gradient(training_pass, meta_learner.training_loss(logits, all_labels, cross_entropy))
+        _, validation = validation_gradient(model, gradient, step, meta_batch, meta_labels)
+        direction = {name: step.displacement(name, validation[name]) for names in on.values() for name in names}
+        tangent = training_pass.processes.gathered_unevenly(logit_tangent(training_pass, direction))
+    return meta_learner.outcome(gradient_of_slope(meta_learner, logits, tangent, all_labels, cross_entropy))
+
+
+class ShardedPass(TrainingPass):
+    """A pass of this process's training rows, of which there may be more or less than in other processes."""
+
+    @cached_property
+    def all_logits(self) -> Tensor:
+        """Of the global batch, shape (N, C); a leaf, as FSDP takes what goes back to `logits` for its one backward."""
+        return self.processes.gathered_unevenly(self.logits).requires_grad_(self.logits.requires_grad)
+
+    @cached_property
+    def all_labels(self) -> Tensor:
+        return self.processes.gathered_unevenly(self.labels)
+
+
+def sharded_training_pass(
+    model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, with_graph: bool = True
+) -> ShardedPass:
+    """A pass of this process's training rows that leaves buffers as they are; the generators move on.
+
+    Raises:
+        ValueError: A layer computes in less than float32.
+    """
+    random_state = get_random_state(labels.device)
+    with torch.set_grad_enabled(with_graph), _full_precision(model):
+        logits = model_logits(model, inputs, cloned_buffers(model))
+    if not with_graph:
+        reshard(model)  # what FSDP gathers without gradients gets none in the next pass either
+    return ShardedPass(model, inputs, labels, logits, random_state, processes=Processes.present(labels.device))
+
+
+def virtual_gradient(training_pass: ShardedPass, loss: Tensor) -> dict[str, Tensor]:
+    """g = ∇_w J(w, θ) of Eq. (3) by parameter name, sharded as the parameters are; θ gets no `.grad`.
+
+    Args:
+        training_pass: Its graph, that of the whole module, is used up.
+        loss: J, a scalar with the graph back to `training_pass.all_logits`.
+    """
+    (by_logits,) = torch.autograd.grad(loss, training_pass.all_logits)
+    own = training_pass.processes.own_of(by_logits, training_pass.logits)
+    return _gradient_of_sum(training_pass.model, (training_pass.logits * own).sum())
+
+
+def validation_gradient(
+    model: nn.Module,
+    gradient: Mapping[str, Tensor],
+    step: VirtualStep,
+    inputs: Mapping[str, Any],
+    labels: Tensor,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """L_c and v = ∂L_c/∂ŵ of Eq. (4) by parameter name, sharded as the parameters are, for all layers.
+
+    Args:
+        model: The network, at w before and after.
+        gradient: g by parameter name; parameters without one stay at w.
+        step: α and P.
+        inputs: This process's rows of the meta batch, as keyword arguments of the model.
+        labels: Shape (m,).
+    """
+    weights = _shards_of(model, gradient)
+    count = _summed(torch.tensor(float(len(labels)), device=labels.device))
+    with restored(weights) as originals, random_state_kept(labels.device):
+        for weight, original, (name, value) in zip(weights, originals, gradient.items(), strict=True):
+            torch.add(original, _shard(step.displacement(name, value)), out=weight)
+        losses = cross_entropy(model_logits(model, inputs, cloned_buffers(model)), labels)
+        loss = losses.sum() / count.to(losses)
+        validation = _gradient_of_sum(model, loss)
+    return _summed(loss.detach()), validation
+
+
+def logit_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]) -> Tensor:
+    """ż = (∂z/∂w)·d of this process's training rows, shape (n, C), by a central difference; w is restored.
+
+    Args:
+        training_pass: At w; its graph is not needed.
+        direction: d by parameter name, sharded as the parameters are; parameters left out count as zero.
+    """
+    model, inputs = training_pass.model, training_pass.inputs
+
+    def logits() -> Tensor:
+        with random_state_kept(training_pass.logits.device, training_pass.random_state):
+            z = model_logits(model, inputs, cloned_buffers(model))
+        reshard(model)
+        return z
+
+    tangents = [_shard(tangent) for tangent in direction.values()]
+    # Replicated shards count several times: this only sets the length of the step.
+    norm = _summed(norm_of(tangents) ** 2).sqrt()
+    if norm == 0:
+        return torch.zeros_like(training_pass.logits)
+    return central_difference(_shards_of(model, direction), tangents, norm, logits)
+
+
+def _validation(
+    training_pass: TrainingPass,
+    gradient: Mapping[str, Tensor],
+    step: VirtualStep,
+    inputs: Mapping[str, Any],
+    labels: Tensor,
+    names: Iterable[str],
+    reusable: Set[str],
+    clock: Stopwatch,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    return validation_gradient(training_pass.model, gradient, step, inputs, labels)
+
+
+def _tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor], derivative: str) -> Tensor:
+    return logit_tangent(training_pass, direction)
+
+
+PASSES = Passes(_validation, _tangent)  # all layers whichever are on, and finite differences whatever is asked
+
+
+@contextmanager
+def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """In the body `.grad` is empty; after it `.grad`, generators and FSDP stand where they stood, whatever it raised.
+
+    Raises:
+        ValueError: The model is in `FullyShardedDataParallel`, whose parameters are flattened.
+    """
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        raise ValueError("the model is wrapped in FullyShardedDataParallel: shard it with fully_shard (FSDP2) instead")
+    reshard(model)  # else FSDP would go on with what it has gathered after the shards have changed
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in gradients:
+            parameter.grad = None
+        with random_state_kept(device), torch.enable_grad():
+            yield
+    except BaseException:
+        abandon_passes(model)  # else FSDP goes on with the weights that it gathered for the broken pass
+        raise
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+def _gradient_of_sum(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    """∇_w of the sum of all processes' losses, by parameter name."""
+    (loss * Processes.present().count).backward()  # type: ignore[no-untyped-call]  # FSDP takes the mean over the processes
+    reshard(model)
+    parameters = _trainable(model)
+    if all(parameter.grad is None for _, parameter in parameters):
+        raise ValueError(
+            "no parameter got a gradient, as with set_requires_gradient_sync(False) or an output that FSDP can't look "
+            "into: the meta gradient needs gradients that are reduced in each backward pass, and FSDP a network that "
+            "returns a tensor, tuple, dict or ModelOutput"
+        )
+    found = {}
+    for name, parameter in parameters:
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = None
+        if not isinstance(parameter, DTensor):  # in DDP that is the mean of equal ones
+            gradient = _summed(gradient) / Processes.present().count
+        found[name] = gradient
+    return found
+
+
+@contextmanager
+def _full_precision(model: nn.Module) -> Iterator[None]:
+    """Raises ValueError in the body's forward pass where a layer computes in less than float32."""
+
+    def check(module: nn.Module, arguments: Any) -> None:
+        own = list(module.parameters(recurse=False))  # under FSDP gathered by now, and cast
+        if any(p.dtype in LOW_PRECISION or torch.is_autocast_enabled(p.device.type) for p in own):
+            raise ValueError(
+                f"a {type(module).__name__} computes in half precision, in whose rounding the finite differences of "
+                "sharded parameters drown: use float32"
+            )
+
+    handles = [module.register_forward_pre_hook(check) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _summed(tensor: Tensor) -> Tensor:
+    return Processes.present().summed({"": tensor})[""]
+
+
+# ---- Shards ----
+
+
+def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _shard(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor: its memory, with a version counter of its own."""
+    return own_part(tensor).data
+
+
+def _shards_of(model: nn.Module, names: Iterable[str]) -> list[Tensor]:
+    return [_shard(model.get_parameter(name)) for name in names]

@@ -1,0 +1,247 @@
+"""Layer samplers Γ: through which layers the meta gradient flows in a step (torch only).
+
+A sampler is made with its settings and told later which layers there are (`build`). In each step it decides gates r of
+shape (L,), 0 or 1; the learned one from the virtual gradients of those layers.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from famus_hf.core.budget import Budget
+from famus_hf.core.layers import Layer, pool_gradient
+from famus_hf.core.pretrained import PretrainedPart
+from famus_hf.core.validation import check_number, check_whole
+
+MAX_WIDTH = 4096  # a longer pooled gradient (an embedding's) is average-pooled to this width
+
+
+class LayerSampler(PretrainedPart, nn.Module):
+    """What a sampler must say: the gates of a step.
+
+    Attributes:
+        layers: The candidate layers, in order.
+        needs_gradients: Whether the gates depend on the virtual gradients; where not, `forward` gets none.
+    """
+
+    needs_gradients = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers: list[Layer] = []
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, for `meta_net/config.json`."""
+        return {}
+
+    def build(self, layers: Sequence[Layer]) -> None:
+        """Tells the sampler its candidate layers, in order. Raises ValueError where it can't choose among them."""
+        self.layers = list(layers)
+
+    def forward(self, pooled: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        """Gates r of shape (L,), 0 or 1.
+
+        Args:
+            pooled: Candidate layer → its pooled virtual gradient ḡ of shape (D_out,).
+            generator: Source of all randomness, on the CPU.
+        """
+        raise NotImplementedError
+
+
+class AllLayers(LayerSampler):
+    """Every candidate layer, always: the exact base method, or with few candidates its fixed top layers."""
+
+    def forward(self, pooled: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        return torch.ones(len(self.layers))
+
+
+class BlockSampler(LayerSampler):
+    """The layers of one residual block, always (Table 4, "pre-specified block").
+
+    Args:
+        block: b, from 1 for the lowest block.
+    """
+
+    def __init__(self, block: int):
+        super().__init__()
+        check_whole("block", block, 0)
+        self.block = block
+
+    def config(self) -> dict[str, Any]:
+        return {"block": self.block}
+
+    def build(self, layers: Sequence[Layer]) -> None:
+        super().build(layers)
+        blocks = {layer.block: layer.name for layer in reversed(layers) if layer.block is not None}
+        if self.block not in blocks:
+            known = ", ".join(f"{block} (from {blocks[block]})" for block in sorted(blocks)) or "none"
+            raise ValueError(
+                f"residual block {self.block} is not among the candidate layers: the blocks there are {known}"
+            )
+
+    def forward(self, pooled: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        return torch.tensor([float(layer.block == self.block) for layer in self.layers])
+
+
+class RandomLayers(LayerSampler):
+    """s layers, drawn uniformly without replacement in each step (Table 4, "random layers").
+
+    Args:
+        num_layers: s.
+    """
+
+    def __init__(self, num_layers: int = 4):
+        super().__init__()
+        check_whole("num_layers", num_layers, 1)
+        self.num_layers = num_layers
+
+    def config(self) -> dict[str, Any]:
+        return {"num_layers": self.num_layers}
+
+    def build(self, layers: Sequence[Layer]) -> None:
+        super().build(layers)
+        if self.num_layers > len(layers):
+            raise ValueError(f"{self.num_layers} random layers can't be drawn from {len(layers)} candidate layers")
+
+    def forward(self, pooled: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        gates = torch.zeros(len(self.layers))
+        gates[torch.randperm(len(self.layers), generator=generator)[: self.num_layers]] = 1
+        return gates
+
+
+class LearnedSampler(LayerSampler):
+    """FaMUS: one small network per layer decides from the layer's virtual gradient (Eq. 8).
+
+    FC(D_out → hidden_size), PReLU, FC(hidden_size → 2), Gumbel-softmax (hard, straight-through). The networks of layers
+    of equal width are stacked and evaluated as one.
+
+    Args:
+        hidden_size: Width between the two fully connected layers.
+        temperature: Of the Gumbel-softmax. Paper: not stated (its released code uses 5).
+        initial_bias: Log-odds of a layer being on before anything is learned. Paper: not stated. The second fully
+            connected layer starts from zero weights, so that at first only this bias and the noise decide.
+    """
+
+    needs_gradients = True
+
+    def __init__(self, hidden_size: int = 128, temperature: float = 1.0, initial_bias: float = 0.0):
+        super().__init__()
+        check_whole("hidden_size", hidden_size, 1)
+        check_number("temperature", temperature)
+        check_number("initial_bias", initial_bias)
+        if temperature <= 0:
+            raise ValueError(f"temperature={temperature} must be greater than 0")
+        self.hidden_size = hidden_size
+        self.temperature = temperature
+        self.initial_bias = initial_bias
+        self.stacks = nn.ModuleDict()
+        self.budget: Budget | None = None  # of a run, on top of what is learned
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "hidden_size": self.hidden_size,
+            "temperature": self.temperature,
+            "initial_bias": self.initial_bias,
+        }
+
+    def build(self, layers: Sequence[Layer]) -> None:
+        widths = [(layer.name, layer.width) for layer in layers]
+        if self.stacks and widths == [(layer.name, layer.width) for layer in self.layers]:
+            return  # keeps what it has learned
+        if self.stacks:
+            raise ValueError(f"the layer sampler was made for {len(self.layers)} other layers: make a new one")
+        super().build(layers)
+        counts = Counter(min(width, MAX_WIDTH) for _, width in widths)
+        if counts[0]:
+            raise ValueError("a layer sampler can't learn from a layer of width 0, which has no gradient")
+        for width in sorted(counts):
+            self.stacks[str(width)] = _StackedGates(counts[width], width, self.hidden_size, self.initial_bias)
+
+    def _members(self, width: int) -> list[str]:
+        return [layer.name for layer in self.layers if min(layer.width, MAX_WIDTH) == width]
+
+    def log_odds(self, pooled: Mapping[str, Tensor]) -> Tensor:
+        """Unnormalised log-probabilities (off, on) of each candidate layer, shape (L, 2).
+
+        Args:
+            pooled: Candidate layer → its pooled virtual gradient ḡ of shape (D_out,).
+        """
+        rows: dict[str, Tensor] = {}
+        for width, stack in self.stacks.items():
+            members = self._members(int(width))
+            inputs = torch.stack([sampler_input(pooled[layer]) for layer in members])
+            rows.update(zip(members, stack(inputs).unbind(), strict=True))
+        return torch.stack([rows[layer.name] for layer in self.layers])
+
+    def forward(self, pooled: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        """Hard samples, whose gradient is that of the soft ones (straight-through)."""
+        scores = self.log_odds(pooled)
+        if self.budget is not None:
+            shift = self.budget.shift(scores[:, 1] - scores[:, 0])
+            scores = scores + torch.stack([torch.zeros_like(shift), shift], dim=1)
+        exponential = torch.empty(scores.shape).exponential_(generator=generator)
+        noise = -exponential.clamp_min(torch.finfo(torch.float32).tiny).log()  # Gumbel(0, 1)
+        soft = F.softmax((scores + noise.to(scores)) / self.temperature, dim=1)[:, 1]
+        hard = (soft.detach() > 0.5).to(soft)
+        return hard + (soft - soft.detach())
+
+
+class _StackedGates(nn.Module):
+    """The gate networks of `count` layers of one width, side by side."""
+
+    def __init__(self, count: int, width: int, hidden_size: int, initial_bias: float):
+        super().__init__()
+        bound = width**-0.5  # as in nn.Linear
+        self.hidden_weight = nn.Parameter(torch.empty(count, width, hidden_size).uniform_(-bound, bound))
+        self.hidden_bias = nn.Parameter(torch.empty(count, 1, hidden_size).uniform_(-bound, bound))
+        self.slope = nn.Parameter(torch.full((count, 1, 1), 0.25))  # of the PReLU
+        self.output_weight = nn.Parameter(torch.zeros(count, hidden_size, 2))
+        self.output_bias = nn.Parameter(torch.tensor([-initial_bias / 2, initial_bias / 2]).repeat(count, 1, 1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """inputs: (count, width). Returns (count, 2)."""
+        hidden = torch.baddbmm(self.hidden_bias, inputs.unsqueeze(1), self.hidden_weight)  # (count, 1, hidden)
+        hidden = torch.where(hidden >= 0, hidden, self.slope * hidden)
+        return torch.baddbmm(self.output_bias, hidden, self.output_weight).squeeze(1)
+
+
+def sampler_input(pooled: Tensor) -> Tensor:
+    """A layer's pooled virtual gradient, ready for its sampler: detached, standardised, at most `MAX_WIDTH` values.
+
+    Paper: not standardised; raw values near 1e-4 carry no signal through the first layer.
+
+    Args:
+        pooled: Shape (D_out,).
+    """
+    values = pooled.detach().float()
+    if len(values) > MAX_WIDTH:
+        values = F.adaptive_avg_pool1d(values.unsqueeze(0), MAX_WIDTH).squeeze(0)
+    if len(values) == 1:
+        return values
+    return (values - values.mean()) / (values.std(unbiased=False) + 1e-9)
+
+
+def sparsity_gradient(gates: Tensor, *, expected_layers: float, sparsity_weight: float) -> Tensor:
+    """The gradient of λ1·(Σ_l r_l − K)² (Eq. 10) by each gate, shape (L,).
+
+    Args:
+        gates: r, shape (L,), 0 or 1.
+        expected_layers: K.
+        sparsity_weight: λ1.
+    """
+    r = gates.detach()
+    return torch.full_like(r, 2 * sparsity_weight) * (r.sum() - expected_layers)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """A CPU generator that is a function of (seed, step) alone, the same on all processes."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+def pooled_gradients(layers: Sequence[Layer], gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """ḡ of Eq. (8) for each layer: name → shape (D_out,). gradient: g by parameter name."""
+    return {layer.name: pool_gradient([gradient[name] for name in layer.parameters]) for layer in layers}

@@ -1,0 +1,355 @@
+"""Meta-Train as functions of tensors (torch only); Virtual-Train is in `virtual_step`.
+
+Symbols: n training batch, m meta batch, C classes, w weights of the network, θ of the meta-learner, α learning rate
+of w, J(w, θ) the meta-learner's training loss, ŵ the virtual weights, L_c the mean cross-entropy of the meta batch at
+ŵ. With v = ∂L_c/∂ŵ held constant, the meta gradient is ∂L_c/∂θ = −α ∂/∂θ ⟨v, ∇_w J(w, θ)⟩, and J depends on w only
+through the logits: one directional derivative of the logits (`derivatives.logit_tangent`) replaces the second-order
+graph, exactly, for any set of layers.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from famus_hf.core.autodiff.forward_pass import (
+    cloned_buffers,
+    differentiable_attention,
+    logits_without_trace,
+    model_logits,
+    random_state_kept,
+    split_inputs,
+    with_tensors,
+)
+from famus_hf.core.autodiff.training_pass import (
+    DERIVATIVES,
+    REVERSE_SHARE,
+    TrainingPass,
+    logit_tangent,
+    training_pass_without_trace,
+)
+from famus_hf.core.layers import (
+    Layer,
+    find_layers,
+    parameters_by_layer,
+    parameters_of,
+    pool_gradient,
+    select_layers,
+    unpool_gradient,
+)
+from famus_hf.core.losses import cross_entropy
+from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
+from famus_hf.core.non_finite import all_finite
+from famus_hf.core.parallel.dtensor import is_sharded, whole
+from famus_hf.core.parallel.processes import Processes
+from famus_hf.core.timer import NO_STOPWATCH, Stopwatch
+from famus_hf.core.virtual_train import VirtualStep, virtual_gradient, virtual_parameters, without_scale
+
+LOSS = " loss"  # no parameter's name
+
+
+def validation_gradient(
+    model: nn.Module,
+    virtual: Mapping[str, Tensor],
+    inputs: Mapping[str, Any],
+    labels: Tensor,
+    names: Iterable[str],
+    clock: Stopwatch = NO_STOPWATCH,
+    processes: Processes | None = None,
+    loss_scale: float = 1.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """v = ∂L_c/∂ŵ of Eq. (4) for the named parameters only; nothing is formed for the others. Leaves no trace.
+
+    Args:
+        model: The network.
+        virtual: ŵ by parameter name.
+        inputs: The meta batch's keyword arguments of the model.
+        labels: Shape (m,).
+        names: Parameters of the layers that are on.
+        clock: Takes the time of the `"validation forward"` and of the `"validation backward"`.
+        processes: That share the meta batch, each with its own part of it.
+        loss_scale: As in `TrainingPass`; v comes without it.
+
+    Returns:
+        L_c (a detached scalar) and v by parameter name, over the whole meta batch.
+    """
+    processes = processes or Processes()
+    leaves = {name: virtual[name].detach().requires_grad_() for name in names}
+
+    def loss_and_gradients(model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+        with clock("validation forward"):
+            loss = cross_entropy(model_logits(model, inputs), labels).mean()
+        if not loss.requires_grad:  # the forward pass uses none of these parameters
+            return loss, {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+        with clock("validation backward"):
+            gradients = torch.autograd.grad(loss * loss_scale, list(leaves.values()), materialize_grads=True)
+            return loss.detach(), without_scale(dict(zip(leaves, gradients, strict=True)), loss_scale)
+
+    with random_state_kept(labels.device), torch.enable_grad():
+        loss, gradients = with_tensors(model, {**virtual, **leaves, **cloned_buffers(model)}, loss_and_gradients)
+    found = processes.mean({**gradients, LOSS: loss}, len(labels))
+    return found.pop(LOSS), found
+
+
+def _validation_at_virtual_weights(
+    training_pass: TrainingPass,
+    gradient: Mapping[str, Tensor],
+    step: VirtualStep,
+    inputs: Mapping[str, Any],
+    labels: Tensor,
+    names: Iterable[str],
+    reusable: Set[str],
+    clock: Stopwatch,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    model = training_pass.model
+    virtual = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    moved = {name: virtual[name] for name in gradient}
+    virtual |= virtual_parameters(moved, gradient, step, reusable)
+    return validation_gradient(
+        model, virtual, inputs, labels, names, clock, training_pass.processes, training_pass.loss_scale
+    )
+
+
+class Passes(NamedTuple):
+    """How Meta-Train gets at the network: an ordinary one as the defaults do, a sharded one by `sharded.PASSES`.
+
+    Attributes:
+        validation: Training pass, g by name of what moves, α and P, meta batch, its labels, names of parameters, names
+            in g whose memory may be taken, stopwatch → L_c and v by (at least these) names.
+        tangent: Training pass, d by parameter name, a way of `famus_hf.core.autodiff.training_pass` → ż, shape (n, C).
+    """
+
+    validation: Callable[..., tuple[Tensor, dict[str, Tensor]]] = _validation_at_virtual_weights
+    tangent: Callable[[TrainingPass, Mapping[str, Tensor], str], Tensor] = logit_tangent
+
+
+def gradient_of_slope(
+    meta_learner: MetaLearner, logits: Tensor, tangent: Tensor, labels: Tensor, per_example_loss: PerExampleLoss
+) -> dict[str, Tensor]:
+    """∂/∂θ of the slope of J along a direction d, ⟨∂J/∂z (z; θ), ż⟩: first order in θ, on tensors of n × C.
+
+    Args:
+        meta_learner: Ψ.
+        logits: z, shape (n, C).
+        tangent: ż = (∂z/∂w)·d, shape (n, C).
+        labels: Shape (n,).
+        per_example_loss: ℓ.
+
+    Returns:
+        The gradient by name in `meta_learner.theta()`.
+    """
+    with torch.enable_grad():
+        z = logits.detach().requires_grad_()
+        loss = meta_learner.training_loss(z, labels, per_example_loss)
+        (loss_gradient,) = torch.autograd.grad(loss, z, create_graph=True)
+        slope = (loss_gradient * tangent).sum()
+        named = meta_learner.theta()
+        if not named:
+            return {}
+        gradients = torch.autograd.grad(slope, list(named.values()), materialize_grads=True)
+    return dict(zip(named, gradients, strict=True))
+
+
+def choose_derivative(derivative: str, layers: Sequence[Layer]) -> str:
+    """Resolves `"auto"` by how much of the network lies above the lowest of the given layers."""
+    if derivative != "auto":
+        return derivative
+    return "reverse" if max(layer.share for layer in layers) <= REVERSE_SHARE else "forward"
+
+
+@dataclass(frozen=True)
+class MetaObjective:
+    """The settings of Eq. (12): L = L_c + λ1·(Σ_l r_l − K)² + λ2·‖ḡ_L^tra − ḡ_L^val‖².
+
+    Attributes:
+        expected_layers: K.
+        sparsity_weight: λ1.
+        gradient_match_weight: λ2.
+        derivative: A key of `famus_hf.core.autodiff.training_pass.DERIVATIVES`.
+    """
+
+    expected_layers: float = 4.0
+    sparsity_weight: float = 0.0
+    gradient_match_weight: float = 0.0
+    derivative: str = "auto"
+
+
+@dataclass(frozen=True)
+class MetaTrain:
+    """What one Meta-Train step found.
+
+    Attributes:
+        meta_loss: L_c, or None where no layer was evaluated.
+        learner_gradient: g' by name of θ; empty where no layer was evaluated (θ then stays as it is).
+        gate_slopes: −α⟨v_l, g_l⟩, each gate's own effect on L_c, shape (L,); zero where the gate is off, as v_l does
+            not exist there.
+        switched_on: Whether each gate is on, of length L.
+        is_finite: Whether θ and the gates could move by these numbers.
+    """
+
+    meta_loss: Tensor | None
+    learner_gradient: dict[str, Tensor]
+    gate_slopes: Tensor
+    switched_on: list[bool]
+    is_finite: bool = True
+
+
+def meta_train(
+    training_pass: TrainingPass,
+    meta_learner: MetaLearner,
+    per_example_loss: PerExampleLoss,
+    meta_inputs: Mapping[str, Any],
+    meta_labels: Tensor,
+    gradient: Mapping[str, Tensor],
+    step: VirtualStep,
+    candidates: Sequence[Layer],
+    gates: Tensor,
+    last_layer: Layer,
+    objective: MetaObjective,
+    clock: Stopwatch = NO_STOPWATCH,
+    keep_gradient: bool = True,
+    passes: Passes = Passes(),  # noqa: B008  # it can't be changed
+) -> MetaTrain:
+    """The gradients of Eq. (12) w.r.t. θ and, but for Eq. (10), the gates. A layer that is off is not computed.
+
+    Args:
+        training_pass: The training batch's forward pass at w, with its graph.
+        meta_learner: Ψ.
+        per_example_loss: ℓ.
+        meta_inputs: The meta batch's keyword arguments of the model.
+        meta_labels: Shape (m,).
+        gradient: g = ∇_w J of Virtual-Train over the global batch, by name; parameters without one stay at w. Where the
+            meta-learner has no virtual step (ŵ = w), g is read for the gates only, and empty where they need none.
+        step: α and P.
+        candidates: The layers that have a gate, in order.
+        gates: r, shape (L,), 0 or 1.
+        last_layer: L, evaluated for Eq. (11) even where its gate is off.
+        objective: K, λ1, λ2.
+        clock: Takes the time of `"validation forward"`, `"validation backward"` and `"derivative"`.
+        keep_gradient: Whether `gradient` is needed afterwards; where not, its memory may become ŵ.
+        passes: How to get at the network.
+    """
+    switched_on = [r > 0 for r in gates.tolist()]  # the one host synchronisation of a step
+    on = [layer for layer, is_on in zip(candidates, switched_on, strict=True) if is_on]
+    matched = [last_layer] if objective.gradient_match_weight > 0 else []
+    evaluated = on + [layer for layer in matched if layer not in on]
+    slopes = torch.zeros_like(gates)
+    meta_loss, learner_gradient = None, {}
+    if evaluated:
+        moves = gradient if meta_learner.has_virtual_step else {}
+        read_later = gradient if keep_gradient else parameters_of(candidates if gates.requires_grad else matched)
+        meta_loss, validation = passes.validation(
+            training_pass,
+            moves,
+            step,
+            meta_inputs,
+            meta_labels,
+            parameters_of(evaluated),
+            set(moves).difference(read_later),
+            clock,
+        )
+        direction = {name: step.displacement(name, validation[name]) for name in parameters_of(on)}
+        if gates.requires_grad and on:
+            slopes[gates.detach() > 0] = torch.stack(
+                [
+                    torch.stack([whole((direction[name] * gradient[name]).sum()) for name in layer.parameters]).sum()
+                    for layer in on
+                ]
+            ).to(slopes)
+        for layer in matched:
+            _add_matching_direction(direction, layer, gradient, validation, objective.gradient_match_weight)
+        with clock("derivative"):
+            tangent = passes.tangent(training_pass, direction, choose_derivative(objective.derivative, evaluated))
+        learner_gradient = gradient_of_slope(
+            meta_learner,
+            training_pass.all_logits,
+            training_pass.processes.gathered(tangent),
+            training_pass.all_labels,
+            per_example_loss,
+        )
+    is_finite = all_finite([*learner_gradient.values(), slopes, gates])  # what is wrong with g shows here
+    return MetaTrain(meta_loss, learner_gradient, slopes, switched_on, is_finite)
+
+
+def _add_matching_direction(
+    direction: dict[str, Tensor],
+    layer: Layer,
+    gradient: Mapping[str, Tensor],
+    validation: Mapping[str, Tensor],
+    weight: float,
+) -> None:
+    """Adds 2λ2·Poolᵀ(ḡ^tra − ḡ^val) on layer L: the slope of J along it has the θ-gradient of λ2·L_g (Eq. 11).
+
+    Paper: ḡ^val is held constant here, though it too depends on θ through ŵ.
+    """
+    own = [gradient[name] for name in layer.parameters]
+    difference = pool_gradient(own) - pool_gradient([validation[name] for name in layer.parameters])
+    for name, spread in zip(layer.parameters, unpool_gradient(2 * weight * difference, own), strict=True):
+        direction[name] = direction[name] + spread if name in direction else spread
+
+
+def meta_gradient(
+    model: nn.Module,
+    meta_learner: MetaLearner,
+    train_inputs: Mapping[str, Any],
+    meta_inputs: Mapping[str, Any],
+    *,
+    learning_rate: float,
+    layers: Sequence[str] | None = None,
+    derivative: str = "auto",
+) -> dict[str, Tensor]:
+    """The gradient of L_c w.r.t. the meta-learner's parameters through the named layers (Eq. 7, 9), usable alone.
+
+    Model, buffers, `.grad` and random state stay as they were; the model's own train or eval mode is used. The
+    meta-learner's `begin_step` is called: what lives for one step (L2R, `MLC(keep_matrix=False)`) starts afresh.
+
+    Args:
+        model: Any classifier whose output has `.logits` of shape (n, C).
+        meta_learner: Ψ, for example `MWNet()`.
+        train_inputs: A training batch as a Trainer passes it, `labels` of shape (n,) included.
+        meta_inputs: A meta batch likewise, `labels` of shape (m,).
+        learning_rate: α of the virtual step.
+        layers: Paths in `model.named_modules()` of modules that directly own trainable parameters (`""` is the root);
+            None means all.
+        derivative: `"auto"`, `"forward"`, `"reverse"` or `"finite"` (see `famus_hf.core.autodiff.training_pass`).
+
+    Returns:
+        The gradient by name in `meta_learner.named_parameters()`; for `L2R`, which has none, its weights of shape (n,)
+        under the key `"weights"`.
+
+    Raises:
+        ValueError: An unknown layer or derivative, or parameters that are sharded.
+    """
+    if derivative not in DERIVATIVES:
+        raise ValueError(f"derivative={derivative!r} is unknown: choose one of {', '.join(DERIVATIVES)}")
+    if is_sharded(model):
+        raise ValueError("the model's parameters are sharded (DTensor): call famus_hf.sharded_meta_gradient instead")
+    on = parameters_by_layer(model) if layers is None else select_layers(model, layers)
+    inputs, labels, _ = split_inputs(train_inputs)
+    if not on:
+        meta_learner.begin_step(logits_without_trace(model, inputs))
+        return meta_learner.outcome({name: torch.zeros_like(t) for name, t in meta_learner.theta().items()})
+    if derivative == "auto":
+        if layers is None:
+            derivative = "forward"
+        else:
+            derivative = choose_derivative("auto", [la for la in find_layers(model, inputs) if la.name in on])
+    device = next(model.parameters()).device
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    step = VirtualStep(dict.fromkeys(parameters, learning_rate))
+    with random_state_kept(device), torch.enable_grad(), differentiable_attention():
+        training_pass = training_pass_without_trace(model, inputs, labels)
+        logits = training_pass.logits
+        meta_learner.begin_step(logits)
+        virtual = {name: parameter.detach() for name, parameter in parameters.items()}
+        if meta_learner.has_virtual_step:
+            loss = meta_learner.training_loss(logits, labels, cross_entropy)
+            virtual = virtual_parameters(parameters, virtual_gradient(loss, parameters), step)
+        names = [name for tensors in on.values() for name in tensors]
+        meta_batch, meta_labels, _ = split_inputs(meta_inputs)
+        _, validation = validation_gradient(model, virtual, meta_batch, meta_labels, names)
+        direction = {name: step.displacement(name, gradient) for name, gradient in validation.items()}
+        tangent = logit_tangent(training_pass, direction, derivative)
+    return meta_learner.outcome(gradient_of_slope(meta_learner, logits, tangent, labels, cross_entropy))

@@ -1,0 +1,276 @@
+"""What learns in Meta-Train, with optimizers and counters: the meta-learner θ and the layer sampler η (torch only)."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from famus_hf.core.autodiff.training_pass import TrainingPass
+from famus_hf.core.budget import Budget, LayerCosts
+from famus_hf.core.layer_samplers import (
+    LayerSampler,
+    LearnedSampler,
+    pooled_gradients,
+    sparsity_gradient,
+    step_generator,
+)
+from famus_hf.core.layers import Layer, parameters_of
+from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
+from famus_hf.core.meta_train import MetaObjective, MetaTrain, Passes, meta_train
+from famus_hf.core.parallel.processes import Processes
+from famus_hf.core.timer import NO_STOPWATCH, Stopwatch
+from famus_hf.core.virtual_train import VirtualStep
+from famus_hf.storage.meta_state import check_meta_state
+
+SAMPLER_MOMENTUM = 0.9
+CALIBRATION_STEPS = 50  # of a budget, and then after twice as many each time
+SLOPE_DECAY = 0.95  # of the running mean size of the gates' slopes
+
+
+class MetaModel:
+    """Meta-learner and layer sampler of a run, and how they move.
+
+    Attributes:
+        meta_learner, layer_sampler: Ψ and Γ.
+        layers: All layers of the network in order of their first call.
+        candidates: Those that have a gate.
+        steps: Meta steps so far; meta batch and gates of a step are functions of (seed, steps).
+        times_on: In how many of these steps each candidate layer was on, of length L.
+        budget: What the gates may cost, instead of Eq. (10); None without one.
+        spent: What these steps cost by the budget's measure before calibration.
+        clock: Takes the time of the parts of a step.
+
+    Args:
+        meta_learner: Ψ.
+        layer_sampler: Γ, not yet built.
+        layers: From `find_layers`.
+        num_candidates: Top N layers that may be on; None means all.
+        objective: Eq. (12).
+        learning_rate: β; None means the meta-learner's own default.
+        optimizer: Of θ: `"sgd"` or `"adam"`; None means the meta-learner's own default.
+        sampler_learning_rate: δ; SGD, momentum 0.9.
+        relative_slopes: Divide the gates' effects on L_c by their running mean size. Paper: not, so that they shrink
+            with α and with the loss, and Eq. (10), which treats all layers alike, decides nearly alone.
+        virtual_scope: `"all"`: Virtual-Train moves all layers, as in the paper; `"candidates"`: only those that may be
+            on, and ŵ = w elsewhere.
+        seed: Of the gates' noise.
+        device: Where everything lives.
+    """
+
+    def __init__(
+        self,
+        meta_learner: MetaLearner,
+        layer_sampler: LayerSampler,
+        layers: Sequence[Layer],
+        *,
+        num_candidates: int | None = None,
+        objective: MetaObjective,
+        learning_rate: float | None = None,
+        optimizer: str | None = None,
+        sampler_learning_rate: float = 0.1,
+        relative_slopes: bool = False,
+        virtual_scope: str = "all",
+        seed: int = 0,
+        device: torch.device | None = None,
+    ):
+        self.layers = list(layers)
+        self.candidates = self.layers if num_candidates is None else self.layers[-num_candidates:]
+        layer_sampler.build(self.candidates)
+        if isinstance(layer_sampler, LearnedSampler):
+            layer_sampler.budget = None  # of an earlier run
+        self.meta_learner = meta_learner.to(device)
+        self.layer_sampler = layer_sampler.to(device)
+        if not meta_learner.has_virtual_step:  # Eq. (11) pulls on θ alone
+            objective = replace(objective, gradient_match_weight=0.0)
+        self.objective = objective
+        self.seed = seed
+        self.learner_optimizer = _make_optimizer(
+            self.meta_learner,
+            optimizer or meta_learner.default_optimizer,
+            meta_learner.default_learning_rate if learning_rate is None else learning_rate,
+            meta_learner.momentum,
+        )
+        self.sampler_optimizer = _make_optimizer(self.layer_sampler, "sgd", sampler_learning_rate, SAMPLER_MOMENTUM)
+        self.steps = 0
+        self.times_on = [0] * len(self.candidates)
+        self.relative_slopes = relative_slopes
+        self.virtual_scope = virtual_scope
+        self.slope_size = torch.zeros((), device=device)  # running mean of |slope| over the gates that were on
+        self.budget: Budget | None = None
+        self.spent = 0.0
+        self.clock = NO_STOPWATCH
+
+    def set_budget(self, budget: Budget, clock: Stopwatch) -> None:
+        """Replaces Eq. (10) by the budget, and has the clock measure what it really takes."""
+        if not isinstance(self.layer_sampler, LearnedSampler):
+            raise ValueError(f"a budget needs a LearnedSampler: {type(self.layer_sampler).__name__} chooses by itself")
+        self.budget, self.clock = budget, clock
+        self.layer_sampler.budget = budget
+
+    @property
+    def mean_active_layers(self) -> float:
+        """Layers that were on, averaged over all steps so far."""
+        return sum(self.times_on) / max(self.steps, 1)
+
+    @property
+    def share_of_steps_on(self) -> dict[str, float]:
+        """Candidate layer → share of the steps so far in which it was on."""
+        return {
+            layer.name: times / max(self.steps, 1) for layer, times in zip(self.candidates, self.times_on, strict=True)
+        }
+
+    def virtual_names(self, network: nn.Module) -> list[str]:
+        """Parameters by which Virtual-Train differentiates: all, or those of the candidates, or none."""
+        has_step = self.meta_learner.has_virtual_step
+        if has_step and self.virtual_scope == "all":
+            return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+        return parameters_of(self.candidates) if has_step or self.layer_sampler.needs_gradients else []
+
+    def gates(self, gradient: Mapping[str, Tensor], processes: Processes) -> Tensor:
+        """r of the present step, shape (L,), 0 or 1: a function of η, g and (seed, steps), the same in all processes.
+
+        Args:
+            gradient: g by parameter name.
+            processes: That train together.
+        """
+        pooled = pooled_gradients(self.candidates, gradient) if self.layer_sampler.needs_gradients else {}
+        gates: Tensor = self.layer_sampler(pooled, step_generator(self.seed, self.steps))
+        agreed = processes.first(gates)  # whatever the last bit of each process says
+        return gates + (agreed - gates.detach())
+
+    def step(
+        self,
+        training_pass: TrainingPass,
+        per_example_loss: PerExampleLoss,
+        meta_inputs: Mapping[str, Any],
+        meta_labels: Tensor,
+        gradient: Mapping[str, Tensor],
+        virtual_step: VirtualStep,
+        keep_gradient: bool = True,
+        passes: Passes = Passes(),  # noqa: B008  # it can't be changed
+    ) -> MetaTrain:
+        """One Meta-Train step: moves θ and η, unless its gradient is not finite. Arguments: see `stages.meta_train`."""
+        with self.clock("sampler"):
+            gates = self.gates(gradient, training_pass.processes)
+        found = meta_train(
+            training_pass,
+            self.meta_learner,
+            per_example_loss,
+            meta_inputs,
+            meta_labels,
+            gradient,
+            virtual_step,
+            self.candidates,
+            gates,
+            self.layers[-1],
+            self.objective,
+            self.clock,
+            keep_gradient,
+            passes,
+        )
+        if found.is_finite:
+            if found.learner_gradient:
+                self.meta_learner.move(found.learner_gradient, self.learner_optimizer)
+            if self.sampler_optimizer is not None:
+                with self.clock("sampler"):
+                    gates.backward(self._scaled(found.gate_slopes) + self._sparsity_gradient(gates))
+                    self.sampler_optimizer.step()
+                    self.sampler_optimizer.zero_grad()
+        self.steps += 1
+        self.times_on = [times + on for times, on in zip(self.times_on, found.switched_on, strict=True)]
+        if self.budget is not None:
+            self.spent += self.budget.costs.cost(found.switched_on)
+            rounds, rest = divmod(self.steps, CALIBRATION_STEPS)
+            if rest == 0 and rounds & (rounds - 1) == 0:  # after 50, 100, 200, 400, … steps
+                measured = training_pass.processes.first_object(self.measured_cost or 0.0)
+                self.budget.calibrate(measured * self.steps, self.spent)
+        return found
+
+    @property
+    def measured_cost(self) -> float | None:
+        """Seconds that the gates' choice took in a meta step, in plain steps, where there is a budget."""
+        return self.in_plain_steps("validation backward", "derivative")
+
+    def in_plain_steps(self, *parts: str) -> float | None:
+        """Seconds of these parts in a meta step, in those of forward and backward; None where no time is taken."""
+        seconds = self.clock.seconds
+        backward = "actual backward" if "actual backward" in seconds else "virtual backward"
+        if self.steps == 0 or not seconds.get(backward):
+            return None
+        spent = sum(seconds.get(part, 0.0) for part in parts) / self.steps
+        return spent / (self.clock.mean("forward") + self.clock.mean(backward))
+
+    def copy_of_learned(self) -> list[dict[str, Any]]:
+        """Of θ, η and their optimizers, for `take_back`."""
+        return copy.deepcopy([part.state_dict() for part in self._learning_parts()])
+
+    def take_back(self, learned: Sequence[dict[str, Any]]) -> None:
+        """θ, η and their optimizers are again what they were when they were copied."""
+        for part, state in zip(self._learning_parts(), learned, strict=True):
+            part.load_state_dict(state)
+
+    def _learning_parts(self) -> list[Any]:
+        parts = [self.meta_learner, self.layer_sampler, self.learner_optimizer, self.sampler_optimizer]
+        return [part for part in parts if part is not None]
+
+    def _scaled(self, slopes: Tensor) -> Tensor:
+        if not self.relative_slopes:
+            return slopes
+        on = (slopes != 0).sum()
+        if on == 0:
+            return slopes
+        size = slopes.abs().sum() / on
+        decay = SLOPE_DECAY if self.slope_size > 0 else 0.0
+        self.slope_size = decay * self.slope_size + (1 - decay) * size.to(self.slope_size)
+        return slopes / self.slope_size.clamp_min(torch.finfo(torch.float32).tiny).to(slopes)
+
+    def _sparsity_gradient(self, gates: Tensor) -> Tensor:
+        weight = self.objective.sparsity_weight if self.budget is None else 0.0  # the budget is kept without Eq. (10)
+        return sparsity_gradient(gates, expected_layers=self.objective.expected_layers, sparsity_weight=weight)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimizers and counters; the parameters themselves are in `meta_net/`."""
+        return {
+            "learner_optimizer": self.learner_optimizer and self.learner_optimizer.state_dict(),
+            "sampler_optimizer": self.sampler_optimizer and self.sampler_optimizer.state_dict(),
+            "steps": self.steps,
+            "times_on": self.times_on,
+            "slope_size": self.slope_size,
+            "costs": self.budget and asdict(self.budget.costs),
+            "scale": self.budget and self.budget.scale,
+            "spent": self.spent,
+            "seconds": self.clock.seconds,
+            "times": self.clock.times,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state_dict` gave. Raises ValueError on anything else, before it changes anything."""
+        check_meta_state(state, self)
+        for name in ("learner_optimizer", "sampler_optimizer"):
+            optimizer = getattr(self, name)
+            if optimizer is not None:
+                optimizer.load_state_dict(state[name])
+        self.steps = state["steps"]
+        self.times_on = state["times_on"]
+        self.slope_size = state["slope_size"].to(self.slope_size.device)
+        if self.budget is not None and state["costs"] is not None:  # as measured at the start of the run
+            self.set_budget(Budget(self.budget.share, LayerCosts(**state["costs"])), self.clock)
+            self.budget.scale = state["scale"]
+            self.clock.seconds.update(state["seconds"])
+            self.clock.times.update(state["times"])
+        self.spent = state["spent"]
+
+
+def _make_optimizer(
+    module: nn.Module, name: str, learning_rate: float, momentum: float
+) -> torch.optim.Optimizer | None:
+    """None for a module without parameters."""
+    parameters = list(module.parameters())
+    if not parameters:
+        return None
+    if name == "adam":
+        return torch.optim.Adam(parameters, learning_rate)
+    return torch.optim.SGD(parameters, learning_rate, momentum=momentum)

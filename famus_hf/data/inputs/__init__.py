@@ -1,0 +1,1 @@
+"""What a network takes: examples as tensors, augmented and in batches."""

@@ -1,0 +1,119 @@
+"""Image processors and the random crops that belong to them, from a run's settings."""
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset, Image, IterableDataset
+from PIL.Image import Image as PILImage
+from PIL.Image import Resampling
+from transformers import (
+    AutoImageProcessor,
+    BaseImageProcessor,
+    CLIPImageProcessorPil,
+    PreTrainedModel,
+    ViTImageProcessorPil,
+)
+
+from famus_hf.data.inputs.augmentation import Augmentation
+from famus_hf.data.media.images import decoded
+
+if TYPE_CHECKING:
+    from famus_hf.training_args import FaMUSTrainingArguments
+
+STATISTICS_SAMPLES = 1000
+
+
+def default_image_processor(model: Any, dataset: Dataset | IterableDataset) -> BaseImageProcessor:
+    """The processor that came with a pretrained model, else one made from the data.
+
+    The latter normalises each colour channel to zero mean and unit variance over (at most 1000) training images, and
+    keeps the size of the first of them; a larger one than the `image_size` that the network's configuration names is
+    made a square of that side.
+    """
+    config = getattr(model, "config", None)
+    source = getattr(config, "_name_or_path", "")
+    if isinstance(model, PreTrainedModel) and source:
+        return AutoImageProcessor.from_pretrained(source)
+    images = sample_images(dataset)
+    if not images:
+        raise ValueError("none of the first images of the training set can be read: check the image column")
+    width, height = images[0].size
+    side = getattr(config, "image_size", None)
+    if isinstance(side, int) and max(width, height) > side:
+        width = height = side
+    values = np.concatenate([np.asarray(image, dtype=np.float64).reshape(-1, 3) for image in images]) / 255
+    mean, std = values.mean(0).round(4).tolist(), values.std(0).clip(1e-3).round(4).tolist()
+    return _resize_processor(height, width, mean, std)
+
+
+def sample_images(dataset: Dataset | IterableDataset) -> list[PILImage]:
+    """At most 1000 images that can be read: a fixed draw, or the first ones of a stream."""
+    if isinstance(dataset, IterableDataset):
+        first = list(dataset.take(STATISTICS_SAMPLES))
+        dataset = Dataset.from_list(first, features=dataset.features).cast_column("image", Image())
+    rows = np.random.default_rng(0).permutation(len(dataset))[:STATISTICS_SAMPLES]
+    return [image for row in np.sort(rows) if (image := decoded(dataset, int(row))) is not None]
+
+
+def adapted_processor(processor: Any, args: "FaMUSTrainingArguments", model: Any = None) -> Any:
+    """The processor with the mean, standard deviation and sizes that the settings name; a callable stays as it is.
+
+    timm's is replaced by one that gives the same images, since it is not saved with a run and can't be adapted; the
+    `pretrained_cfg` that it is made from leaves the model's configuration, where transformers would prefer it.
+    """
+    if not isinstance(processor, BaseImageProcessor):
+        return processor
+    if hasattr(processor, "data_config"):
+        processor = _as_in_timm(processor.data_config)
+        if (config := getattr(model, "config", None)) is not None:
+            vars(config).pop("pretrained_cfg", None)
+    if not (args.image_mean or args.image_std or args.resize_size or args.image_size):
+        return processor
+    settings: Any = processor  # whose attributes BaseImageProcessor does not declare
+    mean, std = list(args.image_mean or settings.image_mean), list(args.image_std or settings.image_std)
+    if args.resize_size is not None:
+        return _crop_processor(args.resize_size, args.image_size or args.resize_size, mean, std)
+    if args.image_size is not None:
+        return _resize_processor(args.image_size, args.image_size, mean, std)
+    settings = copy.deepcopy(settings)
+    settings.image_mean, settings.image_std = mean, std
+    return settings
+
+
+def _resize_processor(height: int, width: int, mean: list[float], std: list[float]) -> BaseImageProcessor:
+    """The whole image, at `height` × `width` pixels."""
+    size = {"height": height, "width": width}
+    return ViTImageProcessorPil(size=size, do_resize=True, do_convert_rgb=True, image_mean=mean, image_std=std)
+
+
+def _crop_processor(resize: int, crop: int, mean: list[float], std: list[float]) -> BaseImageProcessor:
+    """Shorter side to `resize`, then the centre of `crop` × `crop` pixels."""
+    size, crop_size = {"shortest_edge": resize}, {"height": crop, "width": crop}
+    return CLIPImageProcessorPil(size=size, crop_size=crop_size, image_mean=mean, image_std=std)
+
+
+def _as_in_timm(data_config: Mapping[str, Any]) -> BaseImageProcessor:
+    """timm's evaluation: the centre of an image of which `crop_pct` of the side is cropped."""
+    crop = min(data_config["input_size"][1:])
+    resize = math.floor(crop / data_config["crop_pct"])
+    processor: Any = _crop_processor(resize, crop, list(data_config["mean"]), list(data_config["std"]))
+    processor.resample = Resampling[data_config["interpolation"].upper()]
+    return processor
+
+
+def training_processor(processor: Any, args: "FaMUSTrainingArguments") -> Any:
+    """The processor of training images: they stay as large as random crops need them."""
+    if args.resize_size is None or args.augmentation not in ("random-crop", "resized-crop"):
+        return processor
+    return _crop_processor(args.resize_size, args.resize_size, processor.image_mean, processor.image_std)
+
+
+def make_augmentation(args: "FaMUSTrainingArguments", processor: Any) -> Augmentation:
+    """The random crops and flips that the settings name, padding with what black becomes in the processor."""
+    mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+    fill = 0.0 if mean is None or std is None else tuple(-m / s for m, s in zip(mean, std, strict=True))
+    size = args.image_size if args.augmentation in ("random-crop", "resized-crop") else None
+    return Augmentation(args.augmentation, size=size, padding_mode=args.augmentation_padding_mode, fill=fill)

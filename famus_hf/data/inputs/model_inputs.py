@@ -1,0 +1,89 @@
+"""A raw data set as what a model takes; each modality has its own kind (`image_inputs`, `texts`, `recordings`)."""
+
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from famus_hf.data.labels.noise import realised_noise_rate
+from famus_hf.data.media.modalities import Modality
+
+MEMORY_LIMIT = 2 * 1024**3  # bytes of processed examples kept in memory; larger sets are processed as they come
+
+
+class ModelInputs(torch.utils.data.Dataset):
+    """A raw data set as model inputs and `labels`, with `index` and `clean_label` kept along.
+
+    Args:
+        dataset: The columns of a modality, `label` and any of `index`, `clean_label`.
+        processor: What makes inputs of them, from transformers.
+
+    Attributes:
+        raw: The examples alone, as they came.
+        records: Name → values, shape (N,).
+        words: How an error calls examples that are the same in the network's eyes.
+    """
+
+    modality: Modality
+    words: str
+
+    def __init__(self, dataset: Dataset, processor: Any):
+        self.processor = processor
+        kind = self.modality.column
+        self.raw = dataset.select_columns([name for name in (kind, f"{kind}_pair") if name in dataset.column_names])
+        columns = {"labels": "label", "index": "index", "clean_label": "clean_label"}
+        self.records = {new: dataset[old][:] for new, old in columns.items() if old in dataset.column_names}
+
+    @property
+    def realised_noise_rate(self) -> float | None:
+        """Share of labels that differ from the clean ones; None where these are not known."""
+        if "clean_label" not in self.records:
+            return None
+        return realised_noise_rate(np.asarray(self.records["labels"]), np.asarray(self.records["clean_label"]))
+
+    def contents(self) -> Iterable[Hashable] | None:
+        """What each example is, to tell the same ones by; None where that is not at hand."""
+        raise NotImplementedError
+
+    def _inputs(self, rows: list[int]) -> list[dict[str, Any]]:
+        """The network's inputs of these examples."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
+        """The examples of a batch, which a DataLoader asks for at once: processed together they cost less."""
+        return [
+            {**inputs, **{name: values[row] for name, values in self.records.items()}}
+            for row, inputs in zip(rows, self._inputs(rows), strict=True)
+        ]
+
+
+class Ragged:
+    """Arrays of different lengths, one after the other in a single one.
+
+    Args:
+        arrays: Each of shape (length, …), the same but for the length.
+    """
+
+    def __init__(self, arrays: list[np.ndarray]):
+        self.values = np.concatenate(arrays)
+        self.ends = np.cumsum([0, *(len(array) for array in arrays)])
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.values[self.ends[row] : self.ends[row + 1]]
+
+
+def known_labels(dataset: Any) -> list[int]:
+    """The labels of a data set that can tell them without being read through, else none."""
+    if isinstance(dataset, ModelInputs):
+        return dataset.records["labels"]
+    if isinstance(dataset, Dataset) and "labels" in dataset.column_names:
+        return [label for label in dataset["labels"][:] if isinstance(label, int)]
+    return []

@@ -1,0 +1,159 @@
+"""Texts, and pairs of texts, as the tokens that a model takes."""
+
+import copy
+import inspect
+from collections.abc import Hashable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from famus_hf.data.inputs.model_inputs import ModelInputs, Ragged
+from famus_hf.data.media.images import SHOW_FROM
+from famus_hf.data.media.modalities import TEXT
+from famus_hf.errors import first_few
+
+if TYPE_CHECKING:
+    from famus_hf.training_args import FaMUSTrainingArguments
+
+LONGEST = 512  # tokens of a text where neither the settings nor the tokenizer name a limit
+NO_LIMIT = 2**20  # tokenizers without one name a larger number
+CHUNK = 1000  # texts that are tokenized at once
+
+logger = logging.get_logger(__name__)
+
+
+class TextInputs(ModelInputs):
+    """A data set with raw texts as `input_ids` and what else the tokenizer makes of them.
+
+    Texts are tokenized once and stay in memory. Those that are longer than the tokenizer's `model_max_length` are cut,
+    and their number is said, as is that of empty ones. Batches are padded by the collator, to their own longest text.
+
+    Args:
+        dataset: Columns `text`, perhaps `text_pair`, `label` and any of `index`, `clean_label`.
+        tokenizer: From transformers.
+
+    Raises:
+        ValueError: All texts are empty.
+    """
+
+    modality = TEXT
+    words = "word for word"
+
+    def __init__(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(dataset, tokenizer)
+        self._report_empty()
+        parts: dict[str, list[np.ndarray]] = {}
+        lengths: list[int] = []
+        chunks = range(0, len(self), CHUNK)
+        for start in tqdm(chunks, desc="Tokenizing texts", unit_scale=CHUNK, disable=len(self) < SHOW_FROM):
+            found = self._tokenize(self._texts(start, start + CHUNK), lengths)
+            for name, rows in found.items():
+                parts.setdefault(name, []).extend(np.asarray(row, dtype=np.int32) for row in rows)
+        self._tokens = {name: Ragged(rows) for name, rows in parts.items()}
+        cut = sum(length > tokenizer.model_max_length for length in lengths)
+        if cut:
+            logger.warning(
+                f"{cut} of {len(self)} texts are longer than {tokenizer.model_max_length} tokens and are cut (the "
+                f"longest has {max(lengths)}): max_seq_length sets where"
+            )
+
+    def contents(self) -> Iterable[Hashable] | None:
+        return zip(*(self.raw[name] for name in self.raw.column_names), strict=True)
+
+    def _texts(self, start: int, end: int) -> list[list[str]]:
+        """The first texts of these examples and, of pairs, the second ones; what is missing counts as empty."""
+        rows = self.raw[start:end]
+        return [[text or "" for text in rows[name]] for name in self.raw.column_names]
+
+    def _report_empty(self) -> None:
+        empty = {row for name in self.raw.column_names for row, text in enumerate(self.raw[name]) if not _words(text)}
+        if not empty:
+            return
+        if len(empty) == len(self):
+            raise ValueError(f"all of {len(self)} texts are empty: check the text column")
+        index = self.records.get("index", range(len(self)))
+        names = first_few((index[row] for row in sorted(empty)), 5)
+        logger.warning(f"{len(empty)} of {len(self)} texts are empty (index {names}): nothing can be learned from them")
+
+    def _tokenize(self, texts: list[list[str]], lengths: list[int]) -> dict[str, list[list[int]]]:
+        """Name of an input → tokens of each text, cut. Their numbers before they were cut go to `lengths`."""
+        limit = self.processor.model_max_length
+        found = dict(self.processor(*texts, padding=False, truncation=False, verbose=False))
+        own = [len(tokens) for tokens in found["input_ids"]]
+        for row, length in enumerate(own):
+            if length > limit:
+                pair = [side[row] for side in texts]
+                for name, tokens in self.processor(*pair, truncation=True, max_length=limit).items():
+                    found[name][row] = tokens
+            elif length == 0:  # by a tokenizer that adds no token of its own
+                for name, value in self.processor.pad([{"input_ids": []}], padding="max_length", max_length=1).items():
+                    if name in found:
+                        found[name][row] = [1] if name == "attention_mask" else value[0]
+        lengths += own
+        return found
+
+    def _inputs(self, rows: list[int]) -> list[dict[str, Any]]:
+        return [{name: tokens[row].tolist() for name, tokens in self._tokens.items()} for row in rows]
+
+
+def _words(text: str | None) -> bool:
+    """Whether there is anything in it."""
+    return bool(text and text.strip())
+
+
+def adapted_tokenizer(tokenizer: Any, args: "FaMUSTrainingArguments", model: Any) -> Any:
+    """A tokenizer whose `model_max_length` is where texts are cut, and that can pad; the network learns with what.
+
+    Raises:
+        ValueError: It has no token to pad with, or texts would be longer than the network takes.
+    """
+    tokenizer, config = copy.deepcopy(tokenizer), getattr(model, "config", None)
+    _check_vocabulary(tokenizer, model)
+    if tokenizer.pad_token is None:
+        token = tokenizer.eos_token or tokenizer.unk_token
+        if token is None:
+            raise ValueError("the tokenizer has no token to pad with: set tokenizer.pad_token")
+        tokenizer.pad_token = token
+    if config is not None:
+        config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.model_max_length = _limit(tokenizer, args, config)
+    known = inspect.signature(getattr(model, "forward", None) or _any).parameters
+    if "input_ids" in known:  # else it does not say by name what it takes
+        names = [name for name in tokenizer.model_input_names if name in known]
+        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
+    return tokenizer
+
+
+def _any(**inputs: Any) -> None:
+    """Stands for a network that is not there."""
+
+
+def _check_vocabulary(tokenizer: Any, model: Any) -> None:
+    """Raises ValueError on a tokenizer without one, which transformers makes where files are missing, or of another
+    network."""
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise ValueError("the tokenizer knows no words: its files are not there, give those of the model")
+    try:
+        size = model.get_input_embeddings().num_embeddings
+    except (AttributeError, NotImplementedError):  # of networks that are not transformers' or have none
+        return
+    if len(tokenizer) > size:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens and the network {size}: give that of the network")
+
+
+def _limit(tokenizer: Any, args: "FaMUSTrainingArguments", config: Any) -> int:
+    positions = getattr(config, "max_position_embeddings", None)
+    positions = positions if isinstance(positions, int) and positions > 0 else NO_LIMIT
+    if args.max_seq_length is None:
+        own = tokenizer.model_max_length
+        return min(positions, own if own < NO_LIMIT else LONGEST)
+    if args.max_seq_length > positions:
+        raise ValueError(
+            f"max_seq_length={args.max_seq_length} exceeds the {positions} tokens that the network has places for: "
+            "lower it"
+        )
+    return args.max_seq_length

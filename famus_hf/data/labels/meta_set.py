@@ -1,0 +1,125 @@
+"""The clean meta set: held out of the training split, class-balanced, never corrupted, never also in train."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from famus_hf.data.inputs.model_inputs import ModelInputs
+from famus_hf.data.labels.duplicates import rows_of_copies
+from famus_hf.errors import first_few
+
+META_SETS = ("clean", "pseudo-clean")
+
+
+def default_num_meta(num_train: int, num_labels: int) -> int:
+    """min(1000, 10 % of the training split), rounded down to a multiple of the number of classes."""
+    return min(1000, num_train // 10) // num_labels * num_labels
+
+
+def balanced_shares(size: int, num_labels: int) -> list[int]:
+    """How many examples each class has in a set of this size: what an even split leaves goes to the first classes."""
+    return [size // num_labels + (label < size % num_labels) for label in range(num_labels)]
+
+
+def class_balanced_holdout(
+    labels: Sequence[int] | np.ndarray, num_meta: int, num_labels: int, seed: int, first: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Splits rows into a class-balanced meta set and the rest.
+
+    Args:
+        labels: Shape (N,), clean class indices.
+        num_meta: Size of the meta set. What is left over after an even split goes to the first classes, one each.
+        num_labels: C.
+        seed: Of the draw.
+        first: Take the first rows of each class and draw nothing.
+
+    Returns:
+        Rows of the meta set and rows of the rest, each in ascending order.
+
+    Raises:
+        ValueError: Fewer examples than classes were asked for, or a class has too few.
+    """
+    if num_meta < num_labels:
+        raise ValueError(
+            f"num_meta={num_meta} leaves some of the {num_labels} classes without a meta example: "
+            f"choose at least {num_labels}"
+        )
+    labels = np.asarray(labels)
+    generator = np.random.default_rng(seed)
+    wanted = balanced_shares(num_meta, num_labels)
+    counts = np.bincount(labels, minlength=num_labels)
+    small = [label for label in range(num_labels) if counts[label] <= wanted[label]]
+    if small:
+        sizes = first_few(f"class {label} has {counts[label]} in all" for label in small)
+        raise ValueError(
+            f"num_meta={num_meta} takes {wanted[0]} examples of each class, which {len(small)} of {num_labels} classes "
+            f"do not have to spare ({sizes}): choose a smaller num_meta"
+        )
+    chosen = []
+    for label in range(num_labels):
+        rows = np.flatnonzero(labels == label)
+        chosen.append(rows[: wanted[label]] if first else generator.choice(rows, wanted[label], replace=False))
+    meta = np.sort(np.concatenate(chosen))
+    return meta, np.setdiff1d(np.arange(len(labels)), meta)
+
+
+def check_no_overlap(train_index: Sequence[int], meta_index: Sequence[int]) -> None:
+    """Raises ValueError if a row of the source split is both in train and in the meta set."""
+    shared = sorted(set(train_index) & set(meta_index))
+    if shared:
+        raise ValueError(
+            f"{len(shared)} meta examples are also in the training set (index {first_few(shared)}): a "
+            f"meta set must be held out of it"
+        )
+
+
+def check_no_copies(train: ModelInputs, meta: ModelInputs) -> None:
+    """Raises ValueError if an example of the training set (but a placeholder) is in the meta set as well.
+
+    What is not in memory is not compared.
+    """
+    own, others = train.contents(), meta.contents()
+    if own is None or others is None:
+        return
+    copies = rows_of_copies(own, set(others))
+    if copies:
+        index = train.records.get("index")
+        raise ValueError(
+            f"{len(copies)} training {train.modality.things} are also in the meta set, {train.words} (index "
+            f"{first_few(copies if index is None else (index[row] for row in copies))}): remove these from one of them"
+        )
+
+
+class MetaBatchSampler:
+    """An endless stream of meta batches in which the batch of a step is a function of (seed, step) alone.
+
+    The meta set is shuffled anew whenever less than a batch of it is left.
+
+    Args:
+        size: Examples in the meta set.
+        batch_size: m; at most `size` are taken.
+        seed: Of the shuffles.
+        start: The step to begin with.
+        part: (r, k): of each batch only the r-th of k parts.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, start: int = 0, part: tuple[int, int] = (0, 1)):
+        self.size = size
+        self.part = part
+        self.batch_size = min(batch_size, size)
+        self.seed = seed
+        self.start = start
+
+    def batch(self, step: int) -> list[int]:
+        """Rows of the meta set for this step (of its part), all different."""
+        round_, place = divmod(step, self.size // self.batch_size)
+        order = np.random.default_rng((self.seed, round_)).permutation(self.size)
+        batch = order[place * self.batch_size : (place + 1) * self.batch_size]
+        own, parts = self.part
+        return np.array_split(batch, parts)[own].tolist()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.start
+        while True:
+            yield self.batch(step)
+            step += 1

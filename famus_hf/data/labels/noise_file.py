@@ -1,0 +1,153 @@
+"""noise.parquet: which labels a run was trained on, so that another method can be trained on the very same."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from famus_hf.errors import first_few, reason_of
+from famus_hf.storage.atomic import written_beside
+
+COLUMNS = ("index", "label", "clean_label")
+SPARE_ROWS = 2**22  # beside one for each byte
+
+
+@dataclass
+class NoiseFile:
+    """What `noise.parquet` holds.
+
+    Attributes:
+        index: Shape (N,), row of each training example in the source split, all different.
+        labels: Shape (N,), the possibly wrong labels.
+        clean_labels: Shape (N,), the labels before corruption, or None where they are not known.
+        metadata: Seed, realised rate and whatever else describes the draw; `meta_index` are the rows of the meta set.
+    """
+
+    index: np.ndarray
+    labels: np.ndarray
+    clean_labels: np.ndarray | None
+    metadata: dict[str, Any]
+
+
+def write_noise_file(
+    path: Path,
+    index: Sequence[int],
+    labels: Sequence[int],
+    clean_labels: Sequence[int] | None,
+    metadata: dict[str, Any],
+) -> None:
+    """Writes columns `index`, `label` and, where known, `clean_label`; settings as JSON under the key `famus_hf`.
+
+    Args:
+        path: The file; replaced whole or not at all.
+        index: Row of each example in the source split.
+        labels: The possibly wrong labels.
+        clean_labels: The labels before corruption.
+        metadata: Seed, realised rate and whatever else describes the draw.
+    """
+    columns = {"index": list(index), "label": list(labels)}
+    if clean_labels is not None:
+        columns["clean_label"] = list(clean_labels)
+    table = pa.table(columns).replace_schema_metadata({"famus_hf": json.dumps(metadata)})
+    with written_beside(path) as beside:
+        pq.write_table(table, beside)
+
+
+def read_noise_file(path: Path) -> NoiseFile:
+    """Reads what `write_noise_file` wrote, or any parquet file with the columns `index` and `label`.
+
+    Raises:
+        ValueError: No such file, columns missing or of other types, or an index that occurs twice.
+    """
+    try:
+        table = _read_columns(path)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"noise file {str(path)!r} can't be read as parquet: {reason_of(error)}") from error
+    found = {name: table[name] for name in table.column_names}
+    index = found["index"].to_numpy()
+    rows, counts = np.unique(index, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(
+            f"noise file {str(path)!r} names {(counts > 1).sum()} rows more than once "
+            f"(index {first_few(rows[counts > 1])}): leave one line for each"
+        )
+    metadata = _checked_metadata(path, (table.schema.metadata or {}).get(b"famus_hf", b"{}"), set(index.tolist()))
+    clean = found["clean_label"].to_numpy() if "clean_label" in found else None
+    return NoiseFile(index, found["label"].to_numpy(), clean, metadata)
+
+
+def _read_columns(path: Path) -> pa.Table:
+    """The columns of use, as int64. Raises ValueError where they are no whole numbers, or claim to be a flood."""
+    with pq.ParquetFile(path) as file:
+        rows, size = file.metadata.num_rows, path.stat().st_size
+        if rows > SPARE_ROWS + size:  # `write_noise_file` takes at least four bytes for a row
+            raise ValueError(f"noise file {str(path)!r} claims {rows} rows in {size} bytes: take the file of a run")
+        names = file.schema_arrow.names
+        needed = [name for name in COLUMNS if name in names or name in COLUMNS[:2]]
+        types = {field.name: field.type for field in file.schema_arrow}
+        wrong = [n for n in needed if names.count(n) != 1 or not pa.types.is_integer(types[n])]
+        table = file.read(columns=[name for name in needed if name not in wrong])
+    wrong += [name for name in table.column_names if table[name].null_count]
+    if wrong:
+        raise ValueError(
+            f"noise file {str(path)!r} has no column {wrong[0]!r} of whole numbers: it needs index and label, and "
+            "clean_label where known, as in the noise.parquet of a run"
+        )
+    return table.cast(pa.schema([(name, pa.int64()) for name in table.column_names], table.schema.metadata))
+
+
+def _checked_metadata(path: Path, content: bytes, train: set[int]) -> dict[str, Any]:
+    """The settings as a mapping whose `meta_index`, if there is one, holds different rows outside of train."""
+    try:
+        metadata = json.loads(content)
+        rows, noise = metadata.get("meta_index", []), metadata.get("noise", 0)
+        sound = isinstance(rows, list) and all(type(row) is int and abs(row) < 2**63 for row in rows)
+        sound = sound and len(set(rows)) == len(rows) and not train & set(rows)
+        sound = sound and type(noise) in (int, float) and math.isfinite(noise)
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
+        sound = False
+    if not sound:
+        raise ValueError(
+            f"noise file {str(path)!r} has settings that no run writes (meta_index must hold different rows outside of "
+            "the training rows): take the noise.parquet of a run, or leave the settings out"
+        )
+    return metadata
+
+
+def check_noise_file(noise_file: NoiseFile, num_rows: int, num_labels: int, known_clean: np.ndarray | None) -> None:
+    """Raises ValueError if the file was made for other data.
+
+    Args:
+        noise_file: The file.
+        num_rows: Rows of the source split.
+        num_labels: C.
+        known_clean: Shape (num_rows,), the labels of the source split where they are clean, else None.
+    """
+    index, labels = noise_file.index, noise_file.labels
+    named = np.concatenate([index, np.array(noise_file.metadata.get("meta_index", []), dtype=index.dtype)])
+    outside = named[(named < 0) | (named >= num_rows)]
+    if len(outside):
+        raise ValueError(
+            f"{len(outside)} rows of the noise file are not in the training split, which has {num_rows} "
+            f"(index {first_few(outside)}): it was made for other data"
+        )
+    for name, values in (("label", labels), ("clean_label", noise_file.clean_labels)):
+        wrong = values[(values < 0) | (values >= num_labels)] if values is not None else np.empty(0)
+        if len(wrong):
+            raise ValueError(
+                f"{len(wrong)} values of {name} in the noise file are no class of the data, which have {num_labels} "
+                f"({first_few(wrong)}): it was made for other data"
+            )
+    if known_clean is not None and noise_file.clean_labels is not None:
+        differ = index[known_clean[index] != noise_file.clean_labels]
+        if len(differ):
+            raise ValueError(
+                f"{len(differ)} of {len(index)} clean labels of the noise file are not those of the data "
+                f"(index {first_few(differ)}): it was made for other data, or its rows were reordered"
+            )

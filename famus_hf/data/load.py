@@ -1,0 +1,277 @@
+"""From the name of a data set to train, meta and test with noisy labels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, DatasetDict, IterableDatasetDict
+
+from famus_hf.data.labels.meta_set import META_SETS, check_no_overlap, class_balanced_holdout
+from famus_hf.data.labels.noise import check_noise
+from famus_hf.data.labels.noise_file import NoiseFile, read_noise_file
+from famus_hf.data.labels.split import Division, corrupt, divide, divide_as, rows_without_copies
+from famus_hf.data.sources.benchmarks import BUILDERS
+from famus_hf.data.sources.columns import Columns
+from famus_hf.data.sources.load_source import check_source, check_splits, clean_labels_known, load_source
+from famus_hf.data.sources.streaming import load_stream
+
+SUBSET_SEED = 0  # of max_train_samples and max_eval_samples
+STREAMED_META = 1000  # clean meta examples of a stream, whose size is not known
+
+
+def load_noisy_dataset(
+    name: str | None = None,
+    *,
+    config_name: str | None = None,
+    data_dir: str | None = None,
+    train_dir: str | None = None,
+    validation_dir: str | None = None,
+    noise: float = 0.0,
+    noise_type: str = "symmetric",
+    noise_exact_count: bool = False,
+    noise_file: str | None = None,
+    class_map: Sequence[int] | None = None,
+    imbalance_factor: float | None = None,
+    num_meta: int | None = None,
+    meta_set: str | None = None,
+    seed: int = 0,
+    image_column_name: str | None = None,
+    text_column_name: str | None = None,
+    text_pair_column_name: str | None = None,
+    audio_column_name: str | None = None,
+    label_column_name: str | None = None,
+    clean_label_column_name: str | None = None,
+    max_train_samples: int | None = None,
+    max_eval_samples: int | None = None,
+    streaming: bool = False,
+) -> DatasetDict | IterableDatasetDict:
+    """Loads a data set, holds a clean meta set out of its training split and corrupts the labels of the rest.
+
+    Args:
+        name: `digits`, `cifar10`, `cifar100`, `fashion_mnist`; a benchmark that lies in `data_dir` (`cifar10n`,
+            `cifar100n`, `cnwl`, `mini-webvision`, `clothing1m`, `food101n`, `animal10n`); any Hub id; or a local
+            folder: images or recordings sorted into folders of classes, parquet, csv, jsonl, arrow, or MNIST-format
+            idx files.
+        config_name: Configuration of a Hub data set, or variant of a benchmark.
+        data_dir: Where a benchmark lies.
+        train_dir: A folder with the training examples alone, instead of a name.
+        validation_dir: Another with those to test on; without it a fifth of train is set apart.
+        noise: Rate of label noise in [0, 1).
+        noise_type: See `corrupt_labels`.
+        noise_exact_count: Strike exactly round(noise · N) examples and not each with this probability.
+        noise_file: `noise.parquet` of another run, whose very labels (and training and meta rows) are used.
+        class_map: For `asymmetric` noise, beside cifar10 and cifar100: which class each class is mistaken for.
+        imbalance_factor: Make the training set long-tailed: largest class over smallest (`famus_hf.data.long_tail`).
+        num_meta: Size of the meta set; default min(1000, 10 % of train), with an imbalance factor 10 of each class;
+            0 makes none.
+        meta_set: `clean`, or `pseudo-clean` for none, as the trainer finds its own; default `clean` where clean labels
+            are known, else `pseudo-clean`.
+        seed: Of the meta set, the long tail and the noise; the test split never depends on it.
+        image_column_name: Default: the only image column.
+        text_column_name: Default, where there is neither image nor audio: the only column of strings, or the first of
+            a pair that is known by its names (GLUE's `sentence1` and `sentence2`, `question` and `sentence`, …).
+        text_pair_column_name: The second text of each example, if there is one and it is not found so.
+        audio_column_name: Default: the only audio column.
+        label_column_name: Default: the only ClassLabel column, or the one called `label`.
+        clean_label_column_name: Column with the true labels, where the data's own labels are the noisy ones.
+        max_train_samples: Use only so many examples of the training split, drawn before anything else.
+        max_eval_samples: Likewise of the test split.
+        streaming: Read examples as they are needed (`famus_hf.data.streaming`), for sets larger than the disk.
+
+    Returns:
+        Splits `train`, `meta` (where there is a clean one), `test`, and what else the source has to test on
+        (`validation`), with columns `image`, `text` (and `text_pair`) or `audio` (as it is stored), `label` (in train
+        possibly wrong), `clean_label` where known, and `index` (row in the source split; of a meta set that is a split
+        of its own, beyond the rows of train).
+
+    Raises:
+        ValueError: One sentence that says what is wrong and what to do.
+    """
+    check_source(name, data_dir, train_dir, validation_dir)
+    check_noise(noise, noise_type, noise_exact_count)
+    _check_contradictions(name, noise, noise_file, clean_label_column_name, imbalance_factor, max_train_samples)
+    known_clean = noise > 0 or clean_label_column_name is not None or clean_labels_known(name)
+    given_noise = None if noise_file is None else read_noise_file(Path(noise_file))
+    known_by_file = given_noise is not None and given_noise.clean_labels is not None
+    meta_set = _chosen_meta_set(meta_set, num_meta, known_clean or known_by_file, name)
+    columns = Columns(
+        image_column_name,
+        text_column_name,
+        text_pair_column_name,
+        audio_column_name,
+        label_column_name,
+        clean_label_column_name,
+    )
+    if streaming:
+        _check_streaming(noise_exact_count, noise_file, imbalance_factor)
+        return load_stream(
+            name,
+            config_name,
+            columns,
+            noise=noise,
+            noise_type=noise_type,
+            class_map=class_map,
+            num_meta=(STREAMED_META if num_meta is None else num_meta) if meta_set == "clean" else 0,
+            seed=seed,
+            max_train_samples=max_train_samples,
+            max_eval_samples=max_eval_samples,
+        )
+    source = load_source(
+        name,
+        config_name,
+        columns,
+        data_dir=data_dir,
+        train_dir=train_dir,
+        validation_dir=validation_dir,
+    )
+    check_splits(source)
+    train = _with_index(source["train"])
+    rows = _subset_rows(len(train), max_train_samples, "max_train_samples")
+    has_own_meta = meta_set == "clean" and "meta" in source
+    num_held_out = 0 if meta_set != "clean" or has_own_meta else num_meta
+    division = _divided(train, rows, known_clean, given_noise, num_held_out, imbalance_factor, seed)
+    if noise > 0:
+        corrupt(division, train, noise, noise_type, noise_exact_count, class_map, seed)
+    train = _with_labels(train, division)
+    parts = {"train": train.select(division.train)}
+    if has_own_meta:
+        parts["meta"] = _own_meta_set(source["meta"], num_meta, len(train), seed)
+        parts["train"] = parts["train"].select(rows_without_copies(parts["train"], parts["meta"]))
+    elif len(division.meta):
+        parts["meta"] = train.select(division.meta)
+        check_no_overlap(parts["train"]["index"][:], parts["meta"]["index"][:])
+    for split in [split for split in source if split not in ("train", "meta")]:
+        dataset = _evaluation_split(_with_index(source[split]), known_clean)
+        parts[split] = dataset.select(_subset_rows(len(dataset), max_eval_samples, "max_eval_samples"))
+    return DatasetDict(parts)
+
+
+def _check_contradictions(
+    name: str | None,
+    noise: float,
+    noise_file: str | None,
+    clean_label_column_name: str | None,
+    imbalance_factor: float | None,
+    max_train_samples: int | None,
+) -> None:
+    if clean_label_column_name is not None and noise > 0:
+        raise ValueError(
+            f"noise={noise} and clean_label_column_name contradict each other: the data bring their own noise"
+        )
+    if noise > 0 and name in BUILDERS:
+        raise ValueError(f"noise={noise} and {name} contradict each other: the data bring their own noise")
+    if noise_file is None:
+        return
+    others = {"noise": noise, "imbalance_factor": imbalance_factor, "max_train_samples": max_train_samples}
+    for option, value in others.items():
+        if value:
+            raise ValueError(f"{option}={value} and noise_file contradict each other: the file names rows and labels")
+
+
+def _check_streaming(exact_count: bool, noise_file: str | None, imbalance_factor: float | None) -> None:
+    settings = {
+        "noise_exact_count": exact_count,
+        "noise_file": noise_file,
+        "imbalance_factor": imbalance_factor,
+    }
+    for option, value in settings.items():
+        if value:
+            raise ValueError(
+                f"{option} needs all examples at once, which a stream does not have: leave one of both out"
+            )
+
+
+def _chosen_meta_set(meta_set: str | None, num_meta: int | None, known_clean: bool, name: str | None) -> str:
+    """`clean` or `pseudo-clean`. Raises ValueError where a clean one was asked for and none can be had."""
+    if meta_set not in (None, *META_SETS):
+        raise ValueError(f"meta_set={meta_set!r} is unknown: choose one of {', '.join(META_SETS)}")
+    if num_meta is not None and num_meta < 0:
+        raise ValueError(f"num_meta={num_meta} must not be negative: 0 makes no meta set")
+    if meta_set == "pseudo-clean" and num_meta:
+        raise ValueError(f"num_meta={num_meta} and meta_set 'pseudo-clean' contradict each other: its size is found")
+    if meta_set == "clean" and num_meta == 0:
+        raise ValueError("num_meta=0 and meta_set 'clean' contradict each other: leave one of them out")
+    asked_for_clean = meta_set == "clean" or bool(num_meta)
+    if asked_for_clean and not known_clean and name not in BUILDERS:
+        raise ValueError(
+            f"the labels of {name!r} are not known to be clean, so no clean meta set can be held out of them: name a "
+            "column of true labels with clean_label_column_name, add noise to test on, or use meta_set pseudo-clean"
+        )
+    return "clean" if asked_for_clean or (known_clean and meta_set is None and num_meta != 0) else "pseudo-clean"
+
+
+def _divided(
+    train: Dataset,
+    rows: np.ndarray,
+    known_clean: bool,
+    given_noise: NoiseFile | None,
+    num_held_out: int | None,
+    imbalance_factor: float | None,
+    seed: int,
+) -> Division:
+    """The training split as another run divided it, else these rows of it anew, without copies of meta examples."""
+    labels = np.asarray(train["label"][:])
+    clean = np.asarray(train["clean_label"][:]) if "clean_label" in train.features else labels if known_clean else None
+    num_labels = train.features["label"].num_classes
+    if given_noise is not None:
+        return divide_as(given_noise, labels, clean, num_labels, num_held_out, seed)
+    part = None if clean is None else clean[rows]
+    division = divide(labels[rows], part, num_labels, num_held_out, imbalance_factor, seed)
+    division = division.within(rows, labels, clean)
+    kept = rows_without_copies(train.select(division.train), train.select(division.meta))
+    division.train = division.train[kept]
+    return division
+
+
+def _own_meta_set(dataset: Dataset, num_meta: int | None, first_index: int, seed: int) -> Dataset:
+    """A class-balanced part of a source's own clean split."""
+    labels = np.asarray(dataset["label"][:])
+    num_labels = dataset.features["label"].num_classes
+    if num_meta is None:
+        num_meta = min(1000, (np.bincount(labels, minlength=num_labels).min() - 1) * num_labels)
+    rows, _ = class_balanced_holdout(labels, num_meta, num_labels, seed)
+    dataset = dataset.add_column("index", range(first_index, first_index + len(dataset)))
+    return _evaluation_split(dataset, known_clean=True).select(rows)
+
+
+def _evaluation_split(dataset: Dataset, known_clean: bool) -> Dataset:
+    """A split to test on: clean labels, where there are any, take the place of the others."""
+    dataset = _without_superclass(dataset)
+    if "clean_label" in dataset.features:
+        return _with_column(dataset, "label", dataset["clean_label"][:])
+    return _with_column(dataset, "clean_label", dataset["label"][:]) if known_clean else dataset
+
+
+def _without_superclass(dataset: Dataset) -> Dataset:
+    return dataset.remove_columns("superclass") if "superclass" in dataset.features else dataset
+
+
+def _with_index(dataset: Dataset) -> Dataset:
+    return dataset.add_column("index", range(len(dataset)))
+
+
+def _with_labels(dataset: Dataset, division: Division) -> Dataset:
+    """The labels as they are now, and the clean ones where they are known."""
+    dataset = _without_superclass(dataset)
+    if division.clean is not None:
+        dataset = _with_column(dataset, "clean_label", division.clean.tolist())
+    return _with_column(dataset, "label", division.labels.tolist())
+
+
+def _with_column(dataset: Dataset, name: str, labels: list[int]) -> Dataset:
+    """With this column of classes, unless it is there with these very values already."""
+    feature = dataset.features["label"]
+    if name in dataset.features:
+        if dataset[name][:] == labels:
+            return dataset
+        dataset = dataset.remove_columns(name)
+    return dataset.add_column(name, labels, feature=feature)
+
+
+def _subset_rows(num_rows: int, size: int | None, argument: str) -> np.ndarray:
+    """All rows, or a fixed draw of so many, ascending."""
+    if size is None:
+        return np.arange(num_rows)
+    if size < 1:
+        raise ValueError(f"{argument}={size} leaves no examples: choose at least 1")
+    return np.sort(np.random.default_rng(SUBSET_SEED).permutation(num_rows)[:size])

@@ -1,0 +1,1 @@
+"""Images, texts and recordings: what each is called, and images as they are stored."""

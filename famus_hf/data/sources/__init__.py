@@ -1,0 +1,1 @@
+"""Where examples come from: the Hub, folders, tables, archives of benchmarks, streams."""

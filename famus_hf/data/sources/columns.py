@@ -1,0 +1,237 @@
+"""From whatever columns a data set has to `image`, `text` or `audio`, `label` and, where known, `clean_label`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Image, Value
+
+from famus_hf.errors import first_few
+
+LABEL_NAMES = ("label", "labels")  # what the label column is called where no ClassLabel tells it
+STRINGS = ("string", "large_string")
+KINDS = ("image", "text", "audio")
+PAIRS = (  # of texts that belong together, as GLUE and others call them
+    ("sentence1", "sentence2"), ("question", "sentence"), ("question1", "question2"), ("premise", "hypothesis"),
+    ("text1", "text2"),
+)  # fmt: skip
+FILES = {"image": Image(), "audio": Audio(decode=False)}  # kind of what is stored in files → feature
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns to use.
+
+    Attributes:
+        image: Default: the only image column.
+        text: Default, where there is neither image nor audio: the only column of strings, or the first of a known pair.
+        text_pair: Second text of each example, if there is one.
+        audio: Default: the only audio column.
+        label: Default: the only ClassLabel column, or the one called `label`.
+        clean_label: Column with the true labels beside wrong ones, if there is one.
+        superclass: Column of superclasses, from which asymmetric noise makes its map, if there is one.
+    """
+
+    image: str | None = None
+    text: str | None = None
+    text_pair: str | None = None
+    audio: str | None = None
+    label: str | None = None
+    clean_label: str | None = None
+    superclass: str | None = None
+
+
+def standard_names(features: Features, columns: Columns, is_train: bool = True) -> dict[str, str]:
+    """Which column becomes which: old name → `image`, `text` (and `text_pair`) or `audio`, `label`, `clean_label`,
+    `superclass`.
+
+    Args:
+        features: Of the split.
+        columns: What was named.
+        is_train: Other splits may lack the clean labels: their own labels are taken as clean then.
+
+    Raises:
+        ValueError: A named column is not there, or none or several could be meant.
+    """
+    label = label_column(features, columns)
+    names = _input_columns(features, columns, label)
+    if label in names:
+        raise ValueError(f"column {label!r} can't be both the {names[label]} and the label column: name another one")
+    names[label] = "label"
+    if columns.clean_label is not None and (is_train or columns.clean_label in features):
+        names[_named(features, columns.clean_label, "clean_label")] = "clean_label"
+    if columns.superclass in features:
+        names[str(columns.superclass)] = "superclass"
+    return names
+
+
+def label_column(features: Features, columns: Columns) -> str:
+    """The column that becomes `label`. Raises ValueError as `standard_names` does."""
+    if columns.label is not None:
+        return _named(features, columns.label, "label")
+    others = (columns.clean_label, columns.superclass)
+    found = [name for name, feature in features.items() if isinstance(feature, ClassLabel) and name not in others]
+    found = found or [name for name in LABEL_NAMES if name in features]
+    if len(found) != 1:
+        _refuse(features, found, "label", "label_column_name")
+    return found[0]
+
+
+def _input_columns(features: Features, columns: Columns, label: str) -> dict[str, str]:
+    """What goes into the network: column → its kind."""
+    named = {kind: name for kind in KINDS if (name := getattr(columns, kind)) is not None}
+    if len(named) > 1:
+        raise ValueError(f"{' and '.join(named)} column contradict each other: name one of them")
+    if columns.text_pair is not None and columns.text is None:
+        raise ValueError(f"text_pair_column_name={columns.text_pair!r} needs the first text: add text_column_name")
+    found = {_named(features, name, kind): kind for kind, name in named.items()}
+    if columns.text_pair is not None:
+        second = _named(features, columns.text_pair, "text_pair")
+        if second in found:
+            raise ValueError(f"column {second!r} can't be both texts of a pair: name another one")
+        found[second] = "text_pair"
+    return found or _found_columns(features, {label, columns.clean_label, columns.superclass})
+
+
+def _found_columns(features: Features, taken: set[str | None]) -> dict[str, str]:
+    """The same where none is named. Raises ValueError where none or several could be meant."""
+    kinds_of = {type(feature): kind for kind, feature in FILES.items()}
+    stored = {name: kinds_of[type(feature)] for name, feature in features.items() if type(feature) in kinds_of}
+    texts = [name for name, feature in features.items() if _is_string(feature) and name not in taken]
+    if not stored and len(texts) == 2 and tuple(texts) in PAIRS:
+        return {texts[0]: "text", texts[1]: "text_pair"}
+    found = stored or dict.fromkeys(texts, "text")
+    if len(found) == 1:
+        return found
+    kinds = list(dict.fromkeys(found.values())) or list(KINDS)
+    _refuse(features, list(found), " or ".join(kinds), " or ".join(f"{kind}_column_name" for kind in kinds))
+
+
+def _named(features: Features, wanted: str, role: str) -> str:
+    if wanted not in features:
+        raise ValueError(f"{role} column {wanted!r} is not in the data set, which has {', '.join(features)}")
+    return wanted
+
+
+def _refuse(features: Features, found: list[str], role: str, flag: str) -> NoReturn:
+    raise ValueError(
+        f"{len(found)} columns of the data set could be the {role} column ({', '.join(found) or 'none'}): "
+        f"name one of {', '.join(features)} with {flag}"
+    )
+
+
+def _is_string(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype in STRINGS
+
+
+def select_and_rename(dataset: Any, names: dict[str, str]) -> Any:
+    """These columns of a data set or stream alone, under their new names."""
+    return dataset.select_columns(list(names)).rename_columns({old: new for old, new in names.items() if old != new})
+
+
+def with_standard_columns(
+    dataset: Dataset, columns: Columns, is_train: bool = True, folder: Path | None = None
+) -> Dataset:
+    """Renames the columns as `standard_names` says and drops the others.
+
+    Args:
+        dataset: One split.
+        columns: What was named.
+        is_train: See `standard_names`.
+        folder: Where the data lie: a column of strings that is of images or recordings then holds paths below it.
+    """
+    names = standard_names(dataset.features, columns, is_train)
+    dataset = select_and_rename(dataset, names)
+    for kind, feature in FILES.items():
+        if kind in dataset.features:
+            dataset = _with_files(dataset, kind, feature, folder)
+    for old, new in names.items():
+        kind = new.removesuffix("_pair")
+        expected = type(FILES[kind]) if kind in FILES else Value
+        feature = dataset.features[new]
+        if kind in KINDS and not (isinstance(feature, expected) and (kind in FILES or _is_string(feature))):
+            word = {"image": "an image", "text": "text", "audio": "a recording"}[kind]
+            raise ValueError(f"column {old!r} holds {feature}, which is not {word}")
+    return dataset
+
+
+def _with_files(dataset: Dataset, kind: str, feature: Any, folder: Path | None) -> Dataset:
+    """With what is stored in files as such, where a table has only their bytes or, below its folder, their paths."""
+    found = dataset.features[kind]
+    if folder is not None and _is_string(found):
+        return _files_at_paths(dataset, kind, folder).cast_column(kind, feature)
+    is_stored = isinstance(found, dict) and found.keys() == {"bytes", "path"}
+    return dataset.cast_column(kind, feature) if is_stored or isinstance(found, Audio) else dataset
+
+
+def _files_at_paths(dataset: Dataset, kind: str, folder: Path) -> Dataset:
+    """Whole paths in place of those below a folder, whose files are read when they are needed."""
+    names = dataset[kind][:]
+    root = folder.resolve()
+    paths = [root / str(name) for name in names]
+    outside = [name for name, path in zip(names, paths, strict=True) if not path.resolve().is_relative_to(root)]
+    missing = [name for name, path in zip(names, paths, strict=True) if not path.is_file()]
+    for wrong, problem in ((outside, "lead out of"), (missing, "are not in")):
+        if wrong:
+            raise ValueError(
+                f"{len(wrong)} of {len(names)} {kind} paths {problem} the folder {str(folder)!r} ({first_few(wrong)})"
+            )
+    return dataset.remove_columns(kind).add_column(kind, list(map(str, paths)))
+
+
+def with_shared_classes(splits: dict[str, Dataset]) -> DatasetDict:
+    """Makes `label` and `clean_label` of all splits ClassLabels with the same names in the same order.
+
+    Names are matched by name; integers and strings become the sorted union of what occurs anywhere.
+    """
+    columns = [
+        (split, column) for split in splits for column in ("label", "clean_label") if column in splits[split].features
+    ]
+    feature = splits["train"].features["label"]
+    if isinstance(feature, ClassLabel) and all(splits[split].features[column] == feature for split, column in columns):
+        for split, column in columns:
+            class_values(splits[split], column, feature.names)
+        return DatasetDict(splits)
+    names = list(feature.names) if isinstance(feature, ClassLabel) else []
+    values = {place: class_values(splits[place[0]], place[1], names) for place in columns}
+    found = {value for own in values.values() for value in own} - set(names)
+    names += [str(value) for value in sorted(found, key=lambda value: (isinstance(value, str), value))]
+    shared = ClassLabel(names=names)
+    place_of = {name: place for place, name in enumerate(names)}
+    for split, column in columns:
+        numbers = [place_of[str(value)] for value in values[split, column]]
+        splits[split] = splits[split].remove_columns(column).add_column(column, numbers, feature=shared)
+    return DatasetDict(splits)
+
+
+def class_values(dataset: Dataset, column: str, names: list[str]) -> list[Any]:
+    """The class of each row, as a name where there are names. Raises ValueError on what is no class.
+
+    Args:
+        dataset: One split.
+        column: `label` or `clean_label`.
+        names: Of the training labels, if they have any: integers without names of their own then count in these.
+    """
+    feature = dataset.features[column]
+    values = dataset[column][:]
+    missing = [row for row, value in enumerate(values) if value is None]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(values)} rows have no {column} (row {first_few(missing)}): remove those rows"
+        )
+    if isinstance(feature, ClassLabel):
+        names = feature.names
+    elif not (isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", *STRINGS))):
+        raise ValueError(
+            f"the {column} column holds {feature}, which are not classes: "
+            "choose a column of class names or integer class indices"
+        )
+    if not values or isinstance(values[0], str):
+        return values
+    wrong = [row for row, value in enumerate(values) if value < 0 or (names and value >= len(names))]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} rows of column {column} hold {values[wrong[0]]} or another number that is no class "
+            f"(row {first_few(wrong)}): remove those rows"
+        )
+    return [names[value] for value in values] if names else values

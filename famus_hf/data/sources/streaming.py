@@ -1,0 +1,239 @@
+"""Data sets that are read as they are needed: nothing is known of an example before it comes by.
+
+Noise is drawn for each example from the seed and its row, so that it does not hang on the order. The meta set is made
+of the first examples of each class and held in memory.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, IterableDatasetDict, Value
+from transformers import BaseImageProcessor
+
+from famus_hf.data.labels.class_maps import class_map_by_names
+from famus_hf.data.labels.meta_set import balanced_shares
+from famus_hf.data.labels.noise import corrupt_labels
+from famus_hf.data.media.images import UNREADABLE
+from famus_hf.data.sources.benchmarks import BUILDERS
+from famus_hf.data.sources.columns import Columns, select_and_rename, standard_names
+from famus_hf.data.sources.folders import load_folder
+from famus_hf.data.sources.idx import is_idx_folder
+from famus_hf.data.sources.load_source import HUB_DATASETS, TEST_NAMES, check_has_train, load_from_hub, merged_columns
+from famus_hf.errors import first_few
+
+STREAMED_NOISE = ("symmetric", "symmetric-exclusive", "pair", "asymmetric")  # those that one example can draw alone
+SHUFFLE_BUFFER = 10_000  # examples in memory that the next one is drawn from
+META_SEARCH = 100  # times the size of the meta set: so many examples are searched for it
+
+
+def load_stream(
+    name: str | None,
+    config_name: str | None,
+    columns: Columns,
+    *,
+    noise: float,
+    noise_type: str,
+    class_map: Sequence[int] | None,
+    num_meta: int,
+    seed: int,
+    max_train_samples: int | None,
+    max_eval_samples: int | None,
+) -> IterableDatasetDict:
+    """Splits `train` and `test` as streams and, where `num_meta` is not 0, `meta` in memory.
+
+    Streams come in the order of the source, since rows are counted as they come (the library's own shuffling counts
+    anew in each file); `StreamedInputs` shuffles. Their images are as they are stored, {"bytes", "path"};
+    `datasets.Image().decode_example` decodes one. The arguments are those of `load_noisy_dataset`.
+
+    Raises:
+        ValueError: A data set that can't be streamed, labels that are not a ClassLabel, no test split, noise that needs
+            all examples, or too few examples of a class for the meta set.
+    """
+    if noise > 0 and noise_type not in STREAMED_NOISE:
+        raise ValueError(
+            f"noise_type {noise_type!r} needs all examples at once, which a stream does not have: choose one of "
+            f"{', '.join(STREAMED_NOISE)}, or leave --streaming out"
+        )
+    splits, columns = _open(name, config_name, columns)
+    test = next((split for split in TEST_NAMES if split in splits), None)
+    if test is None:
+        raise ValueError(f"data set {name!r} has no test split, and none can be set apart from a stream: give one")
+    names = _class_names(splits["train"], columns)
+    train = _standardised(splits["train"], columns, max_train_samples)
+    if class_map is None:
+        class_map = class_map_by_names(names)
+    parts: dict[str, Any] = {}
+    held_out: set[int] = set()
+    if num_meta > 0:
+        parts["meta"] = _first_of_each_class(train, names, num_meta)
+        held_out = set(parts["meta"]["index"][:])
+    corrupt = partial(_corrupted, noise=noise, noise_type=noise_type, num_labels=len(names), seed=seed,
+                      class_map=class_map, known_clean=num_meta > 0 or noise > 0)  # fmt: skip
+    features = _features(names)
+    train = train.filter(partial(_is_not_in, rows=held_out)).map(corrupt, features=features)
+    test_stream = _standardised(splits[test], columns, max_eval_samples).map(_unchanged, features=features)
+    parts["train"], parts["test"] = train, test_stream
+    return IterableDatasetDict({split: parts[split] for split in ("train", "meta", "test") if split in parts})
+
+
+def _open(name: str | None, config_name: str | None, columns: Columns) -> tuple[Any, Columns]:
+    """The streams of a Hub data set or a local folder."""
+    folder = Path(name) if name is not None and Path(name).is_dir() else None
+    if name is None or name in ("digits", *BUILDERS) or (folder is not None and is_idx_folder(folder)):
+        raise ValueError(
+            f"{name or 'a train_dir'!r} can't be streamed, only Hub ids and local folders can: leave --streaming out"
+        )
+    if folder is not None:
+        splits, known = load_folder(folder, streaming=True), columns
+    else:
+        hub_id, known = HUB_DATASETS.get(name, (name, columns))
+        splits = load_from_hub(hub_id, config_name, streaming=True)
+    check_has_train(splits, name)
+    return splits, merged_columns(columns, known)
+
+
+def _class_names(stream: IterableDataset, columns: Columns) -> list[str]:
+    if stream.features is None:
+        raise ValueError("a stream of these files does not tell its columns: leave --streaming out")
+    names = {new: old for old, new in standard_names(stream.features, columns).items()}
+    label = stream.features[names["label"]]
+    if not isinstance(label, ClassLabel) or "image" not in names:
+        raise ValueError(
+            f"a stream needs images (texts and recordings are not streamed) and labels that are a ClassLabel, as its "
+            f"classes can't be counted before they come; column {names['label']!r} holds {label}: leave --streaming out"
+        )
+    return label.names
+
+
+def _standardised(stream: IterableDataset, columns: Columns, size: int | None) -> IterableDataset:
+    """Columns `image`, `label`, `clean_label` (where there is one) and `index`."""
+    names = standard_names(stream.features, columns, is_train=False)
+    features = Features({new: stream.features[old] for old, new in names.items()} | {"index": Value("int64")})
+    image = next(old for old, new in names.items() if new == "image")
+    stream = stream.cast_column(image, Image(decode=False))  # decoded at the end alone, where a broken one is named
+    stream = stream if size is None else stream.take(size)
+    stream = select_and_rename(stream, names)
+    return stream.map(_with_index, with_indices=True, features=Features({**features, "image": Image(decode=False)}))
+
+
+def _with_index(example: dict[str, Any], row: int) -> dict[str, Any]:
+    return {**example, "index": row}
+
+
+def _features(names: list[str]) -> Features:
+    label = ClassLabel(names=names)
+    return Features({"image": Image(decode=False), "label": label, "clean_label": label, "index": Value("int64")})
+
+
+def _record(example: dict[str, Any], label: int, clean: int | None) -> dict[str, Any]:
+    return {"image": example["image"], "label": label, "clean_label": clean, "index": example["index"]}
+
+
+def _first_of_each_class(stream: IterableDataset, names: list[str], num_meta: int) -> Dataset:
+    """A class-balanced meta set out of the first examples. Raises ValueError where they hold too few of a class."""
+    wanted = balanced_shares(num_meta, len(names))
+    found: list[dict[str, Any]] = []
+    for example in stream.take(META_SEARCH * num_meta):
+        clean = example.get("clean_label", example["label"])
+        if wanted[clean] > 0:
+            wanted[clean] -= 1
+            found.append(_record(example, clean, clean))
+        if not any(wanted):
+            return Dataset.from_list(found, features=_features(names)).cast_column("image", Image())
+    missing = [names[label] for label, number in enumerate(wanted) if number]
+    raise ValueError(
+        f"{len(missing)} classes ({first_few(missing)}) have too few of the first "
+        f"{META_SEARCH * num_meta} examples for a meta set of {num_meta}: lower num_meta or leave --streaming out"
+    )
+
+
+def _is_not_in(example: dict[str, Any], rows: set[int]) -> bool:
+    return example["index"] not in rows
+
+
+def _corrupted(
+    example: dict[str, Any],
+    noise: float,
+    noise_type: str,
+    num_labels: int,
+    seed: int,
+    class_map: Sequence[int] | None,
+    known_clean: bool,
+) -> dict[str, Any]:
+    """The example with the label that its row draws."""
+    clean = example.get("clean_label", example["label"] if known_clean else None)
+    label = example["label"]
+    if noise > 0 and clean is not None:
+        row = np.random.SeedSequence((seed, example["index"])).generate_state(1)[0]
+        label = int(corrupt_labels([clean], noise, noise_type, num_labels, int(row), class_map=class_map)[0][0])
+    return _record(example, label, clean)
+
+
+def _unchanged(example: dict[str, Any]) -> dict[str, Any]:
+    clean = example.get("clean_label", example["label"])
+    return _record(example, clean, clean)
+
+
+def _shuffled(stream: IterableDataset, seed: tuple[int, int]) -> Iterator[dict[str, Any]]:
+    """Each example once, drawn from a buffer that the stream refills."""
+    generator = np.random.default_rng(seed)
+    buffer: list[dict[str, Any]] = []
+    for example in stream:
+        if len(buffer) < SHUFFLE_BUFFER:
+            buffer.append(example)
+            continue
+        place = generator.integers(SHUFFLE_BUFFER)
+        yield buffer[place]
+        buffer[place] = example
+    yield from (buffer[place] for place in generator.permutation(len(buffer)))
+
+
+class StreamedInputs(torch.utils.data.IterableDataset):
+    """A stream with a raw `image` column as `pixel_values` and `labels`, with `index` and `clean_label` kept along.
+
+    Args:
+        stream: Columns `image`, `label`, `index`, `clean_label`.
+        image_processor: From transformers.
+        shuffle_seed: With the epoch it decides the order, drawn from a buffer of 10 000 examples; None keeps it.
+
+    Attributes:
+        realised_noise_rate: Share of wrong labels among the examples that came by, or None.
+    """
+
+    def __init__(
+        self,
+        stream: IterableDataset,
+        image_processor: BaseImageProcessor | Callable,
+        shuffle_seed: int | None = None,
+    ):
+        self.stream, self.image_processor = stream, image_processor
+        self.shuffle_seed, self.epoch = shuffle_seed, 0
+        self._seen = self._wrong = 0
+
+    @property
+    def realised_noise_rate(self) -> float | None:
+        return self._wrong / self._seen if self._seen else None
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if torch.utils.data.get_worker_info() is not None:
+            raise ValueError("a stream is read by one process, which counts its rows: set dataloader_num_workers to 0")
+        order = self.stream if self.shuffle_seed is None else _shuffled(self.stream, (self.shuffle_seed, self.epoch))
+        for example in order:
+            inputs = {"labels": example["label"], "index": example["index"]}
+            try:
+                image = Image().decode_example(example["image"]).convert("RGB")
+            except UNREADABLE as error:
+                raise ValueError(f"the image of row {example['index']} can't be read: remove or repair it") from error
+            inputs["pixel_values"] = self.image_processor([image], return_tensors="pt")["pixel_values"][0]
+            if example["clean_label"] is not None:
+                inputs["clean_label"] = example["clean_label"]
+                self._seen += 1
+                self._wrong += example["clean_label"] != example["label"]
+            yield inputs

@@ -1,0 +1,139 @@
+"""The folder that is saved, pushed and loaded: backbone at its root, meta-learner and layer sampler in `meta_net/`.
+
+A run of two networks leaves two such folders, `model_a/` and `model_b/`, and the ensemble of both around them.
+"""
+
+import json
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from famus_hf.core.layer_samplers import LayerSampler
+from famus_hf.core.meta_learners import MetaLearner
+from famus_hf.data.media.modalities import modality_of_config
+from famus_hf.hub.client_errors import downloaded
+from famus_hf.hub.meta_net_files import META_NET, load_meta_net
+from famus_hf.hub.safe_backbone import check_folder, load_backbone
+from famus_hf.hub.safe_processor import load_processor
+from famus_hf.reporting.label_report import REPORT_FILE
+from famus_hf.storage.atomic import TOKENIZER_FILES
+from famus_hf.storage.model_folder import NETWORKS_APART, holds_two_networks
+from famus_hf.storage.portable import LAST_CHECKPOINT
+
+FIGURES = "figures"
+# Those that say something of a training, and would be taken for the next one's.
+RECORDS = (
+    "noise.parquet", REPORT_FILE, f"{FIGURES}/*.png", "all_results.json", "train_results.json", "eval_results.json",
+)  # fmt: skip
+# What a run writes of a network and its meta-net.
+OF_A_NETWORK = (
+    "config.json", "preprocessor_config.json", "processor_config.json", "model.safetensors",
+    "model-*-of-*.safetensors", "model.safetensors.index.json", f"{META_NET}/*.json", f"{META_NET}/*.safetensors",
+)  # fmt: skip
+OF_NETWORKS_APART = tuple(f"{network}/{name}" for network in NETWORKS_APART for name in OF_A_NETWORK)
+# What a run writes; a push uploads these, and the files of a backbone's code, and nothing else.
+OF_A_RUN = (
+    *OF_A_NETWORK, *TOKENIZER_FILES, "generation_config.json", "adapter_config.json", "adapter_model.safetensors",
+    "README.md", *RECORDS,
+)  # fmt: skip
+LOADED_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+
+
+def load_famus(
+    repo_or_folder: str | Path, *, subfolder: str = "", revision: str | None = None, token: str | None = None
+) -> tuple[Any, MetaLearner | None, LayerSampler | None, Any]:
+    """Loads a folder that a FaMUS run left, from disk or from the Hub.
+
+    Only safetensors and JSON are read; no file is executed and nothing is unpickled.
+
+    Args:
+        repo_or_folder: A local folder, or `user/name` on the Hub.
+        subfolder: Of that; "model_a" or "model_b" for one network of two.
+        revision: Branch, tag or commit on the Hub.
+        token: For private repositories; default: where huggingface_hub looks.
+
+    Returns:
+        The backbone in eval mode, the meta-learner, the layer sampler and the image processor, tokenizer or feature
+        extractor. None stands for what the run did not use. Of two networks, the folder itself gives their ensemble
+        and neither meta-learner nor layer sampler: each network has its own, in its subfolder.
+
+    Raises:
+        ValueError: The folder is not such a folder, or something in it is damaged, absurd, not finite, or leads out of
+            it; or the Hub does not give it. One sentence says what.
+    """
+    root = Path(repo_or_folder)
+    if not root.is_dir():
+        prefix = f"{subfolder}/" if subfolder else ""
+        others = () if subfolder else (LAST_CHECKPOINT, *NETWORKS_APART)
+        root = downloaded(
+            str(repo_or_folder),
+            revision,
+            token,
+            allow=[f"{prefix}{pattern}" for pattern in LOADED_FILES],
+            ignore=[f"{other}/*" for other in others],
+        )
+    folder = root / subfolder
+    if not folder.resolve().is_relative_to(root.resolve()):
+        raise ValueError(
+            f"subfolder {subfolder!r} leads out of {str(repo_or_folder)!r}: give the name of a folder in it"
+        )
+    if not (folder / "config.json").is_file():
+        where = f" in {subfolder!r}" if subfolder else ""
+        raise ValueError(
+            f"{str(repo_or_folder)!r} has no config.json{where}: a run's output folder or Hub repository is needed"
+        )
+    check_folder(folder)
+    model = load_backbone(folder)
+    processor = load_processor(folder, modality_of_config(model.config))
+    meta_learner, layer_sampler = load_meta_net(folder)
+    return model, meta_learner, layer_sampler, processor
+
+
+def files_to_push(folder: str | Path, newer_than: float = 0.0) -> list[str]:
+    """Names of the files of a run that a push uploads.
+
+    Args:
+        folder: Of the run.
+        newer_than: Records of a training (its noise, results, label report and pictures) that were written before this
+            time are of an earlier one, and left out. Seconds, as of `time.time()`.
+    """
+    root = Path(folder)
+    paths = [path for pattern in ("*", "*/*") for path in root.glob(pattern)]
+    allowed: tuple[str, ...] = OF_A_RUN
+    code = code_files(root)
+    if holds_two_networks(root):  # else these folders are of an earlier run
+        paths += [path for network in NETWORKS_APART for path in (root / network).glob("*/*")]
+        allowed += OF_NETWORKS_APART
+        code |= {f"{network}/{name}" for network in NETWORKS_APART for name in code_files(root / network)}
+    names = [path.relative_to(root).as_posix() for path in sorted(paths)]
+    return [
+        name
+        for name in names
+        if (root / name).is_file()
+        and (is_among(name, allowed) or name in code)
+        and not (is_among(name, RECORDS) and (root / name).stat().st_mtime < newer_than)
+    ]
+
+
+def is_among(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a file's name fits a pattern, folder by folder."""
+    return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
+
+
+def code_files(folder: Path) -> set[str]:
+    """The Python files that a folder's config.json names as its backbone's, and those that they import relatively."""
+    try:
+        auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map", {})
+        named = {f"{str(value).rpartition('.')[0]}.py" for value in auto_map.values()}
+    except (OSError, ValueError, AttributeError):
+        return set()
+    return named.union(*(_imported_by(folder / name) for name in named))
+
+
+def _imported_by(path: Path) -> set[str]:
+    try:
+        return {Path(found).name for found in get_relative_import_files(path)}
+    except (OSError, ValueError):  # one of them is missing, or no text
+        return set()

@@ -1,0 +1,285 @@
+"""The folder `meta_net/`: meta-learner and layer sampler as JSON and safetensors, and how they come back.
+
+What is read may be hostile: nothing is executed or unpickled, and nothing of a size that config.json claims is made
+before the sizes of the tensor files are known.
+"""
+
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors.torch import save_file
+from torch import nn
+
+from famus_hf.core.layer_samplers import AllLayers, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
+from famus_hf.core.layers import Layer
+from famus_hf.core.meta_learners import L2R, MLC, MetaLearner, MWNet
+from famus_hf.core.pretrained import PretrainedPart
+from famus_hf.errors import reason_of
+from famus_hf.hub.client_errors import downloaded
+from famus_hf.storage.untrusted import Allowance, check_inside, read_json, read_tensors, shapes_in
+
+META_NET = "meta_net"
+CONFIG = "config.json"
+TENSORS = {"meta_learner": "model.safetensors", "layer_sampler": "layer_sampler.safetensors"}
+META_LEARNERS: dict[str, type[MetaLearner]] = {"mw-net": MWNet, "l2r": L2R, "mlc": MLC}
+LAYER_SAMPLERS: dict[str, type[LayerSampler]] = {
+    "learned": LearnedSampler,
+    "all": AllLayers,
+    "block": BlockSampler,
+    "random": RandomLayers,
+}
+Part = TypeVar("Part", MetaLearner, LayerSampler)
+Kind = TypeVar("Kind", bound=PretrainedPart)
+
+
+def register_meta_learner(kind: type[MetaLearner]) -> type[MetaLearner]:
+    """Makes `load_famus` know a meta-learner of your own, by its class name; also a decorator of the class.
+
+    Its `config()` must give the arguments of its constructor. Nothing of it is taken from the folder that is loaded but
+    these arguments and tensors. The constructor must therefore bear any JSON as arguments; what it makes of tensors is
+    held to four times the size of its tensor file and 16 MiB.
+    """
+    META_LEARNERS[kind.__name__] = kind
+    return kind
+
+
+def register_layer_sampler(kind: type[LayerSampler]) -> type[LayerSampler]:
+    """The same for a layer sampler of your own."""
+    LAYER_SAMPLERS[kind.__name__] = kind
+    return kind
+
+
+# ---- Writing ----
+
+
+def save_meta_net(
+    folder: str | PathLike[str], meta_learner: MetaLearner | None, layer_sampler: LayerSampler | None
+) -> None:
+    """Writes `meta_net/` below the folder: config.json, model.safetensors, layer_sampler.safetensors.
+
+    A part without parameters is in config.json alone.
+    """
+    target = Path(folder) / META_NET
+    if target.is_dir():
+        shutil.rmtree(target)  # of another run: its files would be taken for this one's
+    if meta_learner is None:
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    _save_tensors(meta_learner, target / TENSORS["meta_learner"])
+    if layer_sampler is not None:
+        _save_tensors(layer_sampler, target / TENSORS["layer_sampler"])
+    config = _config_of(meta_learner, layer_sampler)
+    (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _config_of(meta_learner: MetaLearner, layer_sampler: LayerSampler | None) -> dict[str, Any]:
+    config = {"meta_learner": {"type": _type_name(meta_learner, META_LEARNERS), **meta_learner.config()}}
+    if layer_sampler is not None:
+        config["layer_sampler"] = {
+            "type": _type_name(layer_sampler, LAYER_SAMPLERS),
+            **layer_sampler.config(),
+            "layers": [{**asdict(layer), "parameters": list(layer.parameters)} for layer in layer_sampler.layers],
+        }
+    return config
+
+
+def _type_name(part: Any, known: Mapping[str, type[Any]]) -> str:
+    return next((name for name, kind in known.items() if type(part) is kind), type(part).__name__)
+
+
+def _save_tensors(module: nn.Module, path: Path) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    if tensors:
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
+# ---- Reading ----
+
+
+def load_into(folder: str | Path, meta_learner: MetaLearner, layer_sampler: LayerSampler) -> None:
+    """Reads a checkpoint's `meta_net/` into the parts of a run that must be of the same kind and settings.
+
+    Raises:
+        ValueError: It is missing, damaged, or was made with other settings; the parts are then as they were.
+    """
+    root = Path(folder)
+    try:
+        saved = _read_config(root, root / META_NET)
+        for part, present in _config_of(meta_learner, layer_sampler).items():
+            if saved.get(part) != json.loads(json.dumps(present)):
+                raise ValueError(f"its {part.replace('_', ' ')} has other settings")
+        parts: dict[str, nn.Module] = {"meta_learner": meta_learner, "layer_sampler": layer_sampler}
+        found = {part: read_tensors(module, root, root / META_NET / TENSORS[part]) for part, module in parts.items()}
+        for part, module in parts.items():
+            module.load_state_dict(found[part])
+    except Exception as error:  # a registered class may raise anything
+        raise ValueError(
+            f"checkpoint {str(folder)!r} does not fit: its meta-learner or layer sampler is missing or was made "
+            f"with other settings ({reason_of(error)})"
+        ) from error
+
+
+def load_meta_net(folder: str | Path) -> tuple[MetaLearner | None, LayerSampler | None]:
+    """What `save_meta_net` wrote; None for what was not used.
+
+    Raises:
+        ValueError: Something in `meta_net/` is missing, of an unknown type, does not fit, or is more than a run writes.
+    """
+    root = Path(folder)
+    if not os.path.lexists(root / META_NET):
+        return None, None
+    with _refusing(root / META_NET):
+        config = _read_config(root, root / META_NET)
+        meta_learner = _load_part(root, root / META_NET, "meta_learner", config, META_LEARNERS)
+        return meta_learner, _load_part(root, root / META_NET, "layer_sampler", config, LAYER_SAMPLERS)
+
+
+def load_kind(
+    kind: type[Kind], repo_or_folder: str | PathLike[str], subfolder: str, revision: str | None, token: str | None
+) -> Kind:
+    """`kind.from_pretrained` of meta-learners and layer samplers; the other part is not made.
+
+    Raises:
+        ValueError: There is no such folder, no such part in it or one of another kind; or as in `load_meta_net`.
+    """
+    root = _on_disk(repo_or_folder, subfolder, revision, token)
+    folder, source = root / subfolder, repr(str(repo_or_folder))
+    if not folder.is_dir():
+        raise ValueError(
+            f"{source} has no folder {subfolder or '.'!r}: give a run's output folder or Hub repository, or the "
+            "subfolder with its config.json"
+        )
+    is_learner = issubclass(kind, MetaLearner)
+    part, known = ("meta_learner", META_LEARNERS) if is_learner else ("layer_sampler", LAYER_SAMPLERS)
+    what = "meta-learner" if is_learner else "layer sampler"
+    with _refusing(folder):
+        found: Any = _load_part(root, folder, part, _read_config(root, folder), known)
+    if found is None:
+        raise ValueError(f"{source} holds no {what}: the run that wrote it had none")
+    if not isinstance(found, kind):
+        name, base = type(found).__name__, "MetaLearner" if is_learner else "LayerSampler"
+        raise ValueError(
+            f"{source} holds a {what} of the kind {name}, and {kind.__name__} was asked for: call "
+            f"from_pretrained of {name}, or of {base} for whatever is there"
+        )
+    return found
+
+
+def _on_disk(repo_or_folder: str | PathLike[str], subfolder: str, revision: str | None, token: str | None) -> Path:
+    """A local folder itself; of a repository on the Hub, what is fetched of its subfolder."""
+    if Path(repo_or_folder).is_dir():
+        return Path(repo_or_folder)
+    names = [f"{subfolder}/*.json", f"{subfolder}/*.safetensors"] if subfolder else [CONFIG, *TENSORS.values()]
+    return downloaded(str(repo_or_folder), revision, token, allow=names)
+
+
+@contextmanager
+def _refusing(folder: Path) -> Iterator[None]:
+    """Whatever is raised while a folder is read becomes a ValueError that names it."""
+    try:
+        yield
+    except Exception as error:  # a constructor may raise anything on the values of a folder
+        raise ValueError(f"{str(folder)!r} is no meta-net of famus_hf ({reason_of(error)})") from error
+
+
+def _read_config(root: Path, folder: Path) -> dict[str, Any]:
+    """config.json of a `meta_net/`, whose other files are those that a run writes. root: the folder around it."""
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {META_NET}")
+    for path in sorted(folder.iterdir()):
+        if path.name not in (CONFIG, *TENSORS.values()) and not path.name.startswith("."):
+            raise ValueError(f"it holds {path.name[:80]!r}, which no run writes: remove that, or update famus_hf")
+    config = read_json(root, folder / CONFIG)
+    _check_keys("config.json", config, {"meta_learner"}, {"layer_sampler"})
+    for part, settings in config.items():
+        if not isinstance(settings, dict):
+            raise ValueError(f"its {part} is a {type(settings).__name__} and no object")
+    if "layer_sampler" not in config and (folder / TENSORS["layer_sampler"]).exists():
+        raise ValueError(f"it holds {TENSORS['layer_sampler']} and no settings of a layer_sampler")
+    return config
+
+
+def _load_part(
+    root: Path, folder: Path, part: str, config: Mapping[str, Any], known: Mapping[str, type[Part]]
+) -> Part | None:
+    """A meta-learner or a layer sampler: made within what its tensor file warrants, and then filled from that."""
+    if part not in config:
+        return None
+    settings = dict(config[part])
+    layers = _read_layers(settings.pop("layers", None)) if part == "layer_sampler" else []
+    name = settings.pop("type", None)
+    kind = known.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise ValueError(
+            f"its {part} is of the type {str(name)[:80]!r}; import that class and call famus_hf.register_{part} with "
+            "it first"
+        )
+    _check_arguments(part, kind, settings)
+    path = folder / TENSORS[part]
+    num_bytes, num_tensors = 0, 0
+    if path.exists():
+        check_inside(root, path)
+        num_bytes, num_tensors = path.stat().st_size, len(shapes_in(root, path))
+    with Allowance(num_bytes, num_tensors):
+        made = kind(**settings)
+        if isinstance(made, LayerSampler):
+            made.build(layers)
+    made.load_state_dict(read_tensors(made, root, path))
+    return made
+
+
+def _check_arguments(part: str, kind: type[Any], arguments: Mapping[str, Any]) -> None:
+    """Raises ValueError where the constructor does not know a key, or lacks one."""
+    parameters = inspect.signature(kind).parameters.values()
+    if any(parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) for parameter in parameters):
+        return
+    required = {parameter.name for parameter in parameters if parameter.default is parameter.empty}
+    _check_keys(f"its {part}", arguments, required, {parameter.name for parameter in parameters})
+
+
+def _check_keys(where: str, content: Mapping[str, Any], required: set[str], optional: set[str]) -> None:
+    unknown = [key for key in content if key not in required | optional]
+    if unknown:
+        raise ValueError(f"{where} has the key {unknown[0][:80]!r}, which this version does not know: update famus_hf")
+    missing = sorted(required - content.keys())
+    if missing:
+        raise ValueError(f"{where} lacks the key {missing[0]!r}")
+
+
+def _read_layers(entries: Any) -> list[Layer]:
+    """The candidate layers. Raises ValueError on what `find_layers` can't have found."""
+    if not isinstance(entries, list):
+        raise ValueError("its layer_sampler has no list of layers")
+    layers = [_read_layer(position, entry) for position, entry in enumerate(entries)]
+    if len({layer.name for layer in layers}) < len(layers):
+        raise ValueError("its layer_sampler names a layer twice")
+    return layers
+
+
+def _read_layer(position: int, entry: Any) -> Layer:
+    where = f"layer {position} of its layer_sampler"
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} is a {type(entry).__name__} and no object")
+    _check_keys(where, entry, {"name", "parameters", "width"}, {"share", "block"})
+    name, parameters, width = entry["name"], entry["parameters"], entry["width"]
+    share, block = entry.get("share", 1.0), entry.get("block")
+    named = isinstance(name, str) and isinstance(parameters, list) and len(parameters) > 0
+    if not named or not all(isinstance(p, str) and p.rpartition(".")[0] == name for p in parameters):
+        raise ValueError(f"{where} has a name that is not that of the module which owns its parameters")
+    if len(set(parameters)) < len(parameters):
+        raise ValueError(f"{where} names a parameter twice")
+    if type(width) is not int or width < 0:
+        raise ValueError(f"{where} has a width that is no whole number of at least 0")
+    if type(share) not in (int, float) or not 0 <= share <= 1:
+        raise ValueError(f"{where} has a share outside of [0, 1]")
+    if block is not None and (type(block) is not int or block < 1):
+        raise ValueError(f"{where} has a block that is no whole number of at least 1")
+    return Layer(name, tuple(parameters), width, share, block)

@@ -1,0 +1,1 @@
+"""What a run tells: label report, model card, diagnostics, pictures."""

@@ -1,0 +1,26 @@
+"""Means of what a run logs between two log entries (torch only)."""
+
+import torch
+from torch import Tensor
+
+from famus_hf.core.parallel.processes import Processes
+
+
+class Averages:
+    """Sums by name; nothing waits for a GPU before the means are asked for."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Tensor, int]] = {}  # name → sum, count
+
+    def add(self, name: str, value: Tensor) -> None:
+        """One more value, a scalar."""
+        total, count = self._sums.get(name, (torch.zeros_like(value), 0))
+        self._sums[name] = (total + value, count + 1)
+
+    def take(self, processes: Processes) -> dict[str, float]:
+        """The means over all processes since the last time; what a process lacks is left out."""
+        parts = processes.objects({name: (total.item(), count) for name, (total, count) in self._sums.items()})
+        self._sums.clear()
+        names = dict.fromkeys(name for part in parts for name in part)
+        found = {name: [part[name] for part in parts if name in part] for name in names}
+        return {name: sum(total for total, _ in own) / sum(count for _, count in own) for name, own in found.items()}

@@ -1,0 +1,1 @@
+"""What the log_* flags record of single steps."""

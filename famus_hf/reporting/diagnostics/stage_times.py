@@ -1,0 +1,73 @@
+"""Seconds of the parts of single steps (Figure 1b); the device is synchronised in those steps alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from famus_hf.core.meta_update import MetaModel
+from famus_hf.core.timer import NO_STOPWATCH, Stopwatch
+
+
+class StageTimes:
+    """Collects the seconds of one step.
+
+    Attributes:
+        seconds: Network → stage → seconds.
+
+    Args:
+        device: Where the stages compute.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.clock = NO_STOPWATCH
+        self.seconds: dict[str, dict[str, float]] = {}
+
+    def begin(self, is_measured: bool) -> None:
+        """A step begins, before its data are loaded."""
+        self.clock = Stopwatch(self.device) if is_measured else NO_STOPWATCH
+        self.seconds = {}
+
+    @property
+    def is_measuring(self) -> bool:
+        return self.clock is not NO_STOPWATCH
+
+    def start(self) -> None:
+        """The data are there."""
+        self._started = self.clock.now() if self.is_measuring else 0.0
+
+    def start_of_optimizer(self) -> None:
+        self._started_optimizer = self.clock.now() if self.is_measuring else 0.0
+
+    def end_of_optimizer(self) -> None:
+        if self.is_measuring:
+            self._add("", "optimizer", self.clock.now() - self._started_optimizer)
+
+    def end(self) -> dict[str, dict[str, float]]:
+        """What the step took, by network and stage; empty where it was not measured or was plain."""
+        if not self.is_measuring:
+            return {}
+        self._add("", "step", self.clock.now() - self._started)
+        self._add("", "data", self.clock.seconds.get("data", 0.0))
+        found, self.clock = self.seconds, NO_STOPWATCH
+        return found if any("forward" in stages for stages in found.values()) else {}
+
+    @contextmanager
+    def of(self, network: str, meta: MetaModel) -> Iterator[None]:
+        """Takes the times of a network's three stages in the body, in a step that is measured."""
+        clock = meta.clock  # with a budget it measures every step, and goes on doing so
+        if clock.device is None:
+            meta.clock = Stopwatch(self.device)
+        before = dict(meta.clock.seconds)
+        try:
+            yield
+            for stage, seconds in meta.clock.seconds.items():
+                if seconds > before.get(stage, 0.0):
+                    self._add(network, stage, seconds - before.get(stage, 0.0))
+        finally:
+            meta.clock = clock
+
+    def _add(self, network: str, stage: str, seconds: float) -> None:
+        own = self.seconds.setdefault(network, {})
+        own[stage] = own.get(stage, 0.0) + seconds

@@ -1,0 +1,117 @@
+"""Pictures of a run, from its label report: how the meta-learner weighs, and which labels it doubts."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from PIL.Image import Image
+
+from famus_hf.data.inputs.convert import raw_modality
+from famus_hf.data.media.modalities import IMAGE
+from famus_hf.hub.load import FIGURES
+from famus_hf.reporting.figures.style import RIGHT, UNKNOWN, WRONG, new_figure, new_plot, save, short
+
+SHEET, CURVE, HISTOGRAM = PICTURES = ("suspect_labels.png", "weight_curve.png", "weight_histogram.png")
+COLUMNS, SHOWN = 8, 40  # of the contact sheet
+CELL, SIDE = (1.5, 2.0), 1.4  # inches of an image with its words, and of its longer side
+
+
+def draw_report(report: Dataset, dataset: Any, weigh: Callable[[np.ndarray], np.ndarray | None], folder: Path) -> None:
+    """The pictures of a label report, in `figures/` below a folder, in place of those of an earlier one.
+
+    Args:
+        report: See `famus_hf.reporting.label_report`.
+        dataset: The data set that it is of; its images are drawn where it has any.
+        weigh: Losses → weights V, both of shape (n,), or None where the meta-learner has none for a loss alone.
+        folder: Of the run.
+    """
+    target = folder / FIGURES
+    for name in PICTURES:  # of an earlier report, which would be taken for this one's
+        (target / name).unlink(missing_ok=True)
+    images = _images(dataset, report["index"][:SHOWN])
+    if images:
+        draw_contact_sheet(report, images, target / SHEET)
+    if report["weight"][0] is not None:
+        draw_weight_curve(report, weigh, target / CURVE)
+        draw_weight_histogram(report, target / HISTOGRAM)
+
+
+def _images(dataset: Any, index: Sequence[int]) -> list[Image]:
+    """The images with these numbers in the column `index` (without one: rows); none where there are no raw images."""
+    images, records = getattr(dataset, "raw", dataset), getattr(dataset, "records", None)
+    if raw_modality(images) is not IMAGE:
+        return []
+    numbers = records.get("index") if records is not None else None
+    if records is None and "index" in images.column_names:
+        numbers = images["index"][:]
+    rows = {number: row for row, number in enumerate(range(len(images)) if numbers is None else numbers)}
+    return [images[rows[number]]["image"] for number in index]
+
+
+def draw_weight_curve(report: Dataset, weigh: Callable[[np.ndarray], np.ndarray | None], path: Path) -> None:
+    """V against the loss, over the losses that the examples really have.
+
+    Args:
+        report: See `famus_hf.reporting.label_report`.
+        weigh: Losses → weights V, both of shape (n,).
+        path: Of the PNG file.
+    """
+    losses = np.asarray(report["loss"][:])
+    grid = np.linspace(0, np.quantile(losses, 0.99), 200)
+    figure, axes = new_plot("loss of an example (evaluation mode)", "weight V")
+    axes.plot(grid, weigh(grid), color="black", linewidth=2)
+    axes.set_ylim(bottom=0)
+    save(figure, path)
+
+
+def draw_weight_histogram(report: Dataset, path: Path) -> None:
+    """How many examples have which weight, those with right and with wrong labels apart where that is known."""
+    weights = np.asarray(report["weight"][:])
+    edges = np.linspace(weights.min(), max(weights.max(), weights.min() + 1e-6), 41)
+    figure, axes = new_plot("weight V", "share of these examples")
+    for name, chosen, colour in _groups(report):
+        of_one = np.full(int(chosen.sum()), 1 / max(1, int(chosen.sum())))
+        axes.hist(
+            weights[chosen], edges, weights=of_one, label=f"{name} ({int(chosen.sum())})",
+            histtype="stepfilled", alpha=0.5, facecolor=colour, edgecolor=colour, linewidth=1.5,
+        )  # fmt: skip
+    axes.legend()
+    save(figure, path)
+
+
+def draw_contact_sheet(report: Dataset, images: Sequence[Image], path: Path) -> None:
+    """The most suspect examples, each with its given label and the predicted one.
+
+    Args:
+        report: Its first rows are drawn.
+        images: Of these rows, at most `SHOWN`.
+        path: Of the PNG file.
+    """
+    label, predicted = report.features["label"], report.features["predicted_label"]
+    width, height = COLUMNS * CELL[0], -(-len(images) // COLUMNS) * CELL[1]
+    figure = new_figure(width, height)
+    figure.set_layout_engine("none")
+    axes = figure.add_axes((0, 0, 1, 1))  # a single one, in inches: one for each image takes seconds
+    axes.set_axis_off()
+    for place, (image, row) in enumerate(zip(images, report.select(range(len(images))), strict=True)):
+        middle = (place % COLUMNS + 0.5) * CELL[0]
+        top = (place // COLUMNS + 1) * CELL[1] - SIDE - 0.05
+        across, down = (SIDE * size / max(image.size) for size in image.size)
+        extent = (middle - across / 2, middle + across / 2, top + down, top)
+        axes.imshow(image.convert("RGB"), extent=extent, interpolation="nearest", aspect="auto")
+        given, found = (short(kind.int2str(row[name])) for name, kind in
+                        (("label", label), ("predicted_label", predicted)))  # fmt: skip
+        words = f"{row['index']}\ngiven {given}\npredicted {found}"
+        axes.text(middle, top - 0.05, words, fontsize=7, ha="center", va="bottom")
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    save(figure, path)
+
+
+def _groups(report: Dataset) -> list[tuple[str, np.ndarray, str]]:
+    """Name, mask of shape (N,) and colour of the examples that are drawn apart."""
+    if "clean_label" not in report.features:
+        return [("examples", np.ones(len(report), dtype=bool), UNKNOWN)]
+    right = np.asarray(report["label"][:]) == np.asarray(report["clean_label"][:])
+    return [("right labels", right, RIGHT), ("wrong labels", ~right, WRONG)]

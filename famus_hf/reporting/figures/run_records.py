@@ -1,0 +1,117 @@
+"""What pictures and pages of a run are made from: its folder's logs, results and diagnostics. JSON and parquet only."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers.trainer import TRAINER_STATE_NAME
+
+from famus_hf.errors import reason_of
+from famus_hf.storage.diagnostic_tables import FOLDER, SCHEMAS
+
+OF_TEST_SET = ("", "test_")  # what an evaluation's figures are called; with several evaluation sets one is `test`
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """Of one run.
+
+    Attributes:
+        name: Of its method.
+        log: Entries of the Trainer's log, each with a step.
+        results: What all_results.json holds.
+        tables: Name → table, see `famus_hf.reporting.diagnostics.callback`; empty ones are left out.
+        class_names: In the order of the classes; empty where they are not known.
+    """
+
+    name: str
+    log: list[dict[str, Any]]
+    results: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    class_names: Sequence[str] = ()
+
+    def series(self, name: str) -> dict[int, float]:
+        """Step → value, of the log entries that have it as a finite number; the last one where a step has several."""
+        found = {int(entry["step"]): entry[name] for entry in self.log if name in entry and "step" in entry}
+        return {step: float(value) for step, value in found.items() if _is_number(value)}
+
+    def on_test_set(self, name: str) -> dict[int, float]:
+        """Step → accuracy or another figure of the evaluations on the test set, in the order of steps."""
+        found = {step: value for prefix in OF_TEST_SET for step, value in self.series(f"eval_{prefix}{name}").items()}
+        return dict(sorted(found.items()))
+
+    def table(self, name: str) -> pd.DataFrame:
+        """Without rows where it was not recorded."""
+        return self.tables.get(name, SCHEMAS[name].empty_table().to_pandas())
+
+
+def read_run(folder: str | Path, name: str | None = None) -> RunRecords:
+    """The records in a run's output folder; of a run that has not ended, or was cut off, what its checkpoints have.
+
+    Args:
+        folder: `output_dir` of the run.
+        name: Default: of the method, as all_results.json has it, else of the folder.
+
+    Raises:
+        ValueError: There are none, or they are damaged. One sentence says what.
+    """
+    folder = Path(folder)
+    state, results = _newest_state(folder), _read_json(folder / "all_results.json")
+    tables = read_tables(folder / FOLDER)
+    log = [entry for entry in state.get("log_history") or [] if isinstance(entry, dict)]
+    if not log and not tables:
+        raise ValueError(
+            f"{str(folder)!r} holds no records of a run (neither {TRAINER_STATE_NAME} nor {FOLDER}/): give the "
+            "--output_dir of one"
+        )
+    names = _read_json(folder / "config.json").get("id2label") or {}
+    ordered = [str(names[key]) for key in sorted(names, key=int)] if all(map(str.isdecimal, names)) else []
+    own = str(results.get("method") or folder.resolve().name)
+    return RunRecords(name or own, log, results, tables, ordered)
+
+
+def read_tables(folder: Path, names: Sequence[str] = tuple(SCHEMAS)) -> dict[str, pd.DataFrame]:
+    """The tables of a folder of diagnostics that are there and have rows."""
+    found = {name: _read_table(name, folder / f"{name}.parquet") for name in names}
+    return {name: table for name, table in found.items() if table is not None and len(table)}
+
+
+def _read_table(name: str, path: Path) -> pd.DataFrame | None:
+    if not path.is_file():
+        return None
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{str(path)!r} can't be read: {reason_of(error)}") from error
+    if not table.schema.equals(SCHEMAS[name]):
+        raise ValueError(f"{str(path)!r} has the columns {', '.join(table.column_names)}: it is no table of {name}")
+    return table.to_pandas()
+
+
+def _newest_state(folder: Path) -> dict[str, Any]:
+    """The Trainer's state, of the folder itself or of a checkpoint in it."""
+    paths = [*folder.glob(TRAINER_STATE_NAME), *folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
+    return _read_json(max(paths, key=lambda path: path.stat().st_mtime)) if paths else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file, or an empty one where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} can't be read: {reason_of(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(path)!r} holds a {type(content).__name__} and no object")
+    return content
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

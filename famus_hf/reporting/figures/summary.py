@@ -1,0 +1,78 @@
+"""The figures behind the pictures: a line for each method, for text."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from famus_hf.reporting.figures.meta_gradient import quality_of
+from famus_hf.reporting.figures.run_records import RunRecords
+from famus_hf.reporting.figures.stage_times import seconds_of_parts
+from famus_hf.reporting.figures.weights import clean_above_mean
+
+Measure = Callable[[RunRecords], float | None]
+
+
+def _last(name: str) -> Measure:
+    return lambda run: list(run.series(name).values() or [None])[-1]
+
+
+def _accuracy(choose: Callable[[Sequence[float]], float]) -> Measure:
+    def of_run(run: RunRecords) -> float | None:
+        accuracies = list(run.on_test_set("accuracy").values())
+        return 100 * choose(accuracies) if accuracies else None
+
+    return of_run
+
+
+def _quality(measure: str) -> Measure:
+    def of_run(run: RunRecords) -> float | None:
+        values = quality_of(run)[measure]
+        return float(values.median()) if len(values) else None
+
+    return of_run
+
+
+def _milliseconds(run: RunRecords) -> float | None:
+    table = run.table("stage_times")
+    return 1000 * sum(seconds_of_parts(table).values()) if len(table) else None
+
+
+COLUMNS: dict[str, tuple[Measure, int]] = {  # head → what it is of a run, digits
+    "last accuracy, %": (_accuracy(lambda found: found[-1]), 1),
+    "best, %": (_accuracy(max), 1),
+    "ms a step": (_milliseconds, 0),
+    "cosine": (_quality("cosine"), 2),
+    "distance": (_quality("bias"), 2),
+    "ratio of deviations": (_quality("spread"), 2),
+    "of relative ones": (_quality("relative_spread"), 2),
+    "weight of right labels": (_last("mean_weight_clean"), 2),
+    "of wrong ones": (_last("mean_weight_noisy"), 2),
+    "right labels above the mean weight, %": (clean_above_mean, 0),
+}
+
+
+def summary(groups: Mapping[str, Sequence[RunRecords]]) -> str:
+    """A Markdown table: methods × what the runs have recorded, mean ± sample standard deviation over a method's runs.
+
+    Of the meta gradient a run counts with the median over its looks (see `quality_of`), of weights with its last log
+    entry and look. Columns that no run has are left out.
+    """
+    found = {
+        head: {name: [value for run in runs if (value := measure(run)) is not None] for name, runs in groups.items()}
+        for head, (measure, _) in COLUMNS.items()
+    }
+    heads = [head for head, own in found.items() if any(own.values())]
+    lines = [f"| | {' | '.join(heads)} | runs |", "|---" * (len(heads) + 2) + "|"]
+    for name, runs in groups.items():
+        cells = [_cell(found[head][name], COLUMNS[head][1]) for head in heads]
+        lines.append(f"| {' | '.join([name, *cells, str(len(runs))])} |")
+    return "\n".join(lines)
+
+
+def _cell(values: Sequence[float], digits: int) -> str:
+    values = [value for value in values if np.isfinite(value)]
+    if not values:
+        return "–"
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"

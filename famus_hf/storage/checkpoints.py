@@ -1,0 +1,194 @@
+"""Checkpoint folders: made whole before they get their name, and which of them a run goes on from.
+
+Each holds `checkpoint_files.json`: the sizes of all its files, when it was saved, and by which run. A folder without
+it, or whose files differ from it, is not whole. Sizes are compared and not contents, which would read every byte once
+more at each save: a copy that was cut short is found, a bit that the disk has lost is not.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from famus_hf.storage.atomic import UNFINISHED, sync, sync_tree
+
+FILES = "checkpoint_files.json"
+NAME = re.compile(r"checkpoint-(\d+)")  # what transformers takes for a checkpoint
+
+logger = logging.getLogger("famus_hf")
+
+
+# ---- Writing ----
+
+
+def seal(folder: Path, run: str, resumable: bool = True) -> None:
+    """Writes down what the folder holds, and waits until all of it is on the disk.
+
+    Args:
+        folder: Holds all files of a checkpoint.
+        run: Name of the run, the same after a resume.
+        resumable: Whether the optimizers are among them.
+    """
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    files.pop(FILES, None)
+    record = {"run": run, "resumable": resumable, "saved_at": time.time(), "files": files}
+    (folder / FILES).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    sync_tree(folder)
+
+
+def publish(written: Path, checkpoint: Path) -> None:
+    """Gives a sealed folder its name, in place of an earlier checkpoint of the same step if there is one.
+
+    A folder can't be renamed onto another. So that there is one at every moment, the earlier one first becomes
+    `checkpoint-07` instead of `checkpoint-7`, which still is a checkpoint of step 7 to everyone.
+    """
+    earlier = checkpoint.with_name(f"checkpoint-0{step_of(checkpoint)}")
+    if checkpoint.exists():
+        discard(earlier)
+        os.rename(checkpoint, earlier)
+    os.rename(written, checkpoint)
+    sync(checkpoint.parent)
+    discard(earlier)
+
+
+def discard(folder: Path) -> None:
+    """Removes a folder under another name, so that what is half removed is nobody's checkpoint."""
+    if not folder.exists():
+        return
+    removed = folder.parent / UNFINISHED / "removed"
+    removed.parent.mkdir(exist_ok=True)
+    shutil.rmtree(removed, ignore_errors=True)
+    os.rename(folder, removed)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
+def rotate(output_dir: Path, limit: int | None, keep: set[Path]) -> None:
+    """Removes the checkpoints that were saved first, until `limit` are left or only those to keep."""
+    if limit is None or limit <= 0:
+        return
+    found = by_age(output_dir)
+    removable = [folder for folder in found if folder not in keep]
+    for folder in removable[: max(0, len(found) - limit)]:
+        discard(folder)
+
+
+def settle(output_dir: Path) -> None:
+    """Removes what a killed run left unfinished, and gives `checkpoint-07` its proper name or its successor's place."""
+    shutil.rmtree(output_dir / UNFINISHED, ignore_errors=True)
+    for checkpoint in by_age(output_dir):
+        proper = _proper(checkpoint)
+        if not proper.exists():
+            os.rename(checkpoint, proper)
+        elif proper != checkpoint and fault_of(proper) is None:
+            discard(checkpoint)
+    shutil.rmtree(output_dir / UNFINISHED, ignore_errors=True)
+
+
+def _proper(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"checkpoint-{step_of(checkpoint)}") if NAME.fullmatch(checkpoint.name) else checkpoint
+
+
+# ---- Reading ----
+
+
+def by_age(output_dir: Path) -> list[Path]:
+    """All checkpoints in a folder, damaged ones too, the one that was saved last at the end.
+
+    By time and not by step: where two runs wrote into one folder, the newest is the later run's.
+    """
+    if not output_dir.is_dir():
+        return []
+    found = [path for path in output_dir.iterdir() if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: (_record(path).get("saved_at", path.stat().st_mtime), step_of(path)))
+
+
+def fault_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, naming the file; None if it is whole."""
+    record = _record(checkpoint)
+    if not record:
+        return f"{FILES} is missing or can't be read"
+    for name, size in record["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+    return None
+
+
+def run_of(checkpoint: str | Path) -> str:
+    """Name of the run that saved it; empty where that can't be read."""
+    return str(_record(Path(checkpoint)).get("run", ""))
+
+
+def to_resume_from(wanted: str | Path | bool | None, output_dir: str | Path) -> str | None:
+    """The checkpoint that a run goes on from.
+
+    Args:
+        wanted: A checkpoint's folder; True for the newest whole one in `output_dir`; None or False for none.
+        output_dir: Of the run.
+
+    Raises:
+        ValueError: It is damaged, there is none, or it was saved without what is needed to go on.
+    """
+    if wanted is None or wanted is False:
+        return None
+    checkpoint = _newest_whole(Path(output_dir)) if wanted is True else Path(wanted)
+    if not checkpoint.exists():
+        checkpoint = _proper(checkpoint)  # it was named before `settle`
+    if not checkpoint.is_dir():
+        raise ValueError(f"checkpoint {str(wanted)!r} does not exist: {_other_choice(checkpoint)}")
+    fault = fault_of(checkpoint)
+    if fault is not None:
+        raise ValueError(f"checkpoint {str(checkpoint)!r} is damaged ({fault}): {_other_choice(checkpoint)}")
+    if not _record(checkpoint)["resumable"]:
+        raise ValueError(
+            f"checkpoint {str(checkpoint)!r} was saved with save_only_model, so the optimizers that it takes to go on "
+            "are not in it: start anew from its weights, or resume from another one"
+        )
+    return str(checkpoint)
+
+
+def _newest_whole(output_dir: Path) -> Path:
+    """Steps over damaged ones: a run comes to the same end from any of its checkpoints, only later from an older one.
+
+    Not so from another run's; there the damaged one is returned, to be refused.
+    """
+    found = by_age(output_dir)[::-1]
+    if not found:
+        raise ValueError(f"resume_from_checkpoint found no checkpoint in {str(output_dir)!r}: start without it")
+    for checkpoint in found:
+        if fault_of(checkpoint) is None:
+            known = {run_of(folder) for folder in found[: found.index(checkpoint) + 1]} - {""}
+            if len(known) > 1:
+                break
+            for damaged in found[: found.index(checkpoint)]:
+                logger.warning("%s is damaged (%s): going on from %s", damaged, fault_of(damaged), checkpoint)
+            return checkpoint
+    return found[0]
+
+
+def _other_choice(checkpoint: Path) -> str:
+    whole = [folder for folder in by_age(checkpoint.parent) if folder != checkpoint and fault_of(folder) is None]
+    older = [folder for folder in whole if step_of(folder) <= step_of(checkpoint)] or whole
+    if not older:
+        return f"there is no whole one in {str(checkpoint.parent)!r}, so start anew"
+    return f"resume from {str(older[-1])!r} instead"
+
+
+def _record(checkpoint: Path) -> dict[str, Any]:
+    """What `seal` wrote; empty where that can't be read."""
+    try:
+        record = json.loads((checkpoint / FILES).read_text(encoding="utf-8"))
+        return record if isinstance(record["files"], dict) and isinstance(record["saved_at"], float) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def step_of(checkpoint: Path) -> int:
+    match = NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else 0

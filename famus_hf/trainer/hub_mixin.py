@@ -1,0 +1,185 @@
+"""HubTrainer: a Trainer whose pushes are single commits without pickles, and do not end a training."""
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import CommitInfo, HfApi
+from safetensors import SafetensorError
+from torch import nn
+from transformers import Trainer
+
+from famus_hf.core.parallel.processes import Processes
+from famus_hf.errors import reason_of
+from famus_hf.hub import load as hub
+from famus_hf.hub import push as pushes
+from famus_hf.hub.client_errors import PushError
+from famus_hf.storage import checkpoints
+from famus_hf.storage.portable import LAST_CHECKPOINT, pack
+from famus_hf.training_args import FaMUSTrainingArguments
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+SPARE_BYTES = 2**28  # that a checkpoint on the Hub may have beside what the network's size explains
+
+logger = logging.getLogger("famus_hf")
+
+
+def is_hub_id(wanted: str | Path | bool | None) -> bool:
+    """Whether a checkpoint to resume from looks like a repository, and like nothing on this disk."""
+    if not isinstance(wanted, str) or not HUB_ID.fullmatch(wanted):
+        return False
+    path = Path(wanted)
+    return not path.exists() and not path.parent.is_dir() and not checkpoints.NAME.fullmatch(path.name)
+
+
+class UnpackableError(PushError):
+    """A checkpoint that can't travel: something in it is no plain value."""
+
+
+class HubTrainer(Trainer):
+    """What a Trainer does with the Hub."""
+
+    args: FaMUSTrainingArguments
+    model: nn.Module
+    _run = ""  # name of the training, once there is one
+    _started = 0.0  # when it was, in seconds as of time.time()
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Creates the repository, and finds out before any training whether it can be pushed to.
+
+        Raises:
+            ValueError: It can't, in every process.
+        """
+        self.hub_model_id = Processes.present().of_first(
+            lambda: pushes.prepare_repository(
+                self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name,
+                token=token or self.args.hub_token,
+                private=self.args.hub_private_repo if private is None else private,
+                revision=self.args.hub_revision,
+            )
+        )
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **facts: Any,
+    ) -> Any:
+        """Saves the run and uploads it: backbone, processor, `meta_net/`, noise, label report, model card.
+
+        All processes call it.
+
+        Checkpoints and pickles (`training_args.bin`) stay on disk, but for `last-checkpoint/`, where `hub_strategy` is
+        "checkpoint". What an earlier run has left in the repository is removed. Arguments as in transformers; `facts`
+        go to `create_model_card`.
+
+        Raises:
+            ValueError: The repository can't be pushed to.
+            PushError: The push failed.
+        """
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        self.save_records()
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**facts)
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if not blocking:
+            return HfApi().run_as_future(self._push, commit_message, token, revision)
+        return self._push(commit_message, token, revision)
+
+    def _push(self, commit_message: str | None, token: str | None, revision: str | None) -> CommitInfo:
+        try:
+            return self._push_folder(commit_message, token, revision)
+        except UnpackableError as error:
+            logger.warning("%s, and stays behind", error.failure)
+            return self._push_folder(commit_message, token, revision, with_checkpoint=False)
+        except PushError as error:
+            folder = str(self.args.output_dir)
+            raise PushError(
+                error.failure, f"the run is whole in {folder!r}, and trainer.push_to_hub() tries again"
+            ) from error
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """After a save. A Hub that does not take it is no reason to stop training."""
+        if self.args.hub_strategy == "end":
+            return
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return
+        self.create_model_card()
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        try:
+            self._push_folder(f"Training in progress, step {self.state.global_step}")
+        except PushError as error:
+            logger.warning("%s; training goes on, and the next save pushes again", error.failure)
+
+    def _push_folder(
+        self,
+        commit_message: str | None,
+        token: str | None = None,
+        revision: str | None = None,
+        with_checkpoint: bool = True,
+    ) -> CommitInfo:
+        folder = Path(str(self.args.output_dir))
+        files = {name: folder / name for name in hub.files_to_push(folder, newer_than=self._started)}
+        with self._packed_checkpoint(folder, with_checkpoint) as packed:
+            return pushes.push_files(
+                {**files, **packed},
+                str(self.hub_model_id),
+                message=commit_message or "End of training",
+                token=token or self.args.hub_token,
+                revision=revision or self.args.hub_revision,
+            )
+
+    @contextmanager
+    def _packed_checkpoint(self, folder: Path, wanted: bool) -> Iterator[dict[str, Path]]:
+        """Name in the repository → file of this run's newest checkpoint, if checkpoints are to be pushed."""
+        own = [found for found in checkpoints.by_age(folder) if self._run and checkpoints.run_of(found) == self._run]
+        if self.args.hub_strategy != "checkpoint" or not own or not wanted:
+            yield {}
+            return
+        with TemporaryDirectory(dir=folder, prefix=".push-") as name:  # a push in the background may take a while
+            packed = Path(name)
+            try:
+                pack(own[-1], packed)
+            except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+                raise UnpackableError(f"{own[-1].name} can't be pushed: {reason_of(error)}") from error
+            files = [path for path in packed.rglob("*") if path.is_file()]
+            yield {f"{LAST_CHECKPOINT}/{path.relative_to(packed).as_posix()}": path for path in files}
+
+    def save_records(self) -> None:
+        """Writes what else is pushed at the end of a training. All processes call it."""
+
+    def is_of_this_run(self, path: Path) -> bool:
+        """Whether a file is there and was not left by an earlier training in the same folder."""
+        return path.is_file() and path.stat().st_mtime >= self._started
+
+    def fetch_checkpoint(self, repo_id: str) -> str:
+        """Downloads the checkpoint that a run with `hub_strategy="checkpoint"` has pushed, into `output_dir`.
+
+        All processes call it. Returns the folder, from which `train` resumes.
+
+        Raises:
+            ValueError: There is none, it is damaged, or it belongs to another network or number of processes.
+        """
+        numbers = sum(tensor.numel() for tensor in self.model.state_dict().values())
+        found = Processes.present().of_first(
+            lambda: pushes.fetch_checkpoint(
+                repo_id,
+                Path(str(self.args.output_dir)),
+                token=self.args.hub_token,
+                revision=self.args.hub_revision,
+                max_bytes=32 * numbers + SPARE_BYTES,  # weights and two moments in float64, and once more for FSDP
+                processes=self.args.world_size,
+            )
+        )
+        return str(found)

@@ -1,0 +1,252 @@
+"""The training set as the losses of one network divide it, for the other network to learn from.
+
+Paper: §5.3, after DivideMix (Li, Socher, Hoi, ICLR 2020). Labelled examples keep a part in their labels, the labels of
+unlabelled ones are guessed anew in each step; the labelled ones are the meta set, too.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from famus_hf.data.labels.pseudo_clean import PseudoCleanSet, clean_probabilities, largest_if_not_finite, scaled_to_one
+from famus_hf.data.per_example import Examined
+
+ANCHOR_QUANTILE = 0.8  # of the probabilities in a class; measured on Fashion-MNIST, see the README
+# Labels may be left out beyond those that are wrong, as one wrong label does more harm than one that is missing; not
+# many, as hard examples have large losses, too.
+CAUTION = 1.25
+NEGLIGIBLE = 0.1  # a noise rate that can't be told from none, as a short warm-up leaves some doubt of clean labels, too
+MOST_BY_ESTIMATE = 0.5  # beyond which the mixture alone decides: a network that has learned little is sure of nothing
+RATES = ("mixture_noise_rate", "noise_rate", "recall")
+LABELLED_OF_A_CLASS = 0.1  # share of a class's examples that are labelled where the mixture leaves it without any
+
+
+def noise_rate_by_anchors(probabilities: np.ndarray) -> float:
+    """The share of wrong labels by the surest predictions of a network that has learned the given labels, but not yet
+    by heart.
+
+    What looks most like a class is of that class, so that the network gives it the share of right labels in the class
+    (anchor points: Liu and Tao 2016, arXiv:1411.7718; Patrini et al., CVPR 2017, arXiv:1609.03683). Here: one minus
+    the `ANCHOR_QUANTILE` of the largest probability among the examples of a predicted class, averaged over examples.
+
+    Args:
+        probabilities: Predictions for the training examples, shape (N, C); those that are not finite do not count.
+    """
+    probabilities = probabilities[np.isfinite(probabilities).all(1)]
+    if len(probabilities) == 0:
+        return 1.0
+    predicted, largest = probabilities.argmax(1), probabilities.max(1)
+    surest = {label: np.quantile(largest[predicted == label], ANCHOR_QUANTILE) for label in np.unique(predicted)}
+    return float(1 - np.mean([surest[label] for label in predicted]))
+
+
+def calibrated(clean_probabilities: np.ndarray, noise_rate: float) -> np.ndarray:
+    """c with all odds multiplied by one factor, so that the mean of 1 − c is the noise rate; shape (N,).
+
+    That is the posterior of the same mixture with another share of wrong labels. c of exactly 0 stays.
+    """
+    with np.errstate(divide="ignore"):
+        odds = np.log(clean_probabilities) - np.log1p(-np.minimum(clean_probabilities, 1 - 1e-15))
+
+    def shifted(shift: float) -> np.ndarray:
+        return np.exp(-np.logaddexp(0, -(odds + shift)))
+
+    low, high = -800.0, 800.0  # of the logarithm of the factor
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.mean(1 - shifted(middle)) > noise_rate else (low, middle)
+    return shifted((low + high) / 2)
+
+
+def labelled_examples(
+    losses: np.ndarray,
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    threshold: float = 0.5,
+    tells_apart: bool | None = None,
+) -> np.ndarray:
+    """Which examples are labelled: those with c > threshold, but for four cases that training could not bear.
+
+    Fewer than one batch of them, or all equal: the half with the smaller losses. Fewer than one batch of others: that
+    many examples with the largest losses are unlabelled. A class without any: a tenth of it, with the smallest losses,
+    as far as one batch of others is left; the first classes come first.
+
+    Args:
+        losses: Shape (N,).
+        probabilities: c, shape (N,).
+        labels: Given ones, shape (N,).
+        batch_size: Over all processes; at most N/2.
+        threshold: In (0, 1).
+        tells_apart: Whether the mixture does; default: whether c differ, which calibrated ones of 1 do not.
+
+    Returns:
+        Shape (N,), booleans; at least `batch_size` of either kind.
+    """
+    order = np.argsort(largest_if_not_finite(losses), kind="stable")
+    labelled = probabilities > threshold
+    if tells_apart is None:
+        tells_apart = np.ptp(probabilities) > 0
+    if labelled.sum() < batch_size or not tells_apart:
+        labelled = _first(order, max(batch_size, len(losses) // 2))
+    if (~labelled).sum() < batch_size:
+        labelled = _first(order, len(losses) - batch_size)
+    spare = int((~labelled).sum()) - batch_size
+    for label in np.setdiff1d(labels, labels[labelled]):
+        own = order[labels[order] == label]
+        added = own[: min(spare, max(1, round(LABELLED_OF_A_CLASS * len(own))))]
+        labelled[added] = True
+        spare -= len(added)
+    return labelled
+
+
+def _first(order: np.ndarray, count: int) -> np.ndarray:
+    chosen = np.zeros(len(order), dtype=bool)
+    chosen[order[:count]] = True
+    return chosen
+
+
+class Division(PseudoCleanSet):
+    """Labelled and unlabelled rows by one network's losses. As a data set it is the labelled rows, a meta set.
+
+    Attributes:
+        rows: Labelled rows of the training set; all of them until the first division.
+        unlabelled: The others of those that were judged.
+        clean_probabilities: c of each training example, shape (N,); 0 where it was not judged.
+        mixture_noise_rate: By the mixture, the mean of 1 − c over the judged examples; None before the first division.
+        noise_rate: By the network's surest predictions at the first division, see `noise_rate_by_anchors`.
+        recall: Share of the right labels that are labelled, where clean labels are known, else None; see `purity`.
+        history: Losses of earlier epochs that count too, scaled to [0, 1]; shape (epochs, N).
+    """
+
+    def __init__(self, train_dataset: Any):
+        super().__init__(train_dataset)
+        self.unlabelled = np.arange(0)
+        self.clean_probabilities = np.zeros(len(train_dataset))
+        self.mixture_noise_rate: float | None = None
+        self.noise_rate: float | None = None
+        self.recall: float | None = None
+        self.history = np.zeros((0, len(train_dataset)))
+
+    def forget(self) -> None:
+        super().forget()
+        self.history = self.history[:0]
+        self.noise_rate = None
+
+    def divide(
+        self,
+        found: Examined,
+        judged: np.ndarray | None,
+        *,
+        batch_size: int,
+        threshold: float,
+        history: int,
+        is_calibrated: bool = False,
+        seed: int,
+        epoch: int,
+    ) -> None:
+        """Divides anew.
+
+        Args:
+            found: What the network makes of the judged examples; at the first division with probabilities.
+            judged: Their rows, all different; None means all of the training set, in order.
+            batch_size: Over all processes; see `labelled_examples`.
+            threshold: Likewise.
+            history: How many epochs' losses are averaged, this one's included; with `judged` it must be 1.
+            is_calibrated: Whether the mixture's share of wrong labels is held between `noise_rate` and `CAUTION` times
+                that, and at zero where that is less than `NEGLIGIBLE`.
+            seed: Of the mixture.
+            epoch: Of the division.
+        """
+        if self.noise_rate is None and found.probabilities is not None:
+            self.noise_rate = noise_rate_by_anchors(found.probabilities)
+        rows = np.arange(len(self.train_dataset)) if judged is None else judged
+        losses = found.losses.astype(np.float64)
+        if history > 1:
+            self.history = np.concatenate((self.history, scaled_to_one(losses)[None]))[-history:]
+            losses = self.history.mean(0)
+        c = clean_probabilities(losses, seed)
+        self.mixture_noise_rate, tells_apart = float(1 - c.mean()), bool(np.ptp(c) > 0)
+        if is_calibrated and self.noise_rate is not None:
+            rate = self.noise_rate if self.noise_rate >= NEGLIGIBLE else 0.0
+            most = min(1.0, CAUTION * rate)
+            plausible = float(np.clip(self.mixture_noise_rate, min(rate, MOST_BY_ESTIMATE), most))
+            c = c if plausible == self.mixture_noise_rate else calibrated(c, plausible)
+        labelled = labelled_examples(losses, c, found.labels, batch_size, threshold, tells_apart)
+        self.rows, self.unlabelled = rows[labelled], rows[~labelled]
+        self.clean_probabilities = np.zeros(len(self.train_dataset))
+        self.clean_probabilities[rows] = c
+        self.purity = self.recall = None
+        if found.correct is not None:
+            self.purity = float(found.correct[labelled].mean())
+            self.recall = float(labelled[found.correct].mean()) if found.correct.any() else None
+        self.epoch = epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "unlabelled": torch.from_numpy(self.unlabelled),
+            "clean_probabilities": torch.from_numpy(self.clean_probabilities),
+            "mixture_noise_rate": self.mixture_noise_rate,
+            "noise_rate": self.noise_rate,
+            "recall": self.recall,
+            "history": torch.from_numpy(self.history),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave. Raises ValueError where that is no division of this training set."""
+        own = ("unlabelled", "clean_probabilities", "mixture_noise_rate", "noise_rate", "recall", "history")
+        if not (isinstance(state, dict) and all(name in state for name in own)):
+            raise ValueError(f"a division lacks one of {', '.join(own)}")
+        chosen = {name: value for name, value in state.items() if name not in own}
+        self._check(chosen)
+        _check_division(state, len(self.train_dataset))
+        super().load_state_dict(chosen)
+        self.unlabelled = state["unlabelled"].cpu().numpy()
+        self.clean_probabilities = state["clean_probabilities"].numpy(force=True)  # whether or not it has a gradient
+        for name in RATES:
+            setattr(self, name, state[name])
+        self.history = state["history"].numpy(force=True)
+
+
+def _check_division(state: dict[str, Any], total: int) -> None:
+    """Raises ValueError on what does not go with its rows, which are sound."""
+    unlabelled, c, history = (state[name] for name in ("unlabelled", "clean_probabilities", "history"))
+    rates = [state[name] for name in RATES]
+    sound = all(isinstance(tensor, torch.Tensor) for tensor in (unlabelled, c, history))
+    sound = sound and unlabelled.dtype == torch.int64 and unlabelled.dim() == 1 and len(unlabelled) <= total
+    sound = sound and len(unlabelled.unique()) == len(unlabelled)
+    sound = sound and bool(((unlabelled >= 0) & (unlabelled < total)).all())
+    sound = sound and not bool(torch.isin(unlabelled, state["rows"]).any())
+    sound = sound and c.dtype == history.dtype == torch.float64 and c.shape == (total,)
+    sound = sound and history.dim() == 2 and history.shape[1] == total
+    sound = sound and all(bool(((values >= 0) & (values <= 1)).all()) for values in (c, history))
+    if not sound or not all(rate is None or (type(rate) is float and 0 <= rate <= 1) for rate in rates):
+        raise ValueError(f"its division is none of {total} training examples: it is of other data")
+
+
+class Part(Dataset):
+    """Rows of the training set, each example with its c."""
+
+    def __init__(self, train_dataset: Any, rows: np.ndarray, clean_probabilities: np.ndarray):
+        self.train_dataset, self.rows, self.clean_probabilities = train_dataset, rows, clean_probabilities
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> tuple[Any, float]:
+        return self.__getitems__([place])[0]
+
+    def __getitems__(self, places: list[int]) -> list[tuple[Any, float]]:
+        rows = [int(self.rows[place]) for place in places]
+        whole = getattr(self.train_dataset, "__getitems__", None)  # a batch at once costs less, where that is known
+        examples = [self.train_dataset[row] for row in rows] if whole is None else whole(rows)
+        return [(example, float(self.clean_probabilities[row])) for example, row in zip(examples, rows, strict=True)]
+
+
+def collated(collate: Any, examples: list[tuple[Any, float]]) -> dict[str, Any]:
+    """A batch of a `Part`: what the trainer's collator makes of the examples, and `clean_probability`, shape (n,)."""
+    batch = dict(collate([example for example, _ in examples]))
+    return {**batch, "clean_probability": torch.tensor([c for _, c in examples])}

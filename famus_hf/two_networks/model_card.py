@@ -1,0 +1,79 @@
+"""What the model card says of a run of two networks that divide the training set for each other."""
+
+from typing import TYPE_CHECKING, Any
+
+from famus_hf.core.parallel.dtensor import class_of
+from famus_hf.models.two_networks import TwoNetworksForImageClassification
+
+if TYPE_CHECKING:
+    from famus_hf.training_args import FaMUSTrainingArguments
+    from famus_hf.two_networks.peer import Side
+    from famus_hf.two_networks.trainer import TwoNetworkTrainer
+
+
+def facts_of_two_networks(trainer: "TwoNetworkTrainer") -> dict[str, Any]:
+    """Facts beside those of a run with one network."""
+    rate = trainer.noise_rate
+    shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in trainer.time_shares.items())
+    return {
+        "two_networks": True,
+        "estimated_noise": "not estimated, as the warm-up did not end" if rate is None else f"{100 * rate:.1f} %",
+        "division": {
+            f"the division by `{side.name}`": _describe_division(side)
+            for side in trainer.sides
+            if side.division.epoch >= 0
+        },
+        "time_shares": shares or None,
+    }
+
+
+def describe_networks(ensemble: TwoNetworksForImageClassification) -> str:
+    """Their classes and sizes."""
+    sizes = [sum(parameter.numel() for parameter in network.parameters()) for network in _networks(ensemble)]
+    names = [class_of(network).__name__ for network in _networks(ensemble)]
+    if len(set(zip(names, sizes, strict=True))) == 1:
+        return f"2 × {names[0]}, {sizes[0] / 1e6:.2f} M parameters each"
+    return " and ".join(f"{name}, {size / 1e6:.2f} M" for name, size in zip(names, sizes, strict=True)) + " parameters"
+
+
+def _networks(ensemble: Any) -> tuple[Any, Any]:
+    return ensemble.model_a, ensemble.model_b
+
+
+def pipeline_settings_of(args: "FaMUSTrainingArguments", num_views: int) -> dict[str, Any]:
+    """Hyper-parameters, by the words that the card uses.
+
+    Args:
+        args: Of the run.
+        num_views: Of each example, from which its label is refined or guessed.
+    """
+    alpha, history = args.mixup_alpha, args.division_history
+    return {
+        "views of an example": num_views,
+        "labelled examples": f"those right with a probability above {args.clean_threshold:g}"
+        + (f", by the losses of {history} epochs" if history > 1 else "")
+        + (", as many as the estimated rate leaves" if args.calibrate_division else ""),
+        "unlabelled examples of a batch": "half"
+        if args.unlabelled_share == "half"
+        else "in proportion to the division",
+        "mixing": f"Beta({alpha:g}, {alpha:g})" if alpha > 0 else "none",
+        "temperature of labels": args.sharpening_temperature,
+        "weight of unlabelled examples, λ_u": f"{args.unlabelled_weight:g}"
+        + (f", reached after {args.ramp_up_epochs:g} epochs" if args.ramp_up_epochs and args.unlabelled_weight else ""),
+        "warm-up": "a tenth of the run" if args.plain_warmup_epochs is None else f"{args.plain_warmup_epochs:g} epochs",
+        "penalty on confidence in the warm-up": "yes" if args.warmup_confidence_penalty else "no",
+    }
+
+
+def _describe_division(side: "Side") -> str:
+    division = side.division
+    quality = [
+        f"{100 * value:.1f} % {words}"
+        for value, words in (
+            (division.purity, "of these with the right label"),
+            (division.recall, "of the right labels among them"),
+        )
+        if value is not None
+    ]
+    counts = f"{len(division)} labelled and {len(division.unlabelled)} unlabelled examples"
+    return ", ".join([counts, *quality])

@@ -1,0 +1,202 @@
+"""Per-example losses by hand, under every meta-learner and alone."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from famus_hf import FaMUSTrainer
+from famus_hf.core.losses import (
+    ClassBalancedLoss,
+    CrossEntropyLoss,
+    FocalLoss,
+    LDAMLoss,
+    class_balanced_weights,
+    cross_entropy,
+)
+from tests.helpers.models import CLASSES, build_model
+from tests.trainer.test_trainer import Examples, make_args, make_trainer
+
+LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.0, 0.0], [-1.0, 3.0, 1.0]], dtype=torch.float64)
+LABELS = torch.tensor([0, 1, 2])
+COUNTS = [1000, 100, 10]
+
+
+def probabilities():
+    return LOGITS.exp() / LOGITS.exp().sum(1, keepdim=True)
+
+
+def test_cross_entropy_by_hand_hard_smoothed_and_soft():
+    p = probabilities()
+    hard = torch.stack([-p[0, 0].log(), -p[1, 1].log(), -p[2, 2].log()])
+    torch.testing.assert_close(cross_entropy(LOGITS, LABELS), hard)
+    torch.testing.assert_close(CrossEntropyLoss(0.3)(LOGITS, LABELS), 0.7 * hard - 0.3 * p.log().mean(1))
+    targets = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.2, 0.3, 0.5]], dtype=torch.float64)
+    torch.testing.assert_close(cross_entropy(LOGITS, targets), -(targets * p.log()).sum(1))
+
+
+def test_focal_loss_by_hand_and_its_limits():
+    p = probabilities()[torch.arange(3), LABELS]
+    torch.testing.assert_close(FocalLoss(2.0)(LOGITS, LABELS), (1 - p) ** 2 * -p.log())
+    torch.testing.assert_close(FocalLoss(0.0)(LOGITS, LABELS), cross_entropy(LOGITS, LABELS))
+    torch.testing.assert_close(
+        FocalLoss(0.0, 0.2)(LOGITS, LABELS), F.cross_entropy(LOGITS, LABELS, reduction="none", label_smoothing=0.2)
+    )
+    soft = F.one_hot(LABELS, 3).double()
+    torch.testing.assert_close(FocalLoss(1.5)(LOGITS, soft), FocalLoss(1.5)(LOGITS, LABELS))
+
+
+def test_focal_loss_of_a_certain_prediction_has_a_finite_gradient():
+    logits = torch.tensor([[200.0, 0.0, 0.0]], requires_grad=True)
+    FocalLoss(0.5)(logits, torch.tensor([0])).sum().backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_class_balanced_weights_by_hand():
+    weights = class_balanced_weights(COUNTS, 0.99)
+    effective = [(1 - 0.99**n) / (1 - 0.99) for n in COUNTS]
+    inverse = [1 / e for e in effective]
+    assert weights.tolist() == pytest.approx([3 * i / sum(inverse) for i in inverse], rel=1e-5)
+    assert class_balanced_weights([0, 5], 0.9).isfinite().all()
+    losses = ClassBalancedLoss(COUNTS, 0.99)(LOGITS, LABELS)
+    torch.testing.assert_close(losses, weights.double() * cross_entropy(LOGITS, LABELS))
+    soft = ClassBalancedLoss(COUNTS, 0.99)(LOGITS, F.one_hot(LABELS, 3).double())
+    torch.testing.assert_close(soft, losses)
+
+
+def test_ldam_by_hand_before_and_after_reweighting():
+    loss = LDAMLoss(COUNTS, max_margin=0.5, scale=4.0, reweight_from=0.8, beta=0.99)
+    margins = [0.5 * (10 / n) ** 0.25 for n in COUNTS]
+    assert loss.margins.tolist() == pytest.approx(margins, rel=1e-5)
+    expected = []
+    for row, label, margin in zip(LOGITS.tolist(), LABELS.tolist(), margins, strict=True):
+        z = [4 * (value - margin * (c == label)) for c, value in enumerate(row)]
+        expected.append(math.log(sum(math.exp(v) for v in z)) - z[label])
+    torch.testing.assert_close(loss(LOGITS, LABELS), torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-6)
+    loss.progress = 0.8
+    weighted = class_balanced_weights(COUNTS, 0.99).double() * torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(loss(LOGITS, LABELS), weighted, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="LDAM needs class indices"):
+        loss(LOGITS, F.one_hot(LABELS, 3).double())
+
+
+@pytest.mark.parametrize("loss", [CrossEntropyLoss(0.1), FocalLoss(), ClassBalancedLoss(COUNTS), LDAMLoss(COUNTS)])
+def test_half_precision_logits_give_float32_losses(loss):
+    losses = loss(LOGITS.bfloat16(), LABELS)
+    assert losses.shape == (3,) and losses.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (lambda: CrossEntropyLoss(1.0), "must lie in"),
+        (lambda: FocalLoss(-1.0), "must not be negative"),
+        (lambda: ClassBalancedLoss(COUNTS, 1.0), "must lie in"),
+        (lambda: LDAMLoss(COUNTS, scale=0.0), "greater than 0"),
+    ],
+)
+def test_impossible_settings_are_refused(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        wrong()
+
+
+def counts_of_training_set():
+    return torch.bincount(Examples(40).batch["labels"], minlength=CLASSES).tolist()
+
+
+@pytest.mark.parametrize("meta_learner", ["none", "mw-net", "l2r", "mlc"])
+@pytest.mark.parametrize(
+    "loss",
+    [FocalLoss(), ClassBalancedLoss(counts_of_training_set()), LDAMLoss(counts_of_training_set(), scale=5.0)],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_every_loss_trains_alone_and_under_every_meta_learner(tmp_path, meta_learner, loss):
+    trainer = make_trainer(
+        tmp_path, meta_learner=meta_learner, max_steps=10, learning_rate=0.1, keywords={"base_loss": loss}
+    )
+    seen = []
+    original = type(loss).__call__
+
+    def spy(self, logits, labels):
+        seen.append(getattr(self, "progress", None))
+        return original(self, logits, labels)
+
+    start = trainer.model.classifier.weight.detach().clone()
+    type(loss).__call__ = spy
+    try:
+        trainer.train()
+    finally:
+        type(loss).__call__ = original
+    assert len(seen) >= 10, "the loss must be the one that trains"
+    assert (trainer.model.classifier.weight - start).norm() > 1e-3
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
+    if isinstance(loss, LDAMLoss):
+        assert {0.0, 0.5, 0.9} <= {round(progress, 6) for progress in seen}, "deferred re-weighting needs the progress"
+
+
+def test_training_with_soft_targets_equals_hard_ones(tmp_path):
+    class SoftExamples(Examples):
+        def __getitem__(self, row):
+            example = super().__getitem__(row)
+            return {**example, "labels": F.one_hot(torch.tensor(example["labels"]), CLASSES).float()}
+
+    for meta_learner in ("none", "mw-net"):
+        trained = []
+        for kind in (Examples, SoftExamples):
+            trainer = FaMUSTrainer(
+                build_model("batch norm", torch.float32), make_args(tmp_path, meta_learner=meta_learner, max_steps=4),
+                train_dataset=kind(40), meta_dataset=Examples(11, 1000),
+            )  # fmt: skip
+            trainer.train()
+            trained.append(trainer.model.classifier.weight.detach())
+        torch.testing.assert_close(*trained)
+
+
+def test_a_class_without_examples_changes_nothing_for_the_others():
+    present, absent = [500, 50, 5], [500, 50, 5, 0]
+    torch.testing.assert_close(class_balanced_weights(absent, 0.99)[:3], class_balanced_weights(present, 0.99))
+    torch.testing.assert_close(LDAMLoss(absent).margins[:3], LDAMLoss(present).margins)
+    with pytest.raises(ValueError, match="all zero"):
+        class_balanced_weights([0, 0], 0.99)
+
+
+def test_smoothing_of_a_loss_object_reaches_plain_training(tmp_path):
+    losses = []
+    for loss in (CrossEntropyLoss(), CrossEntropyLoss(0.5)):
+        trainer = make_trainer(
+            tmp_path, meta_learner="none", max_steps=1, logging_steps=1, keywords={"base_loss": loss}
+        )
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[0] != losses[1]
+    with pytest.raises(ValueError, match="smooth in the object itself"):
+        make_trainer(tmp_path, label_smoothing_factor=0.1, keywords={"base_loss": FocalLoss()})
+
+
+def test_evaluation_on_soft_targets_is_cross_entropy_and_leaves_the_configuration(tmp_path):
+    trainer = make_trainer(tmp_path, kind="vit")
+    batch = next(iter(trainer.get_eval_dataloader()))
+    soft = {**batch, "labels": F.one_hot(batch["labels"], CLASSES).float()}
+    trainer.model.eval()
+    with torch.no_grad():
+        losses = [trainer.compute_loss(trainer.model, dict(inputs)) for inputs in (batch, soft)]
+    torch.testing.assert_close(*losses)
+    assert trainer.model.config.problem_type in (None, "single_label_classification")
+
+
+def test_losses_that_need_class_counts_say_so(tmp_path):
+    with pytest.raises(ValueError, match="give FaMUSTrainer a base_loss object"):
+        make_trainer(tmp_path, base_loss="ldam")
+
+
+def test_impossible_soft_targets_are_refused(tmp_path):
+    class Wrong(Examples):
+        def __getitem__(self, row):
+            return {**super().__getitem__(row), "labels": torch.full((CLASSES,), 0.5)}
+
+    with pytest.raises(ValueError, match="rows of probabilities"):
+        FaMUSTrainer(
+            build_model("batch norm", torch.float32), make_args(tmp_path), train_dataset=Wrong(40),
+            meta_dataset=Examples(11, 1000),
+        )  # fmt: skip

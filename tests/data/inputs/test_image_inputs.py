@@ -1,0 +1,254 @@
+"""What the trainer does to images: sizes and normalisation that were asked for, random crops that resume exactly."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from transformers import TrainerCallback, ViTImageProcessorPil
+
+from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_famus, load_noisy_dataset
+from famus_hf.data.inputs.augmentation import META_STREAM, TRAIN_STREAM, Augmentation, make_generator
+from famus_hf.data.inputs.image_processors import default_image_processor
+
+NAMES = ["ant", "bee", "cow"]
+
+
+def pictures(size, seed, height=12, width=16):
+    pixels = np.random.default_rng(seed).integers(256, size=(size, height, width, 3), dtype=np.uint8)
+    features = Features({"image": Image(), "label": ClassLabel(names=NAMES)})
+    return Dataset.from_dict({"image": list(pixels), "label": [row % 3 for row in range(size)]}, features)
+
+
+class Seen(torch.nn.Module):
+    """Keeps what the network is given in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.images = build_backbone("tiny", NAMES), []
+
+    def forward(self, pixel_values, labels=None):
+        if self.training:
+            self.images.append(pixel_values.clone())
+        return self.network(pixel_values, labels=labels)
+
+
+def make_trainer(folder, model=None, callbacks=(), processing_class=None, **changes):
+    settings = {
+        "per_device_train_batch_size": 8, "max_steps": 6, "save_strategy": "no", "seed": 5, "disable_tqdm": True,
+        "use_cpu": True, "report_to": "none", "augmentation": "pad-crop", "layer_sampler": "all",
+    }  # fmt: skip
+    torch.manual_seed(1)
+    return FaMUSTrainer(
+        model or build_backbone("tiny", NAMES),
+        FaMUSTrainingArguments(str(folder), **{**settings, **changes}),
+        train_dataset=pictures(48, 0),
+        meta_dataset=pictures(24, 1),
+        eval_dataset=pictures(9, 2),
+        processing_class=processing_class,
+        callbacks=list(callbacks),
+    )
+
+
+def test_training_and_meta_images_are_cropped_as_seed_and_step_say(tmp_path):
+    model = Seen()
+    trainer = make_trainer(tmp_path, model, augmentation_padding_mode="reflect", gradient_accumulation_steps=2)
+    processor = trainer.processing_class
+    crop = Augmentation("pad-crop", padding_mode="reflect")
+    untouched = {}
+    original = trainer._augmented
+
+    def spy(inputs, *numbers):
+        untouched[numbers] = inputs["pixel_values"].clone()
+        return original(inputs, *numbers)
+
+    trainer._augmented = spy
+    trainer.train()
+    assert [numbers for numbers in untouched if numbers[0] == TRAIN_STREAM] == [
+        (TRAIN_STREAM, step, place) for step in range(6) for place in (0, 1)
+    ]
+    assert [numbers for numbers in untouched if numbers[0] == META_STREAM] == [(META_STREAM, k) for k in range(12)]
+    expected = [crop(images, make_generator(5, *numbers, 0)) for numbers, images in untouched.items()]
+    seen = [images for images in model.images if len(images) == 8]
+    for images in expected:
+        assert any(torch.equal(images, other) for other in seen)
+    assert not any(torch.equal(images, other) for images, other in zip(untouched.values(), expected, strict=True))
+    assert len(processor.image_mean) == 3
+
+
+def test_padding_is_black_in_raw_pixels(tmp_path):
+    trainer = make_trainer(tmp_path)
+    processor = trainer.processing_class
+    black = processor([np.zeros((12, 16, 3), np.uint8)], return_tensors="pt")["pixel_values"][0, :, 0, 0]
+    assert torch.allclose(torch.tensor(trainer.augmentation.fill), black.double().float(), atol=1e-5)
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **keywords):
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
+
+
+@pytest.mark.parametrize("meta_learner", ["mw-net", "none"])
+def test_resuming_with_augmentation_is_exact(tmp_path, meta_learner):
+    settings = {"meta_learner": meta_learner, "gradient_accumulation_steps": 2}
+    whole = make_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    make_trainer(tmp_path / "parts", callbacks=[StopAt(4)], **settings).train()
+    second = make_trainer(tmp_path / "parts", **settings)
+    second.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-4"))
+    for (name, one), other in zip(whole.model.state_dict().items(), second.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_evaluation_is_not_augmented(tmp_path):
+    plain, cropped = make_trainer(tmp_path, augmentation="none"), make_trainer(tmp_path)
+    assert plain.evaluate()["eval_loss"] == cropped.evaluate()["eval_loss"]
+
+
+@pytest.mark.parametrize("augmentation", ["random-crop", "resized-crop"])
+def test_crops_come_out_of_larger_images_and_evaluation_sees_the_centre(tmp_path, augmentation):
+    model = Seen()
+    trainer = make_trainer(tmp_path, model, augmentation=augmentation, resize_size=10, image_size=8, meta_budget=None)
+    assert (
+        trainer.train_dataset[0]["pixel_values"].shape == trainer.meta_dataset[0]["pixel_values"].shape == (3, 10, 10)
+    )
+    assert trainer.eval_dataset[0]["pixel_values"].shape == (3, 8, 8)
+    trainer.train()
+    assert {images.shape[2:] for images in model.images} == {(8, 8)}
+    centre = trainer.central_crop({"pixel_values": trainer.train_dataset[0]["pixel_values"][None]})["pixel_values"][0]
+    evaluated = trainer.processing_class([pictures(48, 0)[0]["image"]], return_tensors="pt")["pixel_values"][0]
+    assert torch.allclose(centre, evaluated, atol=1e-6)
+
+
+def test_the_processor_that_was_asked_for_travels_with_the_network(tmp_path):
+    settings = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2]}
+    trainer = make_trainer(tmp_path, augmentation="resized-crop", resize_size=10, image_size=8, **settings)
+    trainer.save_model()
+    _, _, _, processor = load_famus(tmp_path)
+    image = pictures(1, 0)[0]["image"]
+    pixels = processor([image], return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 8, 8)
+    assert torch.equal(pixels, trainer.processing_class([image], return_tensors="pt")["pixel_values"])
+    assert list(processor.image_mean) == settings["image_mean"] and list(processor.image_std) == settings["image_std"]
+
+
+@pytest.mark.parametrize("given", [None, ViTImageProcessorPil(size={"height": 20, "width": 20})])
+def test_settings_reach_a_processor_that_was_given_as_well(tmp_path, given):
+    def shapes(**changes):
+        trainer = make_trainer(tmp_path, processing_class=given, **changes)
+        return trainer, [
+            tuple(own[0]["pixel_values"].shape[1:]) for own in (trainer.train_dataset, trainer.eval_dataset)
+        ]
+
+    trainer, found = shapes(image_mean=[0, 0, 0], image_size=6)
+    assert list(trainer.processing_class.image_mean) == [0, 0, 0] and found == [(6, 6), (6, 6)]
+    _, found = shapes(augmentation="random-crop", resize_size=10, image_size=8)
+    assert found == [(10, 10), (8, 8)]
+    trainer, found = shapes(image_std=[0.9, 0.9, 0.9])
+    assert list(trainer.processing_class.image_std) == [0.9] * 3
+    assert found == [(12, 16)] * 2 if given is None else [(20, 20)] * 2
+
+
+def test_images_that_are_in_both_sets_are_refused_whatever_their_index_says(tmp_path):
+    data = load_noisy_dataset("digits", num_meta=0, max_train_samples=200)["train"]
+    meta = data.select(range(20)).remove_columns("index").add_column("index", range(5000, 5020))
+    with pytest.raises(
+        ValueError, match=r"20 training images are also in the meta set, pixel for pixel \(index \d+, \d+, \d+, …\)"
+    ):
+        FaMUSTrainer(
+            build_backbone("tiny", data.features["label"].names),
+            FaMUSTrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=20),
+            train_dataset=data,
+            meta_dataset=meta,
+        )
+
+
+@pytest.mark.parametrize("empty", ["train_dataset", "meta_dataset"])
+def test_raw_images_without_a_single_row_are_refused_by_name(tmp_path, empty):
+    sets = {"train_dataset": pictures(16, 0), "meta_dataset": pictures(6, 1)}
+    sets[empty] = sets[empty].select([])
+    with pytest.raises(ValueError, match=f"{empty} is empty: give at least a few examples of every class"):
+        FaMUSTrainer(
+            build_backbone("tiny", NAMES),
+            FaMUSTrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=8),
+            **sets,
+        )
+
+
+def test_balanced_epochs_reach_the_network(tmp_path):
+    model = Seen()
+    trainer = make_trainer(tmp_path, model, meta_learner="none", balanced_batches_per_epoch=4, num_train_epochs=3,
+                           max_steps=-1, augmentation="none")  # fmt: skip
+    trainer.train()
+    assert trainer.state.global_step == 12 and trainer.state.epoch == 3
+    epochs = [torch.cat(model.images[start : start + 4]) for start in (0, 4, 8)]
+    assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[1], epochs[2])
+    rows = {trainer.train_dataset[row]["pixel_values"].numpy().tobytes(): row for row in range(48)}
+    for images in epochs:
+        labels = [rows[image.numpy().tobytes()] % 3 for image in images]
+        assert sorted(np.bincount(labels)) == [10, 11, 11]
+
+
+def test_balanced_epochs_resume_exactly(tmp_path):
+    settings = {"balanced_batches_per_epoch": 3, "max_steps": 8}
+    whole = make_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    make_trainer(tmp_path / "parts", callbacks=[StopAt(5)], **settings).train()
+    second = make_trainer(tmp_path / "parts", **settings)
+    second.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-5"))
+    for (name, one), other in zip(whole.model.state_dict().items(), second.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_balanced_epochs_need_to_know_the_labels(tmp_path):
+    class Unknown(torch.utils.data.Dataset):
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, row):
+            return {"pixel_values": torch.zeros(3, 8, 8), "labels": row % 3}
+
+    with pytest.raises(ValueError, match="balanced_batches_per_epoch needs the labels of all training examples"):
+        FaMUSTrainer(
+            build_backbone("tiny", NAMES),
+            FaMUSTrainingArguments(
+                str(tmp_path), use_cpu=True, meta_learner="none", per_device_train_batch_size=8,
+                balanced_batches_per_epoch=2,
+            ),
+            train_dataset=Unknown(),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "sizes"), [(300, 250, (224, 224)), (224, 225, (224, 224)), (64, 224, (64, 224))]
+)
+def test_larger_images_than_the_backbone_s_own_are_shrunk(height, width, sizes):
+    """ResNet-50 names 224."""
+    model = build_backbone("resnet-50", NAMES, depths=[1, 1, 1, 1])
+    processor = default_image_processor(model, pictures(3, 0, height, width))
+    assert processor(pictures(1, 0, height, width)["image"][:], return_tensors="pt")["pixel_values"].shape[2:] == sizes
+
+
+def test_a_resnet_of_transformers_trains_on_small_images_and_loads_again(tmp_path):
+    model = build_backbone("resnet-50", NAMES, depths=[1, 1, 1, 1])
+    trainer = make_trainer(tmp_path, model, layer_sampler="learned", max_steps=2)
+    trainer.train()
+    trainer.save_model()
+    loaded, _, layer_sampler, processor = load_famus(tmp_path)
+    assert (processor.size["height"], processor.size["width"]) == (12, 16)
+    assert loaded.config.id2label == dict(enumerate(NAMES)) and layer_sampler.layers[-1].name == "classifier.1"
+    pixels = processor(pictures(2, 3)["image"][:], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(pixels).logits, trainer.model.eval()(pixels).logits)
+
+
+def test_images_that_are_too_small_for_the_network_are_refused_before_training(tmp_path):
+    model = Seen()
+    model.network.wide_stem = torch.nn.Conv2d(3, 3, 13)
+    model.network.register_forward_pre_hook(lambda network, arguments: (network.wide_stem(*arguments),))
+    sentence = r"pixel_values \(3, 12, 16\) \(RuntimeError: .* set image_size; if texts are too long, max_seq_length$"
+    with pytest.raises(ValueError, match=sentence):
+        make_trainer(tmp_path, model, augmentation="none")

@@ -1,0 +1,316 @@
+"""Pictures of runs: they show what was recorded, nothing overlaps, and bad folders end in one sentence."""
+
+import itertools
+import shutil
+import xml.etree.ElementTree as ElementTree
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import plot_run
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+from PIL import Image
+
+from famus_hf.reporting.figures.curves import draw_accuracy, draw_division, draw_meta_set
+from famus_hf.reporting.figures.meta_gradient import draw_gradient_quality, quality_of
+from famus_hf.reporting.figures.run_records import RunRecords, read_run
+from famus_hf.reporting.figures.runs import PICTURES, draw_runs
+from famus_hf.reporting.figures.stage_times import draw_stage_times, seconds_of_parts
+from famus_hf.reporting.figures.style import SETTINGS
+from famus_hf.reporting.figures.summary import summary
+from famus_hf.reporting.figures.weights import clean_above_mean, draw_clean_weights, draw_weights
+from famus_hf.storage.diagnostic_tables import SCHEMAS
+
+
+def run_with(name="ours", accuracies=(), seconds=1.0, **tables):
+    """A run that was evaluated after each tenth step."""
+    log = [
+        {"step": 10 * place, "eval_accuracy": value, "train_seconds": place * seconds}
+        for place, value in enumerate(accuracies, 1)
+    ]
+    frames = {table: pa.Table.from_pylist(rows, SCHEMAS[table]).to_pandas() for table, rows in tables.items()}
+    return RunRecords(name, log, {}, frames)
+
+
+def records_of(folder):
+    return [read_run(folder / name, words) for name, words in
+            (("own-plain", "plain"), ("own-mw-net", "MW-Net"), ("own", "FaMUS"))]  # fmt: skip
+
+
+def test_every_picture_that_the_runs_have_recorded_is_drawn_twice_the_same(compared_runs, tmp_path):
+    """PNG with more than a few colours, SVG without any reference to the outside; those of other kinds of runs not."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "division.png").write_text("of an earlier call")
+    drawn = draw_runs(records_of(compared_runs), tmp_path / "a")
+    assert set(drawn) == set(PICTURES) - {"meta_set", "division"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {f"{n}.{k}" for n in drawn for k in ("png", "svg")}
+    for name in drawn:
+        with Image.open(tmp_path / "a" / f"{name}.png") as picture:
+            assert len(picture.convert("RGB").getcolors(2**24)) > 20, name
+        references = [
+            value
+            for element in ElementTree.parse(tmp_path / "a" / f"{name}.svg").iter()
+            for key, value in element.attrib.items()
+            if key.endswith("href")
+        ]
+        assert all(value.startswith(("#", "data:")) for value in references), name
+    draw_runs(records_of(compared_runs), tmp_path / "b", names=["accuracy", "layers"])
+    for name in ("accuracy.png", "accuracy.svg", "layers.svg"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def out_of_place(figure):
+    """Pairs of visible texts that lie over each other, and texts that reach out of the figure."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    axis = [own for axes in figure.axes for own in (axes.xaxis, axes.yaxis)]
+    ticks = [(tick, *sorted(own.get_view_interval())) for own in axis for tick in own.get_major_ticks()]
+    outside = {id(tick.label1) for tick, low, high in ticks if not low <= tick.get_loc() <= high}  # these aren't drawn
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    drawn = [text for text in texts if id(text) not in outside and (text.axes is None or text.axes.get_visible())]
+    inside = [(text.get_text(), text.get_window_extent(canvas.get_renderer())) for text in drawn]
+    cut_off = [
+        text for text, box in inside
+        if min(box.x0, box.y0) < -1 or box.x1 > figure.bbox.x1 + 1 or box.y1 > figure.bbox.y1 + 1
+    ]  # fmt: skip
+    return cut_off + [
+        (first, second)
+        for (first, a), (second, b) in itertools.combinations(inside, 2)
+        if min(a.width, b.width) > 1 and min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
+    ]
+
+
+@pytest.mark.parametrize("picture", [name for name in PICTURES if name not in ("meta_set", "division")])
+def test_no_text_lies_over_another_or_is_cut_off(compared_runs, picture):
+    runs = records_of(compared_runs)
+    names = (*(run.name for run in runs), "a method with a long name", "the fifth of them")
+    groups = {name: [run] for name, run in zip(names, [*runs, *runs[1:]], strict=True)}
+    with rc_context(SETTINGS):
+        assert out_of_place(PICTURES[picture][0](groups)) == []
+
+
+def test_text_out_of_place_would_be_found():
+    with rc_context(SETTINGS):
+        figure = PICTURES["accuracy"][0]({"ours": [run_with(accuracies=(0.5, 0.6))]})
+        figure.axes[0].text(0.5, 0.5, "one", transform=figure.axes[0].transAxes)
+        figure.axes[0].text(0.5, 0.5, "two", transform=figure.axes[0].transAxes)
+        figure.text(0.98, 0.01, "three and four")
+        assert out_of_place(figure) == ["three and four", ("one", "two")]
+
+
+def test_runs_of_one_name_are_a_mean_with_a_band_at_the_steps_that_all_have():
+    seeds = [run_with("ours", (0.5, 0.7), 2.0), run_with("ours", (0.6, 0.9, 0.95), 4.0)]
+    by_step, by_time = draw_accuracy({"ours": seeds, "theirs": [run_with("theirs", (0.4,))]}).axes
+    ours, theirs = by_step.lines
+    assert list(ours.get_xdata()) == [10, 20] and ours.get_ydata() == pytest.approx([55, 80])
+    assert list(theirs.get_xdata()) == [10] and theirs.get_marker() == "o", "a single point would not be seen"
+    band = by_step.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.min() == pytest.approx(55 - 5 * 2**0.5) and band.max() == pytest.approx(80 + 10 * 2**0.5)
+    assert by_time.lines[0].get_xdata() == pytest.approx([3, 6])
+    assert by_step.get_ylabel() == "test accuracy [%]" and by_time.get_xlabel() == "training time [s]"
+
+
+def test_the_parts_of_a_step_add_up_to_it():
+    """Without what the look at the meta gradient itself takes; of two networks both are in it."""
+    seconds = {
+        ("", "data"): 1.0, ("", "step"): 20.0, ("", "optimizer"): 0.5, ("model_a", "forward"): 2.0,
+        ("model_b", "forward"): 3.0, ("model_a", "data"): 0.25, ("model_a", "derivative"): 4.0,
+        ("model_a", "validation backward"): 1.0, ("model_a", "diagnostics"): 7.0,
+    }  # fmt: skip
+    rows = [
+        {"step": step, "network": network, "stage": stage, "seconds": scale * value}
+        for step, scale in ((10, 1), (20, 1), (30, 50))
+        for (network, stage), value in seconds.items()
+    ]
+    run = run_with(stage_times=rows)
+    found = seconds_of_parts(run.table("stage_times"))
+    assert sum(found.values()) == pytest.approx(1 + 20 - 7)
+    assert found["data"] == 1.25 and found["forward (Virtual and Actual)"] == 5 and found["Meta-Train, backward"] == 5
+    assert found["rest"] == pytest.approx(20 - 0.25 - 0.5 - 5 - 5 - 7)
+    (axes,) = draw_stage_times({"ours": [run]}).axes
+    assert sum(bar.get_width() for bar in axes.patches) == pytest.approx(14_000)
+
+
+def gradient_rows(step, network, sampled, exact):
+    """What `statistics` and `comparison` would record of these draws, each of shape (D, P)."""
+    rows = []
+    for kind, draws, layers in (("sampled", sampled, 1), ("exact", exact, 2)):
+        mean = draws.mean(0)
+        rows += [{"step": step, "network": network, "kind": kind, "draw": number, "layers": layers,
+                  "norm": np.linalg.norm(draw), "total": draw.sum()} for number, draw in enumerate(draws)]  # fmt: skip
+        rows.append({"step": step, "network": network, "kind": kind, "layers": layers, "norm": np.linalg.norm(mean),
+                     "variance": draws.var(0, ddof=1).sum()})  # fmt: skip
+    means = sampled.mean(0), exact.mean(0)
+    rows[len(sampled)] |= {
+        "cosine": means[0] @ means[1] / np.linalg.norm(means[0]) / np.linalg.norm(means[1]),
+        "bias": np.linalg.norm(means[0] - means[1]) / np.linalg.norm(means[1]),
+    }
+    return rows
+
+
+def test_a_gradient_that_is_merely_smaller_has_no_smaller_relative_deviation():
+    exact = np.random.default_rng(0).normal(size=(4, 3)) + 2
+    run = run_with(meta_gradient=gradient_rows(5, "", exact / 4, exact))
+    found = quality_of(run).loc[5]
+    assert found["cosine"] == pytest.approx(1) and found["bias"] == pytest.approx(0.75)
+    assert found["spread"] == pytest.approx(0.25) and found["relative_spread"] == pytest.approx(1)
+    axes = draw_gradient_quality({"ours": [run], "all layers": [run_with()]}).axes
+    assert [len([line for line in own.lines if len(line.get_xdata()) == 1]) for own in axes] == [1, 1, 1, 1]
+
+
+def test_where_all_layers_are_on_there_is_nothing_to_compare():
+    exact = np.ones((2, 3))
+    rows = [{**row, "layers": 2} for row in gradient_rows(5, "", exact, exact)]
+    assert draw_gradient_quality({"ours": [run_with(meta_gradient=rows)]}) is None
+
+
+def test_histograms_show_the_shares_of_the_bins_that_were_recorded():
+    rows = [
+        {"step": step, "network": "", "kind": kind, "x": x, "value": float(count)}
+        for step in (10, 20, 30)
+        for kind, counts in (("clean", (1, 3)), ("wrong", (2, 0)))
+        for x, count in zip((0.0, 0.5), counts, strict=True)
+    ]
+    axes = draw_weights({"ours": [run_with(weights=rows)]}).axes
+    assert [own.get_title() for own in axes] == ["ours, step 10", "ours, step 30"]
+    for own in axes:
+        outlines = [patch.get_data() for patch in own.patches if not patch.get_fill()]
+        assert [list(data.values) for data in outlines] == [[0.25, 0.75], [1, 0]]
+        assert all(list(data.edges) == [0, 0.5, 1] for data in outlines)
+
+
+def weight_rows(counts, edges=(0.0, 1.0, 2.0)):
+    return [
+        {"step": 9, "network": "", "kind": kind, "x": x, "value": float(count)}
+        for kind, own in counts.items()
+        for x, count in zip(edges, own, strict=True)
+    ]
+
+
+def test_methods_are_compared_by_shares_of_the_mean_weight():
+    """The mean of all is (4·0.5 + 2·1.5 + 4·2.5)/10 = 1.5; half of the right labels are in bins from there on."""
+    counts = {"clean": (2, 0, 4), "wrong": (2, 2, 0)}
+    runs = {
+        "ours": [run_with(weights=weight_rows(counts))],
+        "theirs": [run_with("theirs", weights=weight_rows(counts))],
+    }
+    (axes,) = draw_clean_weights(runs).axes
+    assert axes.lines[0].get_xdata() == pytest.approx([0, 1 / 1.5, 2 / 1.5, 2])
+    assert axes.lines[0].get_ydata() == pytest.approx([1, 2 / 3, 2 / 3, 0])
+    assert clean_above_mean(runs["ours"][0]) == pytest.approx(100 * 4 / 6)
+
+
+def test_the_summary_has_mean_and_deviation_over_the_runs_of_a_method():
+    exact = np.random.default_rng(0).normal(size=(4, 3)) + 2
+    ours = [run_with("ours", (0.5, 0.75, 0.7), meta_gradient=gradient_rows(5, "", exact / 4, exact)),
+            run_with("ours", (0.5, 0.6))]  # fmt: skip
+    head, _, first, second = summary({"ours": ours, "theirs": [run_with("theirs", (0.4,))]}).splitlines()
+    assert (
+        head == "| | last accuracy, % | best, % | cosine | distance | ratio of deviations | of relative ones | runs |"
+    )
+    assert first == "| ours | 65.0 ± 7.1 | 67.5 ± 10.6 | 1.00 | 0.75 | 0.25 | 1.00 | 2 |"
+    assert second == "| theirs | 40.0 | 40.0 | – | – | – | – | 1 |"
+
+
+def test_meta_sets_and_divisions_have_a_panel_for_each_figure():
+    log = [{"step": 5, "meta_set_size": 40.0, "meta_set_purity": 0.9, "labelled_size": 30.0, "unlabelled_weight": 2.0}]
+    groups = {"ours": [RunRecords("ours", log)]}
+    assert [axes.get_ylabel() for axes in draw_meta_set(groups).axes] == [
+        "examples in the meta set", "right labels in it [%]"
+    ]  # fmt: skip
+    shown = [axes for axes in draw_division(groups).axes if axes.get_visible()]
+    assert [axes.lines[0].get_ydata()[0] for axes in shown] == [30, 2]
+    assert draw_meta_set({"other": [RunRecords("other", [{"step": 5, "loss": 1.0}])]}) is None
+
+
+def test_runs_of_one_method_are_seeds_or_told_apart_by_their_folders(tmp_path):
+    def names(*runs):
+        folders = [tmp_path / name for name, _ in runs]
+        records = [RunRecords("FaMUS", [], {"seed": seed}) for _, seed in runs]
+        return [run.name for run in plot_run.named_apart(records, folders)]
+
+    assert names(("a", 1), ("b", 2)) == ["FaMUS", "FaMUS"]
+    assert names(("a", 1), ("b", 1)) == ["FaMUS (a)", "FaMUS (b)"]
+
+
+def test_odd_names_and_numbers_that_are_none_are_drawn(tmp_path):
+    log = [{"step": 1, "eval_accuracy": float("nan")}, {"step": 2, "eval_accuracy": True}, {"eval_accuracy": 0.5},
+           {"step": 3, "eval_accuracy": 0.5}]  # fmt: skip
+    run = RunRecords("$^$ <b>&|", log)
+    assert run.on_test_set("accuracy") == {3: 0.5}
+    assert list(draw_runs([run], tmp_path)) == ["accuracy"]
+
+
+def damaged(folder, name):
+    """A copy of a run with one file spoilt."""
+    if name == "layers.parquet":
+        (folder / "diagnostics" / name).write_bytes(b"no parquet")
+    elif name == "weights.parquet":
+        pq.write_table(pa.table({"a": [1]}), folder / "diagnostics" / name)
+    else:
+        (folder / name).write_text("[1")
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("trainer_state.json", "can't be read"),
+        ("all_results.json", "can't be read"),
+        ("layers.parquet", "can't be read"),
+        ("weights.parquet", "has the columns a: it is no table of weights"),
+    ],
+)
+def test_damaged_records_are_refused_in_one_sentence(compared_runs, tmp_path, name, words):
+    shutil.copytree(compared_runs / "own", tmp_path / "run")
+    damaged(tmp_path / "run", name)
+    with pytest.raises(ValueError, match=words):
+        read_run(tmp_path / "run")
+
+
+def test_a_folder_without_records_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no records of a run .*: give the --output_dir of one"):
+        read_run(tmp_path)
+
+
+def test_a_run_that_was_cut_off_is_drawn_as_far_as_its_newest_checkpoint(compared_runs, tmp_path):
+    shutil.copytree(compared_runs / "own", tmp_path / "run")
+    (tmp_path / "run" / "all_results.json").unlink()
+    (tmp_path / "run" / "checkpoint-8").mkdir()
+    (tmp_path / "run" / "trainer_state.json").rename(tmp_path / "run" / "checkpoint-8" / "trainer_state.json")
+    found = read_run(tmp_path / "run")
+    assert found.name == "run" and found.log == read_run(compared_runs / "own").log
+
+
+def test_command_line_draws_what_is_asked_for_and_says_what_is_wrong(compared_runs, tmp_path, capsys):
+    run = str(compared_runs / "own")
+    plot_run.main([run, "--out", str(tmp_path), "--formats", "svg", "--pictures", "layers"])
+    assert [path.name for path in tmp_path.iterdir()] == ["layers.svg"]
+    assert "layers.{svg}: Share of" in capsys.readouterr().out
+    for flags, words in (
+        ([str(tmp_path), "--out", str(tmp_path)], "holds no records of a run"),
+        ([run, run, "--out", str(tmp_path), "--names", "a"], "--names has 1 names for 2 runs"),
+        ([run, "--out", str(tmp_path), "--pictures", "division"], "have recorded nothing of these"),
+    ):
+        with pytest.raises(SystemExit) as refused:
+            plot_run.main(flags)
+        assert str(refused.value).startswith("plot_run.py: error: ") and words in str(refused.value)
+
+
+def test_the_card_of_a_compared_run_shows_the_runs_side_by_side(compared_runs):
+    text = (compared_runs / "own" / "README.md").read_text()
+    for name in ("accuracy", "stage_times", "meta_gradient", "layers", "weight_curves", "suspect_labels"):
+        assert f"](figures/{name}.png)" in text and (compared_runs / "own" / "figures" / f"{name}.png").is_file()
+    assert "figures/division.png" not in text and "figures/test_loss.png" not in text
+    plain = pd.DataFrame(read_run(compared_runs / "own-plain").log)
+    assert plain["train_seconds"].is_monotonic_increasing and (plain["train_seconds"] > 0).all()
+
+
+def test_settings_of_matplotlib_stay_as_they_are(tmp_path):
+    before = dict(matplotlib.rcParams)
+    draw_runs([run_with(accuracies=(0.5, 0.6))], tmp_path)
+    assert dict(matplotlib.rcParams) == before

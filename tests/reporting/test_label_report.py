@@ -1,0 +1,302 @@
+"""Which labels are wrong: the score against brute force, the report of a run, its pictures, the script."""
+
+import json
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value, load_dataset
+from PIL import Image
+
+from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, MWNet, build_backbone, load_noisy_dataset
+from famus_hf.data.inputs.image_processors import default_image_processor
+from famus_hf.data.per_example import examine
+from famus_hf.hub.load import files_to_push
+from famus_hf.metrics import AveragePrecision
+from famus_hf.reporting.figures.label_report import draw_contact_sheet, draw_report
+from famus_hf.reporting.label_report import class_names, clean_label_probabilities, label_report, transition_matrix
+from tests.helpers import clean_process
+from tests.helpers.loopback_hub import LoopbackHub
+from tests.trainer.test_trainer import make_trainer
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+NAMES = ["cat", "dog", "owl"]
+
+
+def test_the_transition_matrix_counts_given_labels_by_predicted_class():
+    probabilities = np.array([[0.8, 0.2], [0.6, 0.4], [0.9, 0.1], [0.3, 0.7]])
+    matrix = transition_matrix(np.array([0, 1, 0, 1]), probabilities)
+    assert np.allclose(matrix, [[3 / 5, 2 / 5], [1 / 3, 2 / 3]])  # counts 2, 1 and 0, 1, each and one
+
+
+def test_clean_probability_is_that_of_bayes_rule():
+    rng = np.random.default_rng(0)
+    probabilities, labels = rng.dirichlet(np.ones(3), size=50), rng.integers(3, size=50)
+    matrix = transition_matrix(labels, probabilities)
+    for row, found in enumerate(clean_label_probabilities(labels, probabilities)):
+        given = labels[row]
+        joint = [probabilities[row, true] * matrix[true, given] for true in range(3)]
+        assert found == pytest.approx(joint[given] / sum(joint))
+
+
+def test_a_likely_confusion_is_more_suspect_than_an_unlikely_one_of_the_same_loss():
+    """Class 0 is often labelled 1, and never 2: the same 30 % for the given label mean different things."""
+    probabilities = np.array([[0.9, 0.05, 0.05]] * 60 + [[0.05, 0.05, 0.9]] * 60 + [[0.7, 0.3, 0.0], [0.0, 0.3, 0.7]])
+    labels = np.array([0] * 30 + [1] * 30 + [2] * 60 + [1, 1])
+    confused, odd = clean_label_probabilities(labels, probabilities)[-2:]
+    assert confused < 0.5 * odd
+
+
+def test_the_most_suspect_example_comes_first():
+    probabilities = np.array([[0.1, 0.8, 0.1], [0.9, 0.05, 0.05], [0.34, 0.33, 0.33]])
+    report = label_report(
+        np.array([0, 0, 0]), probabilities, -np.log(probabilities[:, 0]), NAMES, index=[7, 8, 9],
+        weights=np.array([0.1, 0.9, 0.5]), clean_labels=np.array([1, 0, 0]),
+    )  # fmt: skip
+    assert report["index"][:] == [7, 9, 8] and report["clean_label"][:] == [1, 0, 0]
+    assert report["weight"][:] == pytest.approx([0.1, 0.5, 0.9])
+    assert report.features["predicted_label"].int2str(report["predicted_label"][0]) == "dog"
+
+
+def test_impossible_predictions_give_probabilities_all_the_same():
+    probabilities = np.array([[1.0, 0.0], [0.0, 1.0]])
+    found = clean_label_probabilities(np.array([1, 1]), probabilities)
+    assert np.isfinite(found).all() and found[0] < 1e-6 and found[1] > 0.99
+
+
+def trained_on_digits(folder, noise_type, **settings):
+    data = load_noisy_dataset("digits", noise=0.4, noise_type=noise_type)
+    model = build_backbone("tiny", data["train"].features["label"].names)
+    args = FaMUSTrainingArguments(
+        str(folder), num_train_epochs=8, use_cpu=True, save_strategy="no", report_to="none", preset="fast", **settings
+    )
+    trainer = FaMUSTrainer(model, args, train_dataset=data["train"], meta_dataset=data["meta"])
+    trainer.train()
+    return trainer, data
+
+
+@pytest.mark.parametrize(("noise_type", "least"), [("symmetric", 0.95), ("pair", 0.9)])
+def test_most_wrong_labels_of_real_images_come_first(tmp_path, noise_type, least):
+    """40 % of the labels are wrong, so that a random order has an average precision of about 0.4."""
+    trainer, data = trained_on_digits(tmp_path, noise_type)
+    report = trainer.save_label_report()
+    assert sorted(report["index"][:]) == sorted(data["train"]["index"][:])
+    wrong = np.asarray(report["label"][:]) != np.asarray(report["clean_label"][:])
+    scores = 1 - np.asarray(report["clean_probability"][:])
+    assert AveragePrecision().compute(predictions=scores, references=wrong.astype(int))["average_precision"] > least
+    weights, losses = torch.tensor(report["weight"][:]), torch.tensor(report["loss"][:])
+    assert torch.allclose(weights, trainer.meta_learner(losses).detach(), atol=1e-6)
+    stored = load_dataset("parquet", data_files=str(tmp_path / "label_report.parquet"), cache_dir=str(tmp_path / "c"))
+    assert stored["train"].to_dict() == report.to_dict() and stored["train"].features == report.features
+    for name in ("suspect_labels.png", "weight_curve.png", "weight_histogram.png"):
+        with Image.open(tmp_path / "figures" / name) as picture:
+            assert min(picture.size) > 300 and len(picture.convert("L").getcolors()) > 20, name
+
+
+def test_the_report_of_an_earlier_training_is_no_part_of_the_next_one(tmp_path):
+    """It stays on disk, as the next training may fail, but neither the card shows it nor a push takes it."""
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    trainer.save_label_report()
+    trainer.create_model_card()
+    assert "figures/weight_curve.png" in (tmp_path / "README.md").read_text()
+    time.sleep(0.05)  # more than the time of a file may lag behind
+    trainer.train()
+    trainer.create_model_card()
+    assert (tmp_path / "label_report.parquet").is_file()
+    assert "figures/weight_curve.png" not in (tmp_path / "README.md").read_text()
+    pushed = files_to_push(tmp_path, newer_than=trainer._started)
+    assert not {"label_report.parquet", "figures/weight_curve.png"} & set(pushed)
+    trainer.save_records()
+    assert trainer.is_of_this_run(tmp_path / "label_report.parquet")
+
+
+def test_ldam_reports_by_probabilities_and_not_by_cosines(tmp_path):
+    """Cosines are at most 1 apart, so that their own softmax would be nearly flat."""
+    data = load_noisy_dataset("digits", noise=0.2, max_train_samples=500)
+    model = build_backbone("tiny", data["train"].features["label"].names, cosine_classifier=True)
+    args = FaMUSTrainingArguments(
+        str(tmp_path), num_train_epochs=8, use_cpu=True, save_strategy="no", report_to="none", base_loss="ldam",
+        meta_learner="none", per_device_train_batch_size=25,
+    )  # fmt: skip
+    trainer = FaMUSTrainer(model, args, train_dataset=data["train"])
+    trainer.train()
+    found = examine(trainer, trainer.train_dataset, trainer.base_loss, with_probabilities=True)
+    assert np.median(found.probabilities.max(1)) > 0.9
+    assert found.losses == pytest.approx(np.asarray(trainer.label_report().sort("index")["loss"][:]), rel=1e-5)
+
+
+def test_names_of_classes_may_be_odd_and_images_transformed(tmp_path):
+    names = ["$^$", "a_very_long_name_of_a_class", "<b>&|"]
+    report = label_report(np.array([0, 1, 2]), np.eye(3)[[1, 2, 0]], np.ones(3), names)
+    images = Dataset.from_dict({"image": [Image.new("RGB", (8, 8))] * 3, "label": [0, 1, 2]})
+    draw_report(report, images, lambda losses: None, tmp_path)
+    assert (tmp_path / "figures" / "suspect_labels.png").is_file()
+    transformed = images.with_transform(lambda batch: {"pixel_values": batch["image"], "labels": batch["label"]})
+    draw_report(report, transformed, lambda losses: None, tmp_path)
+    assert not (tmp_path / "figures" / "suspect_labels.png").exists()  # no raw images, so no picture, and no error
+
+
+def test_images_in_folders_are_named_by_their_files(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(12):
+            colour = (20 * number, 255 * (name == "dog"), 5)
+            Image.new("RGB", (8, 8), colour).save(tmp_path / "photos" / name / f"{number}.png")
+    data = load_noisy_dataset(str(tmp_path / "photos"))
+    args = FaMUSTrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none", disable_tqdm=True)
+    processor = default_image_processor(None, data["train"])
+    trainer = FaMUSTrainer(build_backbone("tiny", ["cat", "dog"]), args, processing_class=processor)
+    report = trainer.label_report(data["train"])
+    rows = {example["index"]: example["image"].getpixel((0, 0)) for example in data["train"]}
+    for row in report:
+        name, number = row["file"].removesuffix(".png").split("/")
+        assert name == report.features["label"].int2str(row["label"])
+        assert rows[row["index"]] == (20 * int(number), 255 * (name == "dog"), 5)
+
+
+def test_the_contact_sheet_is_drawn_without_a_warning(tmp_path):
+    features = Features(
+        {name: ClassLabel(names=NAMES) for name in ("label", "predicted_label")} | {"index": Value("int64")}
+    )
+    report = Dataset.from_dict(
+        {"label": [0] * 9, "predicted_label": [1] * 9, "index": list(range(9))}, features=features
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_contact_sheet(report, [Image.new("L", (8, 4 + row)) for row in range(9)], tmp_path / "sheet.png")
+    assert Image.open(tmp_path / "sheet.png").size == (8 * 180, 2 * 240), "eight in a row, cells of 1.5 x 2 inches"
+
+
+def test_classes_without_names_of_their_own_are_numbered():
+    config = SimpleNamespace(id2label={0: "x", 1: "x"})
+    assert class_names(SimpleNamespace(config=config), 2) == ["0", "1"]
+    assert class_names(SimpleNamespace(), 3) == ["0", "1", "2"]
+
+
+def test_labels_that_the_network_does_not_know_are_refused_in_one_sentence(tmp_path):
+    trainer = make_trainer(tmp_path)
+    images = torch.zeros(2, *trainer.train_dataset[0]["pixel_values"].shape)
+    data = [{"pixel_values": image, "labels": label} for image, label in zip(images, (0, 99), strict=True)]
+    with pytest.raises(ValueError, match=r"the labels go from 0 to 99 and the network has \d classes"):
+        trainer.label_report(data)
+
+
+def test_the_report_leaves_the_run_as_it_was(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    state, mode = torch.get_rng_state(), trainer.model.training
+    trainer.label_report()
+    assert trainer.model.training == mode and torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize("meta_learner", ["none", "l2r", "mlc"])
+def test_without_weights_of_losses_the_report_has_none_and_no_picture_of_them(tmp_path, meta_learner):
+    trainer = make_trainer(tmp_path, meta_learner=meta_learner)
+    trainer.train()
+    report = trainer.save_label_report()
+    assert report["weight"][:] == [None] * len(trainer.train_dataset)
+    assert not list(tmp_path.glob("figures/weight*"))
+
+
+def test_a_loaded_model_judges_other_examples(tmp_path):
+    """Made for evaluation only: no training set."""
+    data = load_noisy_dataset("digits", max_train_samples=60, max_eval_samples=20, num_meta=0)
+    model = build_backbone("tiny", data["train"].features["label"].names)
+    args = FaMUSTrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    processor = default_image_processor(None, data["train"])
+    trainer = FaMUSTrainer(model, args, processing_class=processor, meta_learner=MWNet())
+    report = trainer.label_report(data["test"])
+    assert len(report) == 20 and None not in report["weight"][:]
+    with pytest.raises(ValueError, match="empty, or a stream"):
+        trainer.label_report(data["test"].to_iterable_dataset())
+
+
+def run_script(*flags, environment=None):
+    command = [sys.executable, str(SCRIPTS / "label_report.py"), "--use_cpu", *flags]
+    return clean_process.run(command, env=environment)
+
+
+def test_the_script_judges_the_labels_that_a_run_was_trained_on(tmp_path):
+    from famus_hf.cli import run as run_famus
+
+    run = tmp_path / "run"
+    run_famus.main([
+        "--dataset_name", "digits", "--noise", "0.4", "--num_train_epochs", "3", "--use_cpu", "--output_dir", str(run),
+        "--disable_tqdm", "true", "--report_to", "none", "--save_strategy", "no",
+    ])  # fmt: skip
+    flags = ["--model", str(run), "--dataset_name", "digits", "--csv", "--output_dir", str(tmp_path / "report")]
+    done = run_script(*flags, "--noise_file", str(run / "noise.parquet"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "of 1297 labels are more likely wrong than right" in done.stdout
+    first, second = (Dataset.from_parquet(str(f / "label_report.parquet"), cache_dir=str(tmp_path / "c"))
+                     for f in (run, tmp_path / "report"))  # fmt: skip
+    for name in ("index", "label", "predicted_label", "clean_label"):
+        assert first[name][:] == second[name][:], name
+    assert np.allclose(first["clean_probability"][:], second["clean_probability"][:], atol=1e-5)
+    lines = (tmp_path / "report" / "label_report.csv").read_text().splitlines()
+    assert lines[0] == "index,label,predicted_label,loss,weight,clean_probability,clean_label" and len(lines) == 1298
+    results = json.loads((run / "all_results.json").read_text())
+    assert results["suspect_labels"] == sum(p < 0.5 for p in first["clean_probability"])
+    assert results["wrong_label_average_precision"] > 0.6 and 0 < results["estimated_noise_rate_by_label_report"] < 1
+
+
+def test_data_of_other_classes_are_refused_in_one_sentence(tmp_path):
+    model = build_backbone("tiny", NAMES)
+    model.save_pretrained(tmp_path)
+    done = run_script("--model", str(tmp_path), "--dataset_name", "digits")
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "the model knows 3 classes and the data have 10, which differ in 0, 1, 2" in done.stderr
+
+
+def test_a_report_is_pushed_as_a_data_set(tmp_path):
+    build_backbone("tiny", [str(digit) for digit in range(10)]).save_pretrained(tmp_path / "model")
+    processor = default_image_processor(None, load_noisy_dataset("digits", num_meta=0)["train"])
+    processor.save_pretrained(tmp_path / "model")
+    flags = ["--model", str(tmp_path / "model"), "--dataset_name", "digits", "--split", "test"]
+    with LoopbackHub() as hub:
+        environment = {**os.environ, **hub.environment(tmp_path / "home")}
+        done = run_script(
+            *flags, "--output_dir", str(tmp_path / "out"), "--push_to_hub", "user/suspects", "--private",
+            environment=environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        code = "from datasets import load_dataset; print(load_dataset('user/suspects', split='test').to_dict())"
+        loaded = clean_process.run([sys.executable, "-c", code], env=environment)
+        assert hub.private == {"user/suspects"}
+    report = Dataset.from_parquet(str(tmp_path / "out" / "label_report.parquet"), cache_dir=str(tmp_path / "c"))
+    assert loaded.stdout.strip() == str(report.to_dict()), loaded.stderr[-2000:]
+
+
+def test_the_comparison_with_cleanlab_keeps_its_records(tmp_path):
+    """Every method is in the table; a record is read again, and one of other settings refused."""
+    pytest.importorskip("cleanlab")
+    flags = [
+        "--dataset_name", "digits", "--backbone", "tiny", "--num_train", "300", "--num_meta", "100", "--seeds", "0",
+        "--noise", "pair:0.4", "--results_dir", str(tmp_path / "records"), "--output_dir", str(tmp_path),
+    ]  # fmt: skip
+
+    def compare(epochs):
+        command = [
+            sys.executable,
+            str(SCRIPTS / "experiments" / "compare_cleanlab.py"),
+            *flags,
+            "--num_train_epochs",
+            epochs,
+        ]
+        return clean_process.run(command)
+
+    first = compare("1")
+    assert first.returncode == 0, first.stderr[-2000:]
+    table = [line for line in first.stdout.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 7 and table[-1].startswith("| label report of one FaMUS run |")
+    assert [line for line in compare("1").stdout.splitlines() if line.startswith("|")] == table
+    assert "is of other settings" in compare("2").stderr

@@ -1,0 +1,131 @@
+"""The model card of a run: what it claims, what it shows, and what it keeps to itself."""
+
+import json
+import os
+import re
+import sys
+
+import pytest
+import torch
+from experiments import recipe_cards
+from huggingface_hub import ModelCard
+
+from famus_hf.cli import results as records
+from famus_hf.cli import run as run_famus
+from tests.helpers import clean_process
+from tests.helpers.loopback_hub import LoopbackHub
+from tests.trainer.test_trainer import make_trainer
+from tests.two_networks.test_trainer import make
+
+
+def test_the_card_says_what_was_trained_on_what(tmp_path):
+    trainer = make_trainer(tmp_path, eval_strategy="steps", eval_steps=3)
+    trainer.train()
+    trainer.create_model_card(dataset_name="digits", noise_description="symmetric, 40 %", license="apache-2.0")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.to_dict()["library_name"] == "transformers" and card.data.license == "apache-2.0"
+    accuracies = [entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
+    found = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert found["last"] == pytest.approx(accuracies[-1], abs=1e-6)
+    assert found["best"] == pytest.approx(max(accuracies), abs=1e-6)
+    for text in ("huggingface.co/papers/2104.15092", "symmetric, 40 %", "MWNet", "load_famus(", "@inproceedings"):
+        assert text in card.text
+
+
+def validated(text, folder):
+    """What huggingface_hub's own validation, which asks the Hub, says of a card; nothing if it is sound."""
+    (folder / "card.md").write_text(text)
+    code = "from huggingface_hub import ModelCard; ModelCard.load('card.md').validate()"
+    with LoopbackHub() as hub:
+        environment = {**os.environ, **hub.environment(folder / "home")}
+        command = [sys.executable, "-c", code]
+        return clean_process.run(command, cwd=folder, env=environment).stderr
+
+
+def test_the_card_of_a_compared_run_has_baselines_pictures_and_licences(tmp_path):
+    folder = tmp_path / "my-run"
+    run_famus.main([
+        "--dataset_name", "digits", "--noise", "0.4", "--num_train_epochs", "2", "--max_train_samples", "400",
+        "--per_device_train_batch_size", "40", "--max_eval_samples", "60", "--use_cpu", "--compare", "--output_dir",
+        str(folder), "--disable_tqdm", "true", "--report_to", "none", "--save_strategy", "no", "--hub_token", "hf_abc",
+    ])  # fmt: skip
+    results = json.loads((folder / "all_results.json").read_text())
+    plain = json.loads((tmp_path / "my-run-plain" / "all_results.json").read_text())
+    text = (folder / "README.md").read_text()
+    for name, row in (("plain", plain), ("**this model**", results)):
+        accuracies = " | ".join(f"{100 * row[key]:.2f} %" for key in ("eval_accuracy", "best_eval_accuracy"))
+        assert f"| {name} | {accuracies} | {row['train_seconds_per_step']:.4f} |" in text
+    ratio = results["train_seconds_per_step"] / plain["train_seconds_per_step"]
+    assert f"a step took {ratio:.2f} times one of plain training" in text
+    assert f"| {results['suspect_labels']} of 360 (" in text and "CC BY 4.0" in text
+    pictures = [f"figures/{name}.png" for name in ("accuracy", "weight_curve", "weight_histogram", "suspect_labels")]
+    assert [name for name in pictures if f"]({name})" in text and (folder / name).is_file()] == pictures
+    assert "run_famus.py --dataset_name digits --noise 0.4 --num_train_epochs 2" in text
+    assert "hf_abc" not in text and str(tmp_path) not in text
+    assert validated(text, tmp_path) == ""
+    broken = text.replace("      name: digits\n", "      name: null\n", 1)
+    assert "dataset lacks name" in validated(broken, tmp_path)
+    baseline = (tmp_path / "my-run-plain" / "README.md").read_text()
+    assert "plainly and without a meta-net" in baseline
+    assert re.findall(r"\]\(figures/(\w+)", baseline) == ["accuracy"], "it has weighed nothing"
+
+
+def test_a_card_says_so_where_a_baseline_is_better(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    rows = [
+        {"method": name, "last": last, "best": 0.9, "seconds_per_step": 0.1} for name, last in (("a", 0.6), ("b", 0.4))
+    ]
+    for own, sentence in ((0.5, "under the same schedule a ended higher"), (0.7, None)):
+        trainer.create_model_card(metrics={"last": own, "best": own}, baselines=rows, seconds_per_step=0.2)
+        text = (tmp_path / "README.md").read_text()
+        assert (sentence is not None) == ("Not better here" in text) and (sentence or "") in text
+
+
+def test_the_card_of_two_networks_says_how_they_divided_the_data_and_how_to_load_each(tmp_path):
+    trainer = make(tmp_path, dtype=torch.float32, mixup_alpha=1.5)
+    trainer.train()
+    trainer.create_model_card(dataset_name="digits", metrics={"last": 0.8, "best": 0.9})
+    text = (tmp_path / "README.md").read_text()
+    for words in (
+        "It is two networks whose logits are averaged", "no clean label was used",
+        f'load_famus("{tmp_path.name}", subfolder="model_a")', "MWNet(", "LearnedSampler(", "Beta(1.5, 1.5)",
+        "| weight of unlabelled examples, λ_u | 2, reached after 1 epochs |", "2 × CalledGroupNormNet",
+        f"| wrong labels, as the networks estimate | {100 * trainer.noise_rate:.1f} % |",
+        "| batch | 16 |",
+    ):  # fmt: skip
+        assert words in text, words
+    for side in trainer.sides:
+        counts = f"{len(side.division)} labelled and {len(side.division.unlabelled)} unlabelled examples"
+        assert f"| the division by `{side.name}` | {counts}, {100 * side.division.purity:.1f} % of these" in text
+    assert "SemiSupervisedLoss" not in text and validated(text, tmp_path) == ""
+
+
+def test_the_card_of_dividemix_names_no_meta_net(tmp_path):
+    trainer = make(tmp_path, dtype=torch.float32, meta_learner="none", plain_warmup_epochs=3)
+    trainer.train()
+    trainer.create_model_card(dataset_name="digits")
+    text = (tmp_path / "README.md").read_text()
+    assert "without a meta-net ([DivideMix]" in text and "| meta set | none |" in text
+    assert "EqualWeights" not in text and "layer sampler |" not in text
+    assert "not estimated, as the warm-up did not end" in text and "the division by" not in text
+
+
+def test_the_command_on_the_card_holds_no_token_and_no_path_of_this_machine(tmp_path):
+    words = [
+        "--dataset_name", str(tmp_path), "--hub_token=hf_abc", "--output_dir", "/home/me/run", "--push_to_hub",
+        "--lr_milestones", "0.5", "0.75", "--noise=0.4", "--hub_model_id", "me/x",
+    ]  # fmt: skip
+    expected = f"--dataset_name {tmp_path.name} --lr_milestones 0.5 0.75 --noise 0.4"
+    assert records.command_of(words) == f"accelerate launch scripts/run_famus.py {expected}"
+
+
+@pytest.mark.parametrize("name", recipe_cards.recipe_names())
+def test_cards_of_recipes_are_those_that_the_recipes_give_and_claim_nothing_of_ours(name):
+    """`python scripts/recipe_cards.py` writes them anew."""
+    expected, path = recipe_cards.card_of(name), recipe_cards.CARDS / f"{name}.md"
+    assert path.is_file() == (expected is not None)
+    if expected is not None:
+        text = path.read_text(encoding="utf-8")
+        assert text == expected and f"--recipe {name} --compare" in text and "Figures of the paper, not ours" in text
+        assert ModelCard(text).data.eval_results is None

@@ -1,0 +1,244 @@
+"""Checkpoints and noise files of somebody else: refused in one sentence before training goes on."""
+
+import copy
+import json
+import pickle
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from safetensors.torch import load_file, save_file
+
+from famus_hf.data.labels.noise_file import check_noise_file, read_noise_file, write_noise_file
+from famus_hf.storage import checkpoints
+from famus_hf.storage.meta_state import read_meta_state
+from famus_hf.trainer.trainer import META_STATE
+from tests.data.labels.test_pseudo_clean import make_trainer as make_pseudo_clean_trainer
+from tests.helpers.hostile import Canary, damaged, fuzz, is_a_sentence, peak_growth, refused
+from tests.trainer.test_trainer import make_trainer
+
+NAN = torch.tensor(float("nan"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Of a run with Adam, so that all kinds of optimizer state are there."""
+    folder = tmp_path_factory.mktemp("run")
+    make_trainer(folder, max_steps=2, save_strategy="steps", save_steps=2, meta_optim="adam").train()
+    return folder / "checkpoint-2"
+
+
+def resume(tmp_path, checkpoint):
+    make_trainer(tmp_path, meta_optim="adam").train(resume_from_checkpoint=str(checkpoint))
+
+
+def learner(state, key):
+    return state["learner_optimizer"]["state"][0][key]
+
+
+STATES = {
+    "an unknown key": (lambda s: s.update(version=2), "has the unknown key 'version'"),
+    "a key missing": (lambda s: s.pop("spent"), "lacks the key 'spent'"),
+    "steps": (lambda s: s.update(steps=-1), "steps are no whole number"),
+    "steps as a float": (lambda s: s.update(steps=2.0), "steps are no whole number"),
+    "times of fewer layers": (lambda s: s["times_on"].pop(), "times_on are no 17 whole numbers of at most 2"),
+    "times above steps": (lambda s: s["times_on"].__setitem__(0, 3), "times_on are no"),
+    "a slope that is NaN": (lambda s: s.update(slope_size=NAN), "slope_size is no number"),
+    "a slope of another shape": (lambda s: s.update(slope_size=torch.ones(2)), "slope_size is no number"),
+    "an endless number": (lambda s: s.update(spent=10**400), "spent is no number"),
+    "times without seconds": (lambda s: s.update(times={"forward": 1}), "no measurements of the same parts"),
+    "no optimizer": (lambda s: s.update(learner_optimizer=None), "learner_optimizer belongs to another"),
+    "a list for an optimizer": (lambda s: s.update(learner_optimizer=[]), "learner_optimizer is none of torch"),
+    "another shape": (
+        lambda s: s["learner_optimizer"]["state"][0].update(exp_avg=torch.ones(3)),
+        r"exp_avg that is no finite tensor of shape \(100, 1\)",
+    ),
+    "a shape of 10^15 on four bytes": (
+        lambda s: s["learner_optimizer"]["state"][0].update(exp_avg=torch.ones(1).expand(10**15)),
+        "exp_avg that is no finite tensor",
+    ),
+    "NaN": (lambda s: learner(s, "exp_avg").fill_(NAN), "exp_avg that is no finite tensor"),
+    "a negative square": (lambda s: learner(s, "exp_avg_sq").fill_(-1), "a negative exp_avg_sq"),
+    "a parameter too many": (
+        lambda s: s["learner_optimizer"]["state"].update({9: s["learner_optimizer"]["state"][0]}),
+        "state of a parameter that is not there",
+    ),
+    "ascent": (
+        lambda s: s["learner_optimizer"]["param_groups"][0].update(maximize=True),
+        "learner_optimizer has other settings",
+    ),
+    "a learning rate that is NaN": (
+        lambda s: s["learner_optimizer"]["param_groups"][0].update(lr=float("nan")),
+        "learner_optimizer has other settings",
+    ),
+    "a group too many": (lambda s: s["sampler_optimizer"]["param_groups"].append({}), "other settings"),
+    "costs of other layers": (
+        lambda s: s.update(costs={"alone": [1.0], "beside": {}, "ways": [], "always": False}),
+        "costs are not those of 17 layers",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_a_meta_state_that_no_run_writes_is_refused_and_changes_nothing(tmp_path, checkpoint, kind):
+    damage, words = STATES[kind]
+    trainer = make_trainer(tmp_path, meta_optim="adam")
+    state = torch.load(checkpoint / META_STATE, weights_only=True)
+    trainer.meta.load_state_dict(copy.deepcopy(state))
+    before = str(trainer.meta.state_dict())
+    damage(state)
+    refused(words, trainer.meta.load_state_dict, state)
+    assert str(trainer.meta.state_dict()) == before
+
+
+def test_a_resume_refuses_a_damaged_checkpoint_in_one_sentence(tmp_path, checkpoint):
+    """Every file in turn, with a record of sizes that agrees; transformers reads some of them."""
+    weights = load_file(checkpoint / "model.safetensors")
+    name = "classifier.bias"
+    save_file({**weights, name: weights[name] * NAN}, tmp_path / "nan.safetensors", metadata={"format": "pt"})
+    save_file({n: t for n, t in weights.items() if n != name}, tmp_path / "less.safetensors", metadata={"format": "pt"})
+    pickled = pickle.dumps(Canary(tmp_path / "ran"))
+    for file, content, words in (
+        (META_STATE, pickled, "meta_state.pt of checkpoint .* does not fit: it can't be read"),
+        ("optimizer.pt", pickled, r"optimizer\.pt or scheduler\.pt of checkpoint .* does not fit"),
+        ("scheduler.pt", b"", r"optimizer\.pt or scheduler\.pt of checkpoint .* does not fit"),
+        ("model.safetensors", (tmp_path / "nan.safetensors").read_bytes(), "not finite in"),
+        ("model.safetensors", (tmp_path / "less.safetensors").read_bytes(), "its weights lack"),
+        ("model.safetensors", pickled, "can't be loaded"),
+        ("meta_net/model.safetensors", pickled, "does not fit"),
+        ("meta_net/config.json", b"[" * 10**5, "does not fit"),
+    ):
+        sound = (checkpoint / file).read_bytes()
+        (checkpoint / file).write_bytes(content)
+        checkpoints.seal(checkpoint, "run")
+        refused(words, resume, tmp_path, checkpoint)
+        (checkpoint / file).write_bytes(sound)
+    checkpoints.seal(checkpoint, "run")
+    assert not (tmp_path / "ran").exists()
+    resume(tmp_path, checkpoint)
+
+
+class Flood:
+    """What torch.load(weights_only=True) allows: a few bytes that unpickle to a gigabyte."""
+
+    def __reduce__(self):
+        return bytearray, (2**30,)
+
+
+def test_a_meta_state_runs_nothing_and_takes_no_memory(tmp_path):
+    path = tmp_path / META_STATE
+    torch.save({"steps": Flood()}, path)
+    assert (
+        peak_growth(lambda: refused("names 'builtins bytearray'|names '__builtin__ bytearray'", read_meta_state, path))
+        < 64
+    )
+    torch.save({"steps": Canary(tmp_path / "ran")}, path)
+    refused("neither a tensor nor a plain value", read_meta_state, path)
+    torch.save([1], path)
+    refused("holds a list", read_meta_state, path)
+    torch.save({"zeros": torch.zeros(2**26)}, path)
+    with zipfile.ZipFile(path) as sound, zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as small:
+        for file in sound.infolist():
+            small.writestr(file.filename, sound.read(file))
+    assert (tmp_path / "small.pt").stat().st_size < 2**20
+    assert peak_growth(lambda: refused("is compressed", read_meta_state, tmp_path / "small.pt")) < 64
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_damage_to_a_meta_state_does_more_than_being_refused(tmp_path, checkpoint):
+    trainer, path = make_trainer(tmp_path, meta_optim="adam"), tmp_path / META_STATE
+    content = (checkpoint / META_STATE).read_bytes()
+
+    @fuzz(100)
+    @given(damaged(content))
+    def check(hostile):
+        path.write_bytes(hostile)
+        try:
+            trainer.meta.load_state_dict(read_meta_state(path))
+        except ValueError as error:
+            assert "\n" not in str(error)
+
+    check()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": torch.tensor([0, 10**6])}, {"rows": torch.tensor([-1, 2])}, {"rows": torch.tensor([1, 1])},
+        {"rows": torch.tensor([1.0])}, {"rows": [1, 2]}, {"rows": torch.zeros(0).long()}, {"epoch": 0.5},
+        {"purity": float("nan")}, {"more": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_pseudo_clean_set_of_other_rows_is_refused(tmp_path, change):
+    chosen = make_pseudo_clean_trainer(tmp_path)[0].meta_dataset
+    state = {**chosen.state_dict(), "epoch": 1}
+    chosen.load_state_dict(state)
+    refused("its pseudo-clean set is", chosen.load_state_dict, {**state, **change})
+
+
+# ---- noise.parquet ----
+
+
+def write_table(path, columns, settings=b"{}"):
+    pq.write_table(pa.table(columns).replace_schema_metadata({"famus_hf": settings}), path)
+
+
+NOISE = {
+    "settings nested deeply": ({"index": [1], "label": [0]}, b"[" * 10**5, "has settings that no run writes"),
+    "a row beyond 64 bits": ({"index": [1], "label": [0]}, b'{"meta_index": [%d]}' % 10**30, "has settings that"),
+    "a text of rows": ({"index": [1], "label": [0]}, b'{"meta_index": ""}', "has settings that"),
+    "a rate that is NaN": ({"index": [1], "label": [0]}, b'{"noise": NaN}', "has settings that"),
+    "an index beyond 63 bits": ({"index": pa.array([2**64 - 1], pa.uint64()), "label": [0]}, b"{}", "can't be read"),
+    "clean labels that are text": (
+        {"index": [1], "label": [0], "clean_label": ["a"]},
+        b"{}",
+        "no column 'clean_label'",
+    ),
+    "lists for labels": ({"index": [1], "label": [[0]]}, b"{}", "no column 'label' of whole numbers"),
+}
+
+
+@pytest.mark.parametrize("kind", NOISE)
+def test_a_noise_file_that_no_run_writes_is_refused(tmp_path, kind):
+    columns, settings, words = NOISE[kind]
+    write_table(tmp_path / "noise.parquet", columns, settings)
+    refused(words, read_noise_file, tmp_path / "noise.parquet")
+
+
+def test_unsigned_rows_outside_of_the_data_are_refused(tmp_path):
+    path = tmp_path / "noise.parquet"
+    write_table(path, {"index": pa.array([1], pa.uint8()), "label": [0]}, json.dumps({"meta_index": [-5]}).encode())
+    refused("not in the training split", check_noise_file, read_noise_file(path), 10, 2, None)
+
+
+def test_a_noise_file_takes_no_more_memory_than_its_size_warrants(tmp_path):
+    """Equal values take next to nothing on disk, and so does a column that nobody reads."""
+    path, rows = tmp_path / "noise.parquet", 5 * 10**6
+    write_table(path, {"index": np.zeros(rows, int), "label": np.zeros(rows, int)})
+    assert path.stat().st_size < 10**5
+    assert peak_growth(lambda: refused("claims 5000000 rows in", read_noise_file, path)) < 32
+    write_table(path, {"index": [1, 2], "label": [0, 0], "text": ["a" * 5 * 10**7] * 2})
+    assert peak_growth(lambda: read_noise_file(path)) < 32
+
+
+def test_no_damage_to_a_noise_file_does_more_than_being_refused(tmp_path):
+    path = tmp_path / "noise.parquet"
+    write_noise_file(path, range(20), [0, 1] * 10, [0] * 20, {"seed": 0, "noise": 0.5, "meta_index": [30]})
+
+    @fuzz(300)
+    @given(damaged(path.read_bytes()))
+    def check(content):
+        path.write_bytes(content)
+        try:
+            found = read_noise_file(path)
+        except ValueError as error:
+            assert is_a_sentence(str(error)), str(error)
+        else:
+            assert len(found.index) == len(found.labels)
+
+    assert peak_growth(check) < 200

@@ -1,0 +1,528 @@
+"""TwoNetworkTrainer: each step against brute force, divisions, exact resumes, what it survives and leaves.
+
+test_processes.py has its runs in two processes.
+"""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from torch.nn.functional import one_hot
+from transformers import ViTForImageClassification
+
+from famus_hf import L2R, MLC, LearnedSampler, MWNet, build_backbone, load_famus
+from famus_hf.core.losses import LDAMLoss
+from famus_hf.models.two_networks import TwoNetworksForImageClassification
+from famus_hf.storage import checkpoints
+from famus_hf.two_networks.peer import LABELLED, rows_of_epoch
+from famus_hf.two_networks.trainer import TwoNetworkTrainer
+from tests.helpers import brute_force
+from tests.helpers.models import CLASSES, TwoModels, build_batch, build_model
+from tests.trainer.test_trainer import make_args
+
+PLAIN = {"meta_learner": "none"}
+EXACT = {"layer_sampler": "all"}
+
+
+class Learnable(torch.utils.data.Dataset):
+    """Random images whose label can be learned, 30 % of the labels wrong."""
+
+    def __init__(self, size=96, dtype=torch.float32, wrong=0.3, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        self.images = build_batch("batch norm", size, dtype=dtype, seed=3)["pixel_values"]
+        self.clean = torch.arange(size) % CLASSES
+        self.images += 2 * one_hot(self.clean, CLASSES)[:, :3, None, None].to(dtype)
+        is_wrong = torch.rand(size, generator=generator) < wrong
+        self.labels = torch.where(is_wrong, (self.clean + 1) % CLASSES, self.clean)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, row):
+        return {"pixel_values": self.images[row], "labels": int(self.labels[row]), "index": row,
+                "clean_label": int(self.clean[row])}  # fmt: skip
+
+
+def make(folder, kind="called group norm", dtype=torch.float64, train=None, keywords=None, processes=1, **changes):
+    """A trainer of two networks with a global batch of 8 labelled and 8 unlabelled examples: 6 steps an epoch."""
+    torch.manual_seed(1)
+    settings = {
+        "per_device_train_batch_size": 8 // processes, "meta_batch_size": 8 // processes, "max_steps": 15,
+        "plain_warmup_epochs": 1, "ramp_up_epochs": 1, "unlabelled_weight": 2.0, "learning_rate": 0.05,
+        "unlabelled_share": "half", "calibrate_division": False,
+    }  # fmt: skip
+    keywords = dict(keywords or {})
+    if changes.get("meta_learner") != "none" and "meta_learner" not in keywords:
+        keywords["meta_learner"] = MWNet().to(dtype)
+        if changes.get("layer_sampler", "learned") == "learned":
+            keywords["layer_sampler"] = LearnedSampler().to(dtype)
+    model = TwoModels(build_model(kind, dtype, seed=1), build_model(kind, dtype, seed=2))
+    args = make_args(folder, **{**settings, **changes})
+    return TwoNetworkTrainer(model, args, train_dataset=train or Learnable(dtype=dtype), **keywords)
+
+
+def learned(trainer):
+    """Everything that moves, by name."""
+    parts = {"w": trainer.model}
+    for side in trainer.sides:
+        division = side.division.state_dict()
+        tensors = {name: value for name, value in division.items() if isinstance(value, torch.Tensor)}
+        parts |= {f"{side.name}.theta": side.meta.meta_learner, f"{side.name}.eta": side.meta.layer_sampler}
+        parts[f"{side.name}.division"] = tensors
+    found = {}
+    for part, own in parts.items():
+        tensors = own if isinstance(own, dict) else own.state_dict()
+        found |= {f"{part}.{name}": tensor.clone() for name, tensor in tensors.items()}
+    return found
+
+
+def assert_equal(one, other, tolerance=0.0):
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+# ---- The step ----
+
+
+def dividemix_loss(weigh, unlabelled_weight):
+    """J by hand: the first half of a batch is labelled."""
+
+    def loss(logits, targets):
+        half = len(logits) // 2
+        log_p = logits.log_softmax(1)
+        losses = -(targets * log_p).sum(1)
+        errors = ((log_p.exp() - targets) ** 2).mean(1)
+        mean = log_p.exp().mean(0)
+        prior = sum((1 / CLASSES) * torch.log((1 / CLASSES) / mean[c]) for c in range(CLASSES))
+        of_labelled = (weigh(losses[:half].detach()) * losses[:half]).sum()
+        of_unlabelled = (weigh(losses[half:].detach()) * errors[half:]).sum()
+        return of_labelled + unlabelled_weight * of_unlabelled + prior
+
+    return loss
+
+
+def recorded(trainer):
+    """Per step after the warm-up and network: the mixed batch, λ_u, the meta batch, and the weights before it."""
+    found = []
+    three_stages, next_meta_batch = trainer._three_stages, trainer._next_meta_batch
+
+    def record(meta, network, batch, clean_labels):
+        side = next(side for side in trainer.sides if side.meta is meta)
+        found.append({"side": side.number, "batch": batch, "weight": side.loss.unlabelled_weight, "meta": None})
+        return three_stages(meta, network, batch, clean_labels)
+
+    def record_meta(meta):
+        found[-1]["meta"] = next_meta_batch(meta)
+        return found[-1]["meta"]
+
+    trainer._three_stages, trainer._next_meta_batch = record, record_meta
+    return found
+
+
+@pytest.mark.parametrize("settings", [PLAIN, EXACT], ids=["DivideMix", "MW-Net"])
+def test_steps_of_both_networks_equal_double_backward_and_sgd_by_hand(tmp_path, settings):
+    trainer = make(tmp_path, **settings, max_steps=9, plain_warmup_epochs=0)
+    model, learners = copy.deepcopy((trainer.model, [side.meta_learner for side in trainer.sides]))
+    steps = recorded(trainer)
+    trainer.train()
+    assert len(steps) == 2 * 9
+
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
+    meta_optimizers = [learner and torch.optim.SGD(learner.parameters(), 0.05, momentum=0.9) for learner in learners]
+    rates = [0.05 * 0.1 ** ((step >= 4) + (step >= 7)) for step in range(9)]  # a tenth from 1/2 and 3/4 on
+    for place, taken in enumerate(steps):
+        step, side = place // 2, taken["side"]
+        network, learner = (model.model_a, model.model_b)[side], learners[side]
+        assert side == place % 2 and taken["weight"] == pytest.approx(2 * min(step / 6, 1))
+
+        def weigh(losses, learner=learner):
+            if learner is None:
+                return torch.full_like(losses, 1 / len(losses))
+            raw = learner(losses)
+            return raw / raw.sum()
+
+        loss = dividemix_loss(weigh, taken["weight"])
+        if learner is not None:
+            value, *_ = brute_force.meta_loss(network, loss, taken["batch"], taken["meta"], rates[step])
+            gradients = torch.autograd.grad(value, list(learner.parameters()))
+            for parameter, gradient in zip(learner.parameters(), gradients, strict=True):
+                parameter.grad = gradient
+            meta_optimizers[side].step()
+        if side == 0:
+            optimizer.zero_grad()
+        loss(network(taken["batch"]["pixel_values"]).logits, taken["batch"]["labels"]).backward()
+        if side == 1:
+            optimizer.param_groups[0]["lr"] = rates[step]
+            optimizer.step()
+    assert_equal(trainer.model.state_dict(), model.state_dict(), 1e-9)
+    for side, learner in zip(trainer.sides, learners, strict=True):
+        assert (learner is None) == (side.meta_learner is None)
+        if learner is not None:
+            assert_equal(side.meta_learner.state_dict(), learner.state_dict(), 1e-9)
+
+
+def test_a_mixed_batch_is_that_of_the_method(tmp_path):
+    """Own draws by hand: labels refined by the division of the other network, guessed by both, sharpened and mixed."""
+    trainer = make(tmp_path, **PLAIN, augmentation="pad-crop", mixup_alpha=0.0)  # each example mixed with nothing
+    trainer.train()
+    side = trainer.sides[0]
+    drawn = []
+    draw = side.drawn
+    side.drawn = lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1]
+    batch, clean_labels = side.mixed_batch(trainer.state.global_step, trainer.clock)
+    labelled, unlabelled = drawn
+    assert all(set(part.views[0].flatten().tolist()) != set(part.views[1].flatten().tolist()) for part in drawn)
+
+    def p(network, images):
+        return network(images).logits.softmax(1)
+
+    def sharp(rows):
+        return rows**2 / (rows**2).sum(1, keepdim=True)
+
+    with torch.no_grad():
+        own, other = trainer.model.model_a, trainer.model.model_b
+        c = labelled.clean_probabilities[:, None]
+        seen = (p(own, labelled.views[0]) + p(own, labelled.views[1])) / 2
+        refined = sharp(c * one_hot(labelled.labels, CLASSES) + (1 - c) * seen)
+        guessed = sharp(sum(p(network, view) for network in (own, other) for view in unlabelled.views) / 4)
+    expected = torch.cat([refined, refined, guessed, guessed])
+    torch.testing.assert_close(batch["labels"], expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(batch["pixel_values"], torch.cat([*labelled.views, *unlabelled.views]))
+    assert side.loss.is_labelled.tolist() == [True] * 16 + [False] * 16
+    assert torch.equal(clean_labels, torch.cat([labelled.clean_labels] * 2 + [unlabelled.clean_labels] * 2))
+
+    seen_by = trainer.sides[1].division  # a network learns from the other one's division
+    loader = side._batches_of(LABELLED)
+    assert np.array_equal(loader.dataset.rows, seen_by.rows)
+    known = set(seen_by.clean_probabilities[seen_by.rows].astype(np.float32).tolist())
+    assert set(labelled.clean_probabilities.tolist()) <= known
+
+
+def test_images_and_targets_are_mixed_alike_with_a_share_of_at_least_a_half(tmp_path):
+    trainer = make(tmp_path, **PLAIN, max_steps=8)
+    trainer.train()
+    side = trainer.sides[0]
+    batch, _ = side.mixed_batch(8, trainer.clock)
+    side.end_loading()
+    trainer.args.mixup_alpha = 0.0
+    unmixed, _ = side.mixed_batch(8, trainer.clock)
+    images, targets = unmixed["pixel_values"].flatten(1), unmixed["labels"]
+    found = []
+    for row, image in enumerate(batch["pixel_values"].flatten(1)):
+        for partner in range(len(images)):
+            way = images[partner] - images[row]
+            part = float((image - images[row]) @ way / way.square().sum()) if partner != row else 0.0
+            if part > 1e-6 and torch.allclose(image, images[row] + part * way):
+                found.append((row, partner, 1 - part))
+    rows, partners, shares = zip(*found, strict=True)
+    assert len(rows) >= 10 and len(set(rows)) == len(rows) == len(set(partners))
+    assert max(shares) - min(shares) < 1e-9 and 0.5 <= shares[0] < 1
+    for row, partner, share in found:
+        expected = share * targets[row] + (1 - share) * targets[partner]
+        torch.testing.assert_close(batch["labels"][row], expected, rtol=1e-7, atol=1e-9)
+
+
+def test_a_batch_has_the_shares_of_the_division_and_the_unlabelled_loss_counts_in_proportion(tmp_path):
+    trainer = make(tmp_path, **PLAIN, unlabelled_share="division", max_steps=30)
+    steps = recorded(trainer)
+    trainer.train()
+    side = trainer.sides[0]
+    seen, taken = side.other.division, [taken for taken in steps if taken["side"] == 0]
+    share = len(seen.unlabelled) / len(trainer.train_dataset)
+    unlabelled = int((~side.loss.is_labelled).sum())
+    assert unlabelled == round(16 * round(8 * share) / 8) != 8
+    assert len(taken[-1]["batch"]["labels"]) == 16
+    assert taken[-1]["weight"] == pytest.approx(2 * min(1, len(seen.unlabelled) / len(seen.rows)))
+
+
+def test_a_division_leaves_out_about_as_many_labels_as_seem_wrong_after_the_warm_up(tmp_path):
+    trainer = make(tmp_path, "batch norm", **PLAIN, calibrate_division=True, max_steps=30, plain_warmup_epochs=3)
+    trainer.train()
+    for side in trainer.sides:
+        division = side.division
+        assert 0.05 < division.noise_rate < 0.95
+        expected = min(max(division.mixture_noise_rate, division.noise_rate), 1.25 * division.noise_rate)
+        assert 1 - division.clean_probabilities.mean() == pytest.approx(expected, abs=1e-6)
+
+
+# ---- Runs ----
+
+
+RUNS = {
+    "DivideMix": PLAIN,
+    "MW-Net": EXACT,
+    "FaMUS, crops": {"augmentation": "pad-crop"},
+    "by the division": {"augmentation": "pad-crop", "unlabelled_share": "division", "calibrate_division": True},
+    "accumulation": {"gradient_accumulation_steps": 2, "max_steps": 9},
+    "history": {**PLAIN, "division_history": 3, "augmentation": "pad-crop"},
+    "fast": {"preset": "fast", "max_steps": 9},
+    "confident warm-up": {**PLAIN, "warmup_confidence_penalty": True, "max_steps": 8},
+}
+
+
+@pytest.mark.parametrize("step", [4, 9, 12], ids=["in the warm-up", "within an epoch", "at its end"])
+@pytest.mark.parametrize("name", ["by the division", "history", "accumulation"])
+def test_a_resumed_run_is_bit_identical(tmp_path, name, step):
+    """Networks with batch norm and dropout; a stop in the warm-up, within an epoch and between two."""
+    if name == "accumulation":
+        step = step // 2
+    kind = "batch norm" if name == "history" else "group norm"
+    settings = {**RUNS[name], "save_strategy": "steps", "save_steps": step}
+    whole = make(tmp_path, kind, torch.float32, **settings)
+    whole.train()
+    again = make(tmp_path, kind, torch.float32, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    assert again.state.global_step == whole.state.global_step
+    assert_equal(learned(again), learned(whole))
+    for side, other in zip(again.sides, whole.sides, strict=True):
+        for name in ("purity", "recall", "noise_rate", "mixture_noise_rate", "epoch"):
+            assert getattr(side.division, name) == getattr(other.division, name) is not None
+
+
+def run(folder, name, processes):
+    trainer = make(folder, processes=processes, keywords=None, **RUNS[name])
+    assert trainer.args.world_size == processes
+    trainer.train()
+    return learned(trainer)
+
+
+def test_a_second_training_divides_anew(tmp_path):
+    trainer = make(tmp_path, **RUNS["history"])
+    trainer.train()
+    epochs = []
+    divide = trainer._log_division
+    trainer._log_division = lambda division: epochs.append((division.epoch, len(division.history))) or divide(division)
+    trainer.train()
+    assert epochs == [(1, 1), (1, 1), (2, 2), (2, 2)]
+
+
+# ---- What it survives ----
+
+
+@pytest.mark.parametrize("settings", [PLAIN, {}], ids=["DivideMix", "FaMUS"])
+def test_images_that_are_not_finite_never_reach_weights_running_statistics_or_labels(tmp_path, settings):
+    train = Learnable()
+    train.images[5] = float("nan")
+    trainer = make(tmp_path, "batch norm", torch.float32, train, nan_policy="skip", max_steps=24, **settings)
+    start = trainer.model.model_b.classifier.weight.detach().clone()
+    trainer.train()
+    assert all(tensor.isfinite().all() for tensor in learned(trainer).values())
+    assert not torch.equal(start, trainer.model.model_b.classifier.weight)
+    assert all(5 in side.division.unlabelled for side in trainer.sides)
+
+
+def test_a_gradient_that_overflows_in_one_network_moves_neither_theta(tmp_path):
+    trainer = make(tmp_path, dtype=torch.float32, max_steps=8, plain_warmup_epochs=0)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4, growth_interval=10**6)
+    states = []
+    learn = trainer._learn
+
+    def overflow(side, number, clock):
+        states.append([copy.deepcopy(own.meta_learner.state_dict()) for own in trainer.sides])
+        loss = learn(side, number, clock)
+        if number == 5 and side.number == 1:
+            next(side.network.parameters()).grad.fill_(float("inf"))
+        return loss
+
+    trainer._learn = overflow
+    trainer.train()
+    before, after = states[10], states[12]  # of the sixth step, and of the seventh
+    assert_equal(after[0], before[0])
+    assert_equal(after[1], before[1])
+    assert not torch.equal(states[14][0]["hidden.weight"], states[12][0]["hidden.weight"])
+    assert trainer.accelerator.scaler.get_scale() == 2.0**3
+
+
+def test_both_networks_compute_in_bf16_where_that_is_asked_for(tmp_path):
+    seen = []
+    trainer = make(tmp_path, dtype=torch.float32, max_steps=8, bf16=True)
+    for side in trainer.sides:
+        side.network.classifier.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    trainer.train()
+    assert set(seen) == {torch.bfloat16}
+    assert all(tensor.isfinite().all() for tensor in learned(trainer).values())
+
+
+def test_balanced_epochs_judge_and_divide_their_own_rows(tmp_path):
+    train = Learnable()
+    trainer = make(tmp_path, **PLAIN, train=as_dataset(train), max_steps=8, balanced_batches_per_epoch=2)
+    trainer.train()
+    assert trainer._steps_per_epoch == 2
+    rows = rows_of_epoch(trainer, 3)
+    assert not np.array_equal(rows, rows_of_epoch(trainer, 2))
+    for side in trainer.sides:
+        division = side.division
+        assert np.array_equal(np.sort([*division.rows, *division.unlabelled]), rows)
+        assert set(np.flatnonzero(division.clean_probabilities)) <= set(rows)
+
+
+def as_dataset(examples):
+    """A data set that tells its labels."""
+    rows = [examples[row] for row in range(len(examples))]
+    columns = {name: [np.asarray(row[name]) for row in rows] for name in rows[0]}
+    columns |= {name: [int(value) for value in columns[name]] for name in columns if name != "pixel_values"}
+    return Dataset.from_dict(columns).with_format("torch", dtype=torch.float64, columns=["pixel_values"],
+                                                  output_all_columns=True)  # fmt: skip
+
+
+def test_a_clean_meta_set_teaches_both_networks(tmp_path):
+    clean = Learnable(20, torch.float64, wrong=0.0)
+    trainer = make(tmp_path, max_steps=8, keywords={"meta_dataset": clean})
+    batches = recorded(trainer)
+    trainer.train()
+    known = {image.sum().item() for image in clean.images}
+    assert len(batches) == 4 and all(
+        image.sum().item() in known for taken in batches for image in taken["meta"]["pixel_values"]
+    )
+
+
+def test_a_budget_holds_for_both_networks(tmp_path):
+    trainer = make(tmp_path, max_steps=12, dtype=torch.float32, meta_budget=0.5)
+    trainer.train()
+    assert all(side.meta.steps == 6 and side.meta.measured_cost > 0 for side in trainer.sides)
+
+
+def test_the_log_says_how_good_divisions_are_and_what_takes_the_time(tmp_path):
+    trainer = make(tmp_path, max_steps=18)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "labelled_size" in entry]
+    assert len(logged) == 2
+    last, divisions = logged[-1], [side.division for side in trainer.sides]
+    train = trainer.train_dataset
+    right = (train.labels == train.clean).numpy()
+    assert last["labelled_size"] == np.mean([len(division.rows) for division in divisions])
+    assert last["labelled_precision"] == pytest.approx(np.mean([right[division.rows].mean() for division in divisions]))
+    recall = [right[division.rows].sum() / right.sum() for division in divisions]
+    assert last["labelled_recall"] == pytest.approx(np.mean(recall))
+    rate = np.mean([1 - division.clean_probabilities.mean() for division in divisions])
+    assert last["mixture_noise_rate"] == pytest.approx(rate)
+    assert trainer.noise_rate == np.mean([division.noise_rate for division in divisions])
+    assert set(trainer.time_shares) == {"division", "guessing", "meta step"}
+    assert 0 < sum(trainer.time_shares.values()) < 1
+
+
+# ---- What it leaves ----
+
+
+@pytest.mark.parametrize("settings", [PLAIN, {}], ids=["DivideMix", "FaMUS"])
+def test_the_folder_loads_as_one_model_and_as_each_of_two(tmp_path, settings):
+    names = [f"class {label}" for label in range(CLASSES)]
+    torch.manual_seed(1)
+    model = TwoNetworksForImageClassification.of(build_backbone("tiny", names), build_backbone("tiny", names))
+    args = make_args(tmp_path, max_steps=3, plain_warmup_epochs=0, **settings)
+    trainer = TwoNetworkTrainer(model, args, train_dataset=Learnable())
+    trainer.train()
+    trainer.save_model()
+    images = trainer.train_dataset.images[:5]
+    ensemble, learner, sampler, _ = load_famus(tmp_path)
+    assert learner is None and sampler is None
+    logits = []
+    for side in trainer.sides:
+        network, learner, sampler, _ = load_famus(tmp_path, subfolder=side.name)
+        assert_equal(network.state_dict(), side.network.state_dict())
+        assert (learner is None) == (sampler is None) == (settings == PLAIN)
+        if learner is not None:
+            assert_equal(learner.state_dict(), side.meta_learner.state_dict())
+        logits.append(network(images).logits)
+    torch.testing.assert_close(ensemble(images).logits, (logits[0] + logits[1]) / 2)
+    assert not torch.allclose(logits[0], logits[1])
+
+
+def test_a_checkpoint_of_one_network_is_refused(tmp_path):
+    trainer = make(tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
+    trainer.train()
+    path = tmp_path / "checkpoint-2"
+    state = torch.load(path / "meta_state.pt", weights_only=True)
+    torch.save(state["model_a"], path / "meta_state.pt")
+    checkpoints.seal(path, trainer._run)
+    with pytest.raises(ValueError, match="it is of a run with one network: resume that with FaMUSTrainer"):
+        make(tmp_path).train(resume_from_checkpoint=str(path))
+
+
+# ---- What it refuses ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"meta_learner": "l2r"}, "meta_learner='l2r' does not go with two networks: choose mw-net, or none"),
+        ({"keywords": {"meta_learner": L2R()}}, "L2R gives an example no weight by its loss"),
+        ({"keywords": {"meta_learner": MWNet(detach_losses=False)}}, "detach_losses=False does not go with two"),
+        ({"keywords": {"meta_learner": MLC(CLASSES)}}, "MLC gives an example no weight by its loss"),
+        ({"keywords": {"base_loss": LDAMLoss([24] * CLASSES)}}, "base_loss 'ldam' does not go with two networks"),
+        ({"scale_example_gradients": True}, "scale_example_gradients does not go with two networks"),
+        ({"per_device_train_batch_size": 60}, "the training set has 96 examples, less than 120"),
+        ({"clean_threshold": 1.0}, "clean_threshold=1.0 must"),
+        ({"sharpening_temperature": 0.0}, "sharpening_temperature=0.0 must"),
+        ({"mixup_alpha": -1.0}, "mixup_alpha=-1.0 must"),
+        ({"division_history": 0}, "division_history=0 must"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_does_not_go_with_two_networks_is_refused_in_one_sentence(tmp_path, changes, words):
+    with pytest.raises(ValueError, match=words):
+        make(tmp_path, **changes)
+
+
+def test_one_network_and_twice_the_same_are_refused(tmp_path):
+    one = build_model("called group norm")
+    for model in (one, TwoModels(one, one)):
+        with pytest.raises(ValueError, match="is not two networks: give TwoNetworksForImageClassification"):
+            TwoNetworkTrainer(model, make_args(tmp_path), train_dataset=Learnable(dtype=torch.float64))
+
+
+def test_inputs_that_can_not_be_mixed_are_refused(tmp_path):
+    class Masked(Learnable):
+        def __getitem__(self, row):
+            return {**super().__getitem__(row), "attention_mask": torch.ones(3)}
+
+    with pytest.raises(ValueError, match="mix images, and these examples hold attention_mask, pixel_values"):
+        make(tmp_path, train=Masked(dtype=torch.float64))
+
+
+def test_a_trainer_without_a_training_set_evaluates(tmp_path):
+    model = TwoModels(build_model("called group norm"), build_model("called group norm", seed=2))
+    trainer = TwoNetworkTrainer(model, make_args(tmp_path), eval_dataset=Learnable(20, torch.float64))
+    assert trainer.evaluate()["eval_loss"] > 0
+    assert trainer.num_examples(trainer.get_eval_dataloader()) == 20
+    assert trainer.noise_rate is None and trainer.time_shares == {}
+
+
+def test_checkpointed_layers_take_the_same_attention_kernel_again(tmp_path):
+    config = build_model("vit").config
+    config.attn_implementation = config._attn_implementation = "sdpa"
+    torch.manual_seed(1)
+    networks = [ViTForImageClassification(config) for _ in range(2)]
+    args = make_args(tmp_path, max_steps=2, plain_warmup_epochs=0, per_device_train_batch_size=8,
+                     gradient_checkpointing=True)  # fmt: skip
+    trainer = TwoNetworkTrainer(TwoNetworksForImageClassification.of(*networks), args, train_dataset=Learnable())
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_resuming_is_exact_where_the_last_step_of_an_epoch_accumulates_less(tmp_path):
+    settings = {**PLAIN, "gradient_accumulation_steps": 4, "max_steps": 6, "plain_warmup_epochs": 3,
+                "save_strategy": "steps", "save_steps": 4}  # fmt: skip
+    whole = make(tmp_path, **settings)
+    whole.train()
+    again = make(tmp_path, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert_equal(learned(again), learned(whole))
+
+
+def test_a_collator_may_make_images_of_whatever_the_data_set_holds(tmp_path):
+    class Pairs(Learnable):
+        def __getitem__(self, row):
+            return self.images[row], int(self.labels[row])
+
+    def collate(pairs):
+        images, labels = zip(*pairs, strict=True)
+        return {"pixel_values": torch.stack(images), "labels": torch.tensor(labels)}
+
+    trainer = make(tmp_path, **PLAIN, train=Pairs(dtype=torch.float64), max_steps=8,
+                   keywords={"data_collator": collate})  # fmt: skip
+    trainer.train()
+    assert trainer.sides[0].division.epoch == 1 and trainer.sides[0].division.purity is None
