@@ -11,7 +11,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["famus_hf", "famus_hf.*"]),
-    package_data={"famus_hf": ["py.typed", "cli/recipes/*.yaml", "reporting/model_card_template.md"]},
+    package_data={"famus_hf": ["py.typed", "*.pyi", "cli/recipes/*.yaml", "reporting/model_card_template.md"]},
     python_requires=">=3.11",
     install_requires=[
         "accelerate>=1.15,<2",
@@ -19,6 +19,7 @@ setup(
         "evaluate>=0.4.6,<0.5",
         "huggingface-hub>=2.4,<3",
         "jinja2>=3.1",
+        "lazy_loader>=0.5",
         "matplotlib>=3.10",
         "numpy>=2",
         "pillow>=11",
@@ -29,6 +30,7 @@ setup(
         "scipy>=1.15",
         "torch>=2.9",
         "transformers>=5.23,<6",
+        "wrapt>=1.17",
     ],
     extras_require={
         "test": [
