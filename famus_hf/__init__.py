@@ -18,3 +18,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 def _register_backbones(auto: ModuleType) -> None:
     """Have transformers' Auto classes and pipelines know our backbones wherever famus_hf was imported."""
     import_module("famus_hf.models")
+
+
+@when_imported("famus_hf.core.pretrained")
+def _hand_in_files(pretrained: ModuleType) -> None:
+    """Give meta-learners and layer samplers what reads and writes them, which `famus_hf.core` must not import."""
+    pretrained.Pretrained.files = staticmethod(lambda: import_module("famus_hf.hub.meta_net_files"))

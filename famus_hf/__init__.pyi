@@ -4,6 +4,7 @@ from .core.layer_samplers import BlockSampler as BlockSampler
 from .core.layer_samplers import LayerSampler as LayerSampler
 from .core.layer_samplers import LearnedSampler as LearnedSampler
 from .core.layer_samplers import RandomLayers as RandomLayers
+from .core.layer_samplers import register_layer_sampler as register_layer_sampler
 from .core.losses import ClassBalancedLoss as ClassBalancedLoss
 from .core.losses import CrossEntropyLoss as CrossEntropyLoss
 from .core.losses import FocalLoss as FocalLoss
@@ -12,12 +13,11 @@ from .core.meta_learners import L2R as L2R
 from .core.meta_learners import MLC as MLC
 from .core.meta_learners import MetaLearner as MetaLearner
 from .core.meta_learners import MWNet as MWNet
+from .core.meta_learners import register_meta_learner as register_meta_learner
 from .core.meta_train import meta_gradient as meta_gradient
 from .data.labels.noise import corrupt_labels as corrupt_labels
 from .data.load import load_noisy_dataset as load_noisy_dataset
 from .hub.load import load_famus as load_famus
-from .hub.meta_net_files import register_layer_sampler as register_layer_sampler
-from .hub.meta_net_files import register_meta_learner as register_meta_learner
 from .models import build_backbone as build_backbone
 from .models.two_networks import TwoNetworksForImageClassification as TwoNetworksForImageClassification
 from .models.wide_resnet import WideResNetConfig as WideResNetConfig

@@ -17,3 +17,20 @@ def reason_of(error: BaseException) -> str:
     text = first if isinstance(error, ValueError) else f"{type(error).__name__}: {first}"
     text = text.rstrip(".: ").encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 300 else text[:300] + "…"
+
+
+class SaveError(OSError):
+    """Something could not be written. What was there before is as it was."""
+
+
+class PushError(OSError):
+    """A push failed. The repository is as it was, as a push is one commit.
+
+    Args:
+        failure: What failed, and why.
+        remedy: How to repeat it.
+    """
+
+    def __init__(self, failure: str, remedy: str | None = None):
+        super().__init__(failure if remedy is None else f"{failure}; {remedy}")
+        self.failure = failure

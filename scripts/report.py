@@ -37,7 +37,7 @@ from famus_hf.reporting.figures.run_records import RunRecords, read_run
 from famus_hf.reporting.figures.runs import draw_runs
 from famus_hf.reporting.label_report import REPORT_FILE
 from famus_hf.reporting.reports import OF_REPORT, TEXT_COLUMNS
-from famus_hf.storage.atomic import written_beside
+from famus_hf.storage.atomic import atomic_write
 
 SHOWN = 40  # suspect examples
 LISTED = 30  # classes, those with the most suspect labels
@@ -264,7 +264,7 @@ def main(argv: list[str]) -> None:
     out = options.out or options.run / "report.html"
     try:
         page = make_page(options)
-        with written_beside(out) as path:
+        with atomic_write(out) as path:
             path.write_text(page, encoding="utf-8")
     except (ValueError, OSError) as error:
         sys.exit(f"report.py: error: {' '.join(str(error).split())}")

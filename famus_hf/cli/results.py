@@ -14,7 +14,7 @@ from famus_hf.cli.arguments import SOURCE_FLAGS, DataArguments
 from famus_hf.data.sources.idx import is_called_fashion, is_idx_folder
 from famus_hf.data.sources.load_source import DATA_LICENSES, HUB_DATASETS
 from famus_hf.metrics import AveragePrecision
-from famus_hf.two_networks.peer import Side
+from famus_hf.two_networks.peer import Peer
 
 
 def summary_of(report: Dataset) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def summary_of(report: Dataset) -> dict[str, Any]:
 
 def layers_of(trainer: FaMUSTrainer) -> dict[str, Any]:
     """Which layers carried the meta gradient; of two networks the mean of both."""
-    metas = [side.meta for side in sides_of(trainer)] or [meta for meta in [trainer.meta] if meta is not None]
+    metas = [peer.meta for peer in peers_of(trainer)] or [meta for meta in [trainer.meta] if meta is not None]
     shares = [meta.share_of_steps_on for meta in metas]
     names = dict.fromkeys(name for share in shares for name in share)
     return {
@@ -45,9 +45,9 @@ def layers_of(trainer: FaMUSTrainer) -> dict[str, Any]:
     }
 
 
-def sides_of(trainer: FaMUSTrainer) -> tuple[Side, ...]:
+def peers_of(trainer: FaMUSTrainer) -> tuple[Peer, ...]:
     """The two networks and what belongs to each; nothing where there is one network."""
-    return trainer.sides if isinstance(trainer, TwoNetworkTrainer) else ()
+    return trainer.peers if isinstance(trainer, TwoNetworkTrainer) else ()
 
 
 def two_network_facts(trainer: FaMUSTrainer) -> dict[str, Any]:
@@ -57,16 +57,16 @@ def two_network_facts(trainer: FaMUSTrainer) -> dict[str, Any]:
     return {
         "estimated_noise_rate": trainer.noise_rate,
         "division": {
-            side.name: {
-                "labelled": len(side.division),
-                "unlabelled": len(side.division.unlabelled),
-                "precision": side.division.purity,
-                "recall": side.division.recall,
-                "estimated_noise_rate": side.division.noise_rate,
-                "mixture_noise_rate": side.division.mixture_noise_rate,
+            peer.name: {
+                "labelled": len(peer.division),
+                "unlabelled": len(peer.division.unlabelled),
+                "precision": peer.division.purity,
+                "recall": peer.division.recall,
+                "estimated_noise_rate": peer.division.noise_rate,
+                "mixture_noise_rate": peer.division.mixture_noise_rate,
             }
-            for side in trainer.sides
-            if side.division.epoch >= 0
+            for peer in trainer.peers
+            if peer.division.epoch >= 0
         },
         "time_shares": trainer.time_shares,
     }

@@ -41,12 +41,12 @@ from famus_hf.cli.run_setup import (
 )
 from famus_hf.data.labels.noise_file import write_noise_file
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
-from famus_hf.hub.client_errors import PushError
+from famus_hf.errors import PushError, SaveError
+from famus_hf.hub.push import is_hub_id
 from famus_hf.metrics import compute_accuracy
 from famus_hf.reporting.figures.run_records import read_run
 from famus_hf.reporting.model_card import recorded_accuracies
-from famus_hf.storage.atomic import SaveError, written_beside
-from famus_hf.trainer.hub_mixin import is_hub_id
+from famus_hf.storage.atomic import atomic_write
 
 
 class Run:
@@ -146,7 +146,7 @@ class Run:
 
     def write_records(self, results: dict[str, Any]) -> None:
         folder, train = Path(self.args.output_dir), self.data["train"]
-        with written_beside(folder / "all_results.json") as path:
+        with atomic_write(folder / "all_results.json") as path:
             path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         if self.data_args.streaming:
             return  # its labels are a function of seed and row

@@ -14,10 +14,10 @@ from famus_hf.cli.arguments import DataArguments, ModelArguments, fine_tuning, p
 from famus_hf.data.media.modalities import AUDIO, IMAGE, Modality, modality_of_columns
 from famus_hf.data.sources.idx import is_idx_folder
 from famus_hf.errors import first_few, reason_of
+from famus_hf.hub.push import is_hub_id
 from famus_hf.models.timm_wrapper import TIMM_WRAPPER, check_timm, check_timm_config
 from famus_hf.storage.checkpoints import to_resume_from
 from famus_hf.storage.model_folder import holds_two_networks
-from famus_hf.trainer.hub_mixin import is_hub_id
 from famus_hf.training_args_checks import DIAGNOSTICS
 
 logger = logging.get_logger(__name__)

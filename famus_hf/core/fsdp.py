@@ -33,7 +33,7 @@ from famus_hf.core.autodiff.forward_pass import (
     cloned_buffers,
     get_random_state,
     model_logits,
-    random_state_kept,
+    preserve_rng_state,
     split_inputs,
 )
 from famus_hf.core.autodiff.training_pass import TrainingPass, central_difference, norm_of, restored
@@ -43,7 +43,7 @@ from famus_hf.core.meta_learners import MetaLearner
 from famus_hf.core.meta_train import Passes, gradient_of_slope
 from famus_hf.core.parallel.dtensor import abandon_passes, own_part, reshard
 from famus_hf.core.parallel.processes import Processes
-from famus_hf.core.timer import Stopwatch
+from famus_hf.core.timer import Timer
 from famus_hf.core.virtual_train import VirtualStep
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -163,7 +163,7 @@ def validation_gradient(
     """
     weights = _shards_of(model, gradient)
     count = _summed(torch.tensor(float(len(labels)), device=labels.device))
-    with restored(weights) as originals, random_state_kept(labels.device):
+    with restored(weights) as originals, preserve_rng_state(labels.device):
         for weight, original, (name, value) in zip(weights, originals, gradient.items(), strict=True):
             torch.add(original, _shard(step.displacement(name, value)), out=weight)
         losses = cross_entropy(model_logits(model, inputs, cloned_buffers(model)), labels)
@@ -182,7 +182,7 @@ def logit_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]) 
     model, inputs = training_pass.model, training_pass.inputs
 
     def logits() -> Tensor:
-        with random_state_kept(training_pass.logits.device, training_pass.random_state):
+        with preserve_rng_state(training_pass.logits.device, training_pass.random_state):
             z = model_logits(model, inputs, cloned_buffers(model))
         reshard(model)
         return z
@@ -203,7 +203,7 @@ def _validation(
     labels: Tensor,
     names: Iterable[str],
     reusable: Set[str],
-    clock: Stopwatch,
+    clock: Timer,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     return validation_gradient(training_pass.model, gradient, step, inputs, labels)
 
@@ -229,7 +229,7 @@ def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
     try:
         for parameter, _ in gradients:
             parameter.grad = None
-        with random_state_kept(device), torch.enable_grad():
+        with preserve_rng_state(device), torch.enable_grad():
             yield
     except BaseException:
         abandon_passes(model)  # else FSDP goes on with the weights that it gathered for the broken pass

@@ -9,13 +9,13 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from famus_hf.core.autodiff.forward_pass import cloned_buffers, model_logits, random_state_kept
+from famus_hf.core.autodiff.forward_pass import cloned_buffers, model_logits, preserve_rng_state
 from famus_hf.core.autodiff.training_pass import TrainingPass, logit_tangent
 from famus_hf.core.budget import LayerCosts
 from famus_hf.core.layers import Layer, parameters_of
 from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_train import choose_derivative, validation_gradient
-from famus_hf.core.timer import Stopwatch
+from famus_hf.core.timer import Timer
 
 MAX_DEPTHS = 12  # at which sets of all layers above are measured, beside each layer alone
 ROUNDS = 3  # of all measurements, of which the median counts
@@ -81,7 +81,7 @@ def _seconds_of_layers(
 ) -> float:
     """Seconds of the validation backward and of the derivative with these layers on."""
     model = training_pass.model
-    clock = Stopwatch(training_pass.logits.device)
+    clock = Timer(training_pass.logits.device)
     virtual = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     _, direction = validation_gradient(model, virtual, meta_inputs, meta_labels, parameters_of(layers), clock)
     with clock("derivative"):
@@ -111,8 +111,8 @@ def _own_costs(
 def _seconds_of_plain_step(training_pass: TrainingPass) -> float:
     """Forward and backward of the training batch with mean cross-entropy, gradients thrown away."""
     model, labels = training_pass.model, training_pass.labels
-    clock = Stopwatch(training_pass.logits.device)
-    with clock("plain"), random_state_kept(labels.device):
+    clock = Timer(training_pass.logits.device)
+    with clock("plain"), preserve_rng_state(labels.device):
         logits = model_logits(model, training_pass.inputs, cloned_buffers(model))
         parameters = [p for p in model.parameters() if p.requires_grad]
         torch.autograd.grad(cross_entropy(logits, labels).mean(), parameters, allow_unused=True)

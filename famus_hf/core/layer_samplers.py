@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from famus_hf.core.budget import Budget
 from famus_hf.core.layers import Layer, pool_gradient
-from famus_hf.core.pretrained import PretrainedPart
+from famus_hf.core.pretrained import Pretrained
 from famus_hf.core.validation import check_number, check_whole
 
 MAX_WIDTH = 4096  # a longer pooled gradient (an embedding's) is average-pooled to this width
 
 
-class LayerSampler(PretrainedPart, nn.Module):
+class LayerSampler(Pretrained, nn.Module):
     """What a sampler must say: the gates of a step.
 
     Attributes:
@@ -245,3 +245,17 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 def pooled_gradients(layers: Sequence[Layer], gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """ḡ of Eq. (8) for each layer: name → shape (D_out,). gradient: g by parameter name."""
     return {layer.name: pool_gradient([gradient[name] for name in layer.parameters]) for layer in layers}
+
+
+LAYER_SAMPLERS: dict[str, type[LayerSampler]] = {
+    "learned": LearnedSampler,
+    "all": AllLayers,
+    "block": BlockSampler,
+    "random": RandomLayers,
+}
+
+
+def register_layer_sampler(kind: type[LayerSampler]) -> type[LayerSampler]:
+    """The same for a layer sampler of your own."""
+    LAYER_SAMPLERS[kind.__name__] = kind
+    return kind

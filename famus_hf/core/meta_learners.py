@@ -7,16 +7,17 @@ from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from famus_hf.core.pretrained import PretrainedPart
+from famus_hf.core.pretrained import Pretrained
 from famus_hf.core.validation import check_choice, check_flag, check_number, check_whole
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]  # logits (n, C), labels (n,) or (n, C) → (n,)
 
 
-class MetaLearner(PretrainedPart, nn.Module):
+class MetaLearner(Pretrained, nn.Module):
     """What a meta-learner must say: its training loss as a function of logits, labels and its own parameters θ.
 
     Attributes:
@@ -79,9 +80,7 @@ class MetaLearner(PretrainedPart, nn.Module):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Writes `meta_net/` below the folder, in place of one that is there, its layer sampler included."""
-        from famus_hf.hub.meta_net_files import save_meta_net
-
-        save_meta_net(folder, self, None)
+        self.files().save_meta_net(folder, self, None)
 
 
 class MWNet(MetaLearner):
@@ -277,3 +276,27 @@ def divided_by_sum(weights: Tensor) -> Tensor:
     """weights / Σ weights, all zero if the sum is zero. weights: shape (n,), at least 0."""
     total = weights.sum()
     return weights / torch.where(total == 0, torch.ones_like(total), total)
+
+
+def raw_weights(meta_learner: MetaLearner | None, losses: np.ndarray) -> np.ndarray | None:
+    """V by losses alone, both of shape (n,); None where there are no such weights."""
+    if meta_learner is None:
+        return None
+    device = next((parameter.device for parameter in meta_learner.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        weights = meta_learner.raw_weights(torch.as_tensor(losses, dtype=torch.float32, device=device))
+    return None if weights is None else weights.float().cpu().numpy()
+
+
+META_LEARNERS: dict[str, type[MetaLearner]] = {"mw-net": MWNet, "l2r": L2R, "mlc": MLC}
+
+
+def register_meta_learner(kind: type[MetaLearner]) -> type[MetaLearner]:
+    """Makes `load_famus` know a meta-learner of your own, by its class name; also a decorator of the class.
+
+    Its `config()` must give the arguments of its constructor. Nothing of it is taken from the folder that is loaded but
+    these arguments and tensors. The constructor must therefore bear any JSON as arguments; what it makes of tensors is
+    held to four times the size of its tensor file and 16 MiB.
+    """
+    META_LEARNERS[kind.__name__] = kind
+    return kind

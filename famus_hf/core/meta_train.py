@@ -19,9 +19,10 @@ from famus_hf.core.autodiff.forward_pass import (
     differentiable_attention,
     logits_without_trace,
     model_logits,
-    random_state_kept,
+    preserve_rng_state,
     split_inputs,
     with_tensors,
+    without_scale,
 )
 from famus_hf.core.autodiff.training_pass import (
     DERIVATIVES,
@@ -44,8 +45,8 @@ from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
 from famus_hf.core.non_finite import all_finite
 from famus_hf.core.parallel.dtensor import is_sharded, whole
 from famus_hf.core.parallel.processes import Processes
-from famus_hf.core.timer import NO_STOPWATCH, Stopwatch
-from famus_hf.core.virtual_train import VirtualStep, virtual_gradient, virtual_parameters, without_scale
+from famus_hf.core.timer import NO_TIMER, Timer
+from famus_hf.core.virtual_train import VirtualStep, virtual_gradient, virtual_parameters
 
 LOSS = " loss"  # no parameter's name
 
@@ -56,7 +57,7 @@ def validation_gradient(
     inputs: Mapping[str, Any],
     labels: Tensor,
     names: Iterable[str],
-    clock: Stopwatch = NO_STOPWATCH,
+    clock: Timer = NO_TIMER,
     processes: Processes | None = None,
     loss_scale: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -87,7 +88,7 @@ def validation_gradient(
             gradients = torch.autograd.grad(loss * loss_scale, list(leaves.values()), materialize_grads=True)
             return loss.detach(), without_scale(dict(zip(leaves, gradients, strict=True)), loss_scale)
 
-    with random_state_kept(labels.device), torch.enable_grad():
+    with preserve_rng_state(labels.device), torch.enable_grad():
         loss, gradients = with_tensors(model, {**virtual, **leaves, **cloned_buffers(model)}, loss_and_gradients)
     found = processes.mean({**gradients, LOSS: loss}, len(labels))
     return found.pop(LOSS), found
@@ -101,7 +102,7 @@ def _validation_at_virtual_weights(
     labels: Tensor,
     names: Iterable[str],
     reusable: Set[str],
-    clock: Stopwatch,
+    clock: Timer,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     model = training_pass.model
     virtual = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
@@ -208,7 +209,7 @@ def meta_train(
     gates: Tensor,
     last_layer: Layer,
     objective: MetaObjective,
-    clock: Stopwatch = NO_STOPWATCH,
+    clock: Timer = NO_TIMER,
     keep_gradient: bool = True,
     passes: Passes = Passes(),  # noqa: B008  # it can't be changed
 ) -> MetaTrain:
@@ -339,7 +340,7 @@ def meta_gradient(
     device = next(model.parameters()).device
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     step = VirtualStep(dict.fromkeys(parameters, learning_rate))
-    with random_state_kept(device), torch.enable_grad(), differentiable_attention():
+    with preserve_rng_state(device), torch.enable_grad(), differentiable_attention():
         training_pass = training_pass_without_trace(model, inputs, labels)
         logits = training_pass.logits
         meta_learner.begin_step(logits)

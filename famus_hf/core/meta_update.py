@@ -21,7 +21,7 @@ from famus_hf.core.layers import Layer, parameters_of
 from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
 from famus_hf.core.meta_train import MetaObjective, MetaTrain, Passes, meta_train
 from famus_hf.core.parallel.processes import Processes
-from famus_hf.core.timer import NO_STOPWATCH, Stopwatch
+from famus_hf.core.timer import NO_TIMER, Timer
 from famus_hf.core.virtual_train import VirtualStep
 from famus_hf.storage.meta_state import check_meta_state
 
@@ -30,7 +30,7 @@ CALIBRATION_STEPS = 50  # of a budget, and then after twice as many each time
 SLOPE_DECAY = 0.95  # of the running mean size of the gates' slopes
 
 
-class MetaModel:
+class MetaUpdate:
     """Meta-learner and layer sampler of a run, and how they move.
 
     Attributes:
@@ -101,9 +101,9 @@ class MetaModel:
         self.slope_size = torch.zeros((), device=device)  # running mean of |slope| over the gates that were on
         self.budget: Budget | None = None
         self.spent = 0.0
-        self.clock = NO_STOPWATCH
+        self.clock = NO_TIMER
 
-    def set_budget(self, budget: Budget, clock: Stopwatch) -> None:
+    def set_budget(self, budget: Budget, clock: Timer) -> None:
         """Replaces Eq. (10) by the budget, and has the clock measure what it really takes."""
         if not isinstance(self.layer_sampler, LearnedSampler):
             raise ValueError(f"a budget needs a LearnedSampler: {type(self.layer_sampler).__name__} chooses by itself")

@@ -15,7 +15,7 @@ MOST_IN_A_ROW = 100  # faults of one kind, after which nothing is to be hoped fo
 logger = logging.getLogger("famus_hf")
 
 
-class Faults:
+class NonFiniteGuard:
     """Counts the steps of a run in which something was not finite.
 
     Args:

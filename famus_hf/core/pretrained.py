@@ -1,11 +1,28 @@
-"""`from_pretrained` of meta-learners and layer samplers (torch only, until it is called)."""
+"""`from_pretrained` of meta-learners and layer samplers, whose files are read and written by whoever knows how."""
 
+from collections.abc import Callable
 from os import PathLike
-from typing import Self
+from typing import Any, ClassVar, Protocol, Self
 
 
-class PretrainedPart:
-    """Something that a run leaves in `meta_net/`."""
+class MetaNetFiles(Protocol):
+    """What reads and writes `meta_net/`; see `famus_hf.hub.meta_net_files`."""
+
+    def load_kind(
+        self, kind: Any, repo_or_folder: str | PathLike[str], subfolder: str, revision: str | None, token: str | None
+    ) -> Any: ...
+
+    def save_meta_net(self, folder: str | PathLike[str], meta_learner: Any, layer_sampler: Any) -> None: ...
+
+
+class Pretrained:
+    """Something that a run leaves in `meta_net/`.
+
+    Attributes:
+        files: Returns what reads and writes it. `famus_hf/__init__.py` hands that in, as it needs more than torch.
+    """
+
+    files: ClassVar[Callable[[], MetaNetFiles]]
 
     @classmethod
     def from_pretrained(
@@ -15,7 +32,7 @@ class PretrainedPart:
         revision: str | None = None,
         token: str | None = None,
     ) -> Self:
-        """What a FaMUS run left on disk or on the Hub; that of `MetaLearner` and `LayerSampler` takes any kind.
+        """Load what a FaMUS run left on disk or on the Hub; of `MetaLearner` and `LayerSampler` any kind.
 
         Only safetensors and JSON are read, as by `famus_hf.load_famus`.
 
@@ -28,6 +45,4 @@ class PretrainedPart:
         Raises:
             ValueError: There is none, it is of another kind, or its files are damaged, absurd or lead elsewhere.
         """
-        from famus_hf.hub.meta_net_files import load_kind  # which needs more than torch
-
-        return load_kind(cls, repo_or_folder, subfolder, revision, token)
+        return cls.files().load_kind(cls, repo_or_folder, subfolder, revision, token)

@@ -20,12 +20,12 @@ from famus_hf.core.autodiff.forward_pass import (
 from famus_hf.core.autodiff.training_pass import TrainingPass
 from famus_hf.core.meta_learners import PerExampleLoss
 from famus_hf.core.meta_train import Passes
-from famus_hf.core.meta_update import MetaModel
-from famus_hf.core.non_finite import Faults, all_finite
+from famus_hf.core.meta_update import MetaUpdate
+from famus_hf.core.non_finite import NonFiniteGuard, all_finite
 from famus_hf.core.parallel.dtensor import abandon_passes
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.core.virtual_train import names_with_own_memory, virtual_gradient, virtual_step_of
-from famus_hf.reporting.averages import Averages
+from famus_hf.reporting.averages import MeanMetrics
 from famus_hf.reporting.diagnostics.callback import Diagnostics
 from famus_hf.trainer.checkpointing import ClassifierTrainer
 
@@ -42,11 +42,11 @@ class ThreeStageTrainer(ClassifierTrainer):
 
     processes: Processes
     base_loss: PerExampleLoss
-    faults: Faults
+    faults: NonFiniteGuard
     diagnostics: Diagnostics
-    _averages: Averages
+    _averages: MeanMetrics
 
-    def _next_meta_batch(self, meta: MetaModel) -> dict[str, Any]:
+    def _next_meta_batch(self, meta: MetaUpdate) -> dict[str, Any]:
         """This process's part of the meta batch of `meta.steps`, on the device."""
         raise NotImplementedError
 
@@ -59,7 +59,7 @@ class ThreeStageTrainer(ClassifierTrainer):
         """A checkpointed layer runs again in the backward pass, and must take the same attention kernel there."""
         return differentiable_attention() if self.args.gradient_checkpointing else nullcontext()
 
-    def _is_meta_step(self, meta: MetaModel) -> bool:
+    def _is_meta_step(self, meta: MetaUpdate) -> bool:
         return self.state.global_step % self.args.meta_interval == 0
 
     @property
@@ -74,7 +74,7 @@ class ThreeStageTrainer(ClassifierTrainer):
         return loss if self._is_sound(loss, what) else self._leave_out(buffers, what)
 
     def _three_stages(
-        self, meta: MetaModel, model: nn.Module, batch: dict[str, Any], clean_labels: Tensor | None
+        self, meta: MetaUpdate, model: nn.Module, batch: dict[str, Any], clean_labels: Tensor | None
     ) -> Tensor:
         buffers = cloned_buffers(self.network)
         is_meta_step = self._is_meta_step(meta)
@@ -106,7 +106,7 @@ class ThreeStageTrainer(ClassifierTrainer):
             meta.take_back(learned)  # a step that the loss scaling leaves out is no step of θ either
         return self._leave_out(buffers, "the gradient")
 
-    def _virtual_and_meta_train_on_shards(self, meta: MetaModel, batch: dict[str, Any]) -> bool:
+    def _virtual_and_meta_train_on_shards(self, meta: MetaUpdate, batch: dict[str, Any]) -> bool:
         """Virtual- and Meta-Train before the forward pass of Actual-Train, whose graph would not outlive theirs.
 
         That pass draws what the one in here draws. Returns whether the logits were finite; else nothing was done.
@@ -148,7 +148,7 @@ class ThreeStageTrainer(ClassifierTrainer):
             self.faults.found(what, self.state.global_step)
         return torch.zeros((), device=self.args.device)
 
-    def _forward(self, meta: MetaModel, model: nn.Module, inputs: dict[str, Any], is_meta_step: bool) -> TrainingPass:
+    def _forward(self, meta: MetaUpdate, model: nn.Module, inputs: dict[str, Any], is_meta_step: bool) -> TrainingPass:
         """The training batch's only forward pass at w, shared by Virtual-Train and Actual-Train."""
         batch, labels, _ = split_inputs(inputs)
         random_state = get_random_state(labels.device)
@@ -179,7 +179,7 @@ class ThreeStageTrainer(ClassifierTrainer):
         scaler = self.accelerator.scaler
         return 1.0 if scaler is None else float(scaler.scale(torch.ones((), device=self.args.device)))
 
-    def _virtual_train(self, meta: MetaModel, training_pass: TrainingPass) -> tuple[Tensor, dict[str, Tensor]]:
+    def _virtual_train(self, meta: MetaUpdate, training_pass: TrainingPass) -> tuple[Tensor, dict[str, Tensor]]:
         """J(w, θ) and ∇_w J(w, θ) over the global batch, of which ŵ is formed where it is used.
 
         Where the meta-learner has no virtual step, the sampler alone may need a gradient: that of the mean loss, by the
@@ -205,7 +205,7 @@ class ThreeStageTrainer(ClassifierTrainer):
                 gradient = virtual_gradient(loss, parameters, training_pass.loss_scale)
             return loss, self.processes.summed(gradient)
 
-    def _meta_train(self, meta: MetaModel, training_pass: TrainingPass, gradient: dict[str, Tensor]) -> None:
+    def _meta_train(self, meta: MetaUpdate, training_pass: TrainingPass, gradient: dict[str, Tensor]) -> None:
         """One step of θ and of the layer sampler on a meta batch at ŵ."""
         with meta.clock("meta data"):
             batch, labels, _ = split_inputs(self._next_meta_batch(meta))
@@ -223,7 +223,7 @@ class ThreeStageTrainer(ClassifierTrainer):
             self._averages.add("meta_loss", found.meta_loss)
 
     def _actual_train(
-        self, meta: MetaModel, model: nn.Module, training_pass: TrainingPass, clean_labels: Tensor | None
+        self, meta: MetaUpdate, model: nn.Module, training_pass: TrainingPass, clean_labels: Tensor | None
     ) -> Tensor:
         """Backward of J(w, θ') on the graph of the shared forward pass; the Trainer's optimizer does the step."""
         loss = self._training_loss(meta, training_pass)
@@ -257,17 +257,17 @@ class ThreeStageTrainer(ClassifierTrainer):
         for name, total in self.processes.summed(gradients).items():
             gradients[name].copy_(total / self.processes.count)
 
-    def _training_loss(self, meta: MetaModel, training_pass: TrainingPass) -> Tensor:
+    def _training_loss(self, meta: MetaUpdate, training_pass: TrainingPass) -> Tensor:
         return meta.meta_learner.training_loss(training_pass.all_logits, training_pass.all_labels, self.base_loss)
 
     @torch.no_grad()
-    def _example_weights(self, meta: MetaModel, training_pass: TrainingPass) -> Any:
+    def _example_weights(self, meta: MetaUpdate, training_pass: TrainingPass) -> Any:
         """V̂ of the global batch, shape (k·n,), or None where the meta-learner has no such weights."""
         losses = self.base_loss(training_pass.all_logits, training_pass.all_labels)
         return meta.meta_learner.example_weights(losses)
 
     @torch.no_grad()
-    def _record_weights(self, meta: MetaModel, training_pass: TrainingPass, clean_labels: Tensor | None) -> None:
+    def _record_weights(self, meta: MetaUpdate, training_pass: TrainingPass, clean_labels: Tensor | None) -> None:
         if clean_labels is None:
             return
         weights = self._example_weights(meta, training_pass)

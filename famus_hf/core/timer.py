@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 
 
-class Stopwatch:
+class Timer:
     """`with stopwatch("derivative"): …` adds to the seconds of that part, the device synchronised before and after.
 
     Args:
@@ -44,4 +44,4 @@ class Stopwatch:
         return time.perf_counter()
 
 
-NO_STOPWATCH = Stopwatch()
+NO_TIMER = Timer()

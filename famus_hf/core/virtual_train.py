@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from famus_hf.core.autodiff.forward_pass import without_scale
 from famus_hf.core.non_finite import log_once
 
 VIRTUAL_STEPS = ("sgd", "optimizer")
@@ -75,11 +76,6 @@ def virtual_gradient(loss: Tensor, parameters: Mapping[str, Tensor], loss_scale:
     inputs = list(parameters.values())
     gradients = torch.autograd.grad(loss * loss_scale, inputs, retain_graph=True, materialize_grads=True)
     return without_scale(dict(zip(parameters, gradients, strict=True)), loss_scale)
-
-
-def without_scale(gradients: dict[str, Tensor], loss_scale: float) -> dict[str, Tensor]:
-    """What comes of a loss that went through backward times `loss_scale`, as fp16 needs it, without that factor."""
-    return gradients if loss_scale == 1 else {name: gradient / loss_scale for name, gradient in gradients.items()}
 
 
 def virtual_parameters(

@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict, IterableDatasetDict
 from famus_hf.data.labels.meta_set import META_SETS, check_no_overlap, class_balanced_holdout
 from famus_hf.data.labels.noise import check_noise
 from famus_hf.data.labels.noise_file import NoiseFile, read_noise_file
-from famus_hf.data.labels.split import Division, corrupt, divide, divide_as, rows_without_copies
+from famus_hf.data.labels.split import LabelSplit, corrupt, divide, divide_as, rows_without_copies
 from famus_hf.data.sources.benchmarks import BUILDERS
 from famus_hf.data.sources.columns import Columns
 from famus_hf.data.sources.load_source import check_source, check_splits, clean_labels_known, load_source
@@ -208,7 +208,7 @@ def _divided(
     num_held_out: int | None,
     imbalance_factor: float | None,
     seed: int,
-) -> Division:
+) -> LabelSplit:
     """The training split as another run divided it, else these rows of it anew, without copies of meta examples."""
     labels = np.asarray(train["label"][:])
     clean = np.asarray(train["clean_label"][:]) if "clean_label" in train.features else labels if known_clean else None
@@ -250,7 +250,7 @@ def _with_index(dataset: Dataset) -> Dataset:
     return dataset.add_column("index", range(len(dataset)))
 
 
-def _with_labels(dataset: Dataset, division: Division) -> Dataset:
+def _with_labels(dataset: Dataset, division: LabelSplit) -> Dataset:
     """The labels as they are now, and the clean ones where they are known."""
     dataset = _without_superclass(dataset)
     if division.clean is not None:

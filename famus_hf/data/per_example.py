@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Examined:
+class PerExample:
     """In the order of the data set, the same on every process.
 
     Attributes:
@@ -42,7 +42,7 @@ class Examined:
         return None if self.clean_labels is None else self.labels == self.clean_labels
 
 
-def examine(
+def evaluate_examples(
     trainer: "FaMUSTrainer",
     dataset: Any,
     loss: Any,
@@ -50,7 +50,7 @@ def examine(
     with_probabilities: bool = False,
     progress: str | None = None,
     model: nn.Module | None = None,
-) -> Examined:
+) -> PerExample:
     """One pass over a data set that yields model inputs. All processes call it.
 
     Args:
@@ -85,7 +85,7 @@ def examine(
         name: np.concatenate(trainer.processes.objects(np.concatenate(parts)))[: len(dataset)]
         for name, parts in found.items()
     }
-    return Examined(
+    return PerExample(
         whole["labels"], whole["losses"], whole.get("probabilities"), whole.get("clean_label"), whole.get("index")
     )
 

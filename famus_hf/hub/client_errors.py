@@ -23,19 +23,6 @@ ANSWERS = {
 }
 
 
-class PushError(OSError):
-    """A push failed. The repository is as it was, as a push is one commit.
-
-    Args:
-        failure: What failed, and why.
-        remedy: How to repeat it.
-    """
-
-    def __init__(self, failure: str, remedy: str | None = None):
-        super().__init__(failure if remedy is None else f"{failure}; {remedy}")
-        self.failure = failure
-
-
 def root_of(error: BaseException) -> BaseException:
     """The Hub's answer or the failed request that an error of the client is about; else the error itself."""
     cause: BaseException | None = error

@@ -18,10 +18,13 @@ from typing import Any, TypeVar
 from safetensors.torch import save_file
 from torch import nn
 
-from famus_hf.core.layer_samplers import AllLayers, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
+from famus_hf.core.layer_samplers import (
+    LAYER_SAMPLERS,
+    LayerSampler,
+)
 from famus_hf.core.layers import Layer
-from famus_hf.core.meta_learners import L2R, MLC, MetaLearner, MWNet
-from famus_hf.core.pretrained import PretrainedPart
+from famus_hf.core.meta_learners import META_LEARNERS, MetaLearner
+from famus_hf.core.pretrained import Pretrained
 from famus_hf.errors import reason_of
 from famus_hf.hub.client_errors import downloaded
 from famus_hf.storage.untrusted import Allowance, check_inside, read_json, read_tensors, shapes_in
@@ -29,32 +32,8 @@ from famus_hf.storage.untrusted import Allowance, check_inside, read_json, read_
 META_NET = "meta_net"
 CONFIG = "config.json"
 TENSORS = {"meta_learner": "model.safetensors", "layer_sampler": "layer_sampler.safetensors"}
-META_LEARNERS: dict[str, type[MetaLearner]] = {"mw-net": MWNet, "l2r": L2R, "mlc": MLC}
-LAYER_SAMPLERS: dict[str, type[LayerSampler]] = {
-    "learned": LearnedSampler,
-    "all": AllLayers,
-    "block": BlockSampler,
-    "random": RandomLayers,
-}
 Part = TypeVar("Part", MetaLearner, LayerSampler)
-Kind = TypeVar("Kind", bound=PretrainedPart)
-
-
-def register_meta_learner(kind: type[MetaLearner]) -> type[MetaLearner]:
-    """Makes `load_famus` know a meta-learner of your own, by its class name; also a decorator of the class.
-
-    Its `config()` must give the arguments of its constructor. Nothing of it is taken from the folder that is loaded but
-    these arguments and tensors. The constructor must therefore bear any JSON as arguments; what it makes of tensors is
-    held to four times the size of its tensor file and 16 MiB.
-    """
-    META_LEARNERS[kind.__name__] = kind
-    return kind
-
-
-def register_layer_sampler(kind: type[LayerSampler]) -> type[LayerSampler]:
-    """The same for a layer sampler of your own."""
-    LAYER_SAMPLERS[kind.__name__] = kind
-    return kind
+Kind = TypeVar("Kind", bound=Pretrained)
 
 
 # ---- Writing ----

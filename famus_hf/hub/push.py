@@ -6,6 +6,7 @@ that a backbone could be there without its meta-net.
 """
 
 import logging
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -16,10 +17,12 @@ from typing import Any, TypeVar
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-from famus_hf.hub.client_errors import PushError, hub_reason, root_of, status_of
+from famus_hf.errors import PushError
+from famus_hf.hub.client_errors import hub_reason, root_of, status_of
 from famus_hf.hub.load import OF_A_RUN, OF_NETWORKS_APART, is_among
 from famus_hf.hub.meta_net_files import META_NET
 from famus_hf.models import OWN_CODE
+from famus_hf.storage import checkpoints
 from famus_hf.storage.atomic import UNFINISHED
 from famus_hf.storage.model_folder import NETWORKS_APART
 from famus_hf.storage.portable import LAST_CHECKPOINT, unpack
@@ -162,3 +165,14 @@ def _check_sizes(api: HfApi, repo_id: str, revision: str | None, max_bytes: int)
             f"{LAST_CHECKPOINT}/ has {sum(sizes.values())} bytes, and at most {max_bytes} go with this network"
         )
     return sha
+
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def is_hub_id(wanted: str | Path | bool | None) -> bool:
+    """Whether a checkpoint to resume from looks like a repository, and like nothing on this disk."""
+    if not isinstance(wanted, str) or not HUB_ID.fullmatch(wanted):
+        return False
+    path = Path(wanted)
+    return not path.exists() and not path.parent.is_dir() and not checkpoints.NAME.fullmatch(path.name)

@@ -6,7 +6,7 @@ from torch import Tensor
 from famus_hf.core.parallel.processes import Processes
 
 
-class Averages:
+class MeanMetrics:
     """Sums by name; nothing waits for a GPU before the means are asked for."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from famus_hf.two_networks.model_card import describe_networks, facts_of_two_net
 
 if TYPE_CHECKING:
     from famus_hf.core.meta_learners import MetaLearner
-    from famus_hf.core.meta_update import MetaModel
+    from famus_hf.core.meta_update import MetaUpdate
     from famus_hf.trainer.trainer import FaMUSTrainer
     from famus_hf.training_args import FaMUSTrainingArguments
     from famus_hf.two_networks.trainer import TwoNetworkTrainer
@@ -181,7 +181,7 @@ def _settings_of(trainer: "FaMUSTrainer") -> dict[str, Any]:
     learner = trainer.meta_learner
     if trainer.meta is None or learner is None:
         return settings
-    metas = [side.meta for side in cast("TwoNetworkTrainer", trainer).sides] if two_networks else [trainer.meta]
+    metas = [side.meta for side in cast("TwoNetworkTrainer", trainer).peers] if two_networks else [trainer.meta]
     return {**settings, **_meta_settings_of(args, learner, metas)}
 
 
@@ -198,7 +198,7 @@ def _input_settings_of(trainer: "FaMUSTrainer") -> dict[str, Any]:
 
 
 def _meta_settings_of(
-    args: "FaMUSTrainingArguments", learner: "MetaLearner", metas: "list[MetaModel]"
+    args: "FaMUSTrainingArguments", learner: "MetaLearner", metas: "list[MetaUpdate]"
 ) -> dict[str, Any]:
     """Of one network, or of two whose settings are the same."""
     meta = metas[0]

@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from datasets import Dataset
 
-from famus_hf.core.meta_learners import MetaLearner
+from famus_hf.core.meta_learners import raw_weights
 from famus_hf.data.inputs.convert import as_model_inputs, raw_modality
 from famus_hf.data.media.modalities import TEXT
-from famus_hf.data.per_example import examine
+from famus_hf.data.per_example import evaluate_examples
 from famus_hf.hub.load import FIGURES
 from famus_hf.reporting.figures.label_report import CURVE, HISTOGRAM, SHEET, draw_report
 from famus_hf.reporting.figures.run_records import RunRecords
 from famus_hf.reporting.figures.runs import PICTURES, draw_runs
 from famus_hf.reporting.label_report import REPORT_FILE, class_names, label_report
-from famus_hf.storage.atomic import written_beside
+from famus_hf.storage.atomic import atomic_write
 
 if TYPE_CHECKING:
     from famus_hf.trainer.trainer import FaMUSTrainer
@@ -37,7 +36,7 @@ SHOWN_LENGTH = 200  # characters of a text in a report
 def report_of(trainer: "FaMUSTrainer", dataset: Any = None) -> Dataset:
     """See `FaMUSTrainer.label_report`."""
     inputs = trainer.train_dataset if dataset is None else as_model_inputs(dataset, trainer.processing_class)
-    found = examine(trainer, inputs, trainer.base_loss, with_probabilities=True, progress="Examining labels")
+    found = evaluate_examples(trainer, inputs, trainer.base_loss, with_probabilities=True, progress="Examining labels")
     probabilities = cast(np.ndarray, found.probabilities)
     return label_report(
         found.labels,
@@ -56,7 +55,7 @@ def save_report(trainer: "FaMUSTrainer", dataset: Any, folder: Path) -> Dataset:
     report = report_of(trainer, dataset)
     if trainer.is_world_process_zero():
         folder.mkdir(parents=True, exist_ok=True)
-        with written_beside(folder / REPORT_FILE) as path:
+        with atomic_write(folder / REPORT_FILE) as path:
             report.to_parquet(path)
         raw = trainer.train_dataset if dataset is None else dataset
         draw_report(report, raw, lambda losses: raw_weights(trainer.meta_learner, losses), folder)
@@ -112,13 +111,3 @@ def _file_names(raw: Dataset, kind: str) -> list[str | None] | None:
         paths = paths.take(raw._indices.column(0))
     names = [None if path is None else "/".join(Path(path).parts[-2:]) for path in paths.to_pylist()]
     return names if any(names) else None
-
-
-def raw_weights(meta_learner: MetaLearner | None, losses: np.ndarray) -> np.ndarray | None:
-    """V by losses alone, both of shape (n,); None where there are no such weights."""
-    if meta_learner is None:
-        return None
-    device = next((parameter.device for parameter in meta_learner.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        weights = meta_learner.raw_weights(torch.as_tensor(losses, dtype=torch.float32, device=device))
-    return None if weights is None else weights.float().cpu().numpy()

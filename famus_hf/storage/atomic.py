@@ -10,6 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from famus_hf.errors import SaveError
 from famus_hf.storage.model_folder import NETWORKS_APART, holds_two_networks
 
 UNFINISHED = ".unfinished"  # a folder within the one that is written to; nothing in it is ever read
@@ -29,10 +30,6 @@ MODEL_FILES = (  # those of an earlier model that would be taken for the new one
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch and safetensors have their own for a full disk
 
 
-class SaveError(OSError):
-    """Something could not be written. What was there before is as it was."""
-
-
 def save_error(path: Path, error: Exception) -> SaveError:
     """One sentence: what could not be saved, why, and how much room there is."""
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
@@ -47,7 +44,7 @@ def save_error(path: Path, error: Exception) -> SaveError:
 
 
 @contextmanager
-def written_beside(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """A path to write a file to; it takes the place of `path` once it is on the disk.
 
     Raises:
@@ -68,7 +65,7 @@ def written_beside(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def model_written_beside(folder: str | Path) -> Iterator[Path]:
+def atomic_write_model(folder: str | Path) -> Iterator[Path]:
     """A folder to save a model to; its files take the place of an earlier model's once all are on the disk.
 
     config.json goes first and comes last: a folder with some files of either model has none, and does not load.

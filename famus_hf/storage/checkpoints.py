@@ -25,7 +25,7 @@ logger = logging.getLogger("famus_hf")
 # ---- Writing ----
 
 
-def seal(folder: Path, run: str, resumable: bool = True) -> None:
+def write_manifest(folder: Path, run: str, resumable: bool = True) -> None:
     """Writes down what the folder holds, and waits until all of it is on the disk.
 
     Args:
@@ -181,7 +181,7 @@ def _other_choice(checkpoint: Path) -> str:
 
 
 def _record(checkpoint: Path) -> dict[str, Any]:
-    """What `seal` wrote; empty where that can't be read."""
+    """What `write_manifest` wrote; empty where that can't be read."""
     try:
         record = json.loads((checkpoint / FILES).read_text(encoding="utf-8"))
         return record if isinstance(record["files"], dict) and isinstance(record["saved_at"], float) else {}

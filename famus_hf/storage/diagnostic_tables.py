@@ -49,7 +49,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from famus_hf.storage.atomic import SaveError, written_beside
+from famus_hf.errors import SaveError
+from famus_hf.storage.atomic import atomic_write
 
 logger = logging.getLogger("famus_hf")
 
@@ -132,7 +133,7 @@ class Tables:
         for name in sorted(self._changed):
             table = self.read(name)
             try:
-                with written_beside(self.folder / f"{name}.parquet") as path:
+                with atomic_write(self.folder / f"{name}.parquet") as path:
                     pq.write_table(table, path)
                 self._changed.discard(name)
             except SaveError as error:

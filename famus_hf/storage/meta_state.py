@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from famus_hf.core.meta_update import MetaModel
+    from famus_hf.core.meta_update import MetaUpdate
 
 # All that a pickle of tensors, numbers and dicts names. (torch's own list for `weights_only` also has bytearray, which
 # takes any amount of memory for a few bytes of file.)
@@ -53,7 +53,7 @@ def _check_pickle(content: bytes) -> None:
             raise ValueError(f"it names {str(argument)[:80]!r}, which is neither a tensor nor a plain value")
 
 
-def check_meta_state(state: Mapping[str, Any], meta: "MetaModel") -> None:
+def check_meta_state(state: Mapping[str, Any], meta: "MetaUpdate") -> None:
     """Raises ValueError on what `meta.state_dict()` can't have given, or not with these parts and settings."""
     present = meta.state_dict()
     strange = [key for key in state if key not in present and key != "pseudo_clean"]

@@ -17,7 +17,7 @@ DICTS: dict[str, type[dict]] = {"dict": dict, "ordered dict": OrderedDict}
 SEQUENCES: dict[str, type[list] | type[tuple]] = {"list": list, "tuple": tuple}
 
 
-def encode(value: Any, tensors: dict[str, Tensor], prefix: str) -> Any:
+def to_json_tree(value: Any, tensors: dict[str, Tensor], prefix: str) -> Any:
     """The value as JSON; its tensors are added to `tensors`, under names that begin with `prefix`.
 
     Raises:
@@ -34,10 +34,10 @@ def encode(value: Any, tensors: dict[str, Tensor], prefix: str) -> Any:
         return {kind: name}
     for kind, sequence in SEQUENCES.items():
         if type(value) is sequence:
-            return {kind: [encode(item, tensors, prefix) for item in value]}
+            return {kind: [to_json_tree(item, tensors, prefix) for item in value]}
     for kind, mapping in DICTS.items():
         if type(value) is mapping:
-            return {kind: [[_key(key), encode(item, tensors, prefix)] for key, item in value.items()]}
+            return {kind: [[_key(key), to_json_tree(item, tensors, prefix)] for key, item in value.items()]}
     raise ValueError(f"it holds a {type(value).__name__}, which is no plain value")
 
 
@@ -47,15 +47,15 @@ def _key(key: Any) -> Any:
     return key
 
 
-def decode(tree: Any, tensor: Callable[[str], Tensor]) -> Any:
-    """What `encode` was given.
+def from_json_tree(tree: Any, tensor: Callable[[str], Tensor]) -> Any:
+    """What `to_json_tree` was given.
 
     Args:
         tree: JSON, maybe hostile.
         tensor: Of a name; raises ValueError on one that is not there.
 
     Raises:
-        ValueError: `encode` does not write such a tree.
+        ValueError: `to_json_tree` does not write such a tree.
     """
     try:
         return _decode(tree, tensor)

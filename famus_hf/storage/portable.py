@@ -26,7 +26,7 @@ from famus_hf.errors import reason_of
 from famus_hf.storage import checkpoints
 from famus_hf.storage.atomic import UNFINISHED
 from famus_hf.storage.model_folder import NETWORKS_APART
-from famus_hf.storage.plain_values import decode, encode
+from famus_hf.storage.plain_values import from_json_tree, to_json_tree
 from famus_hf.storage.untrusted import MAX_JSON_BYTES, read_json, shapes_in
 
 LAST_CHECKPOINT = "last-checkpoint"  # as transformers calls it on the Hub
@@ -68,7 +68,7 @@ def _encoded(path: Path, tensors: dict[str, torch.Tensor]) -> Any:
     try:
         with safe_globals():  # random states hold an array of numpy's
             value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return encode(value, tensors, path.name)
+        return to_json_tree(value, tensors, path.name)
     except Exception as error:  # torch.load raises anything on what is neither a plain value nor a tensor
         raise ValueError(f"{path.name} can't travel without a pickle: {reason_of(error)}") from error
 
@@ -114,7 +114,7 @@ def unpack(folder: Path, output_dir: Path, processes: int) -> Path:
         _copy_files(folder, written)
         _write_pickles(folder, files, written)
         _write_json(written / TRAINER_STATE_NAME, _with_best_checkpoint(trainer_state, checkpoint))
-        checkpoints.seal(written, run)
+        checkpoints.write_manifest(written, run)
         checkpoints.publish(written, checkpoint)
     finally:
         shutil.rmtree(written, ignore_errors=True)
@@ -173,7 +173,7 @@ def _write_pickles(folder: Path, files: dict[str, Any], written: Path) -> None:
 
         for name, tree in files.items():
             try:
-                value = decode(tree, tensor)
+                value = from_json_tree(tree, tensor)
                 if RANDOM_STATE.fullmatch(name):
                     _check_random_states(value)
                 torch.save(value, written / name)

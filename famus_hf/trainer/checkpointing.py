@@ -24,20 +24,14 @@ from transformers.training_args import OptimizerNames
 from famus_hf.core.parallel.dtensor import class_of, is_sharded, load_whole, reshard
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.data.inputs.convert import as_model_inputs
-from famus_hf.errors import reason_of
+from famus_hf.errors import SaveError, reason_of
+from famus_hf.hub.push import is_hub_id
 from famus_hf.hub.safe_backbone import read_network
 from famus_hf.reporting.training_time import TrainingTime
 from famus_hf.storage import checkpoints
-from famus_hf.storage.atomic import (
-    UNFINISHED,
-    WRITE_ERRORS,
-    SaveError,
-    model_written_beside,
-    save_error,
-    written_beside,
-)
+from famus_hf.storage.atomic import UNFINISHED, WRITE_ERRORS, atomic_write, atomic_write_model, save_error
 from famus_hf.storage.diagnostic_tables import remove_tables
-from famus_hf.trainer.hub_mixin import HubTrainer, is_hub_id
+from famus_hf.trainer.hub_mixin import HubTrainer
 from famus_hf.training_args import FaMUSTrainingArguments
 
 MTIME_LAG = 0.01  # seconds by which the time of a new file may lag behind the clock
@@ -235,7 +229,7 @@ class ClassifierTrainer(HubTrainer):
 
     def _publish_checkpoint(self, written: Path, checkpoint: Path) -> None:
         if self.args.should_save:
-            checkpoints.seal(written, self._run, resumable=not self.args.save_only_model)
+            checkpoints.write_manifest(written, self._run, resumable=not self.args.save_only_model)
             checkpoints.publish(written, checkpoint)
 
     def _note_best_checkpoint(self, checkpoint: Path) -> None:
@@ -251,7 +245,7 @@ class ClassifierTrainer(HubTrainer):
             SaveError: They can't be written.
         """
         folder = output_dir or str(self.args.output_dir)
-        with model_written_beside(folder) if self.args.should_save else nullcontext(folder) as beside:
+        with atomic_write_model(folder) if self.args.should_save else nullcontext(folder) as beside:
             super().save_model(str(beside), _internal_call=True)
             if self.args.should_save:
                 self._save_beside_model(Path(beside))
@@ -274,7 +268,7 @@ class ClassifierTrainer(HubTrainer):
 
     def save_state(self) -> None:
         if self.is_world_process_zero():
-            with written_beside(Path(str(self.args.output_dir)) / TRAINER_STATE_NAME) as path:
+            with atomic_write(Path(str(self.args.output_dir)) / TRAINER_STATE_NAME) as path:
                 self.state.save_to_json(str(path))
 
     def _load_network(self, network: PreTrainedModel, checkpoint: str) -> None:

@@ -1,4 +1,4 @@
-"""From a trainer's settings, network and data to its MetaModel, before training starts."""
+"""From a trainer's settings, network and data to its MetaUpdate, before training starts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from famus_hf.core.autodiff.forward_pass import (
     differentiable_attention,
     get_random_state,
     logits_without_trace,
-    random_state_kept,
+    preserve_rng_state,
     split_inputs,
 )
 from famus_hf.core.autodiff.training_pass import TrainingPass, logit_tangent, training_pass_without_trace
@@ -29,8 +29,8 @@ from famus_hf.core.layers import Layer, find_layers
 from famus_hf.core.losses import ClassBalancedLoss, CrossEntropyLoss, FocalLoss, LDAMLoss, cross_entropy
 from famus_hf.core.meta_learners import L2R, MLC, MetaLearner, MWNet, PerExampleLoss
 from famus_hf.core.meta_train import MetaObjective
-from famus_hf.core.meta_update import MetaModel
-from famus_hf.core.timer import Stopwatch
+from famus_hf.core.meta_update import MetaUpdate
+from famus_hf.core.timer import Timer
 from famus_hf.data.inputs.model_inputs import known_labels
 from famus_hf.errors import reason_of
 from famus_hf.trainer.preflight import check_labels, check_meta_learner
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 
-def make_meta_model(
+def make_meta_update(
     trainer: "FaMUSTrainer",
     meta_learner: MetaLearner | None,
     layer_sampler: LayerSampler | None,
     seed: int | None = None,
-) -> MetaModel:
+) -> MetaUpdate:
     """The objects given, else those that `trainer.args` name, told of the layers of `trainer.network`.
 
     Args:
@@ -58,7 +58,7 @@ def make_meta_model(
     """
     args = trainer.args
     seed = args.seed if seed is None else seed
-    with random_state_kept(args.device):  # plain and meta training of one seed see the same batches
+    with preserve_rng_state(args.device):  # plain and meta training of one seed see the same batches
         torch.manual_seed(seed)
         inputs, labels, _ = split_inputs(_examples(trainer, trainer.train_dataset, 2))
         check_labels(trainer, labels)
@@ -79,7 +79,7 @@ def make_meta_model(
         meta_learner = meta_learner or make_meta_learner(args, num_labels)
         check_meta_learner(args, meta_learner)
         default_weight = 0.1 if isinstance(layer_sampler, LearnedSampler) else 0.0  # of λ1 and λ2
-        meta = MetaModel(
+        meta = MetaUpdate(
             meta_learner,
             layer_sampler,
             layers,
@@ -104,7 +104,7 @@ def make_meta_model(
             _check_scaling(trainer)
         if args.meta_budget is not None:
             costs = trainer.processes.first_object(_measure_costs(trainer, meta))
-            meta.set_budget(Budget(args.meta_budget, costs), Stopwatch(args.device))
+            meta.set_budget(Budget(args.meta_budget, costs), Timer(args.device))
         for module in (meta.meta_learner, meta.layer_sampler):
             trainer.processes.take_from_first([*module.parameters(), *module.buffers()])
         return meta
@@ -254,7 +254,7 @@ def _check_scaling(trainer: "FaMUSTrainer") -> None:
         raise ValueError(f"scale_example_gradients does not work with this network, as {reason}: leave it out")
 
 
-def _measure_costs(trainer: "FaMUSTrainer", meta: MetaModel) -> LayerCosts:
+def _measure_costs(trainer: "FaMUSTrainer", meta: MetaUpdate) -> LayerCosts:
     """On a training batch and a meta batch of the sizes that training will see."""
     args, model = trainer.args, trainer.network
     inputs, labels, _ = split_inputs(_examples(trainer, trainer.train_dataset, args.train_batch_size))

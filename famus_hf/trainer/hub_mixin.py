@@ -1,7 +1,6 @@
 """HubTrainer: a Trainer whose pushes are single commits without pickles, and do not end a training."""
 
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,26 +13,16 @@ from torch import nn
 from transformers import Trainer
 
 from famus_hf.core.parallel.processes import Processes
-from famus_hf.errors import reason_of
+from famus_hf.errors import PushError, reason_of
 from famus_hf.hub import load as hub
 from famus_hf.hub import push as pushes
-from famus_hf.hub.client_errors import PushError
 from famus_hf.storage import checkpoints
 from famus_hf.storage.portable import LAST_CHECKPOINT, pack
 from famus_hf.training_args import FaMUSTrainingArguments
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SPARE_BYTES = 2**28  # that a checkpoint on the Hub may have beside what the network's size explains
 
 logger = logging.getLogger("famus_hf")
-
-
-def is_hub_id(wanted: str | Path | bool | None) -> bool:
-    """Whether a checkpoint to resume from looks like a repository, and like nothing on this disk."""
-    if not isinstance(wanted, str) or not HUB_ID.fullmatch(wanted):
-        return False
-    path = Path(wanted)
-    return not path.exists() and not path.parent.is_dir() and not checkpoints.NAME.fullmatch(path.name)
 
 
 class UnpackableError(PushError):

@@ -16,7 +16,9 @@ from famus_hf.core.meta_learners import MetaLearner
 from famus_hf.core.parallel.dtensor import is_sharded
 from famus_hf.data.inputs.audio_inputs import check_long_enough
 from famus_hf.data.inputs.model_inputs import ModelInputs, known_labels
-from famus_hf.data.labels.meta_set import check_no_copies, check_no_overlap
+from famus_hf.data.labels.duplicates import rows_of_copies
+from famus_hf.data.labels.meta_set import check_no_overlap
+from famus_hf.errors import first_few
 from famus_hf.storage.model_folder import NETWORKS_APART
 from famus_hf.training_args import FaMUSTrainingArguments
 from famus_hf.training_args_checks import check_meta_learning_is_supported
@@ -315,3 +317,20 @@ def check_labels(trainer: "FaMUSTrainer", batch_labels: Tensor) -> None:
                 f"{len(wrong)} labels of the {name} set are not {allowed} (the first is {wrong[0]}): "
                 "remove these examples or build the model with more classes"
             )
+
+
+def check_no_copies(train: ModelInputs, meta: ModelInputs) -> None:
+    """Raises ValueError if an example of the training set (but a placeholder) is in the meta set as well.
+
+    What is not in memory is not compared.
+    """
+    own, others = train.contents(), meta.contents()
+    if own is None or others is None:
+        return
+    copies = rows_of_copies(own, set(others))
+    if copies:
+        index = train.records.get("index")
+        raise ValueError(
+            f"{len(copies)} training {train.modality.things} are also in the meta set, {train.words} (index "
+            f"{first_few(copies if index is None else (index[row] for row in copies))}): remove these from one of them"
+        )

@@ -19,8 +19,8 @@ from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS, model_logits, sp
 from famus_hf.core.layer_samplers import LayerSampler
 from famus_hf.core.losses import CrossEntropyLoss, LDAMLoss, cross_entropy
 from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
-from famus_hf.core.meta_update import MetaModel
-from famus_hf.core.non_finite import Faults
+from famus_hf.core.meta_update import MetaUpdate
+from famus_hf.core.non_finite import NonFiniteGuard
 from famus_hf.core.parallel.dtensor import as_written
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.core.three_stages import ThreeStageTrainer
@@ -34,18 +34,18 @@ from famus_hf.data.inputs.model_inputs import ModelInputs, known_labels
 from famus_hf.data.labels.noise_file import write_noise_file
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
 from famus_hf.data.media.modalities import modality_of_network
-from famus_hf.data.per_example import examine
+from famus_hf.data.per_example import evaluate_examples
 from famus_hf.errors import reason_of
 from famus_hf.hub.meta_net_files import load_into, save_meta_net
-from famus_hf.reporting.averages import Averages
+from famus_hf.reporting.averages import MeanMetrics
 from famus_hf.reporting.diagnostics.callback import Diagnostics
 from famus_hf.reporting.label_report import REPORT_FILE
 from famus_hf.reporting.model_card import facts_of_run, render_model_card
 from famus_hf.reporting.reports import draw_records, report_of, save_report
-from famus_hf.storage.atomic import written_beside
+from famus_hf.storage.atomic import atomic_write
 from famus_hf.storage.meta_state import read_meta_state
 from famus_hf.trainer import preflight as checks
-from famus_hf.trainer.factory import make_base_loss, make_meta_model
+from famus_hf.trainer.factory import make_base_loss, make_meta_update
 from famus_hf.training_args import FaMUSTrainingArguments
 
 META_STATE = "meta_state.pt"
@@ -124,11 +124,11 @@ class FaMUSTrainer(ThreeStageTrainer):
         self.processes = Processes(args.process_index, args.world_size, args.device)
         self.augmentation = make_augmentation(args, processing_class)
         self.meta_dataset = convert(meta_dataset)
-        self.meta: MetaModel | None = None
+        self.meta: MetaUpdate | None = None
         self._steps_per_epoch = 0  # of the optimizer
         self._micro_batch = (-1, 0)  # step and place of the batch within it, where gradients are accumulated
-        self._averages = Averages()
-        self.faults = Faults(args.nan_policy)
+        self._averages = MeanMetrics()
+        self.faults = NonFiniteGuard(args.nan_policy)
         self.diagnostics = Diagnostics(self)
         self._card: dict[str, Any] = {}
         self._given = (meta_learner, layer_sampler)
@@ -160,7 +160,7 @@ class FaMUSTrainer(ThreeStageTrainer):
         self._make_meta_model()
 
     def _make_meta_model(self) -> None:
-        self.meta = make_meta_model(self, *(self._given if self.model_init is None else copy.deepcopy(self._given)))
+        self.meta = make_meta_update(self, *(self._given if self.model_init is None else copy.deepcopy(self._given)))
 
     @property
     def meta_learner(self) -> MetaLearner | None:
@@ -168,7 +168,7 @@ class FaMUSTrainer(ThreeStageTrainer):
         return self._given[0] if self.meta is None else self.meta.meta_learner
 
     @property
-    def networks(self) -> dict[str, tuple[nn.Module, MetaModel]]:
+    def networks(self) -> dict[str, tuple[nn.Module, MetaUpdate]]:
         """What is trained with a meta-learner, by its name in records: one network, without a name, or none."""
         return {} if self.meta is None else {"": (self.model, self.meta)}
 
@@ -247,7 +247,7 @@ class FaMUSTrainer(ThreeStageTrainer):
         epoch = self.state.global_step // max(1, self._steps_per_epoch)
         if chosen.epoch >= epoch:
             return
-        found = examine(self, self.train_dataset, cross_entropy)
+        found = evaluate_examples(self, self.train_dataset, cross_entropy)
         fewest = (self.args.meta_batch_size or 1) * self.processes.count
         chosen.choose(found.losses, found.correct, fewest, self.args.seed, epoch)
         self._meta_batches.restart()
@@ -263,11 +263,11 @@ class FaMUSTrainer(ThreeStageTrainer):
         top, left = ((side - size) // 2 for side in inputs["pixel_values"].shape[2:])
         return {**inputs, "pixel_values": inputs["pixel_values"][:, :, top : top + size, left : left + size]}
 
-    def _next_meta_batch(self, meta: MetaModel) -> dict[str, Any]:
+    def _next_meta_batch(self, meta: MetaUpdate) -> dict[str, Any]:
         batch = self._prepare_inputs(self._meta_batches.next(meta.steps))
         return self._augmented(batch, META_STREAM, meta.steps)
 
-    def _redrawn_meta_batch(self, meta: MetaModel, draw: int) -> dict[str, Any]:
+    def _redrawn_meta_batch(self, meta: MetaUpdate, draw: int) -> dict[str, Any]:
         """Like the one that comes next, but drawn beside them all, anew for each number of a draw."""
         numbers = (REDRAWN_STREAM, meta.steps, draw)
         return self._augmented(self._prepare_inputs(self._meta_batches.redrawn(*numbers)), *numbers)
@@ -397,7 +397,7 @@ class FaMUSTrainer(ThreeStageTrainer):
         if self.args.should_save and self.meta is not None:
             torch.save(self._meta_state(self.meta), Path(output_dir) / META_STATE)
 
-    def _meta_state(self, meta: MetaModel) -> dict[str, Any]:
+    def _meta_state(self, meta: MetaUpdate) -> dict[str, Any]:
         """What `_take_meta_state` takes back."""
         state = meta.state_dict()
         if isinstance(self.meta_dataset, PseudoCleanSet):
@@ -420,7 +420,7 @@ class FaMUSTrainer(ThreeStageTrainer):
             except ValueError as error:
                 raise ValueError(f"{META_STATE} of checkpoint {checkpoint!r} does not fit: {error}") from error
 
-    def _take_meta_state(self, meta: MetaModel, state: dict[str, Any]) -> None:
+    def _take_meta_state(self, meta: MetaUpdate, state: dict[str, Any]) -> None:
         is_pseudo_clean = isinstance(self.meta_dataset, PseudoCleanSet)
         if is_pseudo_clean and "pseudo_clean" not in state:
             raise ValueError("it is of a run with a given meta set: give the same")
@@ -473,5 +473,5 @@ class FaMUSTrainer(ThreeStageTrainer):
             self._card.update({name: value for name, value in facts.items() if value is not None})
             pictures = draw_records(self, self._card.get("compared", ()))
             card = render_model_card({**facts_of_run(self, pictures), **self._card})
-            with written_beside(Path(str(self.args.output_dir)) / "README.md") as path:
+            with atomic_write(Path(str(self.args.output_dir)) / "README.md") as path:
                 card.save(path)

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet, clean_probabilities, largest_if_not_finite, scaled_to_one
-from famus_hf.data.per_example import Examined
+from famus_hf.data.per_example import PerExample
 
 ANCHOR_QUANTILE = 0.8  # of the probabilities in a class; measured on Fashion-MNIST, see the README
 # Labels may be left out beyond those that are wrong, as one wrong label does more harm than one that is missing; not
@@ -108,7 +108,7 @@ def _first(order: np.ndarray, count: int) -> np.ndarray:
     return chosen
 
 
-class Division(PseudoCleanSet):
+class CoDivide(PseudoCleanSet):
     """Labelled and unlabelled rows by one network's losses. As a data set it is the labelled rows, a meta set.
 
     Attributes:
@@ -137,7 +137,7 @@ class Division(PseudoCleanSet):
 
     def divide(
         self,
-        found: Examined,
+        found: PerExample,
         judged: np.ndarray | None,
         *,
         batch_size: int,

@@ -7,7 +7,7 @@ from famus_hf.models.two_networks import TwoNetworksForImageClassification
 
 if TYPE_CHECKING:
     from famus_hf.training_args import FaMUSTrainingArguments
-    from famus_hf.two_networks.peer import Side
+    from famus_hf.two_networks.peer import Peer
     from famus_hf.two_networks.trainer import TwoNetworkTrainer
 
 
@@ -19,9 +19,9 @@ def facts_of_two_networks(trainer: "TwoNetworkTrainer") -> dict[str, Any]:
         "two_networks": True,
         "estimated_noise": "not estimated, as the warm-up did not end" if rate is None else f"{100 * rate:.1f} %",
         "division": {
-            f"the division by `{side.name}`": _describe_division(side)
-            for side in trainer.sides
-            if side.division.epoch >= 0
+            f"the division by `{peer.name}`": _describe_division(peer)
+            for peer in trainer.peers
+            if peer.division.epoch >= 0
         },
         "time_shares": shares or None,
     }
@@ -65,8 +65,8 @@ def pipeline_settings_of(args: "FaMUSTrainingArguments", num_views: int) -> dict
     }
 
 
-def _describe_division(side: "Side") -> str:
-    division = side.division
+def _describe_division(peer: "Peer") -> str:
+    division = peer.division
     quality = [
         f"{100 * value:.1f} % {words}"
         for value, words in (

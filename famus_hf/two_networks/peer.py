@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from famus_hf.core.autodiff.forward_pass import model_logits, split_inputs
 from famus_hf.core.losses import one_hot
 from famus_hf.core.meta_learners import MetaLearner
-from famus_hf.core.meta_update import MetaModel
-from famus_hf.core.timer import Stopwatch
+from famus_hf.core.meta_update import MetaUpdate
+from famus_hf.core.timer import Timer
 from famus_hf.data.inputs.augmentation import META_STREAM, MIX_STREAM, REDRAWN_STREAM, VIEW_STREAM, make_generator
 from famus_hf.data.inputs.class_balanced import ClassBalancedSampler
 from famus_hf.data.inputs.meta_batches import MetaBatches
 from famus_hf.data.inputs.model_inputs import known_labels
 from famus_hf.storage.model_folder import NETWORKS_APART
-from famus_hf.two_networks.co_divide import Division, Part, collated
+from famus_hf.two_networks.co_divide import CoDivide, Part, collated
 from famus_hf.two_networks.semi_supervised import (
     EqualWeights,
     SemiSupervisedLoss,
@@ -51,7 +51,7 @@ class Drawn:
     clean_labels: Tensor | None
 
 
-class Side:
+class Peer:
     """One of the two networks, and what belongs to it alone.
 
     Attributes:
@@ -62,12 +62,12 @@ class Side:
         clock: Seconds of the parts of its meta step.
     """
 
-    meta: MetaModel
-    clock: Stopwatch
+    meta: MetaUpdate
+    clock: Timer
 
     def __init__(self, trainer: "TwoNetworkTrainer", number: int):
         self.trainer, self.number, self.name = trainer, number, NETWORKS_APART[number]
-        self.division = Division(trainer.train_dataset)
+        self.division = CoDivide(trainer.train_dataset)
         self._batches: dict[int, MetaBatches] = {}
         self._epoch_of_rows = -1
 
@@ -76,8 +76,8 @@ class Side:
         return self.trainer.model.get_submodule(self.name)
 
     @property
-    def other(self) -> "Side":
-        return self.trainer.sides[1 - self.number]
+    def other(self) -> "Peer":
+        return self.trainer.peers[1 - self.number]
 
     @property
     def loss(self) -> SemiSupervisedLoss:
@@ -149,7 +149,7 @@ class Side:
         view = self._view(batch["pixel_values"], REDRAWN_STREAM, self.number, self.meta.steps, draw)
         return {**batch, "pixel_values": view}
 
-    def mixed_batch(self, number: int, clock: Stopwatch) -> tuple[dict[str, Any], Tensor | None]:
+    def mixed_batch(self, number: int, clock: Timer) -> tuple[dict[str, Any], Tensor | None]:
         """This process's mixed images and targets, and the right labels of their larger parts where known.
 
         Their order: the labelled examples once for each view, then the unlabelled ones.

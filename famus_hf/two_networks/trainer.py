@@ -17,19 +17,19 @@ from famus_hf.core.autodiff.forward_pass import cloned_buffers, model_logits, sp
 from famus_hf.core.layer_samplers import AllLayers
 from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_learners import MetaLearner
-from famus_hf.core.meta_update import MetaModel
+from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.core.non_finite import all_finite
-from famus_hf.core.timer import NO_STOPWATCH, Stopwatch
+from famus_hf.core.timer import NO_TIMER, Timer
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
-from famus_hf.data.per_example import examine
+from famus_hf.data.per_example import evaluate_examples
 from famus_hf.hub.meta_net_files import load_into, save_meta_net
 from famus_hf.models.two_networks import TwoNetworksForImageClassification
 from famus_hf.storage.model_folder import NETWORKS_APART, save_networks_apart
 from famus_hf.trainer import preflight as checks
-from famus_hf.trainer.factory import make_meta_learner, make_meta_model
+from famus_hf.trainer.factory import make_meta_learner, make_meta_update
 from famus_hf.trainer.trainer import FaMUSTrainer
-from famus_hf.two_networks.co_divide import Division
-from famus_hf.two_networks.peer import EVERYTHING, Side, rows_of_epoch
+from famus_hf.two_networks.co_divide import CoDivide
+from famus_hf.two_networks.peer import EVERYTHING, Peer, rows_of_epoch
 from famus_hf.two_networks.semi_supervised import EqualWeights, SemiSupervisedLoss, confidence_penalty, ramped_up
 
 TIMED_STEPS = 10  # one step in so many is timed
@@ -54,15 +54,15 @@ class TwoNetworkTrainer(FaMUSTrainer):
         meta_dataset: A clean meta set for both networks; default: pseudo-clean.
 
     Attributes:
-        sides: The two networks, and what belongs to each.
+        peers: The two networks, and what belongs to each.
         trusted: The clean meta set, or None.
-        clock: Seconds of `"step"`, `"guessing"` and, by each of `sides`, of the meta step, in one step of ten; of every
+        clock: Seconds of `"step"`, `"guessing"` and, by each of `peers`, of the meta step, in one step of ten; of every
             `"division"`.
     """
 
-    sides: tuple[Side, ...] = ()
+    peers: tuple[Peer, ...] = ()
     trusted: Any = None
-    _side: Side | None = None  # whose turn it is
+    _peer: Peer | None = None  # whose turn it is
     _batches_per_epoch = 0
 
     # ---- Set-up ----
@@ -70,52 +70,52 @@ class TwoNetworkTrainer(FaMUSTrainer):
     def _set_up_meta_learning(self) -> None:
         checks.check_meta_set(self)
         checks.check_two_networks(self)
-        self.sides = tuple(Side(self, number) for number in range(2))
+        self.peers = tuple(Peer(self, number) for number in range(2))
         self.trusted = self.meta_dataset
         if self.meta_dataset is None:
-            self.meta_dataset = self.sides[0].division
-        self.clock = Stopwatch(self.args.device)
+            self.meta_dataset = self.peers[0].division
+        self.clock = Timer(self.args.device)
         checks.check_meta_learning_is_possible(self)
         self._make_meta_model()
 
     def _make_meta_model(self) -> None:
-        for side in self.sides:
+        for peer in self.peers:
             learner, sampler = copy.deepcopy(self._given)
             if learner is None and self.args.meta_learner == "none":
                 learner, sampler = EqualWeights(), AllLayers()
-            with self._turn_of(side):
+            with self._turn_of(peer):
                 learner = learner or make_meta_learner(self.args)
                 checks.check_weighs_by_losses(learner)
-                side.meta = make_meta_model(self, SemiSupervisedLoss(learner), sampler, side.seed())
-                side.clock = Stopwatch(self.args.device) if side.meta.budget is None else side.meta.clock
-        self.meta = self.sides[0].meta
+                peer.meta = make_meta_update(self, SemiSupervisedLoss(learner), sampler, peer.seed())
+                peer.clock = Timer(self.args.device) if peer.meta.budget is None else peer.meta.clock
+        self.meta = self.peers[0].meta
 
     @property
     def network(self) -> nn.Module:
-        return self.model if self._side is None else self._side.network
+        return self.model if self._peer is None else self._peer.network
 
     @contextmanager
-    def _turn_of(self, side: Side) -> Iterator[nn.Module]:
-        """`self.network` is this side's."""
-        self._side = side
+    def _turn_of(self, peer: Peer) -> Iterator[nn.Module]:
+        """`self.network` is this peer's."""
+        self._peer = peer
         try:
             yield self.network
         finally:
-            self._side = None
+            self._peer = None
 
     @property
     def meta_learner(self) -> MetaLearner | None:
         """Ψ of the first network; None in plain training and where weights are switched off."""
-        return self.sides[0].meta_learner if self.sides else None
+        return self.peers[0].meta_learner if self.peers else None
 
     @property
-    def networks(self) -> dict[str, tuple[nn.Module, MetaModel]]:
-        return {side.name: (side.network, side.meta) for side in self.sides}
+    def networks(self) -> dict[str, tuple[nn.Module, MetaUpdate]]:
+        return {peer.name: (peer.network, peer.meta) for peer in self.peers}
 
     @property
     def noise_rate(self) -> float | None:
         """The share of wrong labels by both networks' surest predictions after the warm-up; None before that."""
-        rates = [side.division.noise_rate for side in self.sides if side.division.noise_rate is not None]
+        rates = [peer.division.noise_rate for peer in self.peers if peer.division.noise_rate is not None]
         return sum(rates) / len(rates) if rates else None
 
     @property
@@ -124,11 +124,11 @@ class TwoNetworkTrainer(FaMUSTrainer):
 
         Empty before there are any.
         """
-        if not self.sides or not {"step", "division", "guessing"} <= set(self.clock.seconds):
+        if not self.peers or not {"step", "division", "guessing"} <= set(self.clock.seconds):
             return {}
         meta_steps = [
-            sum(side.clock.seconds.get(part, 0.0) for part in META_STEP) / side.clock.times.get("forward", 1)
-            for side in self.sides
+            sum(peer.clock.seconds.get(part, 0.0) for part in META_STEP) / peer.clock.times.get("forward", 1)
+            for peer in self.peers
         ]
         of_steps = {"guessing": 2 * self.clock.mean("guessing"), "meta step": sum(meta_steps)}
         division = self.clock.mean("division")
@@ -169,9 +169,9 @@ class TwoNetworkTrainer(FaMUSTrainer):
     def _prepare_for_training(self, *arguments: Any, **keywords: Any) -> Any:
         """Has accelerate prepare each network too, as the model's own forward is not what is trained."""
         prepared = super()._prepare_for_training(*arguments, **keywords)
-        for side in self.sides:
-            if not hasattr(side.network, "_original_forward"):
-                self.accelerator.prepare_model(side.network, device_placement=False, evaluation_mode=True)
+        for peer in self.peers:
+            if not hasattr(peer.network, "_original_forward"):
+                self.accelerator.prepare_model(peer.network, device_placement=False, evaluation_mode=True)
         return prepared
 
     @property
@@ -180,7 +180,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
 
     @property
     def _chosen_sets(self) -> list[PseudoCleanSet]:
-        return [side.division for side in self.sides]
+        return [peer.division for peer in self.peers]
 
     # ---- The training step ----
 
@@ -191,45 +191,45 @@ class TwoNetworkTrainer(FaMUSTrainer):
         step, place = self._place_of_batch()
         epochs, step_of_epoch = divmod(step, self._steps_per_epoch)  # the last step of an epoch may have fewer batches
         number = epochs * self._batches_per_epoch + step_of_epoch * self.args.gradient_accumulation_steps + place
-        learned = [side.meta.copy_of_learned() for side in self.sides] if self.accelerator.scaler is not None else None
+        learned = [peer.meta.copy_of_learned() for peer in self.peers] if self.accelerator.scaler is not None else None
         if step < self._warmup_steps():
-            losses = [self._warm_up(side, number) for side in self.sides]
+            losses = [self._warm_up(peer, number) for peer in self.peers]
         else:
             self._divide()
-            clock = self.clock if step % TIMED_STEPS == 0 else NO_STOPWATCH
+            clock = self.clock if step % TIMED_STEPS == 0 else NO_TIMER
             with clock("step"), self._attention_of_checkpoints():
-                losses = [self._learn(side, number, clock) for side in self.sides]
+                losses = [self._learn(peer, number, clock) for peer in self.peers]
         if self.processes.count > 1 and self.accelerator.sync_gradients:
             self._average_gradients()
         if learned is not None and not all_finite([p.grad for p in self.model.parameters() if p.grad is not None]):
-            for side, before in zip(self.sides, learned, strict=True):  # the loss scaling leaves out both networks
-                side.meta.take_back(before)
+            for peer, before in zip(self.peers, learned, strict=True):  # the loss scaling leaves out both networks
+                peer.meta.take_back(before)
         return torch.stack(losses).mean()
 
-    def _warm_up(self, side: Side, number: int) -> Tensor:
+    def _warm_up(self, peer: Peer, number: int) -> Tensor:
         """Plain training of a network, on as many examples as a step takes later."""
-        drawn = side.drawn(EVERYTHING, number, num_views=1)
-        with self._turn_of(side) as network:
+        drawn = peer.drawn(EVERYTHING, number, num_views=1)
+        with self._turn_of(peer) as network:
             return self._plain_step(network, {"pixel_values": drawn.views[0], "labels": drawn.labels})
 
-    def _learn(self, side: Side, number: int, clock: Stopwatch) -> Tensor:
+    def _learn(self, peer: Peer, number: int, clock: Timer) -> Tensor:
         """Virtual-Train, Meta-Train and Actual-Train of a network on a mixed batch."""
         epochs = (self.state.global_step - self._warmup_steps()) / self._steps_per_epoch
-        if side.meta.budget is None:  # which measures every step
-            side.meta.clock = side.clock if clock is self.clock else NO_STOPWATCH
-        with self._turn_of(side) as network, self.diagnostics.timed(side.meta):
+        if peer.meta.budget is None:  # which measures every step
+            peer.meta.clock = peer.clock if clock is self.clock else NO_TIMER
+        with self._turn_of(peer) as network, self.diagnostics.timed(peer.meta):
             buffers = cloned_buffers(network)
-            with side.meta.clock("data"):
-                batch, clean_labels = side.mixed_batch(number, clock)
-            weight = self.args.unlabelled_weight * side.unlabelled_weight
-            side.loss.unlabelled_weight = ramped_up(weight, epochs, self.args.ramp_up_epochs)
-            self._averages.add("unlabelled_weight", torch.tensor(side.loss.unlabelled_weight))
+            with peer.meta.clock("data"):
+                batch, clean_labels = peer.mixed_batch(number, clock)
+            weight = self.args.unlabelled_weight * peer.unlabelled_weight
+            peer.loss.unlabelled_weight = ramped_up(weight, epochs, self.args.ramp_up_epochs)
+            self._averages.add("unlabelled_weight", torch.tensor(peer.loss.unlabelled_weight))
             if not self.processes.all_true(all_finite([batch["pixel_values"], batch["labels"]])):
                 return self._leave_out(buffers, "the network's logits", is_fault=True)
-            loss = self._three_stages(side.meta, network, batch, clean_labels)
+            loss = self._three_stages(peer.meta, network, batch, clean_labels)
         return loss / self.current_gradient_accumulation_steps
 
-    def _is_meta_step(self, meta: MetaModel) -> bool:
+    def _is_meta_step(self, meta: MetaUpdate) -> bool:
         learns = bool(meta.meta_learner.theta()) or not meta.meta_learner.keeps_theta
         return learns and super()._is_meta_step(meta)
 
@@ -237,28 +237,28 @@ class TwoNetworkTrainer(FaMUSTrainer):
 
     def _divide(self) -> None:
         """Each network divides the training set, at the first step after the warm-up and of each epoch."""
-        if self.sides[0].division.epoch >= self.epoch:
+        if self.peers[0].division.epoch >= self.epoch:
             return
         judged = rows_of_epoch(self, self.epoch)
         dataset = self.train_dataset if judged is None else Subset(self.train_dataset, judged.tolist())
         with self.clock("division"):
-            for side in self.sides:
-                is_first = side.division.noise_rate is None
-                found = examine(self, dataset, cross_entropy, with_probabilities=is_first, model=side.network)
-                side.division.divide(
+            for peer in self.peers:
+                is_first = peer.division.noise_rate is None
+                found = evaluate_examples(self, dataset, cross_entropy, with_probabilities=is_first, model=peer.network)
+                peer.division.divide(
                     found,
                     judged,
                     batch_size=self.fewest,
                     threshold=self.args.clean_threshold,
                     history=self.args.division_history,
                     is_calibrated=self.args.calibrate_division,
-                    seed=side.seed(),
+                    seed=peer.seed(),
                     epoch=self.epoch,
                 )
-                self._log_division(side.division)
+                self._log_division(peer.division)
         self._end_loading()
 
-    def _log_division(self, division: Division) -> None:
+    def _log_division(self, division: CoDivide) -> None:
         facts = {
             "labelled_size": float(len(division)),
             "labelled_precision": division.purity,
@@ -270,17 +270,17 @@ class TwoNetworkTrainer(FaMUSTrainer):
                 self._averages.add(name, torch.tensor(value))
 
     def _end_loading(self) -> None:
-        for side in self.sides:
-            side.end_loading()
+        for peer in self.peers:
+            peer.end_loading()
 
-    def _next_meta_batch(self, meta: MetaModel) -> dict[str, Any]:
-        return self._side_of(meta).meta_batch()
+    def _next_meta_batch(self, meta: MetaUpdate) -> dict[str, Any]:
+        return self._peer_of(meta).meta_batch()
 
-    def _redrawn_meta_batch(self, meta: MetaModel, draw: int) -> dict[str, Any]:
-        return self._side_of(meta).redrawn_meta_batch(draw)
+    def _redrawn_meta_batch(self, meta: MetaUpdate, draw: int) -> dict[str, Any]:
+        return self._peer_of(meta).redrawn_meta_batch(draw)
 
-    def _side_of(self, meta: MetaModel) -> Side:
-        return next(side for side in self.sides if side.meta is meta)
+    def _peer_of(self, meta: MetaUpdate) -> Peer:
+        return next(peer for peer in self.peers if peer.meta is meta)
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -300,27 +300,27 @@ class TwoNetworkTrainer(FaMUSTrainer):
             save_networks_apart(folder, self.model, self.processing_class)
 
     def _save_meta_net(self, folder: Path) -> None:
-        for side in self.sides:
-            save_meta_net(folder / side.name, side.meta_learner, side.meta.layer_sampler)
+        for peer in self.peers:
+            save_meta_net(folder / peer.name, peer.meta_learner, peer.meta.layer_sampler)
 
     def _load_meta_net(self, checkpoint: str) -> None:
-        for side in self.sides:
-            if side.meta_learner is not None:
-                load_into(Path(checkpoint) / side.name, side.meta_learner, side.meta.layer_sampler)
+        for peer in self.peers:
+            if peer.meta_learner is not None:
+                load_into(Path(checkpoint) / peer.name, peer.meta_learner, peer.meta.layer_sampler)
 
-    def _meta_state(self, meta: MetaModel) -> dict[str, Any]:
+    def _meta_state(self, meta: MetaUpdate) -> dict[str, Any]:
         return {
-            side.name: {**side.meta.state_dict(), "pseudo_clean": side.division.state_dict()} for side in self.sides
+            peer.name: {**peer.meta.state_dict(), "pseudo_clean": peer.division.state_dict()} for peer in self.peers
         }
 
-    def _take_meta_state(self, meta: MetaModel, state: dict[str, Any]) -> None:
+    def _take_meta_state(self, meta: MetaUpdate, state: dict[str, Any]) -> None:
         if set(state) != set(NETWORKS_APART) or not all(
             isinstance(own, dict) and "pseudo_clean" in own for own in state.values()
         ):
             raise ValueError("it is of a run with one network: resume that with FaMUSTrainer")
-        for side in self.sides:
-            side.meta.load_state_dict(state[side.name])
-            side.division.load_state_dict(state[side.name]["pseudo_clean"])
+        for peer in self.peers:
+            peer.meta.load_state_dict(state[peer.name])
+            peer.division.load_state_dict(state[peer.name]["pseudo_clean"])
 
 
 def _no_batch(steps: list[int]) -> dict[str, Any]:

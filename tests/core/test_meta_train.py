@@ -12,7 +12,7 @@ from famus_hf.core.autodiff.forward_pass import (
     differentiable_attention,
     get_random_state,
     model_logits,
-    random_state_kept,
+    preserve_rng_state,
     split_inputs,
 )
 from famus_hf.core.autodiff.training_pass import TrainingPass, logit_tangent, training_pass_without_trace
@@ -191,7 +191,7 @@ def test_virtual_step_of_adam_equals_double_backward_with_its_state_frozen():
     inputs, labels, _ = split_inputs(train)
     layers = find_layers(model, inputs)
     random_state = get_random_state(labels.device)
-    with random_state_kept(labels.device), differentiable_attention():
+    with preserve_rng_state(labels.device), differentiable_attention():
         logits = model_logits(model, inputs)
         training_pass = TrainingPass(model, inputs, labels, logits, random_state)
         loss = meta_learner.training_loss(logits, labels, cross_entropy)
@@ -203,7 +203,7 @@ def test_virtual_step_of_adam_equals_double_backward_with_its_state_frozen():
                 torch.tensor(on, dtype=torch.float64), layers[-1], MetaObjective(),
             )  # fmt: skip
             names = [layer.name for layer, is_on in zip(layers, on, strict=True) if is_on]
-            with random_state_kept(labels.device, random_state):
+            with preserve_rng_state(labels.device, random_state):
                 expected = brute_force.mw_net_gradient(
                     model, meta_learner, train, meta, LEARNING_RATE, names, preconditioners=by_hand
                 )

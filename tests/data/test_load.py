@@ -13,9 +13,10 @@ from famus_hf import build_backbone, load_noisy_dataset
 from famus_hf.data.inputs.class_balanced import ClassBalancedSampler
 from famus_hf.data.inputs.image_inputs import ImageInputs
 from famus_hf.data.inputs.image_processors import default_image_processor
+from famus_hf.data.inputs.meta_batches import MetaBatchSampler
 from famus_hf.data.labels.class_maps import CIFAR10_CLASSES
 from famus_hf.data.labels.duplicates import same_content
-from famus_hf.data.labels.meta_set import MetaBatchSampler, check_no_overlap, class_balanced_holdout, default_num_meta
+from famus_hf.data.labels.meta_set import check_no_overlap, class_balanced_holdout, default_num_meta
 from famus_hf.data.sources.columns import Columns, with_shared_classes, with_standard_columns
 from famus_hf.data.sources.idx import FASHION_MNIST_CLASSES
 from famus_hf.data.sources.load_source import load_source

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from famus_hf.storage.atomic import SaveError
+from famus_hf.errors import SaveError
 from famus_hf.storage.checkpoints import fault_of
 from tests.helpers.forks import forked
 from tests.trainer.test_trainer import make_trainer

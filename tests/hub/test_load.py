@@ -23,9 +23,11 @@ from famus_hf import (
     register_layer_sampler,
     register_meta_learner,
 )
+from famus_hf.core.layer_samplers import LAYER_SAMPLERS
 from famus_hf.core.layers import Layer
+from famus_hf.core.meta_learners import META_LEARNERS
 from famus_hf.hub.load import files_to_push
-from famus_hf.hub.meta_net_files import LAYER_SAMPLERS, META_LEARNERS, load_meta_net, save_meta_net
+from famus_hf.hub.meta_net_files import load_meta_net, save_meta_net
 from tests.helpers import clean_process
 from tests.helpers.hostile import refused
 from tests.helpers.loopback_hub import LoopbackHub

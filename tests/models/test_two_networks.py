@@ -19,11 +19,12 @@ from transformers import (
 )
 
 from famus_hf import MLC, MWNet, TwoNetworksForImageClassification, load_famus
+from famus_hf.errors import SaveError
 from famus_hf.hub.load import files_to_push
 from famus_hf.hub.meta_net_files import save_meta_net
 from famus_hf.models.preact_resnet import PreActResNetForImageClassification
 from famus_hf.models.two_networks import TwoNetworksConfig
-from famus_hf.storage.atomic import SaveError, model_written_beside
+from famus_hf.storage.atomic import atomic_write_model
 from famus_hf.storage.model_folder import NETWORKS_APART, save_networks_apart
 from tests.helpers.hostile import refused
 from tests.helpers.loopback_hub import LoopbackHub
@@ -249,7 +250,7 @@ def names_in(folder):
 
 
 def save_beside(folder, model):
-    with model_written_beside(folder) as beside:
+    with atomic_write_model(folder) as beside:
         save_run(beside, model) if hasattr(model, "model_a") else model.save_pretrained(beside)
 
 

@@ -13,7 +13,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 
 from famus_hf import L2R, MLC, FaMUSTrainer, MWNet
 from famus_hf.core.layer_samplers import RandomLayers
-from famus_hf.core.timer import Stopwatch
+from famus_hf.core.timer import Timer
 from famus_hf.reporting import training_time
 from famus_hf.reporting.diagnostics.callback import fits, is_due
 from famus_hf.reporting.diagnostics.trackers import log_histogram
@@ -139,7 +139,7 @@ def test_diagnostics_leave_no_trace_in_what_is_trained(tmp_path, kind, settings)
 
 
 def test_off_there_is_no_callback_and_nothing_is_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(Stopwatch, "now", lambda clock: pytest.fail("the clock was read"))
+    monkeypatch.setattr(Timer, "now", lambda clock: pytest.fail("the clock was read"))
     trainer = make_trainer(tmp_path, max_steps=2)
     trainer.train()
     assert trainer.diagnostics not in trainer.callback_handler.callbacks
@@ -154,8 +154,8 @@ class StepCounter(TrainerCallback):
 
 
 def test_the_clock_is_read_in_measured_steps_alone(tmp_path, monkeypatch):
-    StepCounter.step, read_in, now = 0, set(), Stopwatch.now
-    monkeypatch.setattr(Stopwatch, "now", lambda clock: read_in.add(StepCounter.step + 1) or now(clock))
+    StepCounter.step, read_in, now = 0, set(), Timer.now
+    monkeypatch.setattr(Timer, "now", lambda clock: read_in.add(StepCounter.step + 1) or now(clock))
     trainer = make_trainer(tmp_path, layer_sampler="all", log_stage_times=3, gradient_accumulation_steps=2,
                            keywords={"callbacks": [StepCounter()]})  # fmt: skip
     trainer.train()
@@ -305,7 +305,7 @@ def test_two_networks_are_recorded_apart_and_left_alone(tmp_path):
     assert {row["stage"] for row in rows["stage_times"] if row["network"] == "model_b"} >= {*STAGES, "data"}
     assert {row["step"] for row in rows["meta_gradient"]} == {8, 10, 12}, "not in the warm-up of six steps"
     assert {row["step"] for row in rows["weights"]} == {12}
-    assert looked_into.sides[0].clock.times == without.sides[0].clock.times
+    assert looked_into.peers[0].clock.times == without.peers[0].clock.times
     assert looked_into.time_shares.keys() == without.time_shares.keys()
 
 

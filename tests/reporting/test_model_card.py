@@ -95,7 +95,7 @@ def test_the_card_of_two_networks_says_how_they_divided_the_data_and_how_to_load
         "| batch | 16 |",
     ):  # fmt: skip
         assert words in text, words
-    for side in trainer.sides:
+    for side in trainer.peers:
         counts = f"{len(side.division)} labelled and {len(side.division.unlabelled)} unlabelled examples"
         assert f"| the division by `{side.name}` | {counts}, {100 * side.division.purity:.1f} % of these" in text
     assert "SemiSupervisedLoss" not in text and validated(text, tmp_path) == ""

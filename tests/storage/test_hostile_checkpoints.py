@@ -114,10 +114,10 @@ def test_a_resume_refuses_a_damaged_checkpoint_in_one_sentence(tmp_path, checkpo
     ):
         sound = (checkpoint / file).read_bytes()
         (checkpoint / file).write_bytes(content)
-        checkpoints.seal(checkpoint, "run")
+        checkpoints.write_manifest(checkpoint, "run")
         refused(words, resume, tmp_path, checkpoint)
         (checkpoint / file).write_bytes(sound)
-    checkpoints.seal(checkpoint, "run")
+    checkpoints.write_manifest(checkpoint, "run")
     assert not (tmp_path / "ran").exists()
     resume(tmp_path, checkpoint)
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from famus_hf.storage.checkpoints import fault_of, run_of, seal
+from famus_hf.storage.checkpoints import fault_of, run_of, write_manifest
 from famus_hf.storage.model_folder import NETWORKS_APART
-from famus_hf.storage.plain_values import decode, encode
+from famus_hf.storage.plain_values import from_json_tree, to_json_tree
 from famus_hf.storage.portable import pack, unpack
 from tests.helpers.hostile import as_json, fuzz, mutated, refused
 from tests.trainer.test_trainer import make_trainer
@@ -59,7 +59,7 @@ def test_a_checkpoint_of_two_networks_comes_through_packing(tmp_path, checkpoint
     division = {"c": torch.arange(3.0), "history": torch.zeros(0, 3, dtype=torch.float64), "epoch": 2}
     both = {network: {**one, "pseudo_clean": division} for network in NETWORKS_APART}
     torch.save(both, local / "meta_state.pt")
-    seal(local, run_of(checkpoint))
+    write_manifest(local, run_of(checkpoint))
     folder = packed(tmp_path / "packed", local)
     assert not [path for path in folder.rglob("*") if path.name.endswith(PICKLES)]
     again = unpack(folder, tmp_path / "again", processes=1)
@@ -79,19 +79,19 @@ def test_plain_values_come_back_as_they_were():
         "d": torch.zeros(0, 2, dtype=torch.bool),
     }  # fmt: skip
     tensors = {}
-    tree = json.loads(json.dumps(encode(value, tensors, "file")))
-    found = decode(tree, tensors.__getitem__)
+    tree = json.loads(json.dumps(to_json_tree(value, tensors, "file")))
+    found = from_json_tree(tree, tensors.__getitem__)
     assert repr(found) == repr(value) and list(found) == list(value)
     assert found["b"]["z"].dtype == torch.bfloat16 and found["c"].dtype == np.uint32
-    nan = decode(json.loads(json.dumps(encode(float("nan"), {}, "file"))), tensors.__getitem__)
+    nan = from_json_tree(json.loads(json.dumps(to_json_tree(float("nan"), {}, "file"))), tensors.__getitem__)
     assert nan != nan
     for strange in ({1, 2}, object(), {(1, 2): 3}, np.array(["a"]), torch.nn.Linear(1, 1), b"x"):
         with pytest.raises(ValueError, match="it h"):
-            encode({"a": [strange]}, {}, "file")
+            to_json_tree({"a": [strange]}, {}, "file")
     deep = 1
     for _ in range(5000):
         deep = {"list": [deep]}
-    refused("nested too deeply", decode, deep, tensors.__getitem__)
+    refused("nested too deeply", from_json_tree, deep, tensors.__getitem__)
 
 
 def edit(file, *path, to):

@@ -18,9 +18,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from famus_hf import load_famus
 from famus_hf.cli import run as run_famus
+from famus_hf.errors import SaveError
 from famus_hf.hub import meta_net_files as meta_net
 from famus_hf.storage import checkpoints
-from famus_hf.storage.atomic import SaveError
 from famus_hf.storage.checkpoints import fault_of, to_resume_from
 from tests.cli.test_run import SCRIPT, SMALL
 from tests.helpers.models import build_model

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from sklearn.mixture import GaussianMixture
 
 from famus_hf.data.labels.pseudo_clean import MIXTURE, clean_probabilities, scaled_to_one
-from famus_hf.data.per_example import Examined
+from famus_hf.data.per_example import PerExample
 from famus_hf.two_networks.co_divide import (
-    Division,
+    CoDivide,
     Part,
     calibrated,
     collated,
@@ -178,7 +178,7 @@ def test_a_single_loss_apart_leaves_a_batch_of_either_kind():
 def examined(losses, labels=None, clean_labels=None):
     labels = np.zeros(len(losses), dtype=np.int64) if labels is None else np.asarray(labels)
     clean_labels = None if clean_labels is None else np.asarray(clean_labels)
-    return Examined(labels, np.asarray(losses, dtype=np.float32), None, clean_labels, None)
+    return PerExample(labels, np.asarray(losses, dtype=np.float32), None, clean_labels, None)
 
 
 def divide(division, found, judged=None, *, batch_size=2, threshold=0.5, history=1, seed=0, epoch=3):
@@ -187,14 +187,14 @@ def divide(division, found, judged=None, *, batch_size=2, threshold=0.5, history
 
 
 def divided(losses, labels=None, clean_labels=None, **settings):
-    return divide(Division(range(len(losses))), examined(losses, labels, clean_labels), **settings)
+    return divide(CoDivide(range(len(losses))), examined(losses, labels, clean_labels), **settings)
 
 
 LOSSES = [0.1, 2.1, 0.2, 1.9, 0.15, 2.0, 0.12, 2.2, 0.18, 1.8]  # even rows are small
 
 
 def test_before_the_first_division_all_rows_are_labelled():
-    division = Division(range(5))
+    division = CoDivide(range(5))
     assert division.rows.tolist() == [0, 1, 2, 3, 4] and len(division.unlabelled) == 0 and division.epoch == -1
     assert division.noise_rate is division.mixture_noise_rate is division.purity is division.recall is None
     assert division.clean_probabilities.tolist() == [0] * 5 and division.history.shape == (0, 5)
@@ -237,7 +237,7 @@ def test_the_noise_rate_is_the_mean_probability_of_a_wrong_label():
 
 def test_only_judged_rows_are_divided_and_counted():
     judged = np.arange(5, 25, 2)
-    division = divide(Division(range(30)), examined(LOSSES, [0] * 10, [0] * 5 + [1] * 5), judged)
+    division = divide(CoDivide(range(30)), examined(LOSSES, [0] * 10, [0] * 5 + [1] * 5), judged)
     assert division.rows.tolist() == [5, 9, 13, 17, 21] and division.unlabelled.tolist() == [7, 11, 15, 19, 23]
     whole = divided(LOSSES)
     assert np.array_equal(division.clean_probabilities[judged], whole.clean_probabilities)
@@ -271,7 +271,7 @@ def test_fewer_clean_examples_than_a_batch_are_made_up_to_half():
 
 def test_losses_of_the_last_epochs_count_each_scaled_by_itself():
     epochs = [np.roll(LOSSES, 1), np.array(LOSSES) * 10, np.array(LOSSES) ** 2]  # of which the first is forgotten
-    division = Division(range(10))
+    division = CoDivide(range(10))
     for epoch, losses in enumerate(epochs):
         divide(division, examined(losses), history=2, epoch=epoch)
     second, third = ((losses - losses.min()) / np.ptp(losses) for losses in np.float64(np.float32(epochs[1:])))
@@ -281,7 +281,7 @@ def test_losses_of_the_last_epochs_count_each_scaled_by_itself():
 
 
 def test_a_loss_that_is_not_finite_spoils_no_later_average():
-    division = Division(range(10))
+    division = CoDivide(range(10))
     divide(division, examined([NAN, *LOSSES[1:]]), history=3)
     assert division.history[0, 0] == 1 and 0 not in division.rows
     divide(division, examined(LOSSES), history=3)
@@ -292,7 +292,7 @@ def test_a_loss_that_is_not_finite_spoils_no_later_average():
 
 
 def full_division():
-    division = Division(range(10))
+    division = CoDivide(range(10))
     for epoch in (3, 4):
         divide(division, examined(LOSSES, [0] * 10, [0, 0, 0, 1, 1] * 2), history=2, epoch=epoch)
     return division
@@ -304,7 +304,7 @@ def facts(division):
     return *bits, division.epoch, division.purity, division.recall, division.noise_rate, division.mixture_noise_rate
 
 
-@pytest.mark.parametrize("make", [full_division, lambda: Division(range(10)), lambda: divided(LOSSES)])
+@pytest.mark.parametrize("make", [full_division, lambda: CoDivide(range(10)), lambda: divided(LOSSES)])
 def test_a_division_comes_back_bit_for_bit(tmp_path, make):
     division, other = make(), divided(LOSSES[::-1], [0] * 10, [0] * 10, history=2)
     torch.save(division.state_dict(), tmp_path / "state.pt")
@@ -395,11 +395,11 @@ def test_a_division_that_lacks_something_is_refused_and_nothing_changes(name):
     ids=["none", "list", "number", "choice"],
 )
 def test_what_is_no_division_is_refused(state):
-    refused("a division lacks one of", Division(range(10)).load_state_dict, state)
+    refused("a division lacks one of", CoDivide(range(10)).load_state_dict, state)
 
 
 def test_values_that_carry_a_gradient_are_taken_as_values():
-    division, state = Division(range(10)), full_division().state_dict()
+    division, state = CoDivide(range(10)), full_division().state_dict()
     expected = full_division()
     division.load_state_dict({**state, "clean_probabilities": state["clean_probabilities"].requires_grad_()})
     assert facts(division) == facts(expected)
@@ -473,8 +473,8 @@ def test_the_share_of_wrong_labels_is_held_near_the_estimate(sure, expected):
     labels = np.arange(100) % 4
     probabilities = np.full((100, 4), (1 - sure) / 3)
     probabilities[np.arange(100), labels] = sure
-    division = Division([None] * 100)
-    division.divide(Examined(labels, losses, probabilities, None, None), None, batch_size=4, threshold=0.5, history=1,
+    division = CoDivide([None] * 100)
+    division.divide(PerExample(labels, losses, probabilities, None, None), None, batch_size=4, threshold=0.5, history=1,
                     is_calibrated=True, seed=0, epoch=1)  # fmt: skip
     assert division.mixture_noise_rate == pytest.approx(0.2, abs=0.01)
     assert division.noise_rate == pytest.approx(1 - sure)
@@ -486,8 +486,8 @@ def test_a_noise_rate_of_about_none_leaves_out_one_batch_alone(seed):
     """Calibrated to zero, all c may round to exactly 1; that is no mixture that tells nothing."""
     generator = np.random.default_rng(seed)
     losses, probabilities = generator.exponential(0.1, 1000 + seed), np.tile([0.97, 0.03], (1000 + seed, 1))
-    found = Examined(np.zeros(len(losses), int), losses.astype(np.float32), probabilities, None, None)
-    division = Division(range(len(losses)))
+    found = PerExample(np.zeros(len(losses), int), losses.astype(np.float32), probabilities, None, None)
+    division = CoDivide(range(len(losses)))
     division.divide(found, None, batch_size=50, threshold=0.5, history=1, is_calibrated=True, seed=0, epoch=0)
     assert len(division.unlabelled) == 50
 

@@ -66,11 +66,11 @@ def make(folder, kind="called group norm", dtype=torch.float64, train=None, keyw
 def learned(trainer):
     """Everything that moves, by name."""
     parts = {"w": trainer.model}
-    for side in trainer.sides:
-        division = side.division.state_dict()
+    for peer in trainer.peers:
+        division = peer.division.state_dict()
         tensors = {name: value for name, value in division.items() if isinstance(value, torch.Tensor)}
-        parts |= {f"{side.name}.theta": side.meta.meta_learner, f"{side.name}.eta": side.meta.layer_sampler}
-        parts[f"{side.name}.division"] = tensors
+        parts |= {f"{peer.name}.theta": peer.meta.meta_learner, f"{peer.name}.eta": peer.meta.layer_sampler}
+        parts[f"{peer.name}.division"] = tensors
     found = {}
     for part, own in parts.items():
         tensors = own if isinstance(own, dict) else own.state_dict()
@@ -110,8 +110,8 @@ def recorded(trainer):
     three_stages, next_meta_batch = trainer._three_stages, trainer._next_meta_batch
 
     def record(meta, network, batch, clean_labels):
-        side = next(side for side in trainer.sides if side.meta is meta)
-        found.append({"side": side.number, "batch": batch, "weight": side.loss.unlabelled_weight, "meta": None})
+        peer = next(peer for peer in trainer.peers if peer.meta is meta)
+        found.append({"peer": peer.number, "batch": batch, "weight": peer.loss.unlabelled_weight, "meta": None})
         return three_stages(meta, network, batch, clean_labels)
 
     def record_meta(meta):
@@ -125,7 +125,7 @@ def recorded(trainer):
 @pytest.mark.parametrize("settings", [PLAIN, EXACT], ids=["DivideMix", "MW-Net"])
 def test_steps_of_both_networks_equal_double_backward_and_sgd_by_hand(tmp_path, settings):
     trainer = make(tmp_path, **settings, max_steps=9, plain_warmup_epochs=0)
-    model, learners = copy.deepcopy((trainer.model, [side.meta_learner for side in trainer.sides]))
+    model, learners = copy.deepcopy((trainer.model, [peer.meta_learner for peer in trainer.peers]))
     steps = recorded(trainer)
     trainer.train()
     assert len(steps) == 2 * 9
@@ -134,9 +134,9 @@ def test_steps_of_both_networks_equal_double_backward_and_sgd_by_hand(tmp_path, 
     meta_optimizers = [learner and torch.optim.SGD(learner.parameters(), 0.05, momentum=0.9) for learner in learners]
     rates = [0.05 * 0.1 ** ((step >= 4) + (step >= 7)) for step in range(9)]  # a tenth from 1/2 and 3/4 on
     for place, taken in enumerate(steps):
-        step, side = place // 2, taken["side"]
-        network, learner = (model.model_a, model.model_b)[side], learners[side]
-        assert side == place % 2 and taken["weight"] == pytest.approx(2 * min(step / 6, 1))
+        step, peer = place // 2, taken["peer"]
+        network, learner = (model.model_a, model.model_b)[peer], learners[peer]
+        assert peer == place % 2 and taken["weight"] == pytest.approx(2 * min(step / 6, 1))
 
         def weigh(losses, learner=learner):
             if learner is None:
@@ -150,29 +150,29 @@ def test_steps_of_both_networks_equal_double_backward_and_sgd_by_hand(tmp_path, 
             gradients = torch.autograd.grad(value, list(learner.parameters()))
             for parameter, gradient in zip(learner.parameters(), gradients, strict=True):
                 parameter.grad = gradient
-            meta_optimizers[side].step()
-        if side == 0:
+            meta_optimizers[peer].step()
+        if peer == 0:
             optimizer.zero_grad()
         loss(network(taken["batch"]["pixel_values"]).logits, taken["batch"]["labels"]).backward()
-        if side == 1:
+        if peer == 1:
             optimizer.param_groups[0]["lr"] = rates[step]
             optimizer.step()
     assert_equal(trainer.model.state_dict(), model.state_dict(), 1e-9)
-    for side, learner in zip(trainer.sides, learners, strict=True):
-        assert (learner is None) == (side.meta_learner is None)
+    for peer, learner in zip(trainer.peers, learners, strict=True):
+        assert (learner is None) == (peer.meta_learner is None)
         if learner is not None:
-            assert_equal(side.meta_learner.state_dict(), learner.state_dict(), 1e-9)
+            assert_equal(peer.meta_learner.state_dict(), learner.state_dict(), 1e-9)
 
 
 def test_a_mixed_batch_is_that_of_the_method(tmp_path):
     """Own draws by hand: labels refined by the division of the other network, guessed by both, sharpened and mixed."""
     trainer = make(tmp_path, **PLAIN, augmentation="pad-crop", mixup_alpha=0.0)  # each example mixed with nothing
     trainer.train()
-    side = trainer.sides[0]
+    peer = trainer.peers[0]
     drawn = []
-    draw = side.drawn
-    side.drawn = lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1]
-    batch, clean_labels = side.mixed_batch(trainer.state.global_step, trainer.clock)
+    draw = peer.drawn
+    peer.drawn = lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1]
+    batch, clean_labels = peer.mixed_batch(trainer.state.global_step, trainer.clock)
     labelled, unlabelled = drawn
     assert all(set(part.views[0].flatten().tolist()) != set(part.views[1].flatten().tolist()) for part in drawn)
 
@@ -191,11 +191,11 @@ def test_a_mixed_batch_is_that_of_the_method(tmp_path):
     expected = torch.cat([refined, refined, guessed, guessed])
     torch.testing.assert_close(batch["labels"], expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(batch["pixel_values"], torch.cat([*labelled.views, *unlabelled.views]))
-    assert side.loss.is_labelled.tolist() == [True] * 16 + [False] * 16
+    assert peer.loss.is_labelled.tolist() == [True] * 16 + [False] * 16
     assert torch.equal(clean_labels, torch.cat([labelled.clean_labels] * 2 + [unlabelled.clean_labels] * 2))
 
-    seen_by = trainer.sides[1].division  # a network learns from the other one's division
-    loader = side._batches_of(LABELLED)
+    seen_by = trainer.peers[1].division  # a network learns from the other one's division
+    loader = peer._batches_of(LABELLED)
     assert np.array_equal(loader.dataset.rows, seen_by.rows)
     known = set(seen_by.clean_probabilities[seen_by.rows].astype(np.float32).tolist())
     assert set(labelled.clean_probabilities.tolist()) <= known
@@ -204,11 +204,11 @@ def test_a_mixed_batch_is_that_of_the_method(tmp_path):
 def test_images_and_targets_are_mixed_alike_with_a_share_of_at_least_a_half(tmp_path):
     trainer = make(tmp_path, **PLAIN, max_steps=8)
     trainer.train()
-    side = trainer.sides[0]
-    batch, _ = side.mixed_batch(8, trainer.clock)
-    side.end_loading()
+    peer = trainer.peers[0]
+    batch, _ = peer.mixed_batch(8, trainer.clock)
+    peer.end_loading()
     trainer.args.mixup_alpha = 0.0
-    unmixed, _ = side.mixed_batch(8, trainer.clock)
+    unmixed, _ = peer.mixed_batch(8, trainer.clock)
     images, targets = unmixed["pixel_values"].flatten(1), unmixed["labels"]
     found = []
     for row, image in enumerate(batch["pixel_values"].flatten(1)):
@@ -229,10 +229,10 @@ def test_a_batch_has_the_shares_of_the_division_and_the_unlabelled_loss_counts_i
     trainer = make(tmp_path, **PLAIN, unlabelled_share="division", max_steps=30)
     steps = recorded(trainer)
     trainer.train()
-    side = trainer.sides[0]
-    seen, taken = side.other.division, [taken for taken in steps if taken["side"] == 0]
+    peer = trainer.peers[0]
+    seen, taken = peer.other.division, [taken for taken in steps if taken["peer"] == 0]
     share = len(seen.unlabelled) / len(trainer.train_dataset)
-    unlabelled = int((~side.loss.is_labelled).sum())
+    unlabelled = int((~peer.loss.is_labelled).sum())
     assert unlabelled == round(16 * round(8 * share) / 8) != 8
     assert len(taken[-1]["batch"]["labels"]) == 16
     assert taken[-1]["weight"] == pytest.approx(2 * min(1, len(seen.unlabelled) / len(seen.rows)))
@@ -241,8 +241,8 @@ def test_a_batch_has_the_shares_of_the_division_and_the_unlabelled_loss_counts_i
 def test_a_division_leaves_out_about_as_many_labels_as_seem_wrong_after_the_warm_up(tmp_path):
     trainer = make(tmp_path, "batch norm", **PLAIN, calibrate_division=True, max_steps=30, plain_warmup_epochs=3)
     trainer.train()
-    for side in trainer.sides:
-        division = side.division
+    for peer in trainer.peers:
+        division = peer.division
         assert 0.05 < division.noise_rate < 0.95
         expected = min(max(division.mixture_noise_rate, division.noise_rate), 1.25 * division.noise_rate)
         assert 1 - division.clean_probabilities.mean() == pytest.approx(expected, abs=1e-6)
@@ -277,9 +277,9 @@ def test_a_resumed_run_is_bit_identical(tmp_path, name, step):
     again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
     assert again.state.global_step == whole.state.global_step
     assert_equal(learned(again), learned(whole))
-    for side, other in zip(again.sides, whole.sides, strict=True):
+    for peer, other in zip(again.peers, whole.peers, strict=True):
         for name in ("purity", "recall", "noise_rate", "mixture_noise_rate", "epoch"):
-            assert getattr(side.division, name) == getattr(other.division, name) is not None
+            assert getattr(peer.division, name) == getattr(other.division, name) is not None
 
 
 def run(folder, name, processes):
@@ -311,7 +311,7 @@ def test_images_that_are_not_finite_never_reach_weights_running_statistics_or_la
     trainer.train()
     assert all(tensor.isfinite().all() for tensor in learned(trainer).values())
     assert not torch.equal(start, trainer.model.model_b.classifier.weight)
-    assert all(5 in side.division.unlabelled for side in trainer.sides)
+    assert all(5 in peer.division.unlabelled for peer in trainer.peers)
 
 
 def test_a_gradient_that_overflows_in_one_network_moves_neither_theta(tmp_path):
@@ -320,11 +320,11 @@ def test_a_gradient_that_overflows_in_one_network_moves_neither_theta(tmp_path):
     states = []
     learn = trainer._learn
 
-    def overflow(side, number, clock):
-        states.append([copy.deepcopy(own.meta_learner.state_dict()) for own in trainer.sides])
-        loss = learn(side, number, clock)
-        if number == 5 and side.number == 1:
-            next(side.network.parameters()).grad.fill_(float("inf"))
+    def overflow(peer, number, clock):
+        states.append([copy.deepcopy(own.meta_learner.state_dict()) for own in trainer.peers])
+        loss = learn(peer, number, clock)
+        if number == 5 and peer.number == 1:
+            next(peer.network.parameters()).grad.fill_(float("inf"))
         return loss
 
     trainer._learn = overflow
@@ -339,8 +339,8 @@ def test_a_gradient_that_overflows_in_one_network_moves_neither_theta(tmp_path):
 def test_both_networks_compute_in_bf16_where_that_is_asked_for(tmp_path):
     seen = []
     trainer = make(tmp_path, dtype=torch.float32, max_steps=8, bf16=True)
-    for side in trainer.sides:
-        side.network.classifier.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    for peer in trainer.peers:
+        peer.network.classifier.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     trainer.train()
     assert set(seen) == {torch.bfloat16}
     assert all(tensor.isfinite().all() for tensor in learned(trainer).values())
@@ -353,8 +353,8 @@ def test_balanced_epochs_judge_and_divide_their_own_rows(tmp_path):
     assert trainer._steps_per_epoch == 2
     rows = rows_of_epoch(trainer, 3)
     assert not np.array_equal(rows, rows_of_epoch(trainer, 2))
-    for side in trainer.sides:
-        division = side.division
+    for peer in trainer.peers:
+        division = peer.division
         assert np.array_equal(np.sort([*division.rows, *division.unlabelled]), rows)
         assert set(np.flatnonzero(division.clean_probabilities)) <= set(rows)
 
@@ -382,7 +382,7 @@ def test_a_clean_meta_set_teaches_both_networks(tmp_path):
 def test_a_budget_holds_for_both_networks(tmp_path):
     trainer = make(tmp_path, max_steps=12, dtype=torch.float32, meta_budget=0.5)
     trainer.train()
-    assert all(side.meta.steps == 6 and side.meta.measured_cost > 0 for side in trainer.sides)
+    assert all(peer.meta.steps == 6 and peer.meta.measured_cost > 0 for peer in trainer.peers)
 
 
 def test_the_log_says_how_good_divisions_are_and_what_takes_the_time(tmp_path):
@@ -390,7 +390,7 @@ def test_the_log_says_how_good_divisions_are_and_what_takes_the_time(tmp_path):
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "labelled_size" in entry]
     assert len(logged) == 2
-    last, divisions = logged[-1], [side.division for side in trainer.sides]
+    last, divisions = logged[-1], [peer.division for peer in trainer.peers]
     train = trainer.train_dataset
     right = (train.labels == train.clean).numpy()
     assert last["labelled_size"] == np.mean([len(division.rows) for division in divisions])
@@ -420,12 +420,12 @@ def test_the_folder_loads_as_one_model_and_as_each_of_two(tmp_path, settings):
     ensemble, learner, sampler, _ = load_famus(tmp_path)
     assert learner is None and sampler is None
     logits = []
-    for side in trainer.sides:
-        network, learner, sampler, _ = load_famus(tmp_path, subfolder=side.name)
-        assert_equal(network.state_dict(), side.network.state_dict())
+    for peer in trainer.peers:
+        network, learner, sampler, _ = load_famus(tmp_path, subfolder=peer.name)
+        assert_equal(network.state_dict(), peer.network.state_dict())
         assert (learner is None) == (sampler is None) == (settings == PLAIN)
         if learner is not None:
-            assert_equal(learner.state_dict(), side.meta_learner.state_dict())
+            assert_equal(learner.state_dict(), peer.meta_learner.state_dict())
         logits.append(network(images).logits)
     torch.testing.assert_close(ensemble(images).logits, (logits[0] + logits[1]) / 2)
     assert not torch.allclose(logits[0], logits[1])
@@ -437,7 +437,7 @@ def test_a_checkpoint_of_one_network_is_refused(tmp_path):
     path = tmp_path / "checkpoint-2"
     state = torch.load(path / "meta_state.pt", weights_only=True)
     torch.save(state["model_a"], path / "meta_state.pt")
-    checkpoints.seal(path, trainer._run)
+    checkpoints.write_manifest(path, trainer._run)
     with pytest.raises(ValueError, match="it is of a run with one network: resume that with FaMUSTrainer"):
         make(tmp_path).train(resume_from_checkpoint=str(path))
 
@@ -525,4 +525,4 @@ def test_a_collator_may_make_images_of_whatever_the_data_set_holds(tmp_path):
     trainer = make(tmp_path, **PLAIN, train=Pairs(dtype=torch.float64), max_steps=8,
                    keywords={"data_collator": collate})  # fmt: skip
     trainer.train()
-    assert trainer.sides[0].division.epoch == 1 and trainer.sides[0].division.purity is None
+    assert trainer.peers[0].division.epoch == 1 and trainer.peers[0].division.purity is None

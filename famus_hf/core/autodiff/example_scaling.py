@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from famus_hf.core.autodiff.forward_mode import Call, ForwardRecord
-from famus_hf.core.virtual_train import without_scale
+from famus_hf.core.autodiff.forward_pass import without_scale
 
 TOLERANCE = 1e-2  # relative, of float32 and bf16 alike; coupled examples are off by much more
 

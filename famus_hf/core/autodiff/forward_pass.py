@@ -42,7 +42,7 @@ def set_random_state(device: torch.device, states: RandomState) -> None:
 
 
 @contextmanager
-def random_state_kept(device: torch.device, start: RandomState | None = None) -> Iterator[None]:
+def preserve_rng_state(device: torch.device, start: RandomState | None = None) -> Iterator[None]:
     """Whatever the body draws, the generators stand afterwards where they stood before.
 
     Args:
@@ -105,5 +105,10 @@ def cloned_buffers(model: nn.Module) -> dict[str, Tensor]:
 def logits_without_trace(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     """Logits (n, C) of a pass that leaves buffers and random state as they were."""
     device = next(model.parameters()).device
-    with random_state_kept(device):
+    with preserve_rng_state(device):
         return model_logits(model, inputs, cloned_buffers(model))
+
+
+def without_scale(gradients: dict[str, Tensor], loss_scale: float) -> dict[str, Tensor]:
+    """What comes of a loss that went through backward times `loss_scale`, as fp16 needs it, without that factor."""
+    return gradients if loss_scale == 1 else {name: gradient / loss_scale for name, gradient in gradients.items()}

@@ -27,7 +27,7 @@ from famus_hf.core.autodiff.forward_pass import (
     differentiable_attention,
     get_random_state,
     model_logits,
-    random_state_kept,
+    preserve_rng_state,
 )
 from famus_hf.core.parallel.processes import Processes
 
@@ -106,7 +106,7 @@ def _forward_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor
     device = training_pass.logits.device
     with (
         torch.no_grad(),
-        random_state_kept(device, training_pass.random_state),
+        preserve_rng_state(device, training_pass.random_state),
         differentiable_attention(),
         forward_ad.dual_level(),
     ):
@@ -179,7 +179,7 @@ def _finite_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]
         return torch.zeros_like(training_pass.logits)
 
     def logits() -> Tensor:
-        with random_state_kept(device, training_pass.random_state):
+        with preserve_rng_state(device, training_pass.random_state):
             return model_logits(model, inputs, cloned_buffers(model))
 
     # `.data` leaves the version counters alone: the retained graph of the training pass stays valid.

@@ -10,9 +10,9 @@ from famus_hf.data.inputs.audio_inputs import RecordingInputs, adapted_extractor
 from famus_hf.data.inputs.image_inputs import ImageInputs
 from famus_hf.data.inputs.image_processors import adapted_processor, default_image_processor
 from famus_hf.data.inputs.model_inputs import ModelInputs
+from famus_hf.data.inputs.streamed_inputs import StreamedInputs
 from famus_hf.data.inputs.text_inputs import TextInputs, adapted_tokenizer
 from famus_hf.data.media.modalities import AUDIO, IMAGE, TEXT, Modality, modality_of_columns
-from famus_hf.data.sources.streaming import StreamedInputs
 from famus_hf.errors import reason_of
 
 if TYPE_CHECKING:

@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from famus_hf.core.autodiff.forward_pass import random_state_kept
+from famus_hf.core.autodiff.forward_pass import preserve_rng_state
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.data.inputs.augmentation import make_generator
-from famus_hf.data.labels.meta_set import MetaBatchSampler
 from famus_hf.training_args import FaMUSTrainingArguments
 
 
@@ -55,14 +54,14 @@ class MetaBatches:
                 generator=torch.Generator(),  # its own: the loader must not draw from the global one
             )
             self._batches = iter(loader)
-        with random_state_kept(self.args.device):  # an augmentation may draw
+        with preserve_rng_state(self.args.device):  # an augmentation may draw
             return next(self._batches)
 
     def redrawn(self, *numbers: int) -> Any:
         """A batch beside those of the steps, all examples different: a function of the seed and these numbers."""
         order = torch.randperm(len(self.dataset), generator=make_generator(self.seed, *numbers)).numpy()
         parts = np.array_split(order[: self.batch_size * self.processes.count], self.processes.count)
-        with random_state_kept(self.args.device):
+        with preserve_rng_state(self.args.device):
             return self.collate([self.dataset[int(row)] for row in parts[self.processes.rank]])
 
     def restart(self) -> None:
@@ -79,5 +78,40 @@ def in_order(dataset: Any, args: FaMUSTrainingArguments, collate: Callable[[list
         num_workers=args.dataloader_num_workers,
         generator=torch.Generator(),
     )
-    with random_state_kept(args.device):
+    with preserve_rng_state(args.device):
         yield from loader
+
+
+class MetaBatchSampler:
+    """An endless stream of meta batches in which the batch of a step is a function of (seed, step) alone.
+
+    The meta set is shuffled anew whenever less than a batch of it is left.
+
+    Args:
+        size: Examples in the meta set.
+        batch_size: m; at most `size` are taken.
+        seed: Of the shuffles.
+        start: The step to begin with.
+        part: (r, k): of each batch only the r-th of k parts.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, start: int = 0, part: tuple[int, int] = (0, 1)):
+        self.size = size
+        self.part = part
+        self.batch_size = min(batch_size, size)
+        self.seed = seed
+        self.start = start
+
+    def batch(self, step: int) -> list[int]:
+        """Rows of the meta set for this step (of its part), all different."""
+        round_, place = divmod(step, self.size // self.batch_size)
+        order = np.random.default_rng((self.seed, round_)).permutation(self.size)
+        batch = order[place * self.batch_size : (place + 1) * self.batch_size]
+        own, parts = self.part
+        return np.array_split(batch, parts)[own].tolist()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.start
+        while True:
+            yield self.batch(step)
+            step += 1

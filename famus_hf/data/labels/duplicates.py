@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from famus_hf.data.sources.columns import FILES
+from famus_hf.data.media.modalities import FILES
 
 MAX_COPIES = 3  # in the training set; what is there more often is a placeholder, and leaks nothing
 

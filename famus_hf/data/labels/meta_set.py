@@ -1,11 +1,9 @@
 """The clean meta set: held out of the training split, class-balanced, never corrupted, never also in train."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from famus_hf.data.inputs.model_inputs import ModelInputs
-from famus_hf.data.labels.duplicates import rows_of_copies
 from famus_hf.errors import first_few
 
 META_SETS = ("clean", "pseudo-clean")
@@ -71,55 +69,3 @@ def check_no_overlap(train_index: Sequence[int], meta_index: Sequence[int]) -> N
             f"{len(shared)} meta examples are also in the training set (index {first_few(shared)}): a "
             f"meta set must be held out of it"
         )
-
-
-def check_no_copies(train: ModelInputs, meta: ModelInputs) -> None:
-    """Raises ValueError if an example of the training set (but a placeholder) is in the meta set as well.
-
-    What is not in memory is not compared.
-    """
-    own, others = train.contents(), meta.contents()
-    if own is None or others is None:
-        return
-    copies = rows_of_copies(own, set(others))
-    if copies:
-        index = train.records.get("index")
-        raise ValueError(
-            f"{len(copies)} training {train.modality.things} are also in the meta set, {train.words} (index "
-            f"{first_few(copies if index is None else (index[row] for row in copies))}): remove these from one of them"
-        )
-
-
-class MetaBatchSampler:
-    """An endless stream of meta batches in which the batch of a step is a function of (seed, step) alone.
-
-    The meta set is shuffled anew whenever less than a batch of it is left.
-
-    Args:
-        size: Examples in the meta set.
-        batch_size: m; at most `size` are taken.
-        seed: Of the shuffles.
-        start: The step to begin with.
-        part: (r, k): of each batch only the r-th of k parts.
-    """
-
-    def __init__(self, size: int, batch_size: int, seed: int, start: int = 0, part: tuple[int, int] = (0, 1)):
-        self.size = size
-        self.part = part
-        self.batch_size = min(batch_size, size)
-        self.seed = seed
-        self.start = start
-
-    def batch(self, step: int) -> list[int]:
-        """Rows of the meta set for this step (of its part), all different."""
-        round_, place = divmod(step, self.size // self.batch_size)
-        order = np.random.default_rng((self.seed, round_)).permutation(self.size)
-        batch = order[place * self.batch_size : (place + 1) * self.batch_size]
-        own, parts = self.part
-        return np.array_split(batch, parts)[own].tolist()
-
-    def __iter__(self) -> Iterator[list[int]]:
-        step = self.start
-        while True:
-            yield self.batch(step)
-            step += 1

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from famus_hf.errors import first_few, reason_of
-from famus_hf.storage.atomic import written_beside
+from famus_hf.storage.atomic import atomic_write
 
 COLUMNS = ("index", "label", "clean_label")
 SPARE_ROWS = 2**22  # beside one for each byte
@@ -55,7 +55,7 @@ def write_noise_file(
     if clean_labels is not None:
         columns["clean_label"] = list(clean_labels)
     table = pa.table(columns).replace_schema_metadata({"famus_hf": json.dumps(metadata)})
-    with written_beside(path) as beside:
+    with atomic_write(path) as beside:
         pq.write_table(table, beside)
 
 

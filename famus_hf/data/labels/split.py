@@ -22,7 +22,7 @@ logger = logging.get_logger(__name__)
 
 
 @dataclass
-class Division:
+class LabelSplit:
     """The training split, divided.
 
     Attributes:
@@ -39,7 +39,7 @@ class Division:
     train: np.ndarray
     meta: np.ndarray
 
-    def within(self, rows: np.ndarray, labels: np.ndarray, clean: np.ndarray | None) -> "Division":
+    def within(self, rows: np.ndarray, labels: np.ndarray, clean: np.ndarray | None) -> "LabelSplit":
         """This division of a part, as one of the whole.
 
         Args:
@@ -49,7 +49,7 @@ class Division:
         """
         labels = labels.copy()
         labels[rows] = self.labels
-        return Division(labels, clean, self.num_labels, rows[self.train], rows[self.meta])
+        return LabelSplit(labels, clean, self.num_labels, rows[self.train], rows[self.meta])
 
 
 def divide(
@@ -59,7 +59,7 @@ def divide(
     num_meta: int | None,
     imbalance_factor: float | None,
     seed: int,
-) -> Division:
+) -> LabelSplit:
     """Holds out a class-balanced meta set by the clean labels, and makes the rest long-tailed if asked to.
 
     Args:
@@ -82,7 +82,7 @@ def divide(
                 f"{len(labels)} training examples of {num_labels} classes are too few for a meta set of 10 %: "
                 "set num_meta"
             )
-    found = Division(labels.copy(), clean, num_labels, np.arange(len(labels)), np.arange(0))
+    found = LabelSplit(labels.copy(), clean, num_labels, np.arange(len(labels)), np.arange(0))
     if num_meta > 0:
         assert clean is not None
         found.meta, found.train = class_balanced_holdout(clean, num_meta, num_labels, seed, first=long_tailed)
@@ -100,7 +100,7 @@ def divide_as(
     num_labels: int,
     num_meta: int | None,
     seed: int,
-) -> Division:
+) -> LabelSplit:
     """The rows and labels of another run.
 
     Args:
@@ -120,7 +120,7 @@ def divide_as(
     if clean is None and noise_file.clean_labels is not None:
         clean = labels.copy()  # of other rows nothing better is known
         clean[noise_file.index] = noise_file.clean_labels
-    found = Division(labels.copy(), clean, num_labels, np.sort(noise_file.index), np.arange(0))
+    found = LabelSplit(labels.copy(), clean, num_labels, np.sort(noise_file.index), np.arange(0))
     found.labels[noise_file.index] = noise_file.labels
     kept = np.array(noise_file.metadata.get("meta_index", []), dtype=int)
     if num_meta in (None, len(kept)):
@@ -135,7 +135,7 @@ def divide_as(
 
 
 def corrupt(
-    division: Division,
+    division: LabelSplit,
     dataset: Dataset,
     noise: float,
     noise_type: str,

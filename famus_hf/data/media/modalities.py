@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from datasets import Audio, Image
 from transformers import (
     AutoFeatureExtractor,
     AutoImageProcessor,
@@ -97,3 +98,6 @@ def _class_names(modality: Modality, config: Any) -> set[str]:
     """Of the modality's networks with such a configuration."""
     found = modality.classifier._model_mapping[type(config)]
     return {network.__name__ for network in (found if isinstance(found, tuple) else (found,))}
+
+
+FILES = {"image": Image(), "audio": Audio(decode=False)}  # kind of what is stored in files → feature

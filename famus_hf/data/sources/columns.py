@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Value
 
+from famus_hf.data.media.modalities import FILES
 from famus_hf.errors import first_few
 
 LABEL_NAMES = ("label", "labels")  # what the label column is called where no ClassLabel tells it
@@ -15,7 +16,6 @@ PAIRS = (  # of texts that belong together, as GLUE and others call them
     ("sentence1", "sentence2"), ("question", "sentence"), ("question1", "question2"), ("premise", "hypothesis"),
     ("text1", "text2"),
 )  # fmt: skip
-FILES = {"image": Image(), "audio": Audio(decode=False)}  # kind of what is stored in files → feature
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,17 @@ Noise is drawn for each example from the seed and its row, so that it does not h
 of the first examples of each class and held in memory.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, IterableDatasetDict, Value
-from transformers import BaseImageProcessor
 
 from famus_hf.data.labels.class_maps import class_map_by_names
 from famus_hf.data.labels.meta_set import balanced_shares
 from famus_hf.data.labels.noise import corrupt_labels
-from famus_hf.data.media.images import UNREADABLE
 from famus_hf.data.sources.benchmarks import BUILDERS
 from famus_hf.data.sources.columns import Columns, select_and_rename, standard_names
 from famus_hf.data.sources.folders import load_folder
@@ -26,7 +23,6 @@ from famus_hf.data.sources.load_source import HUB_DATASETS, TEST_NAMES, check_ha
 from famus_hf.errors import first_few
 
 STREAMED_NOISE = ("symmetric", "symmetric-exclusive", "pair", "asymmetric")  # those that one example can draw alone
-SHUFFLE_BUFFER = 10_000  # examples in memory that the next one is drawn from
 META_SEARCH = 100  # times the size of the meta set: so many examples are searched for it
 
 
@@ -176,64 +172,3 @@ def _corrupted(
 def _unchanged(example: dict[str, Any]) -> dict[str, Any]:
     clean = example.get("clean_label", example["label"])
     return _record(example, clean, clean)
-
-
-def _shuffled(stream: IterableDataset, seed: tuple[int, int]) -> Iterator[dict[str, Any]]:
-    """Each example once, drawn from a buffer that the stream refills."""
-    generator = np.random.default_rng(seed)
-    buffer: list[dict[str, Any]] = []
-    for example in stream:
-        if len(buffer) < SHUFFLE_BUFFER:
-            buffer.append(example)
-            continue
-        place = generator.integers(SHUFFLE_BUFFER)
-        yield buffer[place]
-        buffer[place] = example
-    yield from (buffer[place] for place in generator.permutation(len(buffer)))
-
-
-class StreamedInputs(torch.utils.data.IterableDataset):
-    """A stream with a raw `image` column as `pixel_values` and `labels`, with `index` and `clean_label` kept along.
-
-    Args:
-        stream: Columns `image`, `label`, `index`, `clean_label`.
-        image_processor: From transformers.
-        shuffle_seed: With the epoch it decides the order, drawn from a buffer of 10 000 examples; None keeps it.
-
-    Attributes:
-        realised_noise_rate: Share of wrong labels among the examples that came by, or None.
-    """
-
-    def __init__(
-        self,
-        stream: IterableDataset,
-        image_processor: BaseImageProcessor | Callable,
-        shuffle_seed: int | None = None,
-    ):
-        self.stream, self.image_processor = stream, image_processor
-        self.shuffle_seed, self.epoch = shuffle_seed, 0
-        self._seen = self._wrong = 0
-
-    @property
-    def realised_noise_rate(self) -> float | None:
-        return self._wrong / self._seen if self._seen else None
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        if torch.utils.data.get_worker_info() is not None:
-            raise ValueError("a stream is read by one process, which counts its rows: set dataloader_num_workers to 0")
-        order = self.stream if self.shuffle_seed is None else _shuffled(self.stream, (self.shuffle_seed, self.epoch))
-        for example in order:
-            inputs = {"labels": example["label"], "index": example["index"]}
-            try:
-                image = Image().decode_example(example["image"]).convert("RGB")
-            except UNREADABLE as error:
-                raise ValueError(f"the image of row {example['index']} can't be read: remove or repair it") from error
-            inputs["pixel_values"] = self.image_processor([image], return_tensors="pt")["pixel_values"][0]
-            if example["clean_label"] is not None:
-                inputs["clean_label"] = example["clean_label"]
-                self._seen += 1
-                self._wrong += example["clean_label"] != example["label"]
-            yield inputs

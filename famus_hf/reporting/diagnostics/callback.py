@@ -18,20 +18,20 @@ from torch.utils.data import Subset
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from famus_hf.core.autodiff.forward_pass import random_state_kept
+from famus_hf.core.autodiff.forward_pass import preserve_rng_state
 from famus_hf.core.autodiff.training_pass import TrainingPass
+from famus_hf.core.meta_learners import raw_weights
 from famus_hf.core.meta_train import Passes
-from famus_hf.core.meta_update import MetaModel
+from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.core.virtual_train import VirtualStep
 from famus_hf.data.inputs.augmentation import SAMPLE_STREAM, make_generator
-from famus_hf.data.per_example import examine
+from famus_hf.data.per_example import evaluate_examples
 from famus_hf.reporting.diagnostics.meta_gradient import comparison, meta_gradients, statistics
 from famus_hf.reporting.diagnostics.stage_times import StageTimes
 from famus_hf.reporting.diagnostics.trackers import at_work, log_histogram, log_picture
 from famus_hf.reporting.diagnostics.weights import groups_of, weight_rows
 from famus_hf.reporting.figures.run_records import RunRecords
 from famus_hf.reporting.figures.runs import PICTURES
-from famus_hf.reporting.reports import raw_weights
 from famus_hf.storage.diagnostic_tables import FOLDER, SCHEMAS, Tables
 
 if TYPE_CHECKING:
@@ -80,13 +80,13 @@ class Diagnostics(TrainerCallback, ExportableState):
         self.times.begin(is_due(self.every["stage_times"], self._coming_step, self.trainer.args.meta_interval))
         return self.times.clock("data")
 
-    def timed(self, meta: MetaModel) -> AbstractContextManager[None]:
+    def timed(self, meta: MetaUpdate) -> AbstractContextManager[None]:
         """Takes the times of a network's three stages in the body, if this step is measured."""
         return self.times.of(self._name(meta), meta) if self.times.is_measuring else nullcontext()
 
     def measure_meta_gradient(
         self,
-        meta: MetaModel,
+        meta: MetaUpdate,
         training_pass: TrainingPass,
         gradient: dict[str, Tensor],
         step: VirtualStep,
@@ -103,7 +103,7 @@ class Diagnostics(TrainerCallback, ExportableState):
         with (
             self.trainer.training_time.stopped(),
             meta.clock("diagnostics"),
-            random_state_kept(training_pass.labels.device),
+            preserve_rng_state(training_pass.labels.device),
         ):
             with torch.no_grad():
                 gates = meta.gates(gradient, training_pass.processes).tolist()
@@ -185,7 +185,7 @@ class Diagnostics(TrainerCallback, ExportableState):
         """That is being taken, as the Trainer will count it."""
         return int(self.trainer.state.global_step) + 1
 
-    def _name(self, meta: MetaModel) -> str:
+    def _name(self, meta: MetaUpdate) -> str:
         return next(name for name, (_, own) in self.trainer.networks.items() if own is meta)
 
     def _add(self, table: str, step: int, network: str, rows: list[dict[str, Any]]) -> None:
@@ -233,14 +233,14 @@ class Diagnostics(TrainerCallback, ExportableState):
                 continue
             self._record_weights_of(network, model, meta, sample)
 
-    def _record_weights_of(self, network: str, model: nn.Module, meta: MetaModel, sample: Any) -> None:
+    def _record_weights_of(self, network: str, model: nn.Module, meta: MetaUpdate, sample: Any) -> None:
         def weigh(losses: np.ndarray) -> np.ndarray:
             found = raw_weights(meta.meta_learner, losses)
             assert found is not None  # `check_diagnostics` has seen to it
             return found
 
-        with random_state_kept(self.trainer.args.device):
-            found = examine(self.trainer, sample, self.trainer.base_loss, model=model)
+        with preserve_rng_state(self.trainer.args.device):
+            found = evaluate_examples(self.trainer, sample, self.trainer.base_loss, model=model)
         weights = weigh(found.losses)
         rows = weight_rows(found.losses, weights, found.labels, found.correct, weigh)
         names = ("kind", "x", "value")

@@ -18,7 +18,7 @@ from famus_hf.core.autodiff.training_pass import TrainingPass
 from famus_hf.core.layers import Layer, parameters_of
 from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
 from famus_hf.core.meta_train import Passes, choose_derivative, gradient_of_slope
-from famus_hf.core.timer import NO_STOPWATCH
+from famus_hf.core.timer import NO_TIMER
 from famus_hf.core.virtual_train import VirtualStep
 
 
@@ -66,7 +66,7 @@ def meta_gradients(
     for inputs in meta_batches:
         batch, labels, _ = split_inputs(inputs)
         _, validation = passes.validation(
-            training_pass, moves, step, batch, labels, parameters_of(layers), frozenset(), NO_STOPWATCH
+            training_pass, moves, step, batch, labels, parameters_of(layers), frozenset(), NO_TIMER
         )
         exact.append(through(layers, validation))
         sampled.append(exact[-1] if len(on) == len(layers) else through(on, validation))

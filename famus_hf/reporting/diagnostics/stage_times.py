@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-from famus_hf.core.meta_update import MetaModel
-from famus_hf.core.timer import NO_STOPWATCH, Stopwatch
+from famus_hf.core.meta_update import MetaUpdate
+from famus_hf.core.timer import NO_TIMER, Timer
 
 
 class StageTimes:
@@ -21,17 +21,17 @@ class StageTimes:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.clock = NO_STOPWATCH
+        self.clock = NO_TIMER
         self.seconds: dict[str, dict[str, float]] = {}
 
     def begin(self, is_measured: bool) -> None:
         """A step begins, before its data are loaded."""
-        self.clock = Stopwatch(self.device) if is_measured else NO_STOPWATCH
+        self.clock = Timer(self.device) if is_measured else NO_TIMER
         self.seconds = {}
 
     @property
     def is_measuring(self) -> bool:
-        return self.clock is not NO_STOPWATCH
+        return self.clock is not NO_TIMER
 
     def start(self) -> None:
         """The data are there."""
@@ -50,15 +50,15 @@ class StageTimes:
             return {}
         self._add("", "step", self.clock.now() - self._started)
         self._add("", "data", self.clock.seconds.get("data", 0.0))
-        found, self.clock = self.seconds, NO_STOPWATCH
+        found, self.clock = self.seconds, NO_TIMER
         return found if any("forward" in stages for stages in found.values()) else {}
 
     @contextmanager
-    def of(self, network: str, meta: MetaModel) -> Iterator[None]:
+    def of(self, network: str, meta: MetaUpdate) -> Iterator[None]:
         """Takes the times of a network's three stages in the body, in a step that is measured."""
         clock = meta.clock  # with a budget it measures every step, and goes on doing so
         if clock.device is None:
-            meta.clock = Stopwatch(self.device)
+            meta.clock = Timer(self.device)
         before = dict(meta.clock.seconds)
         try:
             yield

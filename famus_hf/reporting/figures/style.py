@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from famus_hf.storage.atomic import written_beside
+from famus_hf.storage.atomic import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,5 +99,5 @@ def save(figure: "Figure", path: Path, formats: Iterable[str] = ("png",)) -> Non
     with rc_context(SETTINGS):
         for kind in formats:
             metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
-            with written_beside(path.with_suffix(f".{kind}")) as beside:
+            with atomic_write(path.with_suffix(f".{kind}")) as beside:
                 figure.savefig(beside, format=kind, dpi=120, metadata=metadata)

@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_noisy_dataset
 from famus_hf.cli import run as run_famus
 from famus_hf.data.inputs.image_processors import default_image_processor
-from famus_hf.data.sources.streaming import StreamedInputs
+from famus_hf.data.inputs.streamed_inputs import StreamedInputs
 
 NAMES = ["ant", "bee", "cow"]
 
