@@ -259,7 +259,7 @@ def images_per_second(options: argparse.Namespace, folder: str) -> dict[str, lis
         for name, trainer in ways.items():
             started = now()
             for place, inputs in enumerate(trainer.get_train_dataloader()):
-                trainer._augmented(trainer._prepare_inputs(inputs), 0, place)
+                trainer.augmented(trainer._prepare_inputs(inputs), 0, place)
             rates[name].append(len(dataset) / (now() - started))
         rates["a plain step"].append(options.batch / seconds_of(step, batch))
     return rates

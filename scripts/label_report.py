@@ -21,7 +21,7 @@ from famus_hf.cli.arguments import source_of
 from famus_hf.data.media.modalities import modality_of_network
 from famus_hf.errors import first_few
 from famus_hf.hub.client_errors import hub_reason
-from famus_hf.reporting.label_report import REPORT_FILE
+from famus_hf.storage.run_folder import REPORT_FILE
 
 SHOWN = 20  # rows that are printed
 

@@ -31,13 +31,12 @@ from famus_hf.cli.arguments import SOURCE_FLAGS, source_of
 from famus_hf.cli.results import format_rate
 from famus_hf.data.inputs.audio_inputs import UNREADABLE, content_of, decode
 from famus_hf.errors import reason_of
-from famus_hf.hub.load import FIGURES
-from famus_hf.reporting.figures.label_report import SHEET
+from famus_hf.reporting.figures.label_report import OF_REPORT, SHEET
 from famus_hf.reporting.figures.run_records import RunRecords, read_run
 from famus_hf.reporting.figures.runs import draw_runs
-from famus_hf.reporting.label_report import REPORT_FILE
-from famus_hf.reporting.reports import OF_REPORT, TEXT_COLUMNS
+from famus_hf.reporting.label_report import TEXT_COLUMNS
 from famus_hf.storage.atomic import atomic_write
+from famus_hf.storage.run_folder import FIGURES, REPORT_FILE
 
 SHOWN = 40  # suspect examples
 LISTED = 30  # classes, those with the most suspect labels

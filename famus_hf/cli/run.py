@@ -92,7 +92,7 @@ class Run:
         results = {
             "method": self.name,
             "eval_accuracy": metrics["eval_accuracy"],
-            "best_eval_accuracy": max(recorded_accuracies(trainer).values()),
+            "best_eval_accuracy": max(recorded_accuracies(trainer.state.log_history).values()),
             "eval_loss": metrics["eval_loss"],
             **{f"{split}_accuracy": metrics[f"{split}_accuracy"] for split in others},
             "dataset_name": short_name(self.data_args) if self.is_folder else self.data_args.dataset_name,

@@ -12,14 +12,15 @@ whole passes alone, and with changes of the shards in place that are taken back 
 Together eight forward passes' worth of work, of which layers that are off spare nothing. An ordinary module, in one
 process or replicated in several, takes the same way.
 
-`sharded_meta_gradient` is for a loop of one's own. In FaMUSTrainer, where accelerate has engaged FSDP2, `PASSES` puts
-these passes into the one Meta-Train of `stages`. Tests show both in two CPU processes over gloo, and no GPU has yet.
+`sharded_meta_gradient` is for a loop of one's own. In FaMUSTrainer, where accelerate has engaged FSDP2, `ShardedStages`
+puts these passes into the one Meta-Train of `meta_train`. Tests show both in two CPU processes over gloo, and no GPU
+has yet.
 
-Symbols as in `stages`. Each process holds its own n rows of the training batch and m of the meta batch; N and M count
-those of all processes, whose J and L_c are meant.
+Symbols as in `meta_train`. Each process holds its own n rows of the training batch and m of the meta batch; N and M
+count those of all processes, whose J and L_c are meant.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -36,15 +37,16 @@ from famus_hf.core.autodiff.forward_pass import (
     preserve_rng_state,
     split_inputs,
 )
-from famus_hf.core.autodiff.training_pass import TrainingPass, central_difference, norm_of, restored
+from famus_hf.core.autodiff.training_pass import Clock, TrainingPass, central_difference, norm_of, restored, untimed
+from famus_hf.core.autodiff.virtual_weights import VirtualStep
 from famus_hf.core.layers import parameters_by_layer, select_layers
 from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_learners import MetaLearner
-from famus_hf.core.meta_train import Passes, gradient_of_slope
+from famus_hf.core.meta_train import MetaTrain, gradient_of_slope
+from famus_hf.core.non_finite import LOGITS, NotFiniteError, all_finite
 from famus_hf.core.parallel.dtensor import abandon_passes, own_part, reshard
 from famus_hf.core.parallel.processes import Processes
-from famus_hf.core.timer import Timer
-from famus_hf.core.virtual_train import VirtualStep
+from famus_hf.core.three_stages import ThreeStages, VirtualTrain
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 
@@ -97,10 +99,12 @@ def sharded_meta_gradient(
             return meta_learner.outcome({name: torch.zeros_like(t) for name, t in meta_learner.theta().items()})
         gradient = {}
         if meta_learner.has_virtual_step:
-            gradient = virtual_gradient(training_pass, meta_learner.training_loss(logits, all_labels, cross_entropy))
-        _, validation = validation_gradient(model, gradient, step, meta_batch, meta_labels)
-        direction = {name: step.displacement(name, validation[name]) for names in on.values() for name in names}
-        tangent = training_pass.processes.gathered_unevenly(logit_tangent(training_pass, direction))
+            loss = meta_learner.training_loss(logits, all_labels, cross_entropy)
+            gradient = training_pass.virtual_gradient(loss, step.learning_rates)
+        names = [name for tensors in on.values() for name in tensors]
+        _, validation = training_pass.validation_gradient(gradient, step, meta_batch, meta_labels, names, cross_entropy)
+        direction = {name: step.displacement(name, validation[name]) for name in names}
+        tangent = training_pass.gathered(training_pass.logit_tangent(direction, "finite"))
     return meta_learner.outcome(gradient_of_slope(meta_learner, logits, tangent, all_labels, cross_entropy))
 
 
@@ -115,6 +119,57 @@ class ShardedPass(TrainingPass):
     @cached_property
     def all_labels(self) -> Tensor:
         return self.processes.gathered_unevenly(self.labels)
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        return self.processes.gathered_unevenly(rows)
+
+    def virtual_gradient(self, loss: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return g of all parameters, sharded as they are; the graph, of the whole module, is used up.
+
+        θ gets no `.grad`.
+        """
+        (by_logits,) = torch.autograd.grad(loss, self.all_logits)
+        own = self.processes.own_of(by_logits, self.logits)
+        return _gradient_of_sum(self.model, (self.logits * own).sum())
+
+    def validation_gradient(
+        self,
+        gradient: Mapping[str, Tensor],
+        step: VirtualStep,
+        inputs: Mapping[str, Any],
+        labels: Tensor,
+        names: Iterable[str],
+        meta_loss: Callable[[Tensor, Tensor], Tensor],
+        *,
+        reusable: Set[str] = frozenset(),
+        clock: Clock = untimed,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return L_c and v of all layers, sharded as the parameters are; the network is at w before and after."""
+        weights = _shards_of(self.model, gradient)
+        count = _summed(torch.tensor(float(len(labels)), device=labels.device))
+        with restored(weights) as originals, preserve_rng_state(labels.device):
+            for weight, original, (name, value) in zip(weights, originals, gradient.items(), strict=True):
+                torch.add(original, _shard(step.displacement(name, value)), out=weight)
+            losses = meta_loss(model_logits(self.model, inputs, cloned_buffers(self.model)), labels)
+            loss = losses.sum() / count.to(losses)
+            validation = _gradient_of_sum(self.model, loss)
+        return _summed(loss.detach()), validation
+
+    def logit_tangent(self, direction: Mapping[str, Tensor], derivative: str) -> Tensor:
+        """Return ż of this process's rows, shape (n, C), by a central difference whatever is asked; w is restored."""
+
+        def logits() -> Tensor:
+            with preserve_rng_state(self.logits.device, self.random_state):
+                z = model_logits(self.model, self.inputs, cloned_buffers(self.model))
+            reshard(self.model)
+            return z
+
+        tangents = [_shard(tangent) for tangent in direction.values()]
+        # Replicated shards count several times: this only sets the length of the step.
+        norm = _summed(norm_of(tangents) ** 2).sqrt()
+        if norm == 0:
+            return torch.zeros_like(self.logits)
+        return central_difference(_shards_of(self.model, direction), tangents, norm, logits)
 
 
 def sharded_training_pass(
@@ -133,86 +188,37 @@ def sharded_training_pass(
     return ShardedPass(model, inputs, labels, logits, random_state, processes=Processes.present(labels.device))
 
 
-def virtual_gradient(training_pass: ShardedPass, loss: Tensor) -> dict[str, Tensor]:
-    """g = ∇_w J(w, θ) of Eq. (3) by parameter name, sharded as the parameters are; θ gets no `.grad`.
+class ShardedStages(ThreeStages):
+    """The paper's step for a network that accelerate has sharded.
 
-    Args:
-        training_pass: Its graph, that of the whole module, is used up.
-        loss: J, a scalar with the graph back to `training_pass.all_logits`.
+    Virtual- and Meta-Train come before the forward pass of Actual-Train, whose graph would not outlive theirs; that
+    pass draws what theirs has drawn.
     """
-    (by_logits,) = torch.autograd.grad(loss, training_pass.all_logits)
-    own = training_pass.processes.own_of(by_logits, training_pass.logits)
-    return _gradient_of_sum(training_pass.model, (training_pass.logits * own).sum())
 
+    def forward(self, model: nn.Module, batch: Mapping[str, Any], is_meta_step: bool) -> TrainingPass:
+        if not is_meta_step:
+            return super().forward(model, batch, is_meta_step)
+        self._learned = None
+        self._batch = (model, batch)
+        inputs, labels, _ = split_inputs(batch)
+        self._open.enter_context(without_trace(self.network, labels.device))
+        with self.meta.clock("forward"):
+            with_graph = bool(self.meta.virtual_names(self.network))
+            train = sharded_training_pass(self.network, inputs, labels, with_graph)
+        self._begin(train)
+        return train
 
-def validation_gradient(
-    model: nn.Module,
-    gradient: Mapping[str, Tensor],
-    step: VirtualStep,
-    inputs: Mapping[str, Any],
-    labels: Tensor,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """L_c and v = ∂L_c/∂ŵ of Eq. (4) by parameter name, sharded as the parameters are, for all layers.
+    def meta_train(self, train: TrainingPass, virtual: VirtualTrain, meta_batch: Mapping[str, Any]) -> MetaTrain:
+        found = super().meta_train(train, virtual, meta_batch)
+        self._open.close()
+        return found
 
-    Args:
-        model: The network, at w before and after.
-        gradient: g by parameter name; parameters without one stay at w.
-        step: α and P.
-        inputs: This process's rows of the meta batch, as keyword arguments of the model.
-        labels: Shape (m,).
-    """
-    weights = _shards_of(model, gradient)
-    count = _summed(torch.tensor(float(len(labels)), device=labels.device))
-    with restored(weights) as originals, preserve_rng_state(labels.device):
-        for weight, original, (name, value) in zip(weights, originals, gradient.items(), strict=True):
-            torch.add(original, _shard(step.displacement(name, value)), out=weight)
-        losses = cross_entropy(model_logits(model, inputs, cloned_buffers(model)), labels)
-        loss = losses.sum() / count.to(losses)
-        validation = _gradient_of_sum(model, loss)
-    return _summed(loss.detach()), validation
-
-
-def logit_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]) -> Tensor:
-    """ż = (∂z/∂w)·d of this process's training rows, shape (n, C), by a central difference; w is restored.
-
-    Args:
-        training_pass: At w; its graph is not needed.
-        direction: d by parameter name, sharded as the parameters are; parameters left out count as zero.
-    """
-    model, inputs = training_pass.model, training_pass.inputs
-
-    def logits() -> Tensor:
-        with preserve_rng_state(training_pass.logits.device, training_pass.random_state):
-            z = model_logits(model, inputs, cloned_buffers(model))
-        reshard(model)
-        return z
-
-    tangents = [_shard(tangent) for tangent in direction.values()]
-    # Replicated shards count several times: this only sets the length of the step.
-    norm = _summed(norm_of(tangents) ** 2).sqrt()
-    if norm == 0:
-        return torch.zeros_like(training_pass.logits)
-    return central_difference(_shards_of(model, direction), tangents, norm, logits)
-
-
-def _validation(
-    training_pass: TrainingPass,
-    gradient: Mapping[str, Tensor],
-    step: VirtualStep,
-    inputs: Mapping[str, Any],
-    labels: Tensor,
-    names: Iterable[str],
-    reusable: Set[str],
-    clock: Timer,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    return validation_gradient(training_pass.model, gradient, step, inputs, labels)
-
-
-def _tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor], derivative: str) -> Tensor:
-    return logit_tangent(training_pass, direction)
-
-
-PASSES = Passes(_validation, _tangent)  # all layers whichever are on, and finite differences whatever is asked
+    def actual_train(self, train: TrainingPass, virtual: VirtualTrain | None, accumulated: int = 1) -> Tensor:
+        if virtual is not None:
+            train = self._forward(*self._batch, is_meta_step=False)
+            if not all_finite([train.all_logits]):
+                raise NotFiniteError(LOGITS)
+        return super().actual_train(train, None, accumulated)
 
 
 @contextmanager

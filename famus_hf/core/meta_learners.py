@@ -80,7 +80,7 @@ class MetaLearner(Pretrained, nn.Module):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Writes `meta_net/` below the folder, in place of one that is there, its layer sampler included."""
-        self.files().save_meta_net(folder, self, None)
+        type(self).files().save_meta_net(folder, self, None)
 
 
 class MWNet(MetaLearner):

@@ -3,34 +3,30 @@
 Symbols: n training batch, m meta batch, C classes, w weights of the network, θ of the meta-learner, α learning rate
 of w, J(w, θ) the meta-learner's training loss, ŵ the virtual weights, L_c the mean cross-entropy of the meta batch at
 ŵ. With v = ∂L_c/∂ŵ held constant, the meta gradient is ∂L_c/∂θ = −α ∂/∂θ ⟨v, ∇_w J(w, θ)⟩, and J depends on w only
-through the logits: one directional derivative of the logits (`derivatives.logit_tangent`) replaces the second-order
+through the logits: one directional derivative of the logits (`TrainingPass.logit_tangent`) replaces the second-order
 graph, exactly, for any set of layers.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from famus_hf.core.autodiff.forward_pass import (
-    cloned_buffers,
     differentiable_attention,
     logits_without_trace,
-    model_logits,
     preserve_rng_state,
     split_inputs,
-    with_tensors,
-    without_scale,
 )
 from famus_hf.core.autodiff.training_pass import (
     DERIVATIVES,
     REVERSE_SHARE,
     TrainingPass,
-    logit_tangent,
     training_pass_without_trace,
 )
+from famus_hf.core.autodiff.virtual_weights import VirtualStep
 from famus_hf.core.layers import (
     Layer,
     find_layers,
@@ -44,86 +40,7 @@ from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
 from famus_hf.core.non_finite import all_finite
 from famus_hf.core.parallel.dtensor import is_sharded, whole
-from famus_hf.core.parallel.processes import Processes
 from famus_hf.core.timer import NO_TIMER, Timer
-from famus_hf.core.virtual_train import VirtualStep, virtual_gradient, virtual_parameters
-
-LOSS = " loss"  # no parameter's name
-
-
-def validation_gradient(
-    model: nn.Module,
-    virtual: Mapping[str, Tensor],
-    inputs: Mapping[str, Any],
-    labels: Tensor,
-    names: Iterable[str],
-    clock: Timer = NO_TIMER,
-    processes: Processes | None = None,
-    loss_scale: float = 1.0,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """v = ∂L_c/∂ŵ of Eq. (4) for the named parameters only; nothing is formed for the others. Leaves no trace.
-
-    Args:
-        model: The network.
-        virtual: ŵ by parameter name.
-        inputs: The meta batch's keyword arguments of the model.
-        labels: Shape (m,).
-        names: Parameters of the layers that are on.
-        clock: Takes the time of the `"validation forward"` and of the `"validation backward"`.
-        processes: That share the meta batch, each with its own part of it.
-        loss_scale: As in `TrainingPass`; v comes without it.
-
-    Returns:
-        L_c (a detached scalar) and v by parameter name, over the whole meta batch.
-    """
-    processes = processes or Processes()
-    leaves = {name: virtual[name].detach().requires_grad_() for name in names}
-
-    def loss_and_gradients(model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-        with clock("validation forward"):
-            loss = cross_entropy(model_logits(model, inputs), labels).mean()
-        if not loss.requires_grad:  # the forward pass uses none of these parameters
-            return loss, {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-        with clock("validation backward"):
-            gradients = torch.autograd.grad(loss * loss_scale, list(leaves.values()), materialize_grads=True)
-            return loss.detach(), without_scale(dict(zip(leaves, gradients, strict=True)), loss_scale)
-
-    with preserve_rng_state(labels.device), torch.enable_grad():
-        loss, gradients = with_tensors(model, {**virtual, **leaves, **cloned_buffers(model)}, loss_and_gradients)
-    found = processes.mean({**gradients, LOSS: loss}, len(labels))
-    return found.pop(LOSS), found
-
-
-def _validation_at_virtual_weights(
-    training_pass: TrainingPass,
-    gradient: Mapping[str, Tensor],
-    step: VirtualStep,
-    inputs: Mapping[str, Any],
-    labels: Tensor,
-    names: Iterable[str],
-    reusable: Set[str],
-    clock: Timer,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    model = training_pass.model
-    virtual = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    moved = {name: virtual[name] for name in gradient}
-    virtual |= virtual_parameters(moved, gradient, step, reusable)
-    return validation_gradient(
-        model, virtual, inputs, labels, names, clock, training_pass.processes, training_pass.loss_scale
-    )
-
-
-class Passes(NamedTuple):
-    """How Meta-Train gets at the network: an ordinary one as the defaults do, a sharded one by `sharded.PASSES`.
-
-    Attributes:
-        validation: Training pass, g by name of what moves, α and P, meta batch, its labels, names of parameters, names
-            in g whose memory may be taken, stopwatch → L_c and v by (at least these) names.
-        tangent: Training pass, d by parameter name, a way of `famus_hf.core.autodiff.training_pass` → ż, shape (n, C).
-    """
-
-    validation: Callable[..., tuple[Tensor, dict[str, Tensor]]] = _validation_at_virtual_weights
-    tangent: Callable[[TrainingPass, Mapping[str, Tensor], str], Tensor] = logit_tangent
 
 
 def gradient_of_slope(
@@ -211,7 +128,6 @@ def meta_train(
     objective: MetaObjective,
     clock: Timer = NO_TIMER,
     keep_gradient: bool = True,
-    passes: Passes = Passes(),  # noqa: B008  # it can't be changed
 ) -> MetaTrain:
     """The gradients of Eq. (12) w.r.t. θ and, but for Eq. (10), the gates. A layer that is off is not computed.
 
@@ -230,7 +146,6 @@ def meta_train(
         objective: K, λ1, λ2.
         clock: Takes the time of `"validation forward"`, `"validation backward"` and `"derivative"`.
         keep_gradient: Whether `gradient` is needed afterwards; where not, its memory may become ŵ.
-        passes: How to get at the network.
     """
     switched_on = [r > 0 for r in gates.tolist()]  # the one host synchronisation of a step
     on = [layer for layer, is_on in zip(candidates, switched_on, strict=True) if is_on]
@@ -241,15 +156,15 @@ def meta_train(
     if evaluated:
         moves = gradient if meta_learner.has_virtual_step else {}
         read_later = gradient if keep_gradient else parameters_of(candidates if gates.requires_grad else matched)
-        meta_loss, validation = passes.validation(
-            training_pass,
+        meta_loss, validation = training_pass.validation_gradient(
             moves,
             step,
             meta_inputs,
             meta_labels,
             parameters_of(evaluated),
-            set(moves).difference(read_later),
-            clock,
+            cross_entropy,
+            reusable=set(moves).difference(read_later),
+            clock=clock,
         )
         direction = {name: step.displacement(name, validation[name]) for name in parameters_of(on)}
         if gates.requires_grad and on:
@@ -262,11 +177,11 @@ def meta_train(
         for layer in matched:
             _add_matching_direction(direction, layer, gradient, validation, objective.gradient_match_weight)
         with clock("derivative"):
-            tangent = passes.tangent(training_pass, direction, choose_derivative(objective.derivative, evaluated))
+            tangent = training_pass.logit_tangent(direction, choose_derivative(objective.derivative, evaluated))
         learner_gradient = gradient_of_slope(
             meta_learner,
             training_pass.all_logits,
-            training_pass.processes.gathered(tangent),
+            training_pass.gathered(tangent),
             training_pass.all_labels,
             per_example_loss,
         )
@@ -344,13 +259,13 @@ def meta_gradient(
         training_pass = training_pass_without_trace(model, inputs, labels)
         logits = training_pass.logits
         meta_learner.begin_step(logits)
-        virtual = {name: parameter.detach() for name, parameter in parameters.items()}
+        gradient = {}
         if meta_learner.has_virtual_step:
             loss = meta_learner.training_loss(logits, labels, cross_entropy)
-            virtual = virtual_parameters(parameters, virtual_gradient(loss, parameters), step)
+            gradient = training_pass.virtual_gradient(loss, parameters)
         names = [name for tensors in on.values() for name in tensors]
         meta_batch, meta_labels, _ = split_inputs(meta_inputs)
-        _, validation = validation_gradient(model, virtual, meta_batch, meta_labels, names)
-        direction = {name: step.displacement(name, gradient) for name, gradient in validation.items()}
-        tangent = logit_tangent(training_pass, direction, derivative)
+        _, validation = training_pass.validation_gradient(gradient, step, meta_batch, meta_labels, names, cross_entropy)
+        direction = {name: step.displacement(name, own) for name, own in validation.items()}
+        tangent = training_pass.logit_tangent(direction, derivative)
     return meta_learner.outcome(gradient_of_slope(meta_learner, logits, tangent, labels, cross_entropy))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from famus_hf.core.autodiff.training_pass import TrainingPass
+from famus_hf.core.autodiff.virtual_weights import VirtualStep
 from famus_hf.core.budget import Budget, LayerCosts
 from famus_hf.core.layer_samplers import (
     LayerSampler,
@@ -19,11 +20,9 @@ from famus_hf.core.layer_samplers import (
 )
 from famus_hf.core.layers import Layer, parameters_of
 from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
-from famus_hf.core.meta_train import MetaObjective, MetaTrain, Passes, meta_train
+from famus_hf.core.meta_train import MetaObjective, MetaTrain, meta_train
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.core.timer import NO_TIMER, Timer
-from famus_hf.core.virtual_train import VirtualStep
-from famus_hf.storage.meta_state import check_meta_state
 
 SAMPLER_MOMENTUM = 0.9
 CALIBRATION_STEPS = 50  # of a budget, and then after twice as many each time
@@ -150,9 +149,8 @@ class MetaUpdate:
         gradient: Mapping[str, Tensor],
         virtual_step: VirtualStep,
         keep_gradient: bool = True,
-        passes: Passes = Passes(),  # noqa: B008  # it can't be changed
     ) -> MetaTrain:
-        """One Meta-Train step: moves θ and η, unless its gradient is not finite. Arguments: see `stages.meta_train`."""
+        """One Meta-Train step: moves θ and η, unless its gradient is not finite. Arguments: see `meta_train`."""
         with self.clock("sampler"):
             gates = self.gates(gradient, training_pass.processes)
         found = meta_train(
@@ -169,7 +167,6 @@ class MetaUpdate:
             self.objective,
             self.clock,
             keep_gradient,
-            passes,
         )
         if found.is_finite:
             if found.learner_gradient:
@@ -247,8 +244,7 @@ class MetaUpdate:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state_dict` gave. Raises ValueError on anything else, before it changes anything."""
-        check_meta_state(state, self)
+        """Take back what `state_dict` gave. A state that somebody else may have written must be checked before."""
         for name in ("learner_optimizer", "sampler_optimizer"):
             optimizer = getattr(self, name)
             if optimizer is not None:

@@ -4,7 +4,6 @@ A run of two networks leaves two such folders, `model_a/` and `model_b/`, and th
 """
 
 import json
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +13,20 @@ from famus_hf.core.layer_samplers import LayerSampler
 from famus_hf.core.meta_learners import MetaLearner
 from famus_hf.data.media.modalities import modality_of_config
 from famus_hf.hub.client_errors import downloaded
-from famus_hf.hub.meta_net_files import META_NET, load_meta_net
+from famus_hf.hub.meta_net_files import load_meta_net
 from famus_hf.hub.safe_backbone import check_folder, load_backbone
 from famus_hf.hub.safe_processor import load_processor
-from famus_hf.reporting.label_report import REPORT_FILE
-from famus_hf.storage.atomic import TOKENIZER_FILES
-from famus_hf.storage.model_folder import NETWORKS_APART, holds_two_networks
-from famus_hf.storage.portable import LAST_CHECKPOINT
-
-FIGURES = "figures"
-# Those that say something of a training, and would be taken for the next one's.
-RECORDS = (
-    "noise.parquet", REPORT_FILE, f"{FIGURES}/*.png", "all_results.json", "train_results.json", "eval_results.json",
-)  # fmt: skip
-# What a run writes of a network and its meta-net.
-OF_A_NETWORK = (
-    "config.json", "preprocessor_config.json", "processor_config.json", "model.safetensors",
-    "model-*-of-*.safetensors", "model.safetensors.index.json", f"{META_NET}/*.json", f"{META_NET}/*.safetensors",
-)  # fmt: skip
-OF_NETWORKS_APART = tuple(f"{network}/{name}" for network in NETWORKS_APART for name in OF_A_NETWORK)
-# What a run writes; a push uploads these, and the files of a backbone's code, and nothing else.
-OF_A_RUN = (
-    *OF_A_NETWORK, *TOKENIZER_FILES, "generation_config.json", "adapter_config.json", "adapter_model.safetensors",
-    "README.md", *RECORDS,
-)  # fmt: skip
-LOADED_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+from famus_hf.storage.model_folder import holds_two_networks
+from famus_hf.storage.run_folder import (
+    CONFIG,
+    LAST_CHECKPOINT,
+    LOADED_FILES,
+    NETWORKS_APART,
+    OF_A_RUN,
+    OF_NETWORKS_APART,
+    RECORDS,
+    is_among,
+)
 
 
 def load_famus(
@@ -79,7 +67,7 @@ def load_famus(
         raise ValueError(
             f"subfolder {subfolder!r} leads out of {str(repo_or_folder)!r}: give the name of a folder in it"
         )
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG).is_file():
         where = f" in {subfolder!r}" if subfolder else ""
         raise ValueError(
             f"{str(repo_or_folder)!r} has no config.json{where}: a run's output folder or Hub repository is needed"
@@ -117,15 +105,10 @@ def files_to_push(folder: str | Path, newer_than: float = 0.0) -> list[str]:
     ]
 
 
-def is_among(name: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a file's name fits a pattern, folder by folder."""
-    return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
-
-
 def code_files(folder: Path) -> set[str]:
     """The Python files that a folder's config.json names as its backbone's, and those that they import relatively."""
     try:
-        auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map", {})
+        auto_map = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("auto_map", {})
         named = {f"{str(value).rpartition('.')[0]}.py" for value in auto_map.values()}
     except (OSError, ValueError, AttributeError):
         return set()

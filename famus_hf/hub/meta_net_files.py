@@ -27,11 +27,10 @@ from famus_hf.core.meta_learners import META_LEARNERS, MetaLearner
 from famus_hf.core.pretrained import Pretrained
 from famus_hf.errors import reason_of
 from famus_hf.hub.client_errors import downloaded
+from famus_hf.storage.run_folder import CONFIG, LAYER_SAMPLER_WEIGHTS, META_LEARNER_WEIGHTS, META_NET
 from famus_hf.storage.untrusted import Allowance, check_inside, read_json, read_tensors, shapes_in
 
-META_NET = "meta_net"
-CONFIG = "config.json"
-TENSORS = {"meta_learner": "model.safetensors", "layer_sampler": "layer_sampler.safetensors"}
+TENSORS = {"meta_learner": META_LEARNER_WEIGHTS, "layer_sampler": LAYER_SAMPLER_WEIGHTS}
 Part = TypeVar("Part", MetaLearner, LayerSampler)
 Kind = TypeVar("Kind", bound=Pretrained)
 
@@ -177,7 +176,7 @@ def _read_config(root: Path, folder: Path) -> dict[str, Any]:
         if path.name not in (CONFIG, *TENSORS.values()) and not path.name.startswith("."):
             raise ValueError(f"it holds {path.name[:80]!r}, which no run writes: remove that, or update famus_hf")
     config = read_json(root, folder / CONFIG)
-    _check_keys("config.json", config, {"meta_learner"}, {"layer_sampler"})
+    _check_keys(CONFIG, config, {"meta_learner"}, {"layer_sampler"})
     for part, settings in config.items():
         if not isinstance(settings, dict):
             raise ValueError(f"its {part} is a {type(settings).__name__} and no object")

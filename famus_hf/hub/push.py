@@ -19,13 +19,18 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from famus_hf.errors import PushError
 from famus_hf.hub.client_errors import hub_reason, root_of, status_of
-from famus_hf.hub.load import OF_A_RUN, OF_NETWORKS_APART, is_among
-from famus_hf.hub.meta_net_files import META_NET
 from famus_hf.models import OWN_CODE
 from famus_hf.storage import checkpoints
-from famus_hf.storage.atomic import UNFINISHED
-from famus_hf.storage.model_folder import NETWORKS_APART
-from famus_hf.storage.portable import LAST_CHECKPOINT, unpack
+from famus_hf.storage.portable import unpack
+from famus_hf.storage.run_folder import (
+    LAST_CHECKPOINT,
+    META_NET,
+    NETWORKS_APART,
+    OF_A_RUN,
+    OF_NETWORKS_APART,
+    UNFINISHED,
+    is_among,
+)
 from famus_hf.storage.untrusted import MAX_JSON_BYTES
 
 TRIES = 4

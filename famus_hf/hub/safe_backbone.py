@@ -16,13 +16,14 @@ from famus_hf.data.media.modalities import modality_of_config
 from famus_hf.errors import first_few, reason_of
 from famus_hf.models.timm_wrapper import TIMM_WRAPPER, check_timm, check_timm_config
 from famus_hf.models.two_networks import TwoNetworksConfig
+from famus_hf.storage.run_folder import ADAPTER_CONFIG, CONFIG
 from famus_hf.storage.untrusted import Allowance, check_finite, check_inside, read_json, shapes_in
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_NUMBER = 2**20  # of a whole number in a configuration: a vocabulary has fewer entries
 # What makes transformers fetch or run more than the folder holds.
-REFUSED_FILES = ("adapter_config.json",)
+REFUSED_FILES = (ADAPTER_CONFIG,)
 CLASS_COUNTS = ("num_labels", "num_classes")  # the latter in configurations of timm
 REFUSED_KEYS = ("quantization_config", "use_pretrained_backbone")
 IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm")  # others may be kernels from the Hub
@@ -38,7 +39,7 @@ def load_backbone(folder: Path) -> nn.Module:
     try:
         files = _weight_files(folder)
         shapes = {name: shape for path in files for name, shape in shapes_in(folder, path).items()}
-        _check_config(read_json(folder, folder / "config.json"), shapes)
+        _check_config(read_json(folder, folder / CONFIG), shapes)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         classifier = modality_of_config(config).classifier
         with torch.device("meta"), Allowance(sum(path.stat().st_size for path in files), len(shapes)):
@@ -90,12 +91,12 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _check_config(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises ValueError on what would run code, fetch other files, or fill memory before a tensor is made."""
-    _check_kind("config.json", "its", config)
+    _check_kind(CONFIG, "its", config)
     networks = _networks_of(config)
     for name, network in networks.items():
         _check_kind(f"{name} of config.json", f"its {name}'s", network)
     longest_side = max((side for shape in shapes.values() for side in shape), default=0)
-    check_values("config.json", config, max(MAX_NUMBER, longest_side), longest_side)
+    check_values(CONFIG, config, max(MAX_NUMBER, longest_side), longest_side)
     if any(network.get("model_type") == TIMM_WRAPPER for network in (config, *networks.values())):
         check_timm("it")
 

@@ -17,9 +17,9 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from famus_hf.data.media.modalities import AUDIO, TEXT, Modality
 from famus_hf.errors import reason_of
 from famus_hf.hub.safe_backbone import MAX_NUMBER, check_values
+from famus_hf.storage.run_folder import PROCESSOR_FILES
 from famus_hf.storage.untrusted import read_json
 
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 MAX_TOKENIZER_BYTES = 2**26  # a vocabulary of 250 000 takes 17 million
 # Of numbers that make tables of a feature extractor: filters are bins × frequencies. Others count samples.

@@ -1,4 +1,4 @@
-"""Which labels of a data set are probably wrong: one row for each example, the most suspect first (numpy only).
+"""Which labels of a data set are probably wrong: one row for each example, the most suspect first.
 
 A network that learned from noisy labels with FaMUS tells what the true class of an example probably is. How often
 examples of class k are labelled y is counted over the whole data set, and Bayes' rule then gives the probability that
@@ -7,12 +7,24 @@ and not merely where it finds the label unlikely.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, Value
 
-REPORT_FILE = "label_report.parquet"
+from famus_hf.core.meta_learners import MetaLearner, raw_weights
+from famus_hf.data.inputs.convert import raw_modality
+from famus_hf.data.media.modalities import TEXT
+from famus_hf.data.per_example import PerExample
+from famus_hf.reporting.figures.label_report import draw_report
+from famus_hf.storage.atomic import atomic_write
+from famus_hf.storage.run_folder import REPORT_FILE
+
+TEXT_COLUMNS = ("text", "text_pair")
+SHOWN_LENGTH = 200  # characters of a text in a report
 SMALLEST = 1e-12  # of a probability, so that no quotient is 0/0
 CHUNK = 2**14  # examples at once, as all at once would take several times the memory of their probabilities
 
@@ -103,3 +115,77 @@ def class_names(model: Any, num_labels: int) -> list[str]:
     known = getattr(getattr(model, "config", None), "id2label", None) or {}
     names = [str(known.get(label, label)) for label in range(num_labels)]
     return names if len(set(names)) == num_labels else [str(label) for label in range(num_labels)]
+
+
+# ---- Of a run ----
+
+
+def report_of(found: PerExample, dataset: Any, network: Any, meta_learner: MetaLearner | None) -> Dataset:
+    """Return the report of what a network makes of a data set.
+
+    Args:
+        found: With probabilities.
+        dataset: Whose examples are named in it.
+        network: Whose configuration has the names of the classes.
+        meta_learner: Ψ, if there is one.
+    """
+    probabilities = cast(np.ndarray, found.probabilities)
+    return label_report(
+        found.labels,
+        probabilities,
+        found.losses,
+        class_names(network, probabilities.shape[1]),
+        index=found.index,
+        details=details_of(dataset),
+        weights=raw_weights(meta_learner, found.losses),
+        clean_labels=found.clean_labels,
+    )
+
+
+def save_report(report: Dataset, dataset: Any, meta_learner: MetaLearner | None, folder: Path) -> None:
+    """Write it to label_report.parquet in a folder, and its pictures to `figures/`.
+
+    Args:
+        report: Of `report_of`.
+        dataset: Whose images are drawn where it has any.
+        meta_learner: Ψ, if there is one.
+        folder: Is made where it is not there.
+
+    Raises:
+        SaveError: It can't be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / REPORT_FILE) as path:
+        report.to_parquet(path)
+    draw_report(report, dataset, lambda losses: raw_weights(meta_learner, losses), folder)
+
+
+def details_of(dataset: Any) -> dict[str, list[str | None]]:
+    """What tells a reader which example it is: column of a report → values."""
+    raw = getattr(dataset, "raw", dataset)
+    modality = raw_modality(raw)
+    if not isinstance(raw, Dataset) or modality is None:
+        return {}
+    if modality is TEXT:
+        return {name: [_beginning(text) for text in raw[name]] for name in TEXT_COLUMNS if name in raw.column_names}
+    names = _file_names(raw, modality.column)
+    return {} if names is None else {"file": names}
+
+
+def _beginning(text: str | None) -> str | None:
+    return text if text is None or len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 1]}…"
+
+
+def _file_names(raw: Dataset, kind: str) -> list[str | None] | None:
+    """Folder and name of each example's file, as in `cats/7.png`; None where they have no files.
+
+    The files are not read: of a data set that holds them itself, they would be all of its bytes.
+    """
+    column = raw.data.column(kind)
+    if not pa.types.is_struct(column.type) or column.type.get_field_index("path") < 0:
+        return None
+    paths = pc.struct_field(column, "path")
+    if raw._indices is not None:
+        paths = paths.take(raw._indices.column(0))
+    names = [None if path is None else "/".join(Path(path).parts[-2:]) for path in paths.to_pylist()]
+    return names if any(names) else None

@@ -1,31 +1,32 @@
 """The model card of a run, from the trainer's own records."""
 
 import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import TrainerState
 from transformers.training_args import OptimizerNames, SchedulerType
 
+from famus_hf.core.meta_learners import MetaLearner
+from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.core.parallel.dtensor import class_of
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
-from famus_hf.data.media.modalities import AUDIO, IMAGE, TEXT
-from famus_hf.reporting.label_report import REPORT_FILE
-from famus_hf.two_networks.model_card import describe_networks, facts_of_two_networks, pipeline_settings_of
+from famus_hf.data.media.modalities import AUDIO, IMAGE, TEXT, Modality
+from famus_hf.reporting.figures.label_report import OF_REPORT
+from famus_hf.reporting.figures.run_records import RunRecords
+from famus_hf.reporting.figures.runs import PICTURES, draw_runs
+from famus_hf.storage.run_folder import FIGURES
+from famus_hf.training_args import FaMUSTrainingArguments
 
-if TYPE_CHECKING:
-    from famus_hf.core.meta_learners import MetaLearner
-    from famus_hf.core.meta_update import MetaUpdate
-    from famus_hf.trainer.trainer import FaMUSTrainer
-    from famus_hf.training_args import FaMUSTrainingArguments
-    from famus_hf.two_networks.trainer import TwoNetworkTrainer
-
+ON_CARD = tuple(name for name in PICTURES if name not in ("test_loss", "clean_weights"))
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
 
 def render_model_card(facts: dict[str, Any]) -> ModelCard:
-    """Fills model_card_template.md.
+    """Fill model_card_template.md.
 
     Args:
         facts: The fields of the template, among them `metrics`: `last` and `best`, accuracies in [0, 1], and where
@@ -56,12 +57,6 @@ def render_model_card(facts: dict[str, Any]) -> ModelCard:
         model_name=facts["model_name"] if results else None,
         eval_results=results or None,
     )
-    shown = {
-        "baselines": [],
-        "seconds_per_step": None,
-        "modality": modality,
-        **facts,
-    }  # what else is left out, the template leaves out
     shown = {"baselines": [], "seconds_per_step": None, "modality": modality, **facts}
     shown["ratio"] = _ratio_to_plain(shown)
     own = shown["metrics"].get("last", 1.0)
@@ -90,117 +85,103 @@ def _ratio_to_plain(facts: dict[str, Any]) -> float | None:
     return facts["seconds_per_step"] / plain[0] if plain and plain[0] and facts["seconds_per_step"] else None
 
 
-def facts_of_run(trainer: "FaMUSTrainer", pictures: dict[str, str]) -> dict[str, Any]:
-    """What the trainer knows of its run; the caller adds what only it knows (`dataset_name`, …).
+def draw_records(
+    folder: Path, own: RunRecords, beside: Sequence[RunRecords], is_of_this_run: Callable[[Path], bool]
+) -> dict[str, str]:
+    """Draw what a run has logged into `figures/` of its folder.
 
     Args:
-        trainer: After its training.
-        pictures: File → caption.
+        folder: Of the run.
+        own: Its records.
+        beside: Those of runs that it is compared with.
+        is_of_this_run: Whether a file was not left by an earlier training.
+
+    Returns:
+        File → caption, of these pictures and of those of the label report of this training.
     """
-    args, learner, train = trainer.args, trainer.meta_learner, trainer.train_dataset
-    rate = getattr(train, "realised_noise_rate", None)
-    folder = Path(str(args.output_dir)).absolute()
-    network: Any = trainer.model.get_submodule("model_a") if has_two_networks(trainer) else trainer.model
+    drawn = draw_runs([*beside, own], folder / FIGURES, ("png",), ON_CARD)
+    captions = {f"{name}.png": caption for name, caption in drawn.items()} | OF_REPORT
+    pictures = {f"{FIGURES}/{name}": caption for name, caption in captions.items()}
+    return {name: caption for name, caption in pictures.items() if is_of_this_run(folder / name)}
+
+
+def source_of_network(network: Any) -> str | None:
+    """Return the repository that a network was loaded from; None for a folder of this machine, or none."""
     source = str(getattr(getattr(network, "config", None), "_name_or_path", ""))
-    selection = "Test accuracy was recorded while training and selected nothing;"
+    return source if source.count("/") == 1 and not Path(source).exists() else None
+
+
+def describe_selection(args: FaMUSTrainingArguments) -> str:
+    """Return what has selected the weights that are saved."""
     judge = str(args.metric_for_best_model).removeprefix("eval_")
     if args.load_best_model_at_end and not judge.startswith(("meta_", "validation_")):
-        selection = f"The checkpoint was selected by {args.metric_for_best_model} on the evaluation set;"
-    return {
-        "model_name": folder.name,
-        "modality": trainer.modality,
-        "base_model": source if source.count("/") == 1 and not Path(source).exists() else None,  # none of this machine
-        "repo_id": trainer.hub_model_id or args.hub_model_id or folder.name,
-        "dataset_name": "the training data",
-        "noise_description": "not stated",
-        "realised_noise": "unknown" if rate is None else f"{100 * rate:.2f} %",
-        "num_train": 0 if train is None else len(train) if hasattr(train, "__len__") else "a stream",
-        "meta_set": _describe_meta_set(trainer.meta_dataset) if trainer.meta and learner else "none",
-        "training_mode": "none" if learner is None else type(learner).__name__,
-        "pseudo_clean": isinstance(trainer.meta_dataset, PseudoCleanSet),
-        "noisy": rate is None or rate > 0,
-        "selection": selection,
-        "metrics": _metrics_of(trainer),
-        "train_seconds": trainer.training_time.seconds,
-        "hardware": describe_hardware(args),
-        "settings": _settings_of(trainer),
-        "figures": pictures,
-        "label_report": trainer.is_of_this_run(folder / REPORT_FILE),
-        **(facts_of_two_networks(cast("TwoNetworkTrainer", trainer)) if has_two_networks(trainer) else {}),
-    }
+        return f"The checkpoint was selected by {args.metric_for_best_model} on the evaluation set;"
+    return "Test accuracy was recorded while training and selected nothing;"
 
 
-def has_two_networks(trainer: "FaMUSTrainer") -> bool:
-    """Whether it is a TwoNetworkTrainer, by which this module is imported."""
-    return bool(getattr(trainer, "sides", ()))
-
-
-def recorded_accuracies(trainer: "FaMUSTrainer") -> dict[int, float]:
-    """Step → accuracy of each evaluation on the evaluation set, or on the one called `test` where there are several."""
+def recorded_accuracies(log: Iterable[Mapping[str, Any]]) -> dict[int, float]:
+    """Return step → accuracy of each evaluation on the evaluation set, or on the one called `test` of several."""
     names = ("eval_accuracy", "eval_test_accuracy")
-    log = trainer.state.log_history
     return {int(entry["step"]): entry[name] for entry in log for name in names if name in entry}
 
 
-def _metrics_of(trainer: "FaMUSTrainer") -> dict[str, float]:
-    """`last`, of the weights that are saved, and `best`."""
-    found = recorded_accuracies(trainer)
-    if not found:
+def metrics_of(args: FaMUSTrainingArguments, state: TrainerState) -> dict[str, float]:
+    """Return `last`, of the weights that are saved, and `best`."""
+    accuracies = recorded_accuracies(state.log_history)
+    if not accuracies:
         return {}
-    chosen = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
-    return {"last": found.get(chosen or 0, list(found.values())[-1]), "best": max(found.values())}
+    chosen = state.best_global_step if args.load_best_model_at_end else None
+    return {"last": accuracies.get(chosen or 0, list(accuracies.values())[-1]), "best": max(accuracies.values())}
 
 
-def describe_hardware(args: "FaMUSTrainingArguments") -> str:
-    """What a run trained on: GPUs by name, or the number of CPU cores."""
+def describe_hardware(args: FaMUSTrainingArguments) -> str:
+    """Return what a run trained on: GPUs by name, or the number of CPU cores."""
     if args.device.type == "cuda":
         return f"{args.world_size} × {torch.cuda.get_device_name(args.device)}"
     return f"{args.world_size} process{'es' if args.world_size > 1 else ''} on {os.cpu_count()} CPU cores"
 
 
-def _settings_of(trainer: "FaMUSTrainer") -> dict[str, Any]:
-    """Hyper-parameters, by the words that the card uses."""
-    args, two_networks = trainer.args, has_two_networks(trainer)
-    size = sum(parameter.numel() for parameter in trainer.model.parameters())
-    alone = f"{class_of(trainer.model).__name__}, {size / 1e6:.2f} M parameters"
-    settings: dict[str, Any] = {
-        "backbone": describe_networks(cast(Any, trainer.model)) if two_networks else alone,
+def describe_network(network: Any) -> str:
+    """Return its class and size."""
+    size = sum(parameter.numel() for parameter in network.parameters())
+    return f"{class_of(network).__name__}, {size / 1e6:.2f} M parameters"
+
+
+def settings_of(args: FaMUSTrainingArguments, state: TrainerState, backbone: str, batch: int) -> dict[str, Any]:
+    """Return hyper-parameters, by the words that the card uses.
+
+    Args:
+        args: Of the run.
+        state: At its end.
+        backbone: Of `describe_network`.
+        batch: Examples of a step and process.
+    """
+    return {
+        "backbone": backbone,
         "loss of an example": args.base_loss,
         "optimizer": f"{OptimizerNames(args.optim).value} {args.optim_args or ''}".strip(),
         "learning rate": f"{args.learning_rate:g}{_describe_schedule(args)}",
         "weight decay": args.weight_decay,
-        "batch": _times_processes(args.per_device_train_batch_size * (1 + two_networks), args.world_size)
+        "batch": _times_processes(batch, args.world_size)
         + (f", {args.gradient_accumulation_steps} accumulated" if args.gradient_accumulation_steps > 1 else ""),
-        "steps": f"{trainer.state.global_step} ({trainer.state.epoch or 0:g} epochs)",
-        **_input_settings_of(trainer),
-        "precision": trainer.accelerator.mixed_precision.replace("no", "float32"),
-        "seed": args.seed,
+        "steps": f"{state.global_step} ({state.epoch or 0:g} epochs)",
     }
-    if two_networks:
-        settings |= pipeline_settings_of(args, cast("TwoNetworkTrainer", trainer).num_views)
-    learner = trainer.meta_learner
-    if trainer.meta is None or learner is None:
-        return settings
-    metas = [side.meta for side in cast("TwoNetworkTrainer", trainer).peers] if two_networks else [trainer.meta]
-    return {**settings, **_meta_settings_of(args, learner, metas)}
 
 
-def _input_settings_of(trainer: "FaMUSTrainer") -> dict[str, Any]:
-    """How the network's inputs are made."""
-    if trainer.modality is IMAGE:
-        return {"augmentation": trainer.args.augmentation}
+def input_settings_of(args: FaMUSTrainingArguments, modality: Modality, processor: Any) -> dict[str, Any]:
+    """Return how the network's inputs are made."""
+    if modality is IMAGE:
+        return {"augmentation": args.augmentation}
     name, place, unit = {
         TEXT: ("texts are cut after", "model_max_length", "tokens"),
         AUDIO: ("recordings are cut after", "max_length_seconds", "seconds"),
-    }[trainer.modality]
-    limit = getattr(trainer.processing_class, place, None)
+    }[modality]
+    limit = getattr(processor, place, None)
     return {} if limit is None else {name: f"{limit:g} {unit}"}
 
 
-def _meta_settings_of(
-    args: "FaMUSTrainingArguments", learner: "MetaLearner", metas: "list[MetaUpdate]"
-) -> dict[str, Any]:
-    """Of one network, or of two whose settings are the same."""
+def meta_settings_of(args: FaMUSTrainingArguments, learner: MetaLearner, metas: Sequence[MetaUpdate]) -> dict[str, Any]:
+    """Return the settings of Meta-Train, of one network or of two whose settings are the same."""
     meta = metas[0]
     optimizer = meta.learner_optimizer
     layers_on = " and ".join(f"{own.mean_active_layers:.2f}" for own in metas)
@@ -224,7 +205,7 @@ def _meta_settings_of(
     return settings
 
 
-def _describe_schedule(args: "FaMUSTrainingArguments") -> str:
+def _describe_schedule(args: FaMUSTrainingArguments) -> str:
     kind = SchedulerType(args.lr_scheduler_type).value
     if kind != "constant":
         return f", {kind}"
@@ -240,7 +221,8 @@ def _with_config(part: Any) -> str:
     return f"{type(part).__name__}({settings})"
 
 
-def _describe_meta_set(meta: Any) -> str:
+def describe_meta_set(meta: Any) -> str:
+    """Return its size and, of a pseudo-clean one, how many of its labels are right."""
     if meta is None:
         return "none"
     if not isinstance(meta, PseudoCleanSet):

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from famus_hf.storage.atomic import UNFINISHED, sync, sync_tree
+from famus_hf.storage.atomic import sync, sync_tree
+from famus_hf.storage.run_folder import MANIFEST, UNFINISHED
 
-FILES = "checkpoint_files.json"
 NAME = re.compile(r"checkpoint-(\d+)")  # what transformers takes for a checkpoint
 
 logger = logging.getLogger("famus_hf")
@@ -34,9 +34,9 @@ def write_manifest(folder: Path, run: str, resumable: bool = True) -> None:
         resumable: Whether the optimizers are among them.
     """
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    files.pop(FILES, None)
+    files.pop(MANIFEST, None)
     record = {"run": run, "resumable": resumable, "saved_at": time.time(), "files": files}
-    (folder / FILES).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     sync_tree(folder)
 
 
@@ -110,7 +110,7 @@ def fault_of(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, naming the file; None if it is whole."""
     record = _record(checkpoint)
     if not record:
-        return f"{FILES} is missing or can't be read"
+        return f"{MANIFEST} is missing or can't be read"
     for name, size in record["files"].items():
         path = checkpoint / name
         if not path.is_file():
@@ -183,7 +183,7 @@ def _other_choice(checkpoint: Path) -> str:
 def _record(checkpoint: Path) -> dict[str, Any]:
     """What `write_manifest` wrote; empty where that can't be read."""
     try:
-        record = json.loads((checkpoint / FILES).read_text(encoding="utf-8"))
+        record = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         return record if isinstance(record["files"], dict) and isinstance(record["saved_at"], float) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

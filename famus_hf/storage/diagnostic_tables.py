@@ -51,10 +51,10 @@ import pyarrow.parquet as pq
 
 from famus_hf.errors import SaveError
 from famus_hf.storage.atomic import atomic_write
+from famus_hf.storage.run_folder import DIAGNOSTICS
 
 logger = logging.getLogger("famus_hf")
 
-FOLDER = "diagnostics"
 BY_STEP = [("step", pa.int64()), ("network", pa.string())]
 MEASURES = ("norm", "total", "variance", "norm_mean", "norm_variance", "bias", "cosine")
 SCHEMAS = {  # of the table of each flag
@@ -142,6 +142,6 @@ class Tables:
 
 def remove_tables(folder: Path) -> None:
     """Those of an earlier run in the same output folder, which would be taken for the next one's."""
-    for path in (folder / FOLDER / f"{name}.parquet" for name in SCHEMAS):
+    for path in (folder / DIAGNOSTICS / f"{name}.parquet" for name in SCHEMAS):
         if path.is_file():
             path.unlink()

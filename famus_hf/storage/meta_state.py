@@ -5,13 +5,10 @@ import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from famus_hf.core.meta_update import MetaUpdate
 
 # All that a pickle of tensors, numbers and dicts names. (torch's own list for `weights_only` also has bytearray, which
 # takes any amount of memory for a few bytes of file.)
@@ -53,19 +50,30 @@ def _check_pickle(content: bytes) -> None:
             raise ValueError(f"it names {str(argument)[:80]!r}, which is neither a tensor nor a plain value")
 
 
-def check_meta_state(state: Mapping[str, Any], meta: "MetaUpdate") -> None:
-    """Raises ValueError on what `meta.state_dict()` can't have given, or not with these parts and settings."""
-    present = meta.state_dict()
+def check_meta_state(
+    state: Mapping[str, Any],
+    present: Mapping[str, Any],
+    optimizers: Mapping[str, torch.optim.Optimizer | None],
+    num_candidates: int,
+) -> None:
+    """Raise ValueError on what `MetaUpdate.state_dict` can't have given, or not with these parts and settings.
+
+    Args:
+        state: That is to be taken back.
+        present: What `state_dict` gives now.
+        optimizers: By their names in it; None where there is nothing that one could move.
+        num_candidates: Layers that have a gate.
+    """
     strange = [key for key in state if key not in present and key != "pseudo_clean"]
     missing = [key for key in present if key not in state]
     if strange or missing:
         words = f"has the unknown key {str(strange[0])[:80]!r}" if strange else f"lacks the key {missing[0]!r}"
         raise ValueError(f"it {words}")
-    for name in ("learner_optimizer", "sampler_optimizer"):
-        _check_optimizer(name, state[name], getattr(meta, name))
-    _check_counters(state, len(meta.candidates))
+    for name, optimizer in optimizers.items():
+        _check_optimizer(name, state[name], optimizer)
+    _check_counters(state, num_candidates)
     if state["costs"] is not None:
-        _check_costs(state["costs"], len(meta.candidates))
+        _check_costs(state["costs"], num_candidates)
         _require(_is_number(state["scale"]) and state["scale"] > 0, "scale is no number above 0")
 
 

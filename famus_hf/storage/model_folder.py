@@ -1,12 +1,18 @@
 """`model_a/` and `model_b/`: what a run of two networks leaves beside their ensemble, each a folder like any run's."""
 
+import errno
 import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from famus_hf.models.two_networks import TwoNetworksConfig, TwoNetworksForImageClassification
-
-NETWORKS_APART = ("model_a", "model_b")  # as the ensemble's modules are called
+from famus_hf.storage.atomic import WRITE_ERRORS, save_error, sync, sync_tree
+from famus_hf.storage.run_folder import CONFIG, MODEL_FILES, NETWORKS_APART, PROCESSOR_FILES, UNFINISHED
 
 
 def save_networks_apart(folder: str | Path, ensemble: TwoNetworksForImageClassification, processor: Any) -> None:
@@ -31,7 +37,55 @@ def save_networks_apart(folder: str | Path, ensemble: TwoNetworksForImageClassif
 def holds_two_networks(folder: Path) -> bool:
     """Whether a run of two networks left this folder, by its config.json."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.get("model_type") == TwoNetworksConfig.model_type
+
+
+@contextmanager
+def atomic_write_model(folder: str | Path) -> Iterator[Path]:
+    """A folder to save a model to; its files take the place of an earlier model's once all are on the disk.
+
+    config.json goes first and comes last: a folder with some files of either model has none, and does not load.
+
+    Raises:
+        SaveError: They could not be written.
+    """
+    folder = Path(folder)
+    beside = folder / UNFINISHED / "model"
+    try:
+        shutil.rmtree(beside.parent, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        sync_tree(beside)
+        for earlier in _of_earlier_model(folder, beside):
+            os.replace(earlier, beside.parent / earlier.name)
+        for path in sorted(beside.iterdir(), key=lambda path: path.name == CONFIG):
+            os.replace(path, folder / path.name)
+        sync(folder)
+    except WRITE_ERRORS as error:
+        raise save_error(folder / "model", error) from error
+    finally:
+        shutil.rmtree(beside.parent, ignore_errors=True)
+
+
+def _of_earlier_model(folder: Path, beside: Path) -> list[Path]:
+    """What makes room for the model beside. A folder `model_a` that is no network's is the user's, and stays.
+
+    Raises:
+        OSError: One is in the way.
+    """
+    earlier = [path for pattern in MODEL_FILES for path in folder.glob(pattern)]
+    had_two = holds_two_networks(folder)
+    for path in (folder / name for name in NETWORKS_APART):
+        is_networks = path.is_dir() and all(_is_of_network(entry.name) for entry in path.iterdir())
+        if path.exists() and is_networks and (had_two or (beside / path.name).exists()):
+            earlier.append(path)
+        elif path.exists() and (beside / path.name).exists():
+            raise OSError(errno.EEXIST, f"{path.name!r} is there already and holds more than a network: move it away")
+    return earlier
+
+
+def _is_of_network(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in (*MODEL_FILES, *PROCESSOR_FILES, "*.py"))

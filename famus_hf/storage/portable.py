@@ -19,20 +19,26 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import TrainerState
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import safe_globals
 
 from famus_hf.errors import reason_of
 from famus_hf.storage import checkpoints
-from famus_hf.storage.atomic import UNFINISHED
-from famus_hf.storage.model_folder import NETWORKS_APART
-from famus_hf.storage.plain_values import from_json_tree, to_json_tree
+from famus_hf.storage.json_tree import from_json_tree, to_json_tree
+from famus_hf.storage.run_folder import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    GENERATION_CONFIG,
+    META_NET,
+    NETWORKS_APART,
+    TRAINER_STATE,
+    UNFINISHED,
+)
 from famus_hf.storage.untrusted import MAX_JSON_BYTES, read_json, shapes_in
 
-LAST_CHECKPOINT = "last-checkpoint"  # as transformers calls it on the Hub
 STATE, STATE_TENSORS = "state.json", "state.safetensors"
-CARRIED = ("config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json",
-           "meta_net/config.json", *(f"{network}/meta_net/config.json" for network in NETWORKS_APART))  # fmt: skip
+CARRIED = (CONFIG, GENERATION_CONFIG, ADAPTER_CONFIG, "*.safetensors", "*.safetensors.index.json",
+           f"{META_NET}/{CONFIG}", *(f"{network}/{META_NET}/{CONFIG}" for network in NETWORKS_APART))  # fmt: skip
 PICKLED = re.compile(r"[a-z_]+(_\d+)?\.(pt|pth|bin)")
 RANDOM_STATE = re.compile(r"rng_state(_\d+)?\.pth")
 
@@ -59,8 +65,8 @@ def pack(checkpoint: Path, target: Path) -> None:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target / name)
     save_file(tensors, target / STATE_TENSORS, metadata={"format": "pt"})
-    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    _write_json(target / TRAINER_STATE_NAME, {**state, "best_model_checkpoint": None})
+    state = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))
+    _write_json(target / TRAINER_STATE, {**state, "best_model_checkpoint": None})
     _write_json(target / STATE, {"run": checkpoints.run_of(checkpoint), "files": trees})
 
 
@@ -100,7 +106,7 @@ def unpack(folder: Path, output_dir: Path, processes: int) -> Path:
         ValueError: It is no such folder, or of a run with another number of processes. Nothing has been written then.
         OSError: It can't be written.
     """
-    state, trainer_state = read_json(folder, folder / STATE), read_json(folder, folder / TRAINER_STATE_NAME)
+    state, trainer_state = read_json(folder, folder / STATE), read_json(folder, folder / TRAINER_STATE)
     _check_trainer_state(trainer_state)
     files, run = state.get("files"), state.get("run")
     if not isinstance(files, dict) or not all(map(PICKLED.fullmatch, files)) or not isinstance(run, str):
@@ -113,7 +119,7 @@ def unpack(folder: Path, output_dir: Path, processes: int) -> Path:
         written.mkdir(parents=True)
         _copy_files(folder, written)
         _write_pickles(folder, files, written)
-        _write_json(written / TRAINER_STATE_NAME, _with_best_checkpoint(trainer_state, checkpoint))
+        _write_json(written / TRAINER_STATE, _with_best_checkpoint(trainer_state, checkpoint))
         checkpoints.write_manifest(written, run)
         checkpoints.publish(written, checkpoint)
     finally:
@@ -127,18 +133,18 @@ def _check_trainer_state(state: dict[str, Any]) -> None:
     kinds: dict[type, Any] = {bool: bool, int: int | float, list: list, dict: dict}
     for name, value in state.items():
         if name not in present:
-            raise ValueError(f"{TRAINER_STATE_NAME} has the unknown key {name[:80]!r}")
+            raise ValueError(f"{TRAINER_STATE} has the unknown key {name[:80]!r}")
         kind = kinds.get(type(present[name]), unset)
         if not isinstance(value, kind) and (value is not None or kind is bool):
-            raise ValueError(f"{TRAINER_STATE_NAME} has a {type(value).__name__} for {name}")
+            raise ValueError(f"{TRAINER_STATE} has a {type(value).__name__} for {name}")
     for name in ("global_step", "max_steps"):
         if type(state.get(name)) is not int or not 0 <= state[name] < 2**63:
-            raise ValueError(f"{TRAINER_STATE_NAME} has no whole number of at least 0 for {name}")
+            raise ValueError(f"{TRAINER_STATE} has no whole number of at least 0 for {name}")
     callbacks = (state.get("stateful_callbacks") or {}).values()
     saved = [entry for own in callbacks for entry in (own if isinstance(own, list) else [own])]
     sound = all(isinstance(entry, dict) and isinstance(entry.get("attributes"), dict) for entry in saved)
     if not sound or not all(isinstance(entry, dict) for entry in state.get("log_history") or []):
-        raise ValueError(f"{TRAINER_STATE_NAME} has callbacks or logs that are none")
+        raise ValueError(f"{TRAINER_STATE} has callbacks or logs that are none")
 
 
 def _check_processes(saved: int, present: int) -> None:

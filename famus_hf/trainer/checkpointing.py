@@ -1,12 +1,10 @@
-"""ClassifierTrainer: what transformers' Trainer needs around the training step to train classifiers well."""
+"""Checkpoints that are whole or not there, with all that learns, and from which a run goes on exactly."""
 
 import logging
 import shutil
 import time
-from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,24 +12,30 @@ from uuid import uuid4
 import torch
 from accelerate.utils import gather_object
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import SchedulerType, has_length
-from transformers.training_args import OptimizerNames
+from transformers.trainer_utils import has_length
 
-from famus_hf.core.parallel.dtensor import class_of, is_sharded, load_whole, reshard
+from famus_hf.core.layer_samplers import LayerSampler
+from famus_hf.core.meta_learners import MetaLearner
+from famus_hf.core.meta_update import MetaUpdate
+from famus_hf.core.parallel.dtensor import as_written, class_of, is_sharded, load_whole, reshard
 from famus_hf.core.parallel.processes import Processes
-from famus_hf.data.inputs.convert import as_model_inputs
+from famus_hf.core.three_stages import ThreeStages
+from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
 from famus_hf.errors import SaveError, reason_of
+from famus_hf.hub.meta_net_files import load_into, save_meta_net
 from famus_hf.hub.push import is_hub_id
 from famus_hf.hub.safe_backbone import read_network
-from famus_hf.reporting.training_time import TrainingTime
+from famus_hf.reporting.diagnostics.callback import Diagnostics
+from famus_hf.reporting.diagnostics.training_time import TrainingTime
 from famus_hf.storage import checkpoints
-from famus_hf.storage.atomic import UNFINISHED, WRITE_ERRORS, atomic_write, atomic_write_model, save_error
+from famus_hf.storage.atomic import WRITE_ERRORS, atomic_write, save_error
 from famus_hf.storage.diagnostic_tables import remove_tables
-from famus_hf.trainer.hub_mixin import HubTrainer
+from famus_hf.storage.meta_state import check_meta_state, read_meta_state
+from famus_hf.storage.model_folder import atomic_write_model
+from famus_hf.storage.run_folder import CONFIG, META_STATE, TRAINER_STATE, UNFINISHED
+from famus_hf.trainer.hub_mixin import HubMixin
 from famus_hf.training_args import FaMUSTrainingArguments
 
 MTIME_LAG = 0.01  # seconds by which the time of a new file may lag behind the clock
@@ -39,67 +43,22 @@ MTIME_LAG = 0.01  # seconds by which the time of a new file may lag behind the c
 logger = logging.getLogger("famus_hf")
 
 
-def step_decay(milestones: list[int], step: int) -> float:
-    """Factor of the learning rate at a step: a tenth for each milestone that is reached."""
-    return 0.1 ** bisect_right(milestones, step)
+class CheckpointingMixin(HubMixin):
+    """Checkpoints of a Trainer that are whole or not there, and from which a run goes on exactly.
 
-
-class ClassifierTrainer(HubTrainer):
-    """A Trainer with the paper's schedule, whole evaluation sets and exact checkpoints.
-
-    The training step, and what belongs to the method, is `FaMUSTrainer`'s.
+    Attributes:
+        stages: With what there is of Meta-Train; None in plain training.
+        diagnostics: Whose tables go with each checkpoint.
+        training_time: Which checkpoints stop.
     """
 
     args: FaMUSTrainingArguments
     model: nn.Module
+    stages: ThreeStages | None
+    meta_dataset: Any
+    diagnostics: Diagnostics
+    training_time: TrainingTime
     _is_resumed = False
-
-    def __init__(self, *arguments: Any, **keywords: Any):
-        super().__init__(*arguments, **keywords)
-        self.training_time = TrainingTime()
-        self.add_callback(self.training_time)
-
-    # ---- Logs ----
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.training_time.seconds is not None:
-            logs["train_seconds"] = round(self.training_time.seconds, 3)
-        super().log(logs, start_time)
-
-    # ---- Optimizer and schedule ----
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """With SGD all parameters decay, as in the paper's recipes; otherwise transformers' rule."""
-        if OptimizerNames(self.args.optim) == OptimizerNames.SGD:
-            return [name for name, _ in model.named_parameters()]
-        return super().get_decay_parameter_names(model)
-
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        constant = SchedulerType(self.args.lr_scheduler_type) == SchedulerType.CONSTANT
-        if self.lr_scheduler is None and constant and self.args.lr_milestones:
-            steps = [round(m * num_training_steps) if m < 1 else round(m) for m in self.args.lr_milestones]
-            target: Any = optimizer or self.optimizer
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(target, partial(step_decay, sorted(steps)))
-            self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
-
-    # ---- Evaluation ----
-
-    def _get_dataloader(self, dataset: Any, *arguments: Any, **keywords: Any) -> DataLoader:
-        """transformers drops the last batch of evaluation sets too, and so would judge on a part of the test set."""
-        drop_last = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = drop_last and keywords.get("is_training", False)
-        try:
-            return super()._get_dataloader(dataset, *arguments, **keywords)
-        finally:
-            self.args.dataloader_drop_last = drop_last
-
-    def evaluate(self, eval_dataset: Any = None, *arguments: Any, **keywords: Any) -> dict[str, float]:
-        with self.training_time.stopped():
-            return super().evaluate(as_model_inputs(eval_dataset, self.processing_class), *arguments, **keywords)
-
-    def predict(self, test_dataset: Any, *arguments: Any, **keywords: Any) -> Any:
-        return super().predict(as_model_inputs(test_dataset, self.processing_class), *arguments, **keywords)
 
     # ---- Checkpoints ----
 
@@ -144,7 +103,7 @@ class ClassifierTrainer(HubTrainer):
         found = super()._init_training_state(max_steps, steps_per_epoch, num_epochs, checkpoint, trial)
         if checkpoint is None or has_length(self.train_dataset) or self.args.ignore_data_skip:
             return found
-        saved = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        saved = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE))
         epochs, share = divmod(float(saved.epoch or 0), 1)
         return int(epochs), round(share * saved.max_steps * self.args.gradient_accumulation_steps)
 
@@ -225,7 +184,7 @@ class ClassifierTrainer(HubTrainer):
             callbacks = [*self.callback_handler.callbacks, self.control]
             exported: Any = [callback for callback in callbacks if isinstance(callback, ExportableState)]
             self.state.stateful_callbacks = TrainerState(stateful_callbacks=exported).stateful_callbacks
-            self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+            self.state.save_to_json(str(written / TRAINER_STATE))
 
     def _publish_checkpoint(self, written: Path, checkpoint: Path) -> None:
         if self.args.should_save:
@@ -261,14 +220,17 @@ class ClassifierTrainer(HubTrainer):
         try:
             for name in tokens:
                 setattr(self.args, name, None)
-            super()._save(output_dir, state_dict)
+            with as_written(self.model):
+                super()._save(output_dir, state_dict)
         finally:
             for name, value in tokens.items():
                 setattr(self.args, name, value)
+        if self.args.should_save:
+            self._save_meta_net(Path(output_dir or str(self.args.output_dir)))
 
     def save_state(self) -> None:
         if self.is_world_process_zero():
-            with atomic_write(Path(str(self.args.output_dir)) / TRAINER_STATE_NAME) as path:
+            with atomic_write(Path(str(self.args.output_dir)) / TRAINER_STATE) as path:
                 self.state.save_to_json(str(path))
 
     def _load_network(self, network: PreTrainedModel, checkpoint: str) -> None:
@@ -278,7 +240,7 @@ class ClassifierTrainer(HubTrainer):
         its own Trainer leaves those weights as they are, with a warning. Weights that are missing, of other shapes or
         not finite are refused.
         """
-        if not (Path(checkpoint) / "config.json").is_file():
+        if not (Path(checkpoint) / CONFIG).is_file():
             raise ValueError(f"{checkpoint!r} holds no checkpoint (it has no config.json)")
         sharded = is_sharded(network)
         state, problem = {}, None
@@ -295,3 +257,82 @@ class ClassifierTrainer(HubTrainer):
             load_whole(network, state)
         else:
             network.load_state_dict(state)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if isinstance(self.model, PreTrainedModel):
+            self._load_network(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_meta_net(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        best = str(self.state.best_model_checkpoint)
+        if isinstance(self.model, PreTrainedModel):
+            self._load_network(self.model, best)
+        else:
+            super()._load_best_model()
+        self._load_meta_net(best)
+
+    # ---- What learns beside the network ----
+
+    def _save_meta_net(self, folder: Path) -> None:
+        learner, sampler = (None, None) if self.stages is None else _parts(self.stages)
+        save_meta_net(folder, learner, sampler)
+
+    def _load_meta_net(self, checkpoint: str) -> None:
+        if self.stages is not None:
+            load_into(checkpoint, *_parts(self.stages))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        self.diagnostics.write()
+        state = self._meta_state()
+        if self.args.should_save and state is not None:
+            torch.save(state, Path(output_dir) / META_STATE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except Exception as error:  # torch.load raises anything on a damaged file
+            raise ValueError(
+                f"optimizer.pt or scheduler.pt of checkpoint {checkpoint!r} does not fit: {reason_of(error)}"
+            ) from error
+        if checkpoint is None or self._meta_state() is None:
+            return
+        path = Path(checkpoint) / META_STATE
+        if not path.is_file():
+            raise ValueError(f"checkpoint {checkpoint!r} has no {META_STATE}: it was saved without optimizers")
+        try:
+            self._take_meta_state(read_meta_state(path))
+        except ValueError as error:
+            raise ValueError(f"{META_STATE} of checkpoint {checkpoint!r} does not fit: {error}") from error
+
+    def _meta_state(self) -> dict[str, Any] | None:
+        """Return what `_take_meta_state` takes back; None in plain training."""
+        if self.stages is None:
+            return None
+        state = self.stages.meta.state_dict()
+        if isinstance(self.meta_dataset, PseudoCleanSet):
+            state["pseudo_clean"] = self.meta_dataset.state_dict()
+        return state
+
+    def _take_meta_state(self, state: dict[str, Any]) -> None:
+        """Raise ValueError where it is of another run, before anything is changed."""
+        assert self.stages is not None
+        is_pseudo_clean = isinstance(self.meta_dataset, PseudoCleanSet)
+        if is_pseudo_clean and "pseudo_clean" not in state:
+            raise ValueError("it is of a run with a given meta set: give the same")
+        take_checked(self.stages.meta, state)
+        if is_pseudo_clean:
+            self.meta_dataset.load_state_dict(state["pseudo_clean"])
+
+
+def take_checked(meta: MetaUpdate, state: dict[str, Any]) -> None:
+    """Give a state to what it is of. Raise ValueError where it can't be, before anything is changed."""
+    optimizers = {"learner_optimizer": meta.learner_optimizer, "sampler_optimizer": meta.sampler_optimizer}
+    check_meta_state(state, meta.state_dict(), optimizers, len(meta.candidates))
+    meta.load_state_dict(state)
+
+
+def _parts(stages: ThreeStages) -> tuple[MetaLearner, LayerSampler]:
+    return stages.meta.meta_learner, stages.meta.layer_sampler

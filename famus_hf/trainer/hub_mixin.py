@@ -1,24 +1,29 @@
-"""HubTrainer: a Trainer whose pushes are single commits without pickles, and do not end a training."""
+"""HubMixin: for a Trainer whose pushes are single commits without pickles, and do not end a training."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo, HfApi
 from safetensors import SafetensorError
 from torch import nn
-from transformers import Trainer
 
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.errors import PushError, reason_of
 from famus_hf.hub import load as hub
 from famus_hf.hub import push as pushes
 from famus_hf.storage import checkpoints
-from famus_hf.storage.portable import LAST_CHECKPOINT, pack
+from famus_hf.storage.portable import pack
+from famus_hf.storage.run_folder import LAST_CHECKPOINT
 from famus_hf.training_args import FaMUSTrainingArguments
+
+if TYPE_CHECKING:
+    from transformers import Trainer as Base
+else:
+    Base = object
 
 SPARE_BYTES = 2**28  # that a checkpoint on the Hub may have beside what the network's size explains
 
@@ -29,7 +34,7 @@ class UnpackableError(PushError):
     """A checkpoint that can't travel: something in it is no plain value."""
 
 
-class HubTrainer(Trainer):
+class HubMixin(Base):
     """What a Trainer does with the Hub."""
 
     args: FaMUSTrainingArguments

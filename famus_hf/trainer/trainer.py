@@ -1,57 +1,50 @@
 """FaMUSTrainer: transformers' Trainer whose training step runs Virtual-Train, Meta-Train and Actual-Train."""
 
 import copy
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedModel
+from torch.utils.data import DataLoader
+from transformers import Trainer
 from transformers.trainer_utils import has_length
-from transformers.utils import PushToHubMixin
 
-from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS, model_logits, split_inputs
+from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS, differentiable_attention
+from famus_hf.core.autodiff.training_pass import TrainingPass
+from famus_hf.core.fsdp import ShardedStages
 from famus_hf.core.layer_samplers import LayerSampler
-from famus_hf.core.losses import CrossEntropyLoss, LDAMLoss, cross_entropy
+from famus_hf.core.losses import LDAMLoss, cross_entropy
 from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
+from famus_hf.core.meta_train import MetaTrain
 from famus_hf.core.meta_update import MetaUpdate
-from famus_hf.core.non_finite import NonFiniteGuard
-from famus_hf.core.parallel.dtensor import as_written
+from famus_hf.core.non_finite import GuardedStep, NonFiniteGuard
 from famus_hf.core.parallel.processes import Processes
-from famus_hf.core.three_stages import ThreeStageTrainer
+from famus_hf.core.three_stages import Precision, StepSettings, ThreeStages, VirtualTrain
 from famus_hf.data.inputs.audio_inputs import RecordingCollator, RecordingInputs
 from famus_hf.data.inputs.augmentation import META_STREAM, REDRAWN_STREAM, TRAIN_STREAM, make_generator
-from famus_hf.data.inputs.class_balanced import ClassBalancedSampler
 from famus_hf.data.inputs.convert import as_model_inputs, check_settings, processor_for, raw_modality
 from famus_hf.data.inputs.image_processors import make_augmentation, training_processor
 from famus_hf.data.inputs.meta_batches import MetaBatches
-from famus_hf.data.inputs.model_inputs import ModelInputs, known_labels
-from famus_hf.data.labels.noise_file import write_noise_file
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
 from famus_hf.data.media.modalities import modality_of_network
-from famus_hf.data.per_example import evaluate_examples
-from famus_hf.errors import reason_of
-from famus_hf.hub.meta_net_files import load_into, save_meta_net
-from famus_hf.reporting.averages import MeanMetrics
+from famus_hf.data.per_example import ExampleEvaluator
 from famus_hf.reporting.diagnostics.callback import Diagnostics
-from famus_hf.reporting.label_report import REPORT_FILE
-from famus_hf.reporting.model_card import facts_of_run, render_model_card
-from famus_hf.reporting.reports import draw_records, report_of, save_report
-from famus_hf.storage.atomic import atomic_write
-from famus_hf.storage.meta_state import read_meta_state
-from famus_hf.trainer import preflight as checks
-from famus_hf.trainer.factory import make_base_loss, make_meta_update
+from famus_hf.reporting.diagnostics.mean_metrics import MeanMetrics
+from famus_hf.reporting.diagnostics.training_time import TrainingTime
+from famus_hf.trainer import factory, preflight
+from famus_hf.trainer.checkpointing import CheckpointingMixin
+from famus_hf.trainer.classifier_mixin import ClassifierMixin
+from famus_hf.trainer.hub_mixin import HubMixin
+from famus_hf.trainer.meta_set_schedule import MetaSetSchedule
+from famus_hf.trainer.records_mixin import RecordsMixin
 from famus_hf.training_args import FaMUSTrainingArguments
 
-META_STATE = "meta_state.pt"
 
-
-class FaMUSTrainer(ThreeStageTrainer):
+class FaMUSTrainer(RecordsMixin, CheckpointingMixin, HubMixin, ClassifierMixin, Trainer):
     """Trains a classifier on noisy labels; a meta-learner, taught by a clean meta set, weighs the examples.
 
     Paper: Xu, Zhu, Jiang, Yang, "Faster Meta Update Strategy for Noise-Robust Deep Learning", CVPR 2021,
@@ -75,6 +68,10 @@ class FaMUSTrainer(ThreeStageTrainer):
 
     Attributes:
         modality: Whether it learns from images, texts or recordings.
+        stages: The three stages of a step; None in plain training.
+        schedule: When meta steps are taken.
+        guard: What is done about numbers that are not finite.
+        evaluate_examples: Network, data set, loss → what the network makes of each example.
 
     Raises:
         ValueError, TypeError: One sentence, before training starts.
@@ -100,7 +97,7 @@ class FaMUSTrainer(ThreeStageTrainer):
         args = FaMUSTrainingArguments("famus_output") if args is None else args
         if not isinstance(args, FaMUSTrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}: FaMUSTrainer needs FaMUSTrainingArguments")
-        checks.check_not_empty("train_dataset", train_dataset)
+        preflight.check_not_empty("train_dataset", train_dataset)
         modality = raw_modality(train_dataset)
         self.modality = modality or modality_of_network(model)
         if modality is not None:
@@ -110,57 +107,149 @@ class FaMUSTrainer(ThreeStageTrainer):
         train_inputs = convert(train_dataset, shuffle_seed=args.data_seed)
         if data_collator is None and isinstance(train_inputs, RecordingInputs):
             data_collator = RecordingCollator(processing_class, model)
+        self.training_time = TrainingTime()
+        eval_inputs = as_model_inputs(eval_dataset, processing_class)
         super().__init__(
-            model,
-            args,
-            data_collator,
-            train_inputs,
-            as_model_inputs(eval_dataset, processing_class),
-            processing_class,
-            *arguments,
-            **keywords,
+            model, args, data_collator, train_inputs, eval_inputs, processing_class, *arguments, **keywords
         )
+        self.add_callback(self.training_time)
         self.model_accepts_loss_kwargs = False  # each micro-batch is normalised by itself
         self.processes = Processes(args.process_index, args.world_size, args.device)
         self.augmentation = make_augmentation(args, processing_class)
         self.meta_dataset = convert(meta_dataset)
-        self.meta: MetaUpdate | None = None
-        self._steps_per_epoch = 0  # of the optimizer
+        self.stages: ThreeStages | None = None
+        self.guard = NonFiniteGuard(args.nan_policy, self.processes, lambda: self.accelerator.scaler)
+        self.metrics = MeanMetrics()
+        self.evaluate_examples = self._make_evaluator()
+        self.diagnostics = self._make_diagnostics()
         self._micro_batch = (-1, 0)  # step and place of the batch within it, where gradients are accumulated
-        self._averages = MeanMetrics()
-        self.faults = NonFiniteGuard(args.nan_policy)
-        self.diagnostics = Diagnostics(self)
-        self._card: dict[str, Any] = {}
         self._given = (meta_learner, layer_sampler)
         self.base_loss = cross_entropy if base_loss is None else base_loss
-        if self.train_dataset is None:
-            return  # made for evaluation only
-        checks.check_problem_type(self)
-        checks.check_recordings(self)
-        checks.check_batch_size(self)
-        checks.check_balanced_epochs(self)
+        self.schedule = MetaSetSchedule(args, judges_by_losses=self._judges_by_losses)
+        if self.train_dataset is not None:  # else it was made for evaluation only
+            self._set_up(base_loss)
+
+    # ---- Set-up ----
+
+    def _set_up(self, base_loss: PerExampleLoss | None) -> None:
+        """Check everything that training needs, and make what learns beside the network."""
+        args, train = self.args, self.train_dataset
+        preflight.check_problem_type(self.model)
+        preflight.check_recordings(self.model, train, self.meta_dataset, self.eval_dataset)
+        preflight.check_batch_size(args, train)
+        preflight.check_balanced_epochs(args, train)
         if base_loss is None:
-            self.base_loss = make_base_loss(self)
+            self.base_loss = factory.make_base_loss(args, self.model, train)
         elif args.label_smoothing_factor > 0:
             raise ValueError("label_smoothing_factor does not reach a base_loss object: smooth in the object itself")
         self._set_up_meta_learning()
         if self.diagnostics.is_on:
-            checks.check_diagnostics(self)
+            learners = [stages.meta.meta_learner for stages in self.networks.values()]
+            preflight.check_diagnostics(args, train, learners)
             self.add_callback(self.diagnostics)
 
     def _set_up_meta_learning(self) -> None:
-        """Meta set and what learns from it, unless training is plain."""
+        """Make the meta set and what learns from it, unless training is plain."""
         if self._given[0] is None and self.args.meta_learner == "none":
             return
-        checks.check_meta_set(self)
+        preflight.check_meta_set(self.args, self.train_dataset, self.meta_dataset)
         if self.meta_dataset is None:
             self.meta_dataset = PseudoCleanSet(self.train_dataset)
+        self.schedule.judges_by_losses = self._judges_by_losses
         self._meta_batches = MetaBatches(self.meta_dataset, self.args, self.data_collator, self.processes)
-        checks.check_meta_learning_is_possible(self)
-        self._make_meta_model()
+        self._check_meta_learning()
+        self._make_stages()
 
-    def _make_meta_model(self) -> None:
-        self.meta = make_meta_update(self, *(self._given if self.model_init is None else copy.deepcopy(self._given)))
+    def _check_meta_learning(self) -> None:
+        args, train, meta = self.args, self.train_dataset, self.meta_dataset
+        preflight.check_meta_learning_is_possible(args, self.model, train, meta, self.accelerator)
+        preflight.check_loss_function(self.compute_loss_func)
+        labels = self._first_batch(self.model, train, 2)["labels"]
+        preflight.check_labels(labels, self.model, self.base_loss, train, meta)
+
+    def _make_stages(self) -> None:
+        given = self._given if self.model_init is None else copy.deepcopy(self._given)
+        self.stages = self._stages_of(self.model, *given)
+
+    def _stages_of(
+        self,
+        network: nn.Module,
+        meta_learner: MetaLearner | None,
+        layer_sampler: LayerSampler | None,
+        seed: int | None = None,
+    ) -> ThreeStages:
+        """Return the step of a network with the meta-learner and layer sampler given, else those of the settings."""
+        args, accelerator = self.args, self.accelerator
+        environment = factory.Environment(
+            args,
+            partial(self._first_batch, network, self.train_dataset),
+            partial(self._first_batch, network, self.meta_dataset),
+            self.processes,
+            accelerator.autocast,
+            accelerator.mixed_precision,
+            is_sharded=self.is_fsdp_enabled,
+            is_compiled=preflight.is_compiled(accelerator),
+        )
+        settings = StepSettings(
+            virtual_step=args.virtual_step or "optimizer",
+            reuse_virtual_gradient=args.reuse_virtual_gradient,
+            scale_example_gradients=args.scale_example_gradients,
+            is_compiled=environment.is_compiled,
+        )
+        meta = factory.make_meta_update(network, environment, meta_learner, layer_sampler, seed)
+        return (ShardedStages if environment.is_sharded else ThreeStages)(
+            network,
+            meta,
+            self.base_loss,
+            processes=self.processes,
+            precision=Precision(self.compute_loss_context_manager, self._loss_scale, accelerator.backward),
+            settings=settings,
+        )
+
+    def _first_batch(self, network: nn.Module, dataset: Any, count: int) -> dict[str, Any]:
+        """Return the first examples as a batch where the network is."""
+        batch = self._evaluation_batch(self.data_collator(factory.first_examples(dataset, count)))
+        device = next(network.parameters()).device  # with FSDP the network goes to its own when training starts
+        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+    def _make_evaluator(self) -> ExampleEvaluator:
+        return ExampleEvaluator(
+            self.args,
+            self.data_collator,
+            self._evaluation_batch,
+            self.processes,
+            self.compute_loss_context_manager,
+        )
+
+    def _make_diagnostics(self) -> Diagnostics:
+        return Diagnostics(
+            self.args,
+            self.processes,
+            self.train_dataset,
+            networks=lambda: self.networks,
+            redrawn_meta_batch=self.redrawn_meta_batch,
+            evaluate=self.evaluate_examples,
+            callbacks=lambda: self.callback_handler.callbacks,
+            metrics=self.metrics,
+            training_time=self.training_time,
+        )
+
+    def _prepare_for_training(self, *arguments: Any, **keywords: Any) -> Any:
+        prepared = super()._prepare_for_training(*arguments, **keywords)
+        self._follow_network()
+        return prepared
+
+    def _follow_network(self) -> None:
+        """Have the stages train the network that there is now, which model_init has made anew, or FSDP has sharded."""
+        if self.stages is not None:
+            self.stages.network = self.model
+
+    # ---- What learns ----
+
+    @property
+    def meta(self) -> MetaUpdate | None:
+        """Meta-learner and layer sampler with their optimizers, or None in plain training."""
+        return None if self.stages is None else self.stages.meta
 
     @property
     def meta_learner(self) -> MetaLearner | None:
@@ -168,109 +257,135 @@ class FaMUSTrainer(ThreeStageTrainer):
         return self._given[0] if self.meta is None else self.meta.meta_learner
 
     @property
-    def networks(self) -> dict[str, tuple[nn.Module, MetaUpdate]]:
-        """What is trained with a meta-learner, by its name in records: one network, without a name, or none."""
-        return {} if self.meta is None else {"": (self.model, self.meta)}
-
-    @property
     def layer_sampler(self) -> LayerSampler | None:
         """Γ, or None in plain training."""
         return None if self.meta is None else self.meta.layer_sampler
 
+    @property
+    def networks(self) -> Mapping[str, ThreeStages]:
+        """What is trained with a meta-learner, by its name in records: one network, without a name, or none."""
+        return {} if self.stages is None else {"": self.stages}
+
     # ---- The training step ----
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Virtual-Train, Meta-Train and Actual-Train on one batch. Returns the detached training loss."""
+        """One batch: Virtual-Train (Eq. 3), Meta-Train (Eq. 4, 6–12), Actual-Train (Eq. 5). Return its loss."""
+        batch = self._training_batch(inputs)
+        if self.stages is None or self.schedule.is_warmup(self.state):
+            return self._plain_step(model, batch, self.model)
+        self._refresh_meta_set()
+        model.train()
+        is_meta_step = self.schedule.is_meta_step(self.state)
+        with self._guarded_step(model, self.stages) as step:
+            train = self.stages.forward(model, batch, is_meta_step)  # z at w; its graph serves both backward passes
+            virtual = None
+            if is_meta_step:
+                virtual = self.stages.virtual_train(train, self.optimizer)  # g = ∇_w J(w, θ), ŵ = w − αPg: Eq. (3)
+                self.diagnostics.measure_meta_gradient(self.stages, train, virtual)
+                found = self.stages.meta_train(train, virtual, self._next_meta_batch())  # θ, η: Eq. (4), (6)–(12)
+                self._note_meta_step(found)
+            step.loss = self.stages.actual_train(train, virtual, self._accumulated)  # ∇_w J(w, θ'): Eq. (5)
+            self._note_weights(self.stages, train, virtual, inputs.get("clean_label"))
+        return step.loss / self._accumulated
+
+    def _plain_step(self, model: nn.Module, batch: dict[str, Any], network: nn.Module) -> Tensor:
+        """Do what Trainer does: the mean loss of the batch, and its gradient."""
+        with self.guard.step(network, self.state.global_step, "the loss or its gradient") as step:
+            step.loss = super().training_step(model, batch)
+        return step.loss
+
+    @contextmanager
+    def _guarded_step(self, model: nn.Module, stages: ThreeStages) -> Iterator[GuardedStep]:
+        """In the body a network learns; where something is not finite, everything is as it was before.
+
+        Args:
+            model: The network, or DDP around it.
+            stages: Its.
+        """
+        if isinstance(stages.network, FSDPModule):  # which reduces the passes of Meta-Train at once, each by itself
+            stages.network.set_requires_gradient_sync(True)
+        # Where micro-batches are accumulated, one that is left out has no backward pass for DDP to average in.
+        is_replicated = self.processes.count > 1 and not self.is_fsdp_enabled
+        is_summed_later = is_replicated and self._accumulated > 1
+        with (
+            self.guard.step(stages.network, self.state.global_step, undo=stages.take_back) as step,
+            stages,
+            self.diagnostics.timed(stages.meta),
+            self.accelerator.no_sync(model) if is_summed_later else nullcontext(),
+            self._attention_of_checkpoints(),
+        ):
+            yield step
+        if is_summed_later and self.accelerator.sync_gradients:
+            self._average_gradients()
+
+    def _training_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return this process's rows on the device, augmented."""
         if isinstance(self.base_loss, LDAMLoss):
             self.base_loss.progress = self.state.global_step / max(self.state.max_steps, 1)
         if self.is_fsdp_enabled:  # running statistics are then shared as in DDP, which broadcasts them likewise
             self.processes.take_from_first(self.model.buffers())
-        batch = self._augmented(self._prepare_inputs(inputs), TRAIN_STREAM, *self._place_of_batch())
-        if self.meta is None or self.state.global_step < self._warmup_steps():
-            return self._plain_step(model, batch)
-        self._refresh_meta_set()
-        model.train()
-        if isinstance(self.model, FSDPModule):  # which reduces the passes of Meta-Train by themselves, so each at once
-            self.model.set_requires_gradient_sync(True)
-        # Where micro-batches are accumulated, one that is left out has no backward pass for DDP to average in.
-        is_replicated = self.processes.count > 1 and not self.is_fsdp_enabled
-        accumulates = is_replicated and self.current_gradient_accumulation_steps > 1
-        with (
-            self.diagnostics.timed(self.meta),
-            self.accelerator.no_sync(model) if accumulates else nullcontext(),
-            self._attention_of_checkpoints(),
-        ):
-            loss = self._three_stages(self.meta, model, batch, inputs.get("clean_label"))
-        if accumulates and self.accelerator.sync_gradients:
-            self._average_gradients()
-        return loss / self.current_gradient_accumulation_steps
+        return self.augmented(self._prepare_inputs(inputs), TRAIN_STREAM, *self._place_of_batch())
 
     def _place_of_batch(self) -> tuple[int, int]:
-        """Optimizer step, and place within it where gradients are accumulated."""
+        """Return the optimizer step, and the place within it where gradients are accumulated."""
         step, place = self._micro_batch
         self._micro_batch = (self.state.global_step, place + 1 if step == self.state.global_step else 0)
         return self._micro_batch
 
-    def _augmented(self, inputs: dict[str, Any], *numbers: int) -> dict[str, Any]:
-        """Random crops and flips that are a function of the seed and these numbers, so that resuming is exact."""
+    @property
+    def _accumulated(self) -> int:
+        """Batches of the present step of the optimizer."""
+        return int(self.current_gradient_accumulation_steps)
+
+    def _attention_of_checkpoints(self) -> Any:
+        """A checkpointed layer runs again in the backward pass, and must take the same attention kernel there."""
+        return differentiable_attention() if self.args.gradient_checkpointing else nullcontext()
+
+    def _loss_scale(self) -> float:
+        """Return what fp16's GradScaler multiplies losses by; 1 without it."""
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.scale(torch.ones((), device=self.args.device)))
+
+    def _average_gradients(self) -> None:
+        """Do what DDP would have done after the last of the accumulated micro-batches."""
+        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        for name, total in self.processes.summed(gradients).items():
+            gradients[name].copy_(total / self.processes.count)
+
+    # ---- Batches ----
+
+    def augmented(self, inputs: dict[str, Any], *numbers: int) -> dict[str, Any]:
+        """Return a batch cropped and flipped as a function of the seed and these numbers, so that resuming is exact."""
         if self.augmentation.name == "none" or "pixel_values" not in inputs:
             return inputs
         generator = make_generator(self.args.seed, *numbers, self.args.process_index)
         return {**inputs, "pixel_values": self.augmentation(inputs["pixel_values"], generator)}
 
-    # ---- Warm-up and pseudo-clean meta set ----
-
-    @property
-    def _judges_by_losses(self) -> bool:
-        """Whether training examples are told apart by their losses, which must mean something by then."""
-        return isinstance(self.meta_dataset, PseudoCleanSet)
-
-    def _warmup_steps(self) -> int:
-        """Plain steps before the first meta step."""
-        epochs, total = self.args.plain_warmup_epochs, self.state.max_steps
-        if epochs is not None:
-            return round(epochs * self._steps_per_epoch)
-        if not self._judges_by_losses:
-            return 0
-        return max(round(0.1 * total), min(2 * self._steps_per_epoch, total // 2))
-
-    @property
-    def _chosen_sets(self) -> list[PseudoCleanSet]:
-        """Sets of training examples that are chosen anew in each epoch."""
-        return [self.meta_dataset] if isinstance(self.meta_dataset, PseudoCleanSet) else []
-
-    def _refresh_meta_set(self) -> None:
-        """Chooses the pseudo-clean examples at the first meta step, and then at the first step of each epoch."""
-        chosen = self.meta_dataset
-        if not isinstance(chosen, PseudoCleanSet):
-            return
-        epoch = self.state.global_step // max(1, self._steps_per_epoch)
-        if chosen.epoch >= epoch:
-            return
-        found = evaluate_examples(self, self.train_dataset, cross_entropy)
-        fewest = (self.args.meta_batch_size or 1) * self.processes.count
-        chosen.choose(found.losses, found.correct, fewest, self.args.seed, epoch)
-        self._meta_batches.restart()
-        if chosen.purity is not None:
-            self._averages.add("meta_set_purity", torch.tensor(chosen.purity))
-        self._averages.add("meta_set_size", torch.tensor(float(len(chosen))))
-
-    def central_crop(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The central part of images that were kept larger for random crops."""
+    def _evaluation_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return a batch on the device, of images that were kept larger for random crops their central part."""
+        inputs = self._prepare_inputs(inputs)
         size = self.augmentation.size
         if size is None or "pixel_values" not in inputs:
             return inputs
         top, left = ((side - size) // 2 for side in inputs["pixel_values"].shape[2:])
         return {**inputs, "pixel_values": inputs["pixel_values"][:, :, top : top + size, left : left + size]}
 
-    def _next_meta_batch(self, meta: MetaUpdate) -> dict[str, Any]:
-        batch = self._prepare_inputs(self._meta_batches.next(meta.steps))
-        return self._augmented(batch, META_STREAM, meta.steps)
+    def _next_meta_batch(self) -> dict[str, Any]:
+        """Return this process's part of the meta batch of the present meta step."""
+        assert self.meta is not None
+        with self.meta.clock("meta data"):
+            batch = self._prepare_inputs(self._meta_batches.next(self.meta.steps))
+            return self.augmented(batch, META_STREAM, self.meta.steps)
 
-    def _redrawn_meta_batch(self, meta: MetaUpdate, draw: int) -> dict[str, Any]:
-        """Like the one that comes next, but drawn beside them all, anew for each number of a draw."""
-        numbers = (REDRAWN_STREAM, meta.steps, draw)
-        return self._augmented(self._prepare_inputs(self._meta_batches.redrawn(*numbers)), *numbers)
+    def redrawn_meta_batch(self, network: str, draw: int) -> dict[str, Any]:
+        """Return a meta batch like the one that comes next, but drawn beside them all, anew for each number of a draw.
+
+        Args:
+            network: Its name in `networks`.
+            draw: The number.
+        """
+        numbers = (REDRAWN_STREAM, self.networks[network].meta.steps, draw)
+        return self.augmented(self._prepare_inputs(self._meta_batches.redrawn(*numbers)), *numbers)
 
     def get_batch_samples(self, *arguments: Any, **keywords: Any) -> Any:
         with self.diagnostics.loading():
@@ -279,7 +394,61 @@ class FaMUSTrainer(ThreeStageTrainer):
     def _prepare_inputs(self, inputs: Any) -> Any:
         return super()._prepare_inputs({name: value for name, value in inputs.items() if name not in RECORD_COLUMNS})
 
+    def get_train_dataloader(self) -> DataLoader:
+        loader = super().get_train_dataloader()
+        if has_length(self.train_dataset):
+            self.schedule.steps_per_epoch = max(1, -(-len(loader) // self.args.gradient_accumulation_steps))
+        return loader
+
+    # ---- The pseudo-clean meta set ----
+
+    @property
+    def _judges_by_losses(self) -> bool:
+        return isinstance(self.meta_dataset, PseudoCleanSet)
+
+    @property
+    def _chosen_sets(self) -> list[PseudoCleanSet]:
+        """Sets of training examples that are chosen anew in each epoch."""
+        return [self.meta_dataset] if isinstance(self.meta_dataset, PseudoCleanSet) else []
+
+    def _refresh_meta_set(self) -> None:
+        """Choose the pseudo-clean examples where that is due."""
+        if not self.schedule.is_due(self.meta_dataset, self.state):
+            return
+        found = self.evaluate_examples(self.model, self.train_dataset, cross_entropy)
+        for name, value in self.schedule.choose(self.meta_dataset, found, self.state).items():
+            self.metrics.add(name, torch.tensor(value))
+        self._meta_batches.restart()
+
     # ---- Logs ----
+
+    def _note_meta_step(self, found: MetaTrain) -> None:
+        what = "the meta gradient"
+        if found.is_finite:
+            self.guard.passed(what)
+        elif self.accelerator.scaler is None:
+            self.guard.failed(what, self.state.global_step)
+        self.metrics.add("mean_active_layers", torch.tensor(float(sum(found.switched_on))))
+        if found.meta_loss is not None:
+            self.metrics.add("meta_loss", found.meta_loss)
+
+    @torch.no_grad()
+    def _note_weights(
+        self, stages: ThreeStages, train: TrainingPass, virtual: VirtualTrain | None, clean_labels: Tensor | None
+    ) -> None:
+        """Log the weights of this step's clean and wrong examples, relative to those of plain training."""
+        if clean_labels is None:
+            return
+        is_reused = virtual is not None and stages.settings.reuse_virtual_gradient
+        weights = virtual.weights if virtual is not None and is_reused else stages.example_weights(train)
+        if weights is None:
+            return
+        relative = self.processes.own(weights * len(weights))  # 1 is what plain training gives every example
+        labels = train.labels
+        wrong = (labels if labels.dim() == 1 else labels.argmax(1)) != clean_labels.to(labels.device)
+        for name, group in (("mean_weight_clean", relative[~wrong]), ("mean_weight_noisy", relative[wrong])):
+            if len(group):
+                self.metrics.add(name, group.mean())
 
     @property
     def mean_meta_cost(self) -> float | None:
@@ -293,185 +462,34 @@ class FaMUSTrainer(ThreeStageTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs.update(self._averages.take(self.processes))
-            if self.faults.count:
-                logs["steps_left_out"] = self.faults.count  # since the start of this training
+            logs.update(self.metrics.take(self.processes))
+            if self.guard.count:
+                logs["steps_left_out"] = self.guard.count  # since the start of this training
+        if self.training_time.seconds is not None:
+            logs["train_seconds"] = round(self.training_time.seconds, 3)
         super().log(logs, start_time)
 
-    # ---- Evaluation ----
-
-    def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """In training our base loss where it is not plain cross-entropy, else the network's own loss, if it has one."""
-        hard = inputs["labels"].dim() == 1  # with soft targets a network of transformers would train one class by one
-        if not isinstance(self.model, PushToHubMixin) or not hard or (model.training and not self._is_network_loss):
-            batch, labels, _ = split_inputs(inputs)
-            logits = model_logits(model, batch)
-            loss = (self.base_loss if model.training else cross_entropy)(logits, labels).mean()
-            return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-
-    @property
-    def _is_network_loss(self) -> bool:
-        return (
-            type(self.base_loss) is CrossEntropyLoss
-            and self.base_loss.label_smoothing == self.args.label_smoothing_factor
-        )
-
-    def get_train_dataloader(self) -> DataLoader:
-        loader = super().get_train_dataloader()
-        if has_length(self.train_dataset):
-            self._steps_per_epoch = max(1, -(-len(loader) // self.args.gradient_accumulation_steps))
-        return loader
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        batches = self.args.balanced_batches_per_epoch
-        if batches is None:
-            return super()._get_train_sampler(train_dataset)
-        size = batches * self.args.train_batch_size * self.args.world_size
-        return ClassBalancedSampler(known_labels(self.train_dataset), size, self.args.seed)
-
-    # ---- Suspect labels ----
-
-    def label_report(self, dataset: Any = None) -> Dataset:
-        """Which labels are probably wrong, the most suspect first. All processes call it.
-
-        Args:
-            dataset: In the form of `train_dataset`, which is the default; each label is judged by the network as it is.
-
-        Returns:
-            Columns `index`, `file` (of what lies in folders) or `text` (its beginning), `label`, `predicted_label`,
-            `loss` (under `base_loss`; cross-entropy in a trainer without a training set), `weight` (V by the
-            meta-learner; None where it has none for a loss alone), `clean_probability` and, where known, `clean_label`.
-            `famus_hf.reporting.label_report` has more.
-
-        Raises:
-            ValueError: The data set is a stream, or empty, or of other classes.
-        """
-        return report_of(self, dataset)
-
-    def save_label_report(self, dataset: Any = None, folder: str | Path | None = None) -> Dataset:
-        """`label_report`, written to label_report.parquet in the output folder or another; pictures in `figures/`.
-
-        The pictures: the most suspect images, where they are at hand; the meta-learner's weights, if it has such. All
-        processes call it.
-
-        Raises:
-            ValueError: As `label_report`.
-            SaveError: It can't be written.
-        """
-        return save_report(self, dataset, Path(folder or str(self.args.output_dir)))
-
-    # ---- Checkpoints ----
+    # ---- Training ----
 
     def train(self, *arguments: Any, **keywords: Any) -> Any:
-        if self.meta is not None and self.model_init is not None:  # as the network, so everything that learns
-            self._make_meta_model()
+        """As Trainer's; `resume_from_checkpoint` may be a folder, True for the newest whole one, or a Hub repository.
+
+        Raises:
+            ValueError: The checkpoint is damaged, or there is none.
+            FloatingPointError: Numbers are not finite, see `nan_policy`.
+            SaveError: A checkpoint can't be written.
+        """
+        if self.stages is not None and self.model_init is not None:  # as the network, so everything that learns
+            self._make_stages()
         for chosen in self._chosen_sets:
             chosen.forget()
-        for name in ("metrics", "suspects", "seconds_per_step", "baselines", "compared"):  # of an earlier training
-            self._card.pop(name, None)
+        self.forget_earlier_training()
         try:
             return super().train(*arguments, **keywords)
         finally:
             self._end_loading()
 
     def _end_loading(self) -> None:
-        """Whatever loads batches ahead, beside the Trainer's own, stops."""
-        if self.meta is not None:
+        """Stop whatever loads batches ahead, beside the Trainer's own."""
+        if self.stages is not None:
             self._meta_batches.restart()
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        with as_written(self.model):
-            super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            self._save_meta_net(Path(output_dir or str(self.args.output_dir)))
-
-    def _save_meta_net(self, folder: Path) -> None:
-        save_meta_net(folder, self.meta_learner, self.layer_sampler)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        self.diagnostics.write()
-        if self.args.should_save and self.meta is not None:
-            torch.save(self._meta_state(self.meta), Path(output_dir) / META_STATE)
-
-    def _meta_state(self, meta: MetaUpdate) -> dict[str, Any]:
-        """What `_take_meta_state` takes back."""
-        state = meta.state_dict()
-        if isinstance(self.meta_dataset, PseudoCleanSet):
-            state["pseudo_clean"] = self.meta_dataset.state_dict()
-        return state
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        try:
-            super()._load_optimizer_and_scheduler(checkpoint)
-        except Exception as error:  # torch.load raises anything on a damaged file
-            raise ValueError(
-                f"optimizer.pt or scheduler.pt of checkpoint {checkpoint!r} does not fit: {reason_of(error)}"
-            ) from error
-        if checkpoint is not None and self.meta is not None:
-            path = Path(checkpoint) / META_STATE
-            if not path.is_file():
-                raise ValueError(f"checkpoint {checkpoint!r} has no {META_STATE}: it was saved without optimizers")
-            try:
-                self._take_meta_state(self.meta, read_meta_state(path))
-            except ValueError as error:
-                raise ValueError(f"{META_STATE} of checkpoint {checkpoint!r} does not fit: {error}") from error
-
-    def _take_meta_state(self, meta: MetaUpdate, state: dict[str, Any]) -> None:
-        is_pseudo_clean = isinstance(self.meta_dataset, PseudoCleanSet)
-        if is_pseudo_clean and "pseudo_clean" not in state:
-            raise ValueError("it is of a run with a given meta set: give the same")
-        meta.load_state_dict(state)
-        if is_pseudo_clean:
-            self.meta_dataset.load_state_dict(state["pseudo_clean"])
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if isinstance(self.model, PreTrainedModel):
-            self._load_network(self.model, resume_from_checkpoint)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_meta_net(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        best = str(self.state.best_model_checkpoint)
-        if isinstance(self.model, PreTrainedModel):
-            self._load_network(self.model, best)
-        else:
-            super()._load_best_model()
-        self._load_meta_net(best)
-
-    def _load_meta_net(self, checkpoint: str) -> None:
-        if self.meta is not None:
-            load_into(checkpoint, self.meta.meta_learner, self.meta.layer_sampler)
-
-    # ---- Hub ----
-
-    def save_records(self) -> None:
-        """The noise and the label report of the training set, unless they are there already."""
-        folder, train = Path(str(self.args.output_dir)), self.train_dataset
-        is_there = self.processes.first_object(self.is_of_this_run(folder / REPORT_FILE))
-        if self.args.label_report and has_length(train) and not is_there:
-            self.save_label_report()
-        noise = folder / "noise.parquet"
-        if isinstance(train, ModelInputs) and self.is_world_process_zero() and not self.is_of_this_run(noise):
-            index = train.records.get("index", list(range(len(train))))
-            metadata = {"realised_noise_rate": train.realised_noise_rate}
-            write_noise_file(noise, index, train.records["labels"], train.records.get("clean_label"), metadata)
-
-    def create_model_card(self, **facts: Any) -> None:  # type: ignore[override]
-        """Writes README.md into the output folder. Facts given once are kept for later calls.
-
-        Args:
-            facts: `dataset_name`, `dataset_id`, `data_license`, `noise_description`, `license`, `tags`, `model_name`,
-                `metrics` (`last` and `best`, accuracies in [0, 1]), `compared` (other runs, drawn beside this one, by
-                `famus_hf.reporting.figures.run_records.read_run`), and what else `render_model_card` knows.
-        """
-        if self.is_world_process_zero():
-            self._card.update({name: value for name, value in facts.items() if value is not None})
-            pictures = draw_records(self, self._card.get("compared", ()))
-            card = render_model_card({**facts_of_run(self, pictures), **self._card})
-            with atomic_write(Path(str(self.args.output_dir)) / "README.md") as path:
-                card.save(path)

@@ -1,34 +1,14 @@
 """What the model card says of a run of two networks that divide the training set for each other."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from famus_hf.core.parallel.dtensor import class_of
-from famus_hf.models.two_networks import TwoNetworksForImageClassification
-
-if TYPE_CHECKING:
-    from famus_hf.training_args import FaMUSTrainingArguments
-    from famus_hf.two_networks.peer import Peer
-    from famus_hf.two_networks.trainer import TwoNetworkTrainer
+from famus_hf.training_args import FaMUSTrainingArguments
+from famus_hf.two_networks.co_divide import CoDivide
 
 
-def facts_of_two_networks(trainer: "TwoNetworkTrainer") -> dict[str, Any]:
-    """Facts beside those of a run with one network."""
-    rate = trainer.noise_rate
-    shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in trainer.time_shares.items())
-    return {
-        "two_networks": True,
-        "estimated_noise": "not estimated, as the warm-up did not end" if rate is None else f"{100 * rate:.1f} %",
-        "division": {
-            f"the division by `{peer.name}`": _describe_division(peer)
-            for peer in trainer.peers
-            if peer.division.epoch >= 0
-        },
-        "time_shares": shares or None,
-    }
-
-
-def describe_networks(ensemble: TwoNetworksForImageClassification) -> str:
-    """Their classes and sizes."""
+def describe_networks(ensemble: Any) -> str:
+    """Return their classes and sizes."""
     sizes = [sum(parameter.numel() for parameter in network.parameters()) for network in _networks(ensemble)]
     names = [class_of(network).__name__ for network in _networks(ensemble)]
     if len(set(zip(names, sizes, strict=True))) == 1:
@@ -40,8 +20,8 @@ def _networks(ensemble: Any) -> tuple[Any, Any]:
     return ensemble.model_a, ensemble.model_b
 
 
-def pipeline_settings_of(args: "FaMUSTrainingArguments", num_views: int) -> dict[str, Any]:
-    """Hyper-parameters, by the words that the card uses.
+def pipeline_settings_of(args: FaMUSTrainingArguments, num_views: int) -> dict[str, Any]:
+    """Return hyper-parameters, by the words that the card uses.
 
     Args:
         args: Of the run.
@@ -65,8 +45,8 @@ def pipeline_settings_of(args: "FaMUSTrainingArguments", num_views: int) -> dict
     }
 
 
-def _describe_division(peer: "Peer") -> str:
-    division = peer.division
+def describe_division(division: CoDivide) -> str:
+    """Return how many examples are labelled, and how rightly where that is known."""
     quality = [
         f"{100 * value:.1f} % {words}"
         for value, words in (

@@ -1,8 +1,9 @@
 """One of two networks that are trained together: its division, its meta-learner, and what it draws batches from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,22 @@ from famus_hf.core.autodiff.forward_pass import model_logits, split_inputs
 from famus_hf.core.losses import one_hot
 from famus_hf.core.meta_learners import MetaLearner
 from famus_hf.core.meta_update import MetaUpdate
+from famus_hf.core.parallel.processes import Processes
+from famus_hf.core.three_stages import ThreeStages
 from famus_hf.core.timer import Timer
-from famus_hf.data.inputs.augmentation import META_STREAM, MIX_STREAM, REDRAWN_STREAM, VIEW_STREAM, make_generator
+from famus_hf.data.inputs.augmentation import (
+    META_STREAM,
+    MIX_STREAM,
+    REDRAWN_STREAM,
+    VIEW_STREAM,
+    Augmentation,
+    make_generator,
+)
 from famus_hf.data.inputs.class_balanced import ClassBalancedSampler
 from famus_hf.data.inputs.meta_batches import MetaBatches
 from famus_hf.data.inputs.model_inputs import known_labels
-from famus_hf.storage.model_folder import NETWORKS_APART
+from famus_hf.storage.run_folder import NETWORKS_APART
+from famus_hf.training_args import FaMUSTrainingArguments
 from famus_hf.two_networks.co_divide import CoDivide, Part, collated
 from famus_hf.two_networks.semi_supervised import (
     EqualWeights,
@@ -27,9 +38,6 @@ from famus_hf.two_networks.semi_supervised import (
     mixing_share,
     refined_labels,
 )
-
-if TYPE_CHECKING:
-    from famus_hf.two_networks.trainer import TwoNetworkTrainer
 
 EVERYTHING, LABELLED, UNLABELLED, TRUSTED = range(4)  # what a network draws batches from
 
@@ -54,30 +62,55 @@ class Drawn:
 class Peer:
     """One of the two networks, and what belongs to it alone.
 
-    Attributes:
+    Args:
         number: 0 or 1.
+        network: Itself.
+        train_dataset: That both divide.
+        trusted: A clean meta set for both; None means that each is taught by the other's labelled examples.
+        args: The settings.
+        collate: From examples to a batch.
+        prepare: From a batch as it was loaded to one on the device.
+        augmentation: Of images.
+        processes: That train together.
+
+    Attributes:
         name: Of the network in the model.
+        other: The other one.
         division: Of the training set, by this network's losses; the other network learns from it.
-        meta: Its meta-learner and layer sampler.
+        stages: Of its step.
         clock: Seconds of the parts of its meta step.
+        epoch: Of the present step.
     """
 
-    meta: MetaUpdate
+    other: "Peer"
+    stages: ThreeStages
     clock: Timer
 
-    def __init__(self, trainer: "TwoNetworkTrainer", number: int):
-        self.trainer, self.number, self.name = trainer, number, NETWORKS_APART[number]
-        self.division = CoDivide(trainer.train_dataset)
+    def __init__(
+        self,
+        number: int,
+        network: nn.Module,
+        train_dataset: Any,
+        trusted: Any,
+        *,
+        args: FaMUSTrainingArguments,
+        collate: Callable[[list[Any]], Any],
+        prepare: Callable[[dict[str, Any]], dict[str, Any]],
+        augmentation: Augmentation,
+        processes: Processes,
+    ):
+        self.number, self.network, self.name = number, network, NETWORKS_APART[number]
+        self.train_dataset, self.trusted, self.args = train_dataset, trusted, args
+        self.collate, self.prepare, self.augmentation, self.processes = collate, prepare, augmentation, processes
+        self.division = CoDivide(train_dataset)
+        self.epoch = 0
         self._batches: dict[int, MetaBatches] = {}
         self._epoch_of_rows = -1
 
     @property
-    def network(self) -> nn.Module:
-        return self.trainer.model.get_submodule(self.name)
-
-    @property
-    def other(self) -> "Peer":
-        return self.trainer.peers[1 - self.number]
+    def meta(self) -> MetaUpdate:
+        """Its meta-learner and layer sampler, and how they move."""
+        return self.stages.meta
 
     @property
     def loss(self) -> SemiSupervisedLoss:
@@ -91,9 +124,14 @@ class Peer:
         learner = self.loss.meta_learner
         return None if isinstance(learner, EqualWeights) else learner
 
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything for Meta-Train to move."""
+        return bool(self.loss.theta()) or not self.loss.keeps_theta
+
     def seed(self, stream: int = EVERYTHING) -> int:
         """For each stream of the network's draws another one."""
-        sequence = np.random.SeedSequence((self.trainer.args.seed, self.number, stream))
+        sequence = np.random.SeedSequence((self.args.seed, self.number, stream))
         return int(sequence.generate_state(1, np.uint32)[0])
 
     @property
@@ -102,8 +140,8 @@ class Peer:
 
         By the division in eighths of the batch: where it divides by eight, k processes draw what one would.
         """
-        size = int(self.trainer.args.per_device_train_batch_size)
-        if self.trainer.args.unlabelled_share == "half":
+        size = int(self.args.per_device_train_batch_size)
+        if self.args.unlabelled_share == "half":
             return size
         seen = self.other.division
         share = len(seen.unlabelled) / max(1, len(seen.rows) + len(seen.unlabelled))
@@ -113,7 +151,7 @@ class Peer:
     def unlabelled_weight(self) -> float:
         """What λ_u is multiplied by: at most 1, and less where there are fewer unlabelled than labelled examples."""
         seen = self.other.division
-        return 1.0 if self.trainer.args.unlabelled_share == "half" else min(1.0, len(seen.unlabelled) / len(seen.rows))
+        return 1.0 if self.args.unlabelled_share == "half" else min(1.0, len(seen.unlabelled) / len(seen.rows))
 
     # ---- Batches ----
 
@@ -130,7 +168,7 @@ class Peer:
             num_views: How often its images are augmented.
         """
         inputs = self._batches_of(source).next(number)
-        batch, labels, _ = split_inputs(self.trainer._prepare_inputs(inputs))
+        batch, labels, _ = split_inputs(self.prepare(inputs))
         views = [
             self._view(batch["pixel_values"], VIEW_STREAM, self.number, source, number, view)
             for view in range(num_views)
@@ -139,13 +177,13 @@ class Peer:
 
     def meta_batch(self) -> dict[str, Any]:
         """This process's part of the meta batch of its present meta step."""
-        batch = self.trainer._prepare_inputs(self._batches_of(TRUSTED).next(self.meta.steps))
+        batch = self.prepare(self._batches_of(TRUSTED).next(self.meta.steps))
         return {**batch, "pixel_values": self._view(batch["pixel_values"], META_STREAM, self.number, self.meta.steps)}
 
     def redrawn_meta_batch(self, draw: int) -> dict[str, Any]:
         """Like `meta_batch`, but drawn beside them all, anew for each number of a draw."""
         batches = self._batches_of(TRUSTED)
-        batch = self.trainer._prepare_inputs(batches.redrawn(REDRAWN_STREAM, self.meta.steps, draw))
+        batch = self.prepare(batches.redrawn(REDRAWN_STREAM, self.meta.steps, draw))
         view = self._view(batch["pixel_values"], REDRAWN_STREAM, self.number, self.meta.steps, draw)
         return {**batch, "pixel_values": view}
 
@@ -158,8 +196,8 @@ class Peer:
             number: Of the batch since the start of training.
             clock: Takes the time of `"guessing"`.
         """
-        args, processes = self.trainer.args, self.trainer.processes
-        views = self.trainer.num_views
+        args, processes = self.args, self.processes
+        views = num_views(self.augmentation)
         labelled, unlabelled = self.drawn(LABELLED, number, views), self.drawn(UNLABELLED, number, views)
         with clock("guessing"):
             of_labelled, of_unlabelled = self._targets(labelled, unlabelled)
@@ -189,7 +227,7 @@ class Peer:
             sizes: Of the blocks of this process's examples, each of which continues in the next process.
             draws: The same in all processes.
         """
-        k, rank = self.trainer.processes.count, self.trainer.processes.rank
+        k, rank = self.processes.count, self.processes.rank
         places = torch.arange(k * sum(sizes)).view(k, -1)  # as they are gathered
         in_order = torch.cat([block.flatten() for block in places.split(sizes, dim=1)])
         permuted = torch.empty_like(in_order)
@@ -210,7 +248,7 @@ class Peer:
         other.eval()
         of_other = _predictions(other, unlabelled.views)
         other.train()
-        views, temperature = len(labelled.views), self.trainer.args.sharpening_temperature
+        views, temperature = len(labelled.views), self.args.sharpening_temperature
         guesses = torch.cat([of_unlabelled, of_other]).unflatten(0, (2 * views, -1))
         seen = of_labelled.unflatten(0, (views, -1)).mean(0)
         targets = one_hot(labelled.labels, seen.shape[1])
@@ -221,19 +259,16 @@ class Peer:
 
     def _view(self, images: Tensor, *numbers: int) -> Tensor:
         """This process's part of the global batch's random crops and flips, the same for any number of processes."""
-        augmentation, processes = self.trainer.augmentation, self.trainer.processes
+        augmentation, processes = self.augmentation, self.processes
         if augmentation.name == "none":
             return images
-        generator = make_generator(self.trainer.args.seed, *numbers)
+        generator = make_generator(self.args.seed, *numbers)
         return processes.own_of(augmentation(processes.gathered_unevenly(images), generator), images)
 
     def _batches_of(self, source: int) -> MetaBatches:
-        trainer, args = self.trainer, self.trainer.args
-        if (
-            source == EVERYTHING
-            and args.balanced_batches_per_epoch is not None
-            and self._epoch_of_rows != trainer.epoch
-        ):
+        args = self.args
+        is_balanced = args.balanced_batches_per_epoch is not None
+        if source == EVERYTHING and is_balanced and self._epoch_of_rows != self.epoch:
             self.end_loading()
         if source not in self._batches:
             size = 2 * args.per_device_train_batch_size
@@ -242,20 +277,20 @@ class Peer:
             self._batches[source] = MetaBatches(
                 self._dataset_of(source),
                 args,
-                trainer.data_collator if source == TRUSTED else partial(collated, trainer.data_collator),
-                trainer.processes,
+                self.collate if source == TRUSTED else partial(collated, self.collate),
+                self.processes,
                 batch_size=sizes.get(source, size),
                 seed=self.seed(source),
             )
         return self._batches[source]
 
     def _dataset_of(self, source: int) -> Any:
-        train, seen = self.trainer.train_dataset, self.other.division
+        train, seen = self.train_dataset, self.other.division
         if source == TRUSTED:
-            return seen if self.trainer.trusted is None else self.trainer.trusted
+            return seen if self.trusted is None else self.trusted
         if source == EVERYTHING:
-            self._epoch_of_rows = self.trainer.epoch
-            rows = rows_of_epoch(self.trainer, self.trainer.epoch)
+            self._epoch_of_rows = self.epoch
+            rows = rows_of_epoch(train, self.args, self.processes.count, self.epoch)
             return Part(train, np.arange(len(train)) if rows is None else rows, seen.clean_probabilities)
         return Part(train, seen.rows if source == LABELLED else seen.unlabelled, seen.clean_probabilities)
 
@@ -265,13 +300,29 @@ def _predictions(network: nn.Module, views: list[Tensor]) -> Tensor:
     return model_logits(network, {"pixel_values": torch.cat(views)}).softmax(1)
 
 
-def rows_of_epoch(trainer: "TwoNetworkTrainer", epoch: int) -> np.ndarray | None:
-    """With `balanced_batches_per_epoch` the rows that an epoch is about, if they are enough; None means all."""
-    batches = trainer.args.balanced_batches_per_epoch
+def num_views(augmentation: Augmentation) -> int:
+    """Return how often an example is augmented before its label is refined or guessed."""
+    return 1 if augmentation.name == "none" else 2
+
+
+def fewest_examples(args: FaMUSTrainingArguments, processes: int) -> int:
+    """Return how many labelled, and how many unlabelled, examples a step takes over all processes."""
+    return int(args.per_device_train_batch_size) * processes
+
+
+def rows_of_epoch(train_dataset: Any, args: FaMUSTrainingArguments, processes: int, epoch: int) -> np.ndarray | None:
+    """Return the rows that an epoch is about, with `balanced_batches_per_epoch`, if they are enough; None means all.
+
+    Args:
+        train_dataset: That can tell its labels.
+        args: The settings.
+        processes: How many train together.
+        epoch: From 0.
+    """
+    batches, fewest = args.balanced_batches_per_epoch, fewest_examples(args, processes)
     if batches is None:
         return None
-    size = 2 * trainer.fewest * batches
-    sampler = ClassBalancedSampler(known_labels(trainer.train_dataset), size, trainer.args.seed)
+    sampler = ClassBalancedSampler(known_labels(train_dataset), 2 * fewest * batches, args.seed)
     sampler.set_epoch(epoch)
     rows = np.unique(list(sampler))  # of a small class each comes several times
-    return rows if len(rows) >= 2 * trainer.fewest else None
+    return rows if len(rows) >= 2 * fewest else None

@@ -4,7 +4,7 @@ Paper: §5.3 (Tables 5–7), after DivideMix (Li, Socher, Hoi, ICLR 2020, arXiv:
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,26 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from famus_hf.core.autodiff.forward_pass import cloned_buffers, model_logits, split_inputs
+from famus_hf.core.autodiff.forward_pass import model_logits, split_inputs
 from famus_hf.core.layer_samplers import AllLayers
 from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_learners import MetaLearner
-from famus_hf.core.meta_update import MetaUpdate
-from famus_hf.core.non_finite import all_finite
+from famus_hf.core.non_finite import LOGITS, GuardedStep, NotFiniteError, all_finite
+from famus_hf.core.three_stages import ThreeStages
 from famus_hf.core.timer import NO_TIMER, Timer
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
-from famus_hf.data.per_example import evaluate_examples
 from famus_hf.hub.meta_net_files import load_into, save_meta_net
 from famus_hf.models.two_networks import TwoNetworksForImageClassification
-from famus_hf.storage.model_folder import NETWORKS_APART, save_networks_apart
-from famus_hf.trainer import preflight as checks
-from famus_hf.trainer.factory import make_meta_learner, make_meta_update
+from famus_hf.reporting.model_card import settings_of, source_of_network
+from famus_hf.storage.model_folder import save_networks_apart
+from famus_hf.storage.run_folder import NETWORKS_APART
+from famus_hf.trainer import preflight
+from famus_hf.trainer.checkpointing import take_checked
+from famus_hf.trainer.factory import make_meta_learner
 from famus_hf.trainer.trainer import FaMUSTrainer
 from famus_hf.two_networks.co_divide import CoDivide
-from famus_hf.two_networks.peer import EVERYTHING, Peer, rows_of_epoch
+from famus_hf.two_networks.model_card import describe_division, describe_networks, pipeline_settings_of
+from famus_hf.two_networks.peer import EVERYTHING, Peer, fewest_examples, num_views, rows_of_epoch
 from famus_hf.two_networks.semi_supervised import EqualWeights, SemiSupervisedLoss, confidence_penalty, ramped_up
 
 TIMED_STEPS = 10  # one step in so many is timed
@@ -62,46 +65,55 @@ class TwoNetworkTrainer(FaMUSTrainer):
 
     peers: tuple[Peer, ...] = ()
     trusted: Any = None
-    _peer: Peer | None = None  # whose turn it is
     _batches_per_epoch = 0
 
     # ---- Set-up ----
 
     def _set_up_meta_learning(self) -> None:
-        checks.check_meta_set(self)
-        checks.check_two_networks(self)
-        self.peers = tuple(Peer(self, number) for number in range(2))
+        args, train = self.args, self.train_dataset
+        preflight.check_meta_set(args, train, self.meta_dataset)
+        preflight.check_two_networks(args, self.model, train, self.data_collator, self.base_loss, self.accelerator)
         self.trusted = self.meta_dataset
+        self.peers = (self._make_peer(0), self._make_peer(1))
+        for peer, other in zip(self.peers, reversed(self.peers), strict=True):
+            peer.other = other
         if self.meta_dataset is None:
             self.meta_dataset = self.peers[0].division
-        self.clock = Timer(self.args.device)
-        checks.check_meta_learning_is_possible(self)
-        self._make_meta_model()
+        self.clock = Timer(args.device)
+        self.schedule.judges_by_losses = True
+        self._check_meta_learning()
+        self._make_stages()
 
-    def _make_meta_model(self) -> None:
+    def _make_peer(self, number: int) -> Peer:
+        return Peer(
+            number,
+            self.model.get_submodule(NETWORKS_APART[number]),
+            self.train_dataset,
+            self.trusted,
+            args=self.args,
+            collate=self.data_collator,
+            prepare=self._prepare_inputs,
+            augmentation=self.augmentation,
+            processes=self.processes,
+        )
+
+    def _make_stages(self) -> None:
         for peer in self.peers:
             learner, sampler = copy.deepcopy(self._given)
             if learner is None and self.args.meta_learner == "none":
                 learner, sampler = EqualWeights(), AllLayers()
-            with self._turn_of(peer):
-                learner = learner or make_meta_learner(self.args)
-                checks.check_weighs_by_losses(learner)
-                peer.meta = make_meta_update(self, SemiSupervisedLoss(learner), sampler, peer.seed())
-                peer.clock = Timer(self.args.device) if peer.meta.budget is None else peer.meta.clock
-        self.meta = self.peers[0].meta
+            learner = learner or make_meta_learner(self.args)
+            preflight.check_weighs_by_losses(learner)
+            peer.stages = self._stages_of(peer.network, SemiSupervisedLoss(learner), sampler, peer.seed())
+            peer.clock = Timer(self.args.device) if peer.meta.budget is None else peer.meta.clock
+        self.stages = self.peers[0].stages
 
-    @property
-    def network(self) -> nn.Module:
-        return self.model if self._peer is None else self._peer.network
-
-    @contextmanager
-    def _turn_of(self, peer: Peer) -> Iterator[nn.Module]:
-        """`self.network` is this peer's."""
-        self._peer = peer
-        try:
-            yield self.network
-        finally:
-            self._peer = None
+    def _follow_network(self) -> None:
+        """Have accelerate prepare each network too, as the model's own forward is not what is trained."""
+        for peer in self.peers:
+            peer.network = peer.stages.network = self.model.get_submodule(peer.name)
+            if not hasattr(peer.network, "_original_forward"):
+                self.accelerator.prepare_model(peer.network, device_placement=False, evaluation_mode=True)
 
     @property
     def meta_learner(self) -> MetaLearner | None:
@@ -109,8 +121,8 @@ class TwoNetworkTrainer(FaMUSTrainer):
         return self.peers[0].meta_learner if self.peers else None
 
     @property
-    def networks(self) -> dict[str, tuple[nn.Module, MetaUpdate]]:
-        return {peer.name: (peer.network, peer.meta) for peer in self.peers}
+    def networks(self) -> Mapping[str, ThreeStages]:
+        return {peer.name: peer.stages for peer in self.peers}
 
     @property
     def noise_rate(self) -> float | None:
@@ -138,26 +150,11 @@ class TwoNetworkTrainer(FaMUSTrainer):
 
     # ---- What the Trainer's loop sees ----
 
-    @property
-    def epoch(self) -> int:
-        """Of the present step, from 0."""
-        return self.state.global_step // max(1, self._steps_per_epoch)
-
-    @property
-    def num_views(self) -> int:
-        """How often an example is augmented before its label is refined or guessed."""
-        return 1 if self.augmentation.name == "none" else 2
-
-    @property
-    def fewest(self) -> int:
-        """Labelled, and unlabelled, examples that a step takes over all processes."""
-        return int(self.args.per_device_train_batch_size) * self.processes.count
-
     def get_train_dataloader(self) -> DataLoader:
         """Nothing but a count of steps: each network draws its own batches, by the division of the day."""
-        batches = self.args.balanced_batches_per_epoch or max(1, len(self.train_dataset) // (2 * self.fewest))
+        batches = self.args.balanced_batches_per_epoch or max(1, len(self.train_dataset) // (2 * self._fewest))
         self._batches_per_epoch = batches
-        self._steps_per_epoch = -(-batches // self.args.gradient_accumulation_steps)
+        self.schedule.steps_per_epoch = -(-batches // self.args.gradient_accumulation_steps)
         return DataLoader(range(batches), batch_size=1, collate_fn=_no_batch, generator=torch.Generator())  # type: ignore[arg-type]
 
     def num_examples(self, dataloader: DataLoader) -> int:
@@ -166,17 +163,9 @@ class TwoNetworkTrainer(FaMUSTrainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # the loop's own batches hold nothing
 
-    def _prepare_for_training(self, *arguments: Any, **keywords: Any) -> Any:
-        """Has accelerate prepare each network too, as the model's own forward is not what is trained."""
-        prepared = super()._prepare_for_training(*arguments, **keywords)
-        for peer in self.peers:
-            if not hasattr(peer.network, "_original_forward"):
-                self.accelerator.prepare_model(peer.network, device_placement=False, evaluation_mode=True)
-        return prepared
-
     @property
-    def _judges_by_losses(self) -> bool:
-        return True
+    def _fewest(self) -> int:
+        return fewest_examples(self.args, self.processes.count)
 
     @property
     def _chosen_sets(self) -> list[PseudoCleanSet]:
@@ -185,75 +174,107 @@ class TwoNetworkTrainer(FaMUSTrainer):
     # ---- The training step ----
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One batch for each network. Returns the mean of both training losses, detached."""
+        """One batch for each network, of its own. Return the mean of both training losses, detached."""
         self.processes.take_from_first(self.model.buffers())  # as DDP does, whose forward is not called here
         self.model.train()
-        step, place = self._place_of_batch()
-        epochs, step_of_epoch = divmod(step, self._steps_per_epoch)  # the last step of an epoch may have fewer batches
-        number = epochs * self._batches_per_epoch + step_of_epoch * self.args.gradient_accumulation_steps + place
-        learned = [peer.meta.copy_of_learned() for peer in self.peers] if self.accelerator.scaler is not None else None
-        if step < self._warmup_steps():
+        number = self._number_of_batch()
+        for peer in self.peers:
+            peer.epoch = self.schedule.epoch(self.state)
+        before = [peer.meta.copy_of_learned() for peer in self.peers] if self.accelerator.scaler is not None else None
+        if self.schedule.is_warmup(self.state):
             losses = [self._warm_up(peer, number) for peer in self.peers]
         else:
             self._divide()
-            clock = self.clock if step % TIMED_STEPS == 0 else NO_TIMER
+            clock = self.clock if self.state.global_step % TIMED_STEPS == 0 else NO_TIMER
             with clock("step"), self._attention_of_checkpoints():
                 losses = [self._learn(peer, number, clock) for peer in self.peers]
         if self.processes.count > 1 and self.accelerator.sync_gradients:
             self._average_gradients()
-        if learned is not None and not all_finite([p.grad for p in self.model.parameters() if p.grad is not None]):
-            for peer, before in zip(self.peers, learned, strict=True):  # the loss scaling leaves out both networks
-                peer.meta.take_back(before)
+        if before is not None and not all_finite([p.grad for p in self.model.parameters() if p.grad is not None]):
+            for peer, learned in zip(self.peers, before, strict=True):  # the loss scaling leaves out both networks
+                peer.meta.take_back(learned)
         return torch.stack(losses).mean()
 
+    def _number_of_batch(self) -> int:
+        """Return it, counted since the start of training."""
+        step, place = self._place_of_batch()
+        epochs, step_of_epoch = divmod(step, self.schedule.steps_per_epoch)  # an epoch's last one may have less batches
+        return epochs * self._batches_per_epoch + step_of_epoch * self.args.gradient_accumulation_steps + place
+
     def _warm_up(self, peer: Peer, number: int) -> Tensor:
-        """Plain training of a network, on as many examples as a step takes later."""
+        """Train a network plainly, on as many examples as a step takes later."""
         drawn = peer.drawn(EVERYTHING, number, num_views=1)
-        with self._turn_of(peer) as network:
-            return self._plain_step(network, {"pixel_values": drawn.views[0], "labels": drawn.labels})
+        return self._plain_step(peer.network, {"pixel_values": drawn.views[0], "labels": drawn.labels}, peer.network)
 
     def _learn(self, peer: Peer, number: int, clock: Timer) -> Tensor:
-        """Virtual-Train, Meta-Train and Actual-Train of a network on a mixed batch."""
-        epochs = (self.state.global_step - self._warmup_steps()) / self._steps_per_epoch
-        if peer.meta.budget is None:  # which measures every step
-            peer.meta.clock = peer.clock if clock is self.clock else NO_TIMER
-        with self._turn_of(peer) as network, self.diagnostics.timed(peer.meta):
-            buffers = cloned_buffers(network)
-            with peer.meta.clock("data"):
-                batch, clean_labels = peer.mixed_batch(number, clock)
-            weight = self.args.unlabelled_weight * peer.unlabelled_weight
-            peer.loss.unlabelled_weight = ramped_up(weight, epochs, self.args.ramp_up_epochs)
-            self._averages.add("unlabelled_weight", torch.tensor(peer.loss.unlabelled_weight))
-            if not self.processes.all_true(all_finite([batch["pixel_values"], batch["labels"]])):
-                return self._leave_out(buffers, "the network's logits", is_fault=True)
-            loss = self._three_stages(peer.meta, network, batch, clean_labels)
-        return loss / self.current_gradient_accumulation_steps
+        """Virtual-Train (Eq. 3), Meta-Train (Eq. 4, 6–12) and Actual-Train (Eq. 5) of a network on a mixed batch."""
+        stages = peer.stages
+        if stages.meta.budget is None:  # which measures every step
+            stages.meta.clock = peer.clock if clock is self.clock else NO_TIMER
+        with self._guarded_step(peer.network, stages) as step:
+            batch, clean_labels = self._mixed_batch(peer, number, clock)
+            is_meta_step = peer.learns and self.schedule.is_meta_step(self.state)
+            train, virtual = stages.forward(peer.network, batch, is_meta_step), None
+            if is_meta_step:
+                virtual = stages.virtual_train(train, self.optimizer)
+                self.diagnostics.measure_meta_gradient(stages, train, virtual)
+                self._note_meta_step(stages.meta_train(train, virtual, self._meta_batch_of(peer)))
+            step.loss = stages.actual_train(train, virtual, self._accumulated)
+            self._note_weights(stages, train, virtual, clean_labels)
+        return step.loss / self._accumulated
 
-    def _is_meta_step(self, meta: MetaUpdate) -> bool:
-        learns = bool(meta.meta_learner.theta()) or not meta.meta_learner.keeps_theta
-        return learns and super()._is_meta_step(meta)
+    @contextmanager
+    def _guarded_step(self, model: nn.Module, stages: ThreeStages) -> Iterator[GuardedStep]:
+        """As with one network, but that DDP has no part in it."""
+        with (
+            self.diagnostics.timed(stages.meta),
+            self.guard.step(stages.network, self.state.global_step, undo=stages.take_back) as step,
+            stages,
+        ):
+            yield step
+
+    def _mixed_batch(self, peer: Peer, number: int, clock: Timer) -> tuple[dict[str, Any], Tensor | None]:
+        """Return the network's mixed batch, and right labels where known; set the weight of its unlabelled part."""
+        state, schedule = self.state, self.schedule
+        with peer.meta.clock("data"):
+            batch, clean_labels = peer.mixed_batch(number, clock)
+        epochs = (state.global_step - schedule.warmup_steps(state.max_steps)) / schedule.steps_per_epoch
+        weight = self.args.unlabelled_weight * peer.unlabelled_weight
+        peer.loss.unlabelled_weight = ramped_up(weight, epochs, self.args.ramp_up_epochs)
+        self.metrics.add("unlabelled_weight", torch.tensor(peer.loss.unlabelled_weight))
+        if not self.processes.all_true(all_finite([batch["pixel_values"], batch["labels"]])):
+            raise NotFiniteError(LOGITS)
+        return batch, clean_labels
+
+    def _meta_batch_of(self, peer: Peer) -> dict[str, Any]:
+        with peer.meta.clock("meta data"):
+            return peer.meta_batch()
+
+    def redrawn_meta_batch(self, network: str, draw: int) -> dict[str, Any]:
+        return next(peer for peer in self.peers if peer.name == network).redrawn_meta_batch(draw)
 
     # ---- Divisions ----
 
     def _divide(self) -> None:
-        """Each network divides the training set, at the first step after the warm-up and of each epoch."""
-        if self.peers[0].division.epoch >= self.epoch:
+        """Have each network divide the training set, at the first step after the warm-up and of each epoch."""
+        epoch = self.schedule.epoch(self.state)
+        if self.peers[0].division.epoch >= epoch:
             return
-        judged = rows_of_epoch(self, self.epoch)
+        judged = rows_of_epoch(self.train_dataset, self.args, self.processes.count, epoch)
         dataset = self.train_dataset if judged is None else Subset(self.train_dataset, judged.tolist())
         with self.clock("division"):
             for peer in self.peers:
                 is_first = peer.division.noise_rate is None
-                found = evaluate_examples(self, dataset, cross_entropy, with_probabilities=is_first, model=peer.network)
+                found = self.evaluate_examples(peer.network, dataset, cross_entropy, with_probabilities=is_first)
                 peer.division.divide(
                     found,
                     judged,
-                    batch_size=self.fewest,
+                    batch_size=self._fewest,
                     threshold=self.args.clean_threshold,
                     history=self.args.division_history,
                     is_calibrated=self.args.calibrate_division,
                     seed=peer.seed(),
-                    epoch=self.epoch,
+                    epoch=epoch,
                 )
                 self._log_division(peer.division)
         self._end_loading()
@@ -267,20 +288,11 @@ class TwoNetworkTrainer(FaMUSTrainer):
         }
         for name, value in facts.items():
             if value is not None:
-                self._averages.add(name, torch.tensor(value))
+                self.metrics.add(name, torch.tensor(value))
 
     def _end_loading(self) -> None:
         for peer in self.peers:
             peer.end_loading()
-
-    def _next_meta_batch(self, meta: MetaUpdate) -> dict[str, Any]:
-        return self._peer_of(meta).meta_batch()
-
-    def _redrawn_meta_batch(self, meta: MetaUpdate, draw: int) -> dict[str, Any]:
-        return self._peer_of(meta).redrawn_meta_batch(draw)
-
-    def _peer_of(self, meta: MetaUpdate) -> Peer:
-        return next(peer for peer in self.peers if peer.meta is meta)
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -308,19 +320,41 @@ class TwoNetworkTrainer(FaMUSTrainer):
             if peer.meta_learner is not None:
                 load_into(Path(checkpoint) / peer.name, peer.meta_learner, peer.meta.layer_sampler)
 
-    def _meta_state(self, meta: MetaUpdate) -> dict[str, Any]:
+    def _meta_state(self) -> dict[str, Any] | None:
+        if not self.peers:
+            return None
         return {
             peer.name: {**peer.meta.state_dict(), "pseudo_clean": peer.division.state_dict()} for peer in self.peers
         }
 
-    def _take_meta_state(self, meta: MetaUpdate, state: dict[str, Any]) -> None:
+    def _take_meta_state(self, state: dict[str, Any]) -> None:
         if set(state) != set(NETWORKS_APART) or not all(
-            isinstance(own, dict) and "pseudo_clean" in own for own in state.values()
+            isinstance(of_one, dict) and "pseudo_clean" in of_one for of_one in state.values()
         ):
             raise ValueError("it is of a run with one network: resume that with FaMUSTrainer")
         for peer in self.peers:
-            peer.meta.load_state_dict(state[peer.name])
+            take_checked(peer.meta, state[peer.name])
             peer.division.load_state_dict(state[peer.name]["pseudo_clean"])
+
+    # ---- Model card ----
+
+    def model_card_facts(self) -> dict[str, Any]:
+        rate = self.noise_rate
+        shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in self.time_shares.items())
+        divisions = {peer.name: peer.division for peer in self.peers if peer.division.epoch >= 0}
+        return {
+            **super().model_card_facts(),
+            "base_model": source_of_network(self.model.get_submodule(NETWORKS_APART[0])),
+            "two_networks": True,
+            "estimated_noise": "not estimated, as the warm-up did not end" if rate is None else f"{100 * rate:.1f} %",
+            "division": {f"the division by `{name}`": describe_division(own) for name, own in divisions.items()},
+            "time_shares": shares or None,
+        }
+
+    def _settings_on_card(self) -> dict[str, Any]:
+        args, views = self.args, num_views(self.augmentation)
+        settings = settings_of(args, self.state, describe_networks(self.model), 2 * args.per_device_train_batch_size)
+        return {**super()._settings_on_card(), **settings, **pipeline_settings_of(args, views)}
 
 
 def _no_batch(steps: list[int]) -> dict[str, Any]:

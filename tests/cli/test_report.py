@@ -12,7 +12,8 @@ import report as script
 from datasets import Dataset
 from PIL import Image
 
-from famus_hf.reporting.label_report import REPORT_FILE, label_report
+from famus_hf.reporting.label_report import label_report
+from famus_hf.storage.run_folder import REPORT_FILE
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium (Debian's package chromium)")

@@ -12,8 +12,8 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from famus_hf.core.autodiff.forward_pass import cloned_buffers, get_random_state, model_logits, split_inputs
 from famus_hf.core.autodiff.training_pass import TrainingPass
-from famus_hf.core.budget import Budget, LayerCosts
-from famus_hf.core.layer_costs import measure_layer_costs, num_timings
+from famus_hf.core.autodiff.virtual_weights import VirtualStep
+from famus_hf.core.budget import Budget, LayerCosts, measure_layer_costs, num_timings
 from famus_hf.core.layer_samplers import (
     AllLayers,
     BlockSampler,
@@ -28,7 +28,6 @@ from famus_hf.core.layers import Layer, find_layers, pool_gradient, unpool_gradi
 from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_learners import MWNet
 from famus_hf.core.meta_train import MetaObjective, meta_train
-from famus_hf.core.virtual_train import VirtualStep, virtual_gradient
 from tests.helpers import brute_force
 from tests.helpers.models import build_batch, build_model
 
@@ -46,7 +45,7 @@ def setting():
     logits = model_logits(model, inputs, cloned_buffers(model))
     training_pass = TrainingPass(model, inputs, labels, logits, get_random_state(labels.device))
     loss = meta_learner.training_loss(logits, labels, cross_entropy)
-    gradient = virtual_gradient(loss, dict(model.named_parameters()))
+    gradient = training_pass.virtual_gradient(loss, dict(model.named_parameters()))
     return model, meta_learner, train, meta, layers, training_pass, gradient
 
 
@@ -217,7 +216,7 @@ def test_gradients_of_a_layer_that_is_off_are_never_formed(derivative):
     logits = model_logits(model, inputs)
     training_pass = TrainingPass(model, inputs, labels, logits, get_random_state(labels.device))
     loss = meta_learner.training_loss(logits, labels, cross_entropy)
-    gradient = virtual_gradient(loss, dict(model.named_parameters()))
+    gradient = training_pass.virtual_gradient(loss, dict(model.named_parameters()))
     with ConvolutionGradients() as computed:
         meta_train(
             training_pass, meta_learner, cross_entropy, inputs, labels, gradient, plain_step(model), layers,

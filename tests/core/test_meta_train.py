@@ -15,12 +15,13 @@ from famus_hf.core.autodiff.forward_pass import (
     preserve_rng_state,
     split_inputs,
 )
-from famus_hf.core.autodiff.training_pass import TrainingPass, logit_tangent, training_pass_without_trace
+from famus_hf.core.autodiff.training_pass import TrainingPass, training_pass_without_trace
+from famus_hf.core.autodiff.virtual_weights import VirtualStep, virtual_parameters
 from famus_hf.core.layers import find_layers, parameters_by_layer
 from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_learners import L2R, MLC, MetaLearner, MWNet
 from famus_hf.core.meta_train import MetaObjective, meta_gradient, meta_train
-from famus_hf.core.virtual_train import VirtualStep, virtual_gradient, virtual_parameters, virtual_step_of
+from famus_hf.core.virtual_train import virtual_step_of
 from tests.helpers import brute_force
 from tests.helpers.models import CLASSES, build_batch, build_model
 
@@ -114,10 +115,10 @@ def test_forward_mode_computes_no_value_again_that_the_graph_still_holds():
     direction = {name: torch.randn_like(parameter) for name, parameter in model.named_parameters()}
     products = 2 * convolutions - 1  # the images have no tangent
     with Convolutions() as forgetful:
-        expected = logit_tangent(replace(training_pass, record=ForwardRecord()), direction, "forward")
+        expected = replace(training_pass, record=ForwardRecord()).logit_tangent(direction, "forward")
     assert forgetful.count == products + convolutions
     with Convolutions() as recording:
-        found = logit_tangent(training_pass, direction, "forward")
+        found = training_pass.logit_tangent(direction, "forward")
     before_batch_norm = 1 + sum(name.endswith("conv1") for name, _ in model.named_modules())  # which keeps its input
     assert recording.count == products + convolutions - before_batch_norm
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
@@ -195,7 +196,7 @@ def test_virtual_step_of_adam_equals_double_backward_with_its_state_frozen():
         logits = model_logits(model, inputs)
         training_pass = TrainingPass(model, inputs, labels, logits, random_state)
         loss = meta_learner.training_loss(logits, labels, cross_entropy)
-        gradient = virtual_gradient(loss, dict(model.named_parameters()))
+        gradient = training_pass.virtual_gradient(loss, dict(model.named_parameters()))
         meta_inputs, meta_labels, _ = split_inputs(meta)
         for on in ([True] * len(layers), [i % 3 == 0 for i in range(len(layers))]):
             found = meta_train(
@@ -259,7 +260,7 @@ def test_gradients_that_share_memory_are_not_overwritten():
     """Autograd hands out one tensor for two parameters that are only added, and an expanded one for a sum."""
     parameters = {name: torch.randn(3, requires_grad=True) for name in ("a", "b", "c", "d")}
     loss = ((parameters["a"] + parameters["b"]) ** 2).sum() + parameters["c"].sum() + (parameters["d"] ** 2).sum()
-    gradient = virtual_gradient(loss, parameters)
+    gradient = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
     assert gradient["a"].data_ptr() == gradient["b"].data_ptr()
     expected = {name: (parameters[name] - 0.5 * gradient[name]).detach() for name in parameters}
     kept = {name: gradient[name].clone() for name in parameters}

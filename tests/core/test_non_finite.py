@@ -86,7 +86,7 @@ def test_gradients_that_are_not_finite_where_losses_are_move_nothing(tmp_path, m
     start = trainer.model.classifier.weight.detach().clone()
     trainer.train()
     assert_finite(trainer)
-    assert trainer.faults.count > 0 and not torch.equal(start, trainer.model.classifier.weight)
+    assert trainer.guard.count > 0 and not torch.equal(start, trainer.model.classifier.weight)
 
 
 @pytest.mark.parametrize("meta_learner", ["mw-net", "l2r", "mlc"])
@@ -146,7 +146,7 @@ def test_plain_training_leaves_bad_batches_out_too(tmp_path):
         assert tensor.isfinite().all(), name
     assert not torch.equal(start, trainer.model.classifier.weight)
     logged = next(entry for entry in trainer.state.log_history if "steps_left_out" in entry)
-    assert logged["steps_left_out"] == trainer.faults.count in (2, 3, 4), "one or two of ten batches, in two epochs"
+    assert logged["steps_left_out"] == trainer.guard.count in (2, 3, 4), "one or two of ten batches, in two epochs"
 
 
 @pytest.mark.parametrize("settings", [{"layer_sampler": "learned"}, {"layer_sampler": "all"}, {"meta_learner": "l2r"}])

@@ -108,7 +108,7 @@ def run(folder, name, settings, processes):
     start = learned(trainer)
     trainer.train()
     assert all(isinstance(parameter, DTensor) == (processes == 2) for parameter in trainer.model.parameters())
-    counts = {"times_on": torch.tensor(trainer.meta.times_on), "left_out": torch.tensor(trainer.faults.count)}
+    counts = {"times_on": torch.tensor(trainer.meta.times_on), "left_out": torch.tensor(trainer.guard.count)}
     return {"start": start, "end": learned(trainer), "counts": counts}
 
 

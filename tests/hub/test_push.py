@@ -169,7 +169,7 @@ def test_a_branch_to_resume_from_is_that_of_hub_revision(hub, client, tmp_path):
     )
 
 
-# ---- NonFiniteGuard ----
+# ---- Faults ----
 
 
 def test_a_hub_that_fails_while_training_costs_a_warning_and_the_next_save_pushes(hub, client, tmp_path):

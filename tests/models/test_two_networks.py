@@ -24,8 +24,8 @@ from famus_hf.hub.load import files_to_push
 from famus_hf.hub.meta_net_files import save_meta_net
 from famus_hf.models.preact_resnet import PreActResNetForImageClassification
 from famus_hf.models.two_networks import TwoNetworksConfig
-from famus_hf.storage.atomic import atomic_write_model
-from famus_hf.storage.model_folder import NETWORKS_APART, save_networks_apart
+from famus_hf.storage.model_folder import atomic_write_model, save_networks_apart
+from famus_hf.storage.run_folder import NETWORKS_APART
 from tests.helpers.hostile import refused
 from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.models import GroupNormNet

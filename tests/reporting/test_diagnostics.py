@@ -14,7 +14,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 from famus_hf import L2R, MLC, FaMUSTrainer, MWNet
 from famus_hf.core.layer_samplers import RandomLayers
 from famus_hf.core.timer import Timer
-from famus_hf.reporting import training_time
+from famus_hf.reporting.diagnostics import training_time
 from famus_hf.reporting.diagnostics.callback import fits, is_due
 from famus_hf.reporting.diagnostics.trackers import log_histogram
 from famus_hf.reporting.diagnostics.weights import BINS, weight_rows
@@ -60,7 +60,7 @@ def test_meta_gradients_are_those_of_brute_force(tmp_path):
         gates = meta.gates(gradient, training_pass.processes)
         on = [layer.name for layer, r in zip(meta.candidates, gates, strict=True) if r > 0]
         train = {**training_pass.inputs, "labels": training_pass.labels}
-        batches = [trainer._redrawn_meta_batch(meta, draw) for draw in range(4)]
+        batches = [trainer.redrawn_meta_batch("", draw) for draw in range(4)]
         assert len({batch["pixel_values"].sum().item() for batch in batches}) == 4
         alpha = trainer.optimizer.param_groups[0]["lr"]
         for kind, layers in (("sampled", on), ("exact", None)):
@@ -416,7 +416,7 @@ def test_training_time_is_that_of_training_and_goes_on_after_a_resume(tmp_path, 
         slow(trainer, "training_step", 0.1)
         slow(trainer, "evaluation_loop", 1)
         slow(trainer, "_write_checkpoint", 1)
-        slow(trainer, "_redrawn_meta_batch", 1)
+        slow(trainer.diagnostics, "redrawn_meta_batch", 1)
         slow(trainer.diagnostics, "_record_weights", 1)
         clock[0] = 5.0
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2") if resumed else None)

@@ -16,7 +16,6 @@ from PIL import Image
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, MWNet, build_backbone, load_noisy_dataset
 from famus_hf.data.inputs.image_processors import default_image_processor
-from famus_hf.data.per_example import evaluate_examples
 from famus_hf.hub.load import files_to_push
 from famus_hf.metrics import AveragePrecision
 from famus_hf.reporting.figures.label_report import draw_contact_sheet, draw_report
@@ -127,7 +126,7 @@ def test_ldam_reports_by_probabilities_and_not_by_cosines(tmp_path):
     )  # fmt: skip
     trainer = FaMUSTrainer(model, args, train_dataset=data["train"])
     trainer.train()
-    found = evaluate_examples(trainer, trainer.train_dataset, trainer.base_loss, with_probabilities=True)
+    found = trainer.evaluate_examples(trainer.model, trainer.train_dataset, trainer.base_loss, with_probabilities=True)
     assert np.median(found.probabilities.max(1)) > 0.9
     assert found.losses == pytest.approx(np.asarray(trainer.label_report().sort("index")["loss"][:]), rel=1e-5)
 

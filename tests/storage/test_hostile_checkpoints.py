@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from famus_hf.data.labels.noise_file import check_noise_file, read_noise_file, write_noise_file
 from famus_hf.storage import checkpoints
 from famus_hf.storage.meta_state import read_meta_state
-from famus_hf.trainer.trainer import META_STATE
+from famus_hf.storage.run_folder import META_STATE
+from famus_hf.trainer.checkpointing import take_checked
 from tests.data.labels.test_pseudo_clean import make_trainer as make_pseudo_clean_trainer
 from tests.helpers.hostile import Canary, damaged, fuzz, is_a_sentence, peak_growth, refused
 from tests.trainer.test_trainer import make_trainer
@@ -88,10 +89,10 @@ def test_a_meta_state_that_no_run_writes_is_refused_and_changes_nothing(tmp_path
     damage, words = STATES[kind]
     trainer = make_trainer(tmp_path, meta_optim="adam")
     state = torch.load(checkpoint / META_STATE, weights_only=True)
-    trainer.meta.load_state_dict(copy.deepcopy(state))
+    take_checked(trainer.meta, copy.deepcopy(state))
     before = str(trainer.meta.state_dict())
     damage(state)
-    refused(words, trainer.meta.load_state_dict, state)
+    refused(words, take_checked, trainer.meta, state)
     assert str(trainer.meta.state_dict()) == before
 
 
@@ -158,7 +159,7 @@ def test_no_damage_to_a_meta_state_does_more_than_being_refused(tmp_path, checkp
     def check(hostile):
         path.write_bytes(hostile)
         try:
-            trainer.meta.load_state_dict(read_meta_state(path))
+            take_checked(trainer.meta, read_meta_state(path))
         except ValueError as error:
             assert "\n" not in str(error)
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from famus_hf.storage.checkpoints import fault_of, run_of, write_manifest
-from famus_hf.storage.model_folder import NETWORKS_APART
-from famus_hf.storage.plain_values import from_json_tree, to_json_tree
+from famus_hf.storage.json_tree import from_json_tree, to_json_tree
 from famus_hf.storage.portable import pack, unpack
+from famus_hf.storage.run_folder import NETWORKS_APART
 from tests.helpers.hostile import as_json, fuzz, mutated, refused
 from tests.trainer.test_trainer import make_trainer
 

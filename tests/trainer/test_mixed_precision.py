@@ -9,10 +9,10 @@ from accelerate.state import AcceleratorState
 from torch.autograd.function import once_differentiable
 
 from famus_hf import FaMUSTrainer, MWNet, meta_gradient
-from famus_hf.core.autodiff.training_pass import logit_tangent, training_pass_without_trace
+from famus_hf.core.autodiff.training_pass import training_pass_without_trace
+from famus_hf.core.autodiff.virtual_weights import VirtualStep
 from famus_hf.core.losses import cross_entropy
-from famus_hf.core.meta_train import gradient_of_slope, validation_gradient
-from famus_hf.core.virtual_train import VirtualStep, virtual_gradient, virtual_parameters
+from famus_hf.core.meta_train import gradient_of_slope
 from tests.helpers.hostile import refused
 from tests.helpers.models import build_batch, build_model
 from tests.trainer.test_trainer import Examples, make_args, make_trainer
@@ -88,14 +88,14 @@ def test_training_goes_on_once_the_scale_fits(tmp_path):
 def test_the_step_of_theta_is_taken_back_where_only_the_actual_gradient_overflows(tmp_path, monkeypatch):
     trainer = with_scaler(make_trainer(tmp_path, max_steps=1, layer_sampler="learned"), 2.0**4)
     before = copy.deepcopy(learned(trainer))
-    actual = trainer._actual_train
+    actual = trainer.stages.actual_train
 
     def overflowing(*arguments):
         loss = actual(*arguments)
         trainer.model.classifier.bias.grad.fill_(torch.inf)
         return loss
 
-    monkeypatch.setattr(trainer, "_actual_train", overflowing)
+    monkeypatch.setattr(trainer.stages, "actual_train", overflowing)
     trainer.train()
     for found, expected in zip(learned(trainer), before, strict=True):
         assert torch.equal(found, expected)
@@ -109,13 +109,13 @@ def meta_gradient_in_fp16(model, meta_learner, train, meta, derivative, loss_sca
         training_pass = training_pass_without_trace(model, {"pixel_values": train["pixel_values"]}, train["labels"])
         training_pass.loss_scale = loss_scale
         loss = meta_learner.training_loss(training_pass.logits, train["labels"], cross_entropy)
-        virtual = virtual_parameters(parameters, virtual_gradient(loss, parameters, loss_scale), step)
+        gradient = training_pass.virtual_gradient(loss, parameters)
         inputs = {"pixel_values": meta["pixel_values"]}
-        _, validation = validation_gradient(
-            model, virtual, inputs, meta["labels"], list(parameters), loss_scale=loss_scale
+        _, validation = training_pass.validation_gradient(
+            gradient, step, inputs, meta["labels"], list(parameters), cross_entropy
         )
         direction = {name: step.displacement(name, value) for name, value in validation.items()}
-        tangent = logit_tangent(training_pass, direction, derivative)
+        tangent = training_pass.logit_tangent(direction, derivative)
     found = gradient_of_slope(meta_learner, training_pass.logits, tangent, train["labels"], cross_entropy)
     return torch.cat([value.flatten() for value in found.values()])
 

@@ -10,7 +10,8 @@ import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from famus_hf import L2R, MLC, AllLayers, FaMUSTrainer, FaMUSTrainingArguments, LearnedSampler, MWNet
-from famus_hf.core.virtual_train import virtual_gradient, virtual_step_of
+from famus_hf.core.autodiff.training_pass import TrainingPass
+from famus_hf.core.virtual_train import virtual_step_of
 from famus_hf.metrics import compute_accuracy
 from tests.helpers import brute_force
 from tests.helpers.models import CLASSES, build_batch, build_model
@@ -644,11 +645,13 @@ def test_twenty_steps_with_all_layers_equal_the_published_method(tmp_path, meta_
 def test_l2r_skips_the_virtual_backward_that_it_does_not_need(tmp_path, monkeypatch, sampler):
     asked = []
 
-    def spy(loss, parameters, loss_scale):
-        asked.append({name.rpartition(".")[0] for name in parameters})
-        return virtual_gradient(loss, parameters, loss_scale)
+    virtual_gradient = TrainingPass.virtual_gradient
 
-    monkeypatch.setattr("famus_hf.core.three_stages.virtual_gradient", spy)
+    def spy(training_pass, loss, names):
+        asked.append({name.rpartition(".")[0] for name in names})
+        return virtual_gradient(training_pass, loss, names)
+
+    monkeypatch.setattr(TrainingPass, "virtual_gradient", spy)
     make_trainer(
         tmp_path, meta_learner="l2r", layer_sampler=sampler, candidate_layers="4", max_steps=2, random_layers=2
     ).train()

@@ -107,18 +107,18 @@ def dividemix_loss(weigh, unlabelled_weight):
 def recorded(trainer):
     """Per step after the warm-up and network: the mixed batch, λ_u, the meta batch, and the weights before it."""
     found = []
-    three_stages, next_meta_batch = trainer._three_stages, trainer._next_meta_batch
+    mixed_batch, meta_batch = trainer._mixed_batch, trainer._meta_batch_of
 
-    def record(meta, network, batch, clean_labels):
-        peer = next(peer for peer in trainer.peers if peer.meta is meta)
+    def record(peer, number, clock):
+        batch, clean_labels = mixed_batch(peer, number, clock)
         found.append({"peer": peer.number, "batch": batch, "weight": peer.loss.unlabelled_weight, "meta": None})
-        return three_stages(meta, network, batch, clean_labels)
+        return batch, clean_labels
 
-    def record_meta(meta):
-        found[-1]["meta"] = next_meta_batch(meta)
+    def record_meta(peer):
+        found[-1]["meta"] = meta_batch(peer)
         return found[-1]["meta"]
 
-    trainer._three_stages, trainer._next_meta_batch = record, record_meta
+    trainer._mixed_batch, trainer._meta_batch_of = record, record_meta
     return found
 
 
@@ -350,9 +350,9 @@ def test_balanced_epochs_judge_and_divide_their_own_rows(tmp_path):
     train = Learnable()
     trainer = make(tmp_path, **PLAIN, train=as_dataset(train), max_steps=8, balanced_batches_per_epoch=2)
     trainer.train()
-    assert trainer._steps_per_epoch == 2
-    rows = rows_of_epoch(trainer, 3)
-    assert not np.array_equal(rows, rows_of_epoch(trainer, 2))
+    assert trainer.schedule.steps_per_epoch == 2
+    rows, earlier = (rows_of_epoch(trainer.train_dataset, trainer.args, 1, epoch) for epoch in (3, 2))
+    assert not np.array_equal(rows, earlier)
     for peer in trainer.peers:
         division = peer.division
         assert np.array_equal(np.sort([*division.rows, *division.unlabelled]), rows)

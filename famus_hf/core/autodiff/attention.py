@@ -5,8 +5,7 @@ has both, and is slower. The training pass of a meta step, and the derivative of
 keep the fused ones, and so does everything where the derivative is by finite differences.
 """
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,39 +28,33 @@ class AttentionCalls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def report_attention(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
-    """One sentence on the choice and its cost; None for a network without such attention.
+def report_attention(model: nn.Module, inputs: Mapping[str, Any], now: Callable[[], float]) -> str | None:
+    """Return one sentence on the choice and its cost; None for a network without such attention.
 
     Args:
         model: The network.
         inputs: A few examples, as keyword arguments of its forward; nothing of their pass remains.
+        now: Returns the seconds on a clock that waits for the device.
     """
+
+    def seconds() -> float:
+        timings = []
+        for _ in range(TIMINGS):
+            started = now()
+            logits_without_trace(model, inputs)
+            timings.append(now() - started)
+        return min(timings)
+
     with torch.no_grad():
         with AttentionCalls() as calls:
             logits = logits_without_trace(model, inputs)
         if not calls.count:
             return None
-        fused = _seconds(model, inputs, logits.device)
+        fused = seconds()
         with differentiable_attention():
-            math = _seconds(model, inputs, logits.device)
+            math = seconds()
     return (
         "attention is computed by torch's math kernel in the training pass and the derivative of a meta step, as the "
         f"fused ones have no derivatives that these need: a forward pass of {len(logits)} examples takes "
         f"{1000 * math:.1f} ms by it and {1000 * fused:.1f} ms by those; all other passes keep them"
     )
-
-
-def _seconds(model: nn.Module, inputs: Mapping[str, Any], device: torch.device) -> float:
-    found = []
-    for _ in range(TIMINGS):
-        _wait_for(device)
-        started = time.perf_counter()
-        logits_without_trace(model, inputs)
-        _wait_for(device)
-        found.append(time.perf_counter() - started)
-    return min(found)
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

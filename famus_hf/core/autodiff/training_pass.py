@@ -9,8 +9,8 @@ It is all that the meta gradient needs from the network beside ordinary gradient
 | finite | central difference of two forward passes | kernels without either derivative |
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -28,15 +28,25 @@ from famus_hf.core.autodiff.forward_pass import (
     get_random_state,
     model_logits,
     preserve_rng_state,
+    with_tensors,
+    without_scale,
 )
+from famus_hf.core.autodiff.virtual_weights import VirtualStep, virtual_parameters
 from famus_hf.core.parallel.processes import Processes
 
 CUT = "torch::autograd::Error"  # the node that stands behind a once_differentiable backward
 DERIVATIVES = ("auto", "forward", "reverse", "finite")
+LOSS = " loss"  # no parameter's name
+Clock = Callable[[str], AbstractContextManager[None]]  # `with clock(part): …` takes the time of the part
 
 # Above this share of the forward pass, forward mode costs less than reverse twice. Measured on one CPU core, WRN-28-4
 # (batch 16, 32×32 images) and WRN-10-1 (batch 100, 16×16): the two cross at 0.27 to 0.3.
 REVERSE_SHARE = 0.28
+
+
+def untimed(part: str) -> AbstractContextManager[None]:
+    """Take no time."""
+    return nullcontext()
 
 
 @dataclass
@@ -75,6 +85,82 @@ class TrainingPass:
         """Of the global batch, shape (k·n,) or (k·n, C)."""
         return self.processes.gathered(self.labels)
 
+    def gathered(self, rows: Tensor) -> Tensor:
+        """Return the rows of all processes in the order of `all_logits`, detached. (n, …) → (k·n, …)"""
+        return self.processes.gathered(rows)
+
+    def virtual_gradient(self, loss: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return g = ∇_w J(w, θ) of Eq. (3) over the global batch, by name. The graph is kept for Actual-Train.
+
+        Args:
+            loss: J, a scalar with the graph back to `all_logits`.
+            names: Parameters by which J is differentiated.
+        """
+        parameters = {name: self.model.get_parameter(name) for name in names}
+        inputs = list(parameters.values())
+        gradients = torch.autograd.grad(loss * self.loss_scale, inputs, retain_graph=True, materialize_grads=True)
+        return self.processes.summed(without_scale(dict(zip(parameters, gradients, strict=True)), self.loss_scale))
+
+    def validation_gradient(
+        self,
+        gradient: Mapping[str, Tensor],
+        step: VirtualStep,
+        inputs: Mapping[str, Any],
+        labels: Tensor,
+        names: Iterable[str],
+        meta_loss: Callable[[Tensor, Tensor], Tensor],
+        *,
+        reusable: Set[str] = frozenset(),
+        clock: Clock = untimed,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return L_c, a detached scalar, and v = ∂L_c/∂ŵ of Eq. (4), over the whole meta batch. Leave no trace.
+
+        Args:
+            gradient: g by name; parameters without one stay at w.
+            step: α and P.
+            inputs: This process's rows of the meta batch, as keyword arguments of the model.
+            labels: Shape (m,).
+            names: Parameters of the layers that are on; v is formed for them alone.
+            meta_loss: Logits (m, C), labels → (m,); L_c is its mean.
+            reusable: Names in g whose memory may become ŵ.
+            clock: Takes the time of the `"validation forward"` and of the `"validation backward"`.
+        """
+        model = self.model
+        virtual = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        if gradient:
+            virtual |= virtual_parameters({name: virtual[name] for name in gradient}, gradient, step, reusable)
+        leaves = {name: virtual[name].detach().requires_grad_() for name in names}
+
+        def loss_and_gradients(model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+            with clock("validation forward"):
+                loss = meta_loss(model_logits(model, inputs), labels).mean()
+            if not loss.requires_grad:  # the forward pass uses none of these parameters
+                return loss, {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+            with clock("validation backward"):
+                gradients = torch.autograd.grad(loss * self.loss_scale, list(leaves.values()), materialize_grads=True)
+                return loss.detach(), without_scale(dict(zip(leaves, gradients, strict=True)), self.loss_scale)
+
+        with preserve_rng_state(labels.device), torch.enable_grad():
+            tensors = {**virtual, **leaves, **cloned_buffers(model)}
+            loss, gradients = with_tensors(model, tensors, loss_and_gradients)
+        found = self.processes.mean({**gradients, LOSS: loss}, len(labels))
+        return found.pop(LOSS), found
+
+    def logit_tangent(self, direction: Mapping[str, Tensor], derivative: str) -> Tensor:
+        """Return ż = (∂z/∂w)·d of this process's logits, shape (n, C), detached.
+
+        Args:
+            direction: d, parameter name → tensor of that parameter's shape; parameters left out count as zero.
+            derivative: `"forward"`, `"reverse"` or `"finite"`.
+        """
+        way = {"forward": _forward_tangent, "reverse": _reverse_tangent, "finite": _finite_tangent}[derivative]
+        if self.loss_scale == 1:
+            return way(self, direction)
+        # A derivative is linear: in fp16 that of a vector of length 1 to 2 is taken, so that little of it is too small.
+        norm = torch.stack([tangent.norm() for tangent in direction.values()]).norm()
+        size = torch.where(norm > 0, torch.exp2(torch.log2(norm).floor()), 1)
+        return size * way(self, {name: tangent / size for name, tangent in direction.items()})
+
 
 def training_pass_without_trace(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> TrainingPass:
     """A training pass outside of a Trainer: buffers stay as they are, the generators move on as in any pass."""
@@ -82,23 +168,6 @@ def training_pass_without_trace(model: nn.Module, inputs: Mapping[str, Any], lab
     with ForwardRecord() as record:
         logits = model_logits(model, inputs, cloned_buffers(model))
     return TrainingPass(model, inputs, labels, logits, random_state, record)
-
-
-def logit_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor], derivative: str) -> Tensor:
-    """ż = (∂z/∂w)·d of this process's logits, shape (n, C), detached.
-
-    Args:
-        training_pass: The training batch's forward pass at w.
-        direction: Parameter name → tensor of that parameter's shape; parameters left out count as zero.
-        derivative: `"forward"`, `"reverse"` or `"finite"`.
-    """
-    way = {"forward": _forward_tangent, "reverse": _reverse_tangent, "finite": _finite_tangent}[derivative]
-    if training_pass.loss_scale == 1:
-        return way(training_pass, direction)
-    # A derivative is linear: in fp16 that of a vector of length 1 to 2 is taken, so that little of it is too small.
-    norm = torch.stack([tangent.norm() for tangent in direction.values()]).norm()
-    size = torch.where(norm > 0, torch.exp2(torch.log2(norm).floor()), 1)
-    return size * way(training_pass, {name: tangent / size for name, tangent in direction.items()})
 
 
 def _forward_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]) -> Tensor:
@@ -204,7 +273,7 @@ def central_difference(
     """
     # Small enough to cross few kinks of a ReLU network, large enough to stay clear of rounding. Measured in float32 on
     # wide ResNets with batch norm (nine of them), ViT and BERT: at a power of 0.4 the former are off by up to 4 %, at
-    # 0.5, where rounding hangs on the CPU's kernels, by up to 1.1 %, at 0.48 by 0.3 %.
+    # 0.5, where rounding depends on the CPU's kernels, by up to 1.1 %, at 0.48 by 0.3 %.
     step = float(torch.finfo(norm.dtype).eps ** 0.48 / norm)
     shifted = []
     with restored(weights) as originals, torch.no_grad():

@@ -7,35 +7,37 @@ at the end of each epoch.
 """
 
 import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from famus_hf.core.autodiff.forward_pass import preserve_rng_state
 from famus_hf.core.autodiff.training_pass import TrainingPass
-from famus_hf.core.meta_learners import raw_weights
-from famus_hf.core.meta_train import Passes
+from famus_hf.core.meta_learners import PerExampleLoss, raw_weights
 from famus_hf.core.meta_update import MetaUpdate
-from famus_hf.core.virtual_train import VirtualStep
+from famus_hf.core.parallel.processes import Processes
+from famus_hf.core.three_stages import ThreeStages, VirtualTrain
 from famus_hf.data.inputs.augmentation import SAMPLE_STREAM, make_generator
-from famus_hf.data.per_example import evaluate_examples
+from famus_hf.data.per_example import PerExample
+from famus_hf.reporting.diagnostics.mean_metrics import MeanMetrics
 from famus_hf.reporting.diagnostics.meta_gradient import comparison, meta_gradients, statistics
 from famus_hf.reporting.diagnostics.stage_times import StageTimes
-from famus_hf.reporting.diagnostics.trackers import at_work, log_histogram, log_picture
+from famus_hf.reporting.diagnostics.trackers import Tracker, at_work, log_histogram, log_picture
+from famus_hf.reporting.diagnostics.training_time import TrainingTime
 from famus_hf.reporting.diagnostics.weights import groups_of, weight_rows
 from famus_hf.reporting.figures.run_records import RunRecords
 from famus_hf.reporting.figures.runs import PICTURES
-from famus_hf.storage.diagnostic_tables import FOLDER, SCHEMAS, Tables
-
-if TYPE_CHECKING:
-    from famus_hf.trainer.trainer import FaMUSTrainer
+from famus_hf.storage.diagnostic_tables import SCHEMAS, Tables
+from famus_hf.storage.run_folder import DIAGNOSTICS
+from famus_hf.training_args import FaMUSTrainingArguments
 
 WEIGHED = 1000
 TO_TRACKERS = {"layers": "layers", "weight_curves": "weights"}  # picture → table
@@ -49,20 +51,46 @@ def is_due(every: int, step: int, interval: int = 1) -> bool:
 class Diagnostics(TrainerCallback, ExportableState):
     """What a trainer's log_* flags ask for; see above. All processes take part.
 
+    Args:
+        args: The flags.
+        processes: That train together.
+        train_dataset: Of which `log_weights` looks at some examples.
+        networks: Returns what is trained with a meta-learner, by its name in records.
+        redrawn_meta_batch: Name of a network, number of a draw → a meta batch beside those of the steps.
+        evaluate: Network, data set, loss → what the network makes of each example.
+        callbacks: Returns the trainer's, the trackers among them.
+        metrics: Of the run's next log entry.
+        training_time: Which stands still while something is looked at.
+
     Attributes:
         every: Table → K.
         tables: What was recorded.
         counted: Network → meta steps, then how often each layer was on, at the last record of layers.
     """
 
-    def __init__(self, trainer: "FaMUSTrainer"):
-        self.trainer = trainer
-        self.every = {name: int(getattr(trainer.args, f"log_{name}")) for name in SCHEMAS}
+    def __init__(
+        self,
+        args: FaMUSTrainingArguments,
+        processes: Processes,
+        train_dataset: Any,
+        *,
+        networks: Callable[[], Mapping[str, ThreeStages]],
+        redrawn_meta_batch: Callable[[str, int], Any],
+        evaluate: Callable[[nn.Module, Any, PerExampleLoss], PerExample],
+        callbacks: Callable[[], Sequence[TrainerCallback]],
+        metrics: MeanMetrics,
+        training_time: TrainingTime,
+    ):
+        self.args, self.processes, self.train_dataset = args, processes, train_dataset
+        self.networks, self.redrawn_meta_batch, self.evaluate = networks, redrawn_meta_batch, evaluate
+        self.callbacks, self.metrics, self.training_time = callbacks, metrics, training_time
+        self.every = {name: int(getattr(args, f"log_{name}")) for name in SCHEMAS}
         schemas = {name: SCHEMAS[name] for name, every in self.every.items() if every}
-        self.tables = Tables(Path(str(trainer.args.output_dir)) / FOLDER, schemas)
-        self.times = StageTimes(trainer.args.device)
+        self.tables = Tables(Path(str(args.output_dir)) / DIAGNOSTICS, schemas)
+        self.times = StageTimes(args.device)
         self.counted: dict[str, list[int]] = {}
         self._last: dict[str, int] = {}  # record → step of the last one in this training
+        self._state = TrainerState()  # of the training, once there is one
 
     @property
     def is_on(self) -> bool:
@@ -77,51 +105,45 @@ class Diagnostics(TrainerCallback, ExportableState):
         """A step begins: takes the time of the loading of its data in the body."""
         if not self.every["stage_times"]:
             return nullcontext()
-        self.times.begin(is_due(self.every["stage_times"], self._coming_step, self.trainer.args.meta_interval))
+        self.times.begin(is_due(self.every["stage_times"], self._coming_step, self.args.meta_interval))
         return self.times.clock("data")
 
     def timed(self, meta: MetaUpdate) -> AbstractContextManager[None]:
         """Takes the times of a network's three stages in the body, if this step is measured."""
         return self.times.of(self._name(meta), meta) if self.times.is_measuring else nullcontext()
 
-    def measure_meta_gradient(
-        self,
-        meta: MetaUpdate,
-        training_pass: TrainingPass,
-        gradient: dict[str, Tensor],
-        step: VirtualStep,
-        passes: Passes,
-    ) -> None:
-        """Before a meta step, which finds everything as if this had not been. Arguments: see `meta_gradients`."""
-        if not is_due(self.every["meta_gradient"], self._coming_step, self.trainer.args.meta_interval):
+    def measure_meta_gradient(self, stages: ThreeStages, train: TrainingPass, virtual: VirtualTrain) -> None:
+        """Measure it before a meta step, which finds everything as if this had not been.
+
+        Args:
+            stages: Of the network.
+            train: The training batch's forward pass, whose graph is kept.
+            virtual: What Virtual-Train found.
+        """
+        if not is_due(self.every["meta_gradient"], self._coming_step, self.args.meta_interval):
             return
-        network = self._name(meta)
+        meta, network = stages.meta, self._name(stages.meta)
         record = f"meta_gradient {network}"
         if self._last.get(record) == self._coming_step:  # of an earlier one of the accumulated micro-batches
             return
         self._last[record] = self._coming_step
-        with (
-            self.trainer.training_time.stopped(),
-            meta.clock("diagnostics"),
-            preserve_rng_state(training_pass.labels.device),
-        ):
+        with self.training_time.stopped(), meta.clock("diagnostics"), preserve_rng_state(train.labels.device):
             with torch.no_grad():
-                gates = meta.gates(gradient, training_pass.processes).tolist()
+                gates = meta.gates(virtual.gradient, train.processes).tolist()
             on = [layer for layer, gate in zip(meta.candidates, gates, strict=True) if gate > 0]
             layers = meta.layers if meta.virtual_scope == "all" else meta.candidates
-            draws = range(self.trainer.args.meta_gradient_draws)
-            batches = (self.trainer._redrawn_meta_batch(meta, draw) for draw in draws)
-            derivative = meta.objective.derivative
+            batches = (self.redrawn_meta_batch(network, draw) for draw in range(self.args.meta_gradient_draws))
             sampled, exact = meta_gradients(
-                training_pass, meta.meta_learner, self.trainer.base_loss, batches, gradient, step, on, layers,
-                derivative, passes,
+                train, meta.meta_learner, stages.base_loss, batches, virtual.gradient, virtual.step, on, layers,
+                meta.objective.derivative,
             )  # fmt: skip
         self._record_meta_gradient(network, {"sampled": sampled, "exact": exact}, [len(on), len(layers)])
 
     # ---- Hooks of the Trainer's loop ----
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        resumed = self.trainer.is_resumed
+        self._state = state
+        resumed = state.global_step > 0
         if state.is_world_process_zero:
             self.tables.begin(state.global_step if resumed else None)
         present = self._counts()
@@ -144,52 +166,59 @@ class Diagnostics(TrainerCallback, ExportableState):
         if is_due(self.every["layers"], state.global_step):
             self._record_layers()
         if is_due(self.every["weights"], state.global_step) or (self.every["weights"] and is_last):
-            with self.trainer.training_time.stopped():
+            with self.training_time.stopped():
                 self._record_weights()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        with self.trainer.training_time.stopped():
+        with self.training_time.stopped():
             if self.every["weights"] and control.should_training_stop:  # early, perhaps
                 self._record_weights()
             self.write()
-            self._log_pictures()
+            self._log_pictures(keywords.get("model"))
 
     def write(self) -> None:
         """The tables, by the first process."""
-        if self.trainer.is_world_process_zero():
+        if self.processes.rank == 0:
             self.tables.write()
 
-    def records(self) -> RunRecords:
-        """What pictures of the run as it stands are made from; in the first process."""
+    def records(self, log: list[dict[str, Any]], network: Any) -> RunRecords:
+        """Return what pictures of the run as it stands are made from; in the first process.
+
+        Args:
+            log: Of the training.
+            network: Whose configuration has the names of the classes, if it has one.
+        """
         tables = {name: table for name, every in self.every.items() if every and len(table := self.tables.read(name))}
-        model: Any = self.trainer.model
-        names = getattr(getattr(model, "config", None), "id2label", None) or {}
+        names = getattr(getattr(network, "config", None), "id2label", None) or {}
         frames = {name: table.to_pandas() for name, table in tables.items()}
-        log = self.trainer.state.log_history
         return RunRecords("this model", log, {}, frames, [names[number] for number in sorted(names)])
 
-    def _log_pictures(self) -> None:
-        """Heat map and curves so far, to the trackers that show pictures."""
-        if not any(at_work(self.trainer)):
+    def _log_pictures(self, network: Any) -> None:
+        """Send heat map and curves so far to the trackers that show pictures."""
+        if not any(self._trackers()):
             return
-        records = self.records()
+        records = self.records(self._state.log_history, network)
         for picture, table in TO_TRACKERS.items():
             figure = PICTURES[picture][0]({"": [records]}) if table in records.tables else None
             if figure is not None:
-                log_picture(self.trainer, picture, figure)
+                log_picture(self._trackers(), picture, figure, self._state.global_step)
+
+    def _trackers(self) -> Iterator[Tracker]:
+        """Those at work, in the first process."""
+        return at_work(self.callbacks() if self.processes.rank == 0 else ())
 
     # ---- Records ----
 
     @property
     def _coming_step(self) -> int:
         """That is being taken, as the Trainer will count it."""
-        return int(self.trainer.state.global_step) + 1
+        return int(self._state.global_step) + 1
 
     def _name(self, meta: MetaUpdate) -> str:
-        return next(name for name, (_, own) in self.trainer.networks.items() if own is meta)
+        return next(name for name, stages in self.networks().items() if stages.meta is meta)
 
     def _add(self, table: str, step: int, network: str, rows: list[dict[str, Any]]) -> None:
-        if self.trainer.is_world_process_zero():
+        if self.processes.rank == 0:
             self.tables.add(table, [{"step": step, "network": network, **row} for row in rows])
 
     def _log(self, network: str, values: dict[str, float]) -> None:
@@ -197,12 +226,12 @@ class Diagnostics(TrainerCallback, ExportableState):
         for name, value in values.items():
             if math.isfinite(value):
                 own = f"{network}_{name}" if network else name
-                self.trainer._averages.add(own, torch.tensor(value, dtype=torch.float64))
+                self.metrics.add(own, torch.tensor(value, dtype=torch.float64))
 
     def _record_stage_times(self, found: dict[str, dict[str, float]]) -> None:
         for network, stages in found.items():
             rows = [{"stage": stage, "seconds": seconds} for stage, seconds in stages.items()]
-            self._add("stage_times", int(self.trainer.state.global_step), network, rows)
+            self._add("stage_times", int(self._state.global_step), network, rows)
             self._log(network, {f"seconds_{stage.replace(' ', '_')}": seconds for stage, seconds in stages.items()})
 
     def _record_meta_gradient(self, network: str, gradients: dict[str, Tensor], layers: list[int]) -> None:
@@ -221,53 +250,50 @@ class Diagnostics(TrainerCallback, ExportableState):
         self._log(network, {f"meta_gradient_{name}": value for name, value in compared.items()})
 
     def _record_weights(self) -> None:
-        trainer = self.trainer
-        step = int(trainer.state.global_step)
+        step = int(self._state.global_step)
         if self._last.get("weights") == step:
             return
         self._last["weights"] = step
-        order = torch.randperm(len(trainer.train_dataset), generator=make_generator(trainer.args.seed, SAMPLE_STREAM))
-        sample = Subset(trainer.train_dataset, order[:WEIGHED].sort().values.tolist())
-        for network, (model, meta) in trainer.networks.items():
-            if meta.steps == 0:  # in the warm-up nothing is learned yet
-                continue
-            self._record_weights_of(network, model, meta, sample)
+        order = torch.randperm(len(self.train_dataset), generator=make_generator(self.args.seed, SAMPLE_STREAM))
+        sample = Subset(self.train_dataset, order[:WEIGHED].sort().values.tolist())
+        for network, stages in self.networks().items():
+            if stages.meta.steps > 0:  # in the warm-up nothing is learned yet
+                self._record_weights_of(network, stages, sample, step)
 
-    def _record_weights_of(self, network: str, model: nn.Module, meta: MetaUpdate, sample: Any) -> None:
+    def _record_weights_of(self, network: str, stages: ThreeStages, sample: Any, step: int) -> None:
         def weigh(losses: np.ndarray) -> np.ndarray:
-            found = raw_weights(meta.meta_learner, losses)
-            assert found is not None  # `check_diagnostics` has seen to it
-            return found
+            weights = raw_weights(stages.meta.meta_learner, losses)
+            assert weights is not None  # `check_diagnostics` has seen to it
+            return weights
 
-        with preserve_rng_state(self.trainer.args.device):
-            found = evaluate_examples(self.trainer, sample, self.trainer.base_loss, model=model)
+        with preserve_rng_state(self.args.device):
+            found = self.evaluate(stages.network, sample, stages.base_loss)
         weights = weigh(found.losses)
         rows = weight_rows(found.losses, weights, found.labels, found.correct, weigh)
         names = ("kind", "x", "value")
-        step = int(self.trainer.state.global_step)
         self._add("weights", step, network, [dict(zip(names, row, strict=True)) for row in rows])
         for kind, chosen in groups_of(found.correct, len(weights)).items():
             if chosen.any():
                 self._log(network, {f"raw_weight_{kind}": float(weights[chosen].mean())})
                 prefix = f"{network}/" if network else ""
-                log_histogram(self.trainer, f"{prefix}raw_weights_{kind}", weights[chosen])
+                log_histogram(self._trackers(), f"{prefix}raw_weights_{kind}", weights[chosen], step)
 
     def _record_layers(self) -> None:
         before, self.counted = self.counted, self._counts()
-        for network, (_, meta) in self.trainer.networks.items():
+        for network, stages in self.networks().items():
             steps, *times = (now - then for now, then in zip(self.counted[network], before[network], strict=True))
             if steps == 0:
                 continue
-            cost = meta.measured_cost
+            cost = stages.meta.measured_cost
             rows = [
                 {"layer": layer.name, "share_on": on / steps, "mean_cost": cost}
-                for layer, on in zip(meta.candidates, times, strict=True)
+                for layer, on in zip(stages.meta.candidates, times, strict=True)
             ]
-            self._add("layers", int(self.trainer.state.global_step), network, rows)
+            self._add("layers", int(self._state.global_step), network, rows)
             self._log(network, {} if cost is None else {"mean_meta_cost": cost})
 
     def _counts(self) -> dict[str, list[int]]:
-        return {name: [meta.steps, *meta.times_on] for name, (_, meta) in self.trainer.networks.items()}
+        return {name: [stages.meta.steps, *stages.meta.times_on] for name, stages in self.networks().items()}
 
 
 def fits(counted: Any, present: dict[str, list[int]]) -> bool:

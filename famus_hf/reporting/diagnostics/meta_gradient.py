@@ -3,7 +3,7 @@
 At one w and θ, for the same training batch and each of several meta batches: the gradient of L_c by θ through the
 layers that the sampler has switched on ("sampled"), and through all layers ("exact").
 
-Symbols as in `stages`; D draws of a meta batch, P coordinates of θ.
+Symbols as in `famus_hf.core.meta_train`; D draws of a meta batch, P coordinates of θ.
 """
 
 import math
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from famus_hf.core.autodiff.forward_pass import split_inputs
 from famus_hf.core.autodiff.training_pass import TrainingPass
+from famus_hf.core.autodiff.virtual_weights import VirtualStep
 from famus_hf.core.layers import Layer, parameters_of
+from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
-from famus_hf.core.meta_train import Passes, choose_derivative, gradient_of_slope
-from famus_hf.core.timer import NO_TIMER
-from famus_hf.core.virtual_train import VirtualStep
+from famus_hf.core.meta_train import choose_derivative, gradient_of_slope
 
 
 def meta_gradients(
@@ -32,7 +32,6 @@ def meta_gradients(
     on: Sequence[Layer],
     layers: Sequence[Layer],
     derivative: str = "auto",
-    passes: Passes = Passes(),  # noqa: B008  # it can't be changed
 ) -> tuple[Tensor, Tensor]:
     """∂L_c/∂θ (Eq. 7, 9) for each meta batch, through the layers that are on and through all. Nothing moves.
 
@@ -46,7 +45,6 @@ def meta_gradients(
         on: Layers that the sampler has switched on; without any the gradient is zero.
         layers: All layers that Virtual-Train moves.
         derivative: A key of `famus_hf.core.autodiff.training_pass.DERIVATIVES`.
-        passes: How to get at the network.
 
     Returns:
         The sampled and the exact gradients, each of shape (D, P), float64, on the CPU.
@@ -58,16 +56,15 @@ def meta_gradients(
         if not own:
             return _flat({name: torch.zeros_like(tensor) for name, tensor in meta_learner.theta().items()})
         direction = {name: step.displacement(name, validation[name]) for name in parameters_of(own)}
-        tangent = passes.tangent(training_pass, direction, choose_derivative(derivative, own))
+        tangent = training_pass.logit_tangent(direction, choose_derivative(derivative, own))
         logits, labels = training_pass.all_logits, training_pass.all_labels
-        tangent = training_pass.processes.gathered(tangent)
+        tangent = training_pass.gathered(tangent)
         return _flat(gradient_of_slope(meta_learner, logits, tangent, labels, per_example_loss))
 
     for inputs in meta_batches:
         batch, labels, _ = split_inputs(inputs)
-        _, validation = passes.validation(
-            training_pass, moves, step, batch, labels, parameters_of(layers), frozenset(), NO_TIMER
-        )
+        names = parameters_of(layers)
+        _, validation = training_pass.validation_gradient(moves, step, batch, labels, names, cross_entropy)
         exact.append(through(layers, validation))
         sampled.append(exact[-1] if len(on) == len(layers) else through(on, validation))
     return torch.stack(sampled), torch.stack(exact)

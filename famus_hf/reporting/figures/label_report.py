@@ -10,10 +10,15 @@ from PIL.Image import Image
 
 from famus_hf.data.inputs.convert import raw_modality
 from famus_hf.data.media.modalities import IMAGE
-from famus_hf.hub.load import FIGURES
 from famus_hf.reporting.figures.style import RIGHT, UNKNOWN, WRONG, new_figure, new_plot, save, short
+from famus_hf.storage.run_folder import FIGURES
 
 SHEET, CURVE, HISTOGRAM = PICTURES = ("suspect_labels.png", "weight_curve.png", "weight_histogram.png")
+OF_REPORT = {  # picture → what it shows
+    CURVE: "Weight that the meta-net gives to an example, by its loss.",
+    HISTOGRAM: "Weights of the training examples after training.",
+    SHEET: "The training examples whose labels are most suspect: index, given and predicted label.",
+}
 COLUMNS, SHOWN = 8, 40  # of the contact sheet
 CELL, SIDE = (1.5, 2.0), 1.4  # inches of an image with its words, and of its longer side
 

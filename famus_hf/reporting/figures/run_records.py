@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers.trainer import TRAINER_STATE_NAME
 
 from famus_hf.errors import reason_of
-from famus_hf.storage.diagnostic_tables import FOLDER, SCHEMAS
+from famus_hf.storage.diagnostic_tables import SCHEMAS
+from famus_hf.storage.run_folder import CONFIG, DIAGNOSTICS, RESULTS, TRAINER_STATE
 
 OF_TEST_SET = ("", "test_")  # what an evaluation's figures are called; with several evaluation sets one is `test`
 
@@ -62,15 +62,15 @@ def read_run(folder: str | Path, name: str | None = None) -> RunRecords:
         ValueError: There are none, or they are damaged. One sentence says what.
     """
     folder = Path(folder)
-    state, results = _newest_state(folder), _read_json(folder / "all_results.json")
-    tables = read_tables(folder / FOLDER)
+    state, results = _newest_state(folder), _read_json(folder / RESULTS)
+    tables = read_tables(folder / DIAGNOSTICS)
     log = [entry for entry in state.get("log_history") or [] if isinstance(entry, dict)]
     if not log and not tables:
         raise ValueError(
-            f"{str(folder)!r} holds no records of a run (neither {TRAINER_STATE_NAME} nor {FOLDER}/): give the "
+            f"{str(folder)!r} holds no records of a run (neither {TRAINER_STATE} nor {DIAGNOSTICS}/): give the "
             "--output_dir of one"
         )
-    names = _read_json(folder / "config.json").get("id2label") or {}
+    names = _read_json(folder / CONFIG).get("id2label") or {}
     ordered = [str(names[key]) for key in sorted(names, key=int)] if all(map(str.isdecimal, names)) else []
     own = str(results.get("method") or folder.resolve().name)
     return RunRecords(name or own, log, results, tables, ordered)
@@ -96,7 +96,7 @@ def _read_table(name: str, path: Path) -> pd.DataFrame | None:
 
 def _newest_state(folder: Path) -> dict[str, Any]:
     """The Trainer's state, of the folder itself or of a checkpoint in it."""
-    paths = [*folder.glob(TRAINER_STATE_NAME), *folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
+    paths = [*folder.glob(TRAINER_STATE), *folder.glob(f"checkpoint-*/{TRAINER_STATE}")]
     return _read_json(max(paths, key=lambda path: path.stat().st_mtime)) if paths else {}
 
 

@@ -55,13 +55,13 @@ def test_training_and_meta_images_are_cropped_as_seed_and_step_say(tmp_path):
     processor = trainer.processing_class
     crop = Augmentation("pad-crop", padding_mode="reflect")
     untouched = {}
-    original = trainer._augmented
+    original = trainer.augmented
 
     def spy(inputs, *numbers):
         untouched[numbers] = inputs["pixel_values"].clone()
         return original(inputs, *numbers)
 
-    trainer._augmented = spy
+    trainer.augmented = spy
     trainer.train()
     assert [numbers for numbers in untouched if numbers[0] == TRAIN_STREAM] == [
         (TRAIN_STREAM, step, place) for step in range(6) for place in (0, 1)
@@ -118,7 +118,8 @@ def test_crops_come_out_of_larger_images_and_evaluation_sees_the_centre(tmp_path
     assert trainer.eval_dataset[0]["pixel_values"].shape == (3, 8, 8)
     trainer.train()
     assert {images.shape[2:] for images in model.images} == {(8, 8)}
-    centre = trainer.central_crop({"pixel_values": trainer.train_dataset[0]["pixel_values"][None]})["pixel_values"][0]
+    batch = trainer._evaluation_batch({"pixel_values": trainer.train_dataset[0]["pixel_values"][None]})
+    centre = batch["pixel_values"][0]
     evaluated = trainer.processing_class([pictures(48, 0)[0]["image"]], return_tensors="pt")["pixel_values"][0]
     assert torch.allclose(centre, evaluated, atol=1e-6)
 

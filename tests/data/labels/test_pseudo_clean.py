@@ -10,9 +10,8 @@ from transformers import TrainerCallback
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, load_noisy_dataset
 from famus_hf.core.losses import cross_entropy
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet, clean_probabilities, pseudo_clean_rows
-from famus_hf.data.per_example import evaluate_examples
 from famus_hf.storage.checkpoints import write_manifest
-from famus_hf.trainer.trainer import META_STATE
+from famus_hf.storage.run_folder import META_STATE
 from tests.helpers.models import CLASSES, build_batch, build_model
 
 
@@ -131,7 +130,7 @@ def test_the_choice_is_by_losses_in_eval_mode_and_leaves_no_trace(tmp_path):
     trainer.train()
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     state = torch.get_rng_state()
-    found = evaluate_examples(trainer, trainer.train_dataset, cross_entropy)
+    found = trainer.evaluate_examples(trainer.model, trainer.train_dataset, cross_entropy)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
     data = trainer.train_dataset

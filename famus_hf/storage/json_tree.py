@@ -12,8 +12,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
+
+def _decode(tree: Any, tensor: Callable[[str], Tensor]) -> Any:
+    if type(tree) in (*SCALARS, float):
+        return tree
+    if not isinstance(tree, dict) or len(tree) != 1:
+        raise ValueError(f"it has a {type(tree).__name__} where a value should be")
+    ((kind, content),) = tree.items()
+    if kind in SEQUENCES and isinstance(content, list):
+        return SEQUENCES[kind](_decode(item, tensor) for item in content)
+    if kind in DICTS and isinstance(content, list) and all(map(_is_item, content)):
+        return DICTS[kind]((key, _decode(item, tensor)) for key, item in content)
+    if isinstance(content, str) and kind == "tensor":
+        return tensor(content)
+    if isinstance(content, str) and kind == "array":
+        return tensor(content).numpy()
+    if kind == "float" and content in ("nan", "inf", "-inf"):
+        return float(content)
+    raise ValueError(f"it has a value of the unknown kind {kind[:80]!r}")
+
+
+def _is_item(item: Any) -> bool:
+    return isinstance(item, list) and len(item) == 2 and isinstance(item[0], Hashable)
+
+
 SCALARS = (type(None), bool, int, str)
+
+
 DICTS: dict[str, type[dict]] = {"dict": dict, "ordered dict": OrderedDict}
+
+
 SEQUENCES: dict[str, type[list] | type[tuple]] = {"list": list, "tuple": tuple}
 
 
@@ -61,26 +89,3 @@ def from_json_tree(tree: Any, tensor: Callable[[str], Tensor]) -> Any:
         return _decode(tree, tensor)
     except RecursionError:
         raise ValueError("it is nested too deeply to be read") from None
-
-
-def _decode(tree: Any, tensor: Callable[[str], Tensor]) -> Any:
-    if type(tree) in (*SCALARS, float):
-        return tree
-    if not isinstance(tree, dict) or len(tree) != 1:
-        raise ValueError(f"it has a {type(tree).__name__} where a value should be")
-    ((kind, content),) = tree.items()
-    if kind in SEQUENCES and isinstance(content, list):
-        return SEQUENCES[kind](_decode(item, tensor) for item in content)
-    if kind in DICTS and isinstance(content, list) and all(map(_is_item, content)):
-        return DICTS[kind]((key, _decode(item, tensor)) for key, item in content)
-    if isinstance(content, str) and kind == "tensor":
-        return tensor(content)
-    if isinstance(content, str) and kind == "array":
-        return tensor(content).numpy()
-    if kind == "float" and content in ("nan", "inf", "-inf"):
-        return float(content)
-    raise ValueError(f"it has a value of the unknown kind {kind[:80]!r}")
-
-
-def _is_item(item: Any) -> bool:
-    return isinstance(item, list) and len(item) == 2 and isinstance(item[0], Hashable)

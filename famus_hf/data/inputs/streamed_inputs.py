@@ -1,4 +1,4 @@
-"""TODO."""
+"""A stream of raw images as what a network takes, shuffled by a buffer."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -1,0 +1,171 @@
+"""What a Trainer leaves beside its model: label report, noise file, model card."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers.trainer_utils import has_length
+
+from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
+from famus_hf.core.parallel.processes import Processes
+from famus_hf.core.three_stages import ThreeStages
+from famus_hf.data.inputs.convert import as_model_inputs
+from famus_hf.data.inputs.model_inputs import ModelInputs
+from famus_hf.data.labels.noise_file import write_noise_file
+from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
+from famus_hf.data.media.modalities import Modality
+from famus_hf.data.per_example import ExampleEvaluator
+from famus_hf.reporting import model_card
+from famus_hf.reporting.diagnostics.callback import Diagnostics
+from famus_hf.reporting.diagnostics.training_time import TrainingTime
+from famus_hf.reporting.label_report import report_of, save_report
+from famus_hf.storage.atomic import atomic_write
+from famus_hf.storage.run_folder import CARD, NOISE_FILE, REPORT_FILE
+from famus_hf.trainer.hub_mixin import HubMixin
+
+OF_ONE_TRAINING = ("metrics", "suspects", "seconds_per_step", "baselines", "compared")  # facts of the model card
+
+
+class RecordsMixin(HubMixin):
+    """Beside a Trainer.
+
+    Attributes:
+        modality: Whether it learns from images, texts or recordings.
+        evaluate_examples: Network, data set, loss → what the network makes of each example.
+    """
+
+    train_dataset: Any
+    meta_dataset: Any
+    modality: Modality
+    processes: Processes
+    base_loss: PerExampleLoss
+    evaluate_examples: ExampleEvaluator
+    diagnostics: Diagnostics
+    training_time: TrainingTime
+
+    def __init__(self, *arguments: Any, **keywords: Any):
+        self._card: dict[str, Any] = {}  # facts that were given, see `create_model_card`
+        super().__init__(*arguments, **keywords)
+
+    @property
+    def meta_learner(self) -> MetaLearner | None:
+        """Ψ, or None in plain training."""
+        raise NotImplementedError
+
+    @property
+    def networks(self) -> Mapping[str, ThreeStages]:
+        """What is trained with a meta-learner, by its name in records."""
+        raise NotImplementedError
+
+    def forget_earlier_training(self) -> None:
+        """A training begins, which the model card will be about."""
+        for name in OF_ONE_TRAINING:
+            self._card.pop(name, None)
+
+    # ---- Suspect labels ----
+
+    def label_report(self, dataset: Any = None) -> Dataset:
+        """Return which labels are probably wrong, the most suspect first. All processes call it.
+
+        Args:
+            dataset: In the form of `train_dataset`, which is the default; each label is judged by the network as it is.
+
+        Returns:
+            Columns `index`, `file` (of what lies in folders) or `text` (its beginning), `label`, `predicted_label`,
+            `loss` (under `base_loss`; cross-entropy in a trainer without a training set), `weight` (V by the
+            meta-learner; None where it has none for a loss alone), `clean_probability` and, where known, `clean_label`.
+            `famus_hf.reporting.label_report` has more.
+
+        Raises:
+            ValueError: The data set is a stream, or empty, or of other classes.
+        """
+        inputs = self.train_dataset if dataset is None else as_model_inputs(dataset, self.processing_class)
+        found = self.evaluate_examples(
+            self.model, inputs, self.base_loss, with_probabilities=True, progress="Examining labels"
+        )
+        return report_of(found, inputs, self.model, self.meta_learner)
+
+    def save_label_report(self, dataset: Any = None, folder: str | Path | None = None) -> Dataset:
+        """Write `label_report` to label_report.parquet in the output folder or another; pictures in `figures/`.
+
+        The pictures: the most suspect images, where they are at hand; the meta-learner's weights, if it has such. All
+        processes call it.
+
+        Raises:
+            ValueError: As `label_report`.
+            SaveError: It can't be written.
+        """
+        report = self.label_report(dataset)
+        if self.is_world_process_zero():
+            raw = self.train_dataset if dataset is None else dataset
+            save_report(report, raw, self.meta_learner, Path(folder or str(self.args.output_dir)))
+        return report
+
+    # ---- Files ----
+
+    def save_records(self) -> None:
+        """Write the noise and the label report of the training set, unless they are there already."""
+        folder, train = Path(str(self.args.output_dir)), self.train_dataset
+        is_there = self.processes.first_object(self.is_of_this_run(folder / REPORT_FILE))
+        if self.args.label_report and has_length(train) and not is_there:
+            self.save_label_report()
+        noise = folder / NOISE_FILE
+        if isinstance(train, ModelInputs) and self.is_world_process_zero() and not self.is_of_this_run(noise):
+            index = train.records.get("index", list(range(len(train))))
+            metadata = {"realised_noise_rate": train.realised_noise_rate}
+            write_noise_file(noise, index, train.records["labels"], train.records.get("clean_label"), metadata)
+
+    def create_model_card(self, **facts: Any) -> None:  # type: ignore[override]
+        """Write README.md into the output folder. Facts given once are kept for later calls.
+
+        Args:
+            facts: `dataset_name`, `dataset_id`, `data_license`, `noise_description`, `license`, `tags`, `model_name`,
+                `metrics` (`last` and `best`, accuracies in [0, 1]), `compared` (other runs, drawn beside this one, by
+                `famus_hf.reporting.figures.run_records.read_run`), and what else `render_model_card` knows.
+        """
+        if self.is_world_process_zero():
+            self._card.update({name: value for name, value in facts.items() if value is not None})
+            card = model_card.render_model_card({**self.model_card_facts(), **self._card})
+            with atomic_write(Path(str(self.args.output_dir)) / CARD) as path:
+                card.save(path)
+
+    def model_card_facts(self) -> dict[str, Any]:
+        """Return what this trainer knows of its run; the caller adds what only it knows (`dataset_name`, …)."""
+        args, train, learner = self.args, self.train_dataset, self.meta_learner
+        folder = Path(str(args.output_dir)).absolute()
+        rate = getattr(train, "realised_noise_rate", None)
+        records = self.diagnostics.records(self.state.log_history, self.model)
+        return {
+            "model_name": folder.name,
+            "modality": self.modality,
+            "base_model": model_card.source_of_network(self.model),
+            "repo_id": self.hub_model_id or args.hub_model_id or folder.name,
+            "dataset_name": "the training data",
+            "noise_description": "not stated",
+            "realised_noise": "unknown" if rate is None else f"{100 * rate:.2f} %",
+            "num_train": 0 if train is None else len(train) if hasattr(train, "__len__") else "a stream",
+            "meta_set": model_card.describe_meta_set(self.meta_dataset) if self.networks and learner else "none",
+            "training_mode": "none" if learner is None else type(learner).__name__,
+            "pseudo_clean": isinstance(self.meta_dataset, PseudoCleanSet),
+            "noisy": rate is None or rate > 0,
+            "selection": model_card.describe_selection(args),
+            "metrics": model_card.metrics_of(args, self.state),
+            "train_seconds": self.training_time.seconds,
+            "hardware": model_card.describe_hardware(args),
+            "settings": self._settings_on_card(),
+            "figures": model_card.draw_records(folder, records, self._card.get("compared", ()), self.is_of_this_run),
+            "label_report": self.is_of_this_run(folder / REPORT_FILE),
+        }
+
+    def _settings_on_card(self) -> dict[str, Any]:
+        args, learner = self.args, self.meta_learner
+        backbone = model_card.describe_network(self.model)
+        settings = {
+            **model_card.settings_of(args, self.state, backbone, args.per_device_train_batch_size),
+            **model_card.input_settings_of(args, self.modality, self.processing_class),
+            "precision": self.accelerator.mixed_precision.replace("no", "float32"),
+            "seed": args.seed,
+        }
+        metas = [stages.meta for stages in self.networks.values()]
+        return {**settings, **(model_card.meta_settings_of(args, learner, metas) if metas and learner else {})}
