@@ -61,7 +61,7 @@ def load_noisy_dataset(
         noise_exact_count: Strike exactly round(noise · N) examples and not each with this probability.
         noise_file: `noise.parquet` of another run, whose very labels (and training and meta rows) are used.
         class_map: For `asymmetric` noise, beside cifar10 and cifar100: which class each class is mistaken for.
-        imbalance_factor: Make the training set long-tailed: largest class over smallest (`famus_hf.data.long_tail`).
+        imbalance_factor: Make the training set long-tailed: largest class over smallest (see `long_tail`).
         num_meta: Size of the meta set; default min(1000, 10 % of train), with an imbalance factor 10 of each class;
             0 makes none.
         meta_set: `clean`, or `pseudo-clean` for none, as the trainer finds its own; default `clean` where clean labels
@@ -76,7 +76,7 @@ def load_noisy_dataset(
         clean_label_column_name: Column with the true labels, where the data's own labels are the noisy ones.
         max_train_samples: Use only so many examples of the training split, drawn before anything else.
         max_eval_samples: Likewise of the test split.
-        streaming: Read examples as they are needed (`famus_hf.data.streaming`), for sets larger than the disk.
+        streaming: Read examples as they are needed (`famus_hf.data.sources.streaming`), for sets larger than the disk.
 
     Returns:
         Splits `train`, `meta` (where there is a clean one), `test`, and what else the source has to test on

@@ -211,7 +211,7 @@ def test_clean_labels_of_the_data_make_a_clean_meta_and_test_set(monkeypatch):
         {"image": images, "label": noisy, "true": clean}, Features({"image": Image(), "label": names, "true": names})
     )
     monkeypatch.setattr(
-        "famus_hf.data.sources.load_from_hub",
+        "famus_hf.data.sources.load_source.load_from_hub",
         lambda *arguments: {"train": whole.select(range(90)), "test": whole.select(range(90, 120))},
     )
     data = load_noisy_dataset("user/set", label_column_name="label", clean_label_column_name="true", num_meta=9)
@@ -267,7 +267,7 @@ def test_model_inputs_equal_the_processor_in_memory_and_on_the_fly(monkeypatch):
     data = load_noisy_dataset("digits", num_meta=0, max_train_samples=20)["train"]
     processor = default_image_processor(build_backbone("tiny", list("0123456789")), data)
     kept = ImageInputs(data, processor)
-    monkeypatch.setattr("famus_hf.data.model_inputs.MEMORY_LIMIT", 0)
+    monkeypatch.setattr("famus_hf.data.inputs.model_inputs.MEMORY_LIMIT", 0)
     fresh = ImageInputs(data, processor)
     assert kept.pixel_values is not None and fresh.pixel_values is None
     for row in range(20):
@@ -409,7 +409,7 @@ def splits_of(train, test):
     ],
 )
 def test_splits_that_do_not_fit_together_are_refused(monkeypatch, train, test, sentence):
-    monkeypatch.setattr("famus_hf.data.sources.load_from_hub", lambda *arguments: splits_of(train, test))
+    monkeypatch.setattr("famus_hf.data.sources.load_source.load_from_hub", lambda *arguments: splits_of(train, test))
     with pytest.raises(ValueError, match=sentence):
         load_noisy_dataset("user/set")
 
@@ -419,7 +419,7 @@ def test_test_splits_with_secret_labels_give_way_to_validation(monkeypatch):
     label = splits["test"].features["label"]
     splits["validation"] = splits["test"]
     splits["test"] = splits["test"].remove_columns("label").add_column("label", [-1, -1], feature=label)
-    monkeypatch.setattr("famus_hf.data.sources.load_from_hub", lambda *arguments: splits)
+    monkeypatch.setattr("famus_hf.data.sources.load_source.load_from_hub", lambda *arguments: splits)
     data = load_noisy_dataset("user/set")
     assert set(data) == {"train", "test"} and data["test"]["label"][:] == [0, 1]
 
@@ -430,7 +430,7 @@ def test_training_images_that_are_copies_of_meta_images_are_left_out(monkeypatch
     labels = [row % 2 for row in range(len(pixels))]
     features = Features({"image": Image(), "label": ClassLabel(names=list("ab"))})
     whole = Dataset.from_dict({"image": list(pixels), "label": labels}, features)
-    monkeypatch.setattr("famus_hf.data.sources.load_from_hub", lambda *arguments: {"train": whole, "test": whole})
+    monkeypatch.setattr("famus_hf.data.sources.load_source.load_from_hub", lambda *arguments: {"train": whole, "test": whole})
     sizes = {}
     for seed in range(30):
         data = load_noisy_dataset("user/set", noise=0.1, num_meta=6, seed=seed)
@@ -443,7 +443,7 @@ def test_training_images_that_are_copies_of_meta_images_are_left_out(monkeypatch
 
 def test_without_a_meta_set_no_image_is_compared(monkeypatch):
     splits = splits_of([0, 1], [])
-    monkeypatch.setattr("famus_hf.data.copies._file_content", None)  # whoever looks at an image fails
+    monkeypatch.setattr("famus_hf.data.labels.duplicates._file_content", None)  # whoever looks at an image fails
     assert same_content(splits["train"], splits["test"]) == []
 
 
@@ -455,7 +455,7 @@ def test_images_of_sets_too_large_for_memory_are_checked_before_training(monkeyp
         with_indices=True,
         features=Features({**data.features, "image": {"bytes": Value("binary"), "path": Value("string")}}),
     )
-    monkeypatch.setattr("famus_hf.data.model_inputs.MEMORY_LIMIT", 0)
+    monkeypatch.setattr("famus_hf.data.inputs.model_inputs.MEMORY_LIMIT", 0)
     with pytest.raises(ValueError, match=rf"1 of 30 images can't be read \(index {data[7]['index']}\)"):
         ImageInputs(broken.cast_column("image", Image()), processor)
 
@@ -481,7 +481,7 @@ def test_human_labels_come_with_the_clean_ones_of_the_hub(tmp_path, monkeypatch)
     pixels = np.random.default_rng(0).integers(256, size=(60, 4, 4, 3), dtype=np.uint8)
     features = Features({"img": Image(), "label": ClassLabel(names=CIFAR10_CLASSES)})
     whole = Dataset.from_dict({"img": list(pixels), "label": clean}, features)
-    monkeypatch.setattr("famus_hf.data.sources.load_from_hub", lambda *arguments: {"train": whole, "test": whole})
+    monkeypatch.setattr("famus_hf.data.sources.load_source.load_from_hub", lambda *arguments: {"train": whole, "test": whole})
     torch.save({"clean_label": clean, "worse_label": human, "aggre_label": clean}, tmp_path / "CIFAR-10_human.pt")
     data = load_noisy_dataset("cifar10n", data_dir=str(tmp_path), num_meta=20)
     assert (len(data["train"]), len(data["meta"])) == (40, 20)

@@ -16,7 +16,7 @@ from famus_hf.core.layer_samplers import RandomLayers
 from famus_hf.core.timer import Timer
 from famus_hf.reporting.diagnostics import training_time
 from famus_hf.reporting.diagnostics.callback import fits, is_due
-from famus_hf.reporting.diagnostics.trackers import log_histogram
+from famus_hf.reporting.diagnostics.trackers import at_work, log_histogram
 from famus_hf.reporting.diagnostics.weights import BINS, weight_rows
 from famus_hf.storage.diagnostic_tables import SCHEMAS
 from tests.helpers import brute_force
@@ -56,8 +56,9 @@ def test_meta_gradients_are_those_of_brute_force(tmp_path):
     )  # fmt: skip
     found = {}
 
-    def by_hand(meta, training_pass, gradient, step, passes):
-        gates = meta.gates(gradient, training_pass.processes)
+    def by_hand(stages, training_pass, virtual):
+        meta = stages.meta
+        gates = meta.gates(virtual.gradient, training_pass.processes)
         on = [layer.name for layer, r in zip(meta.candidates, gates, strict=True) if r > 0]
         train = {**training_pass.inputs, "labels": training_pass.labels}
         batches = [trainer.redrawn_meta_batch("", draw) for draw in range(4)]
@@ -351,7 +352,7 @@ def test_l2r_has_a_meta_gradient_too(tmp_path):
 
 
 def tracked(sent):
-    """A trainer at step 7 with the four kinds of trackers, of which one has not started, that append to `sent`."""
+    """The four kinds of trackers' callbacks, of which one has not started, that append to `sent`."""
     tracker = SimpleNamespace(log=sent.append, Histogram=tuple, Image=lambda pixels: pixels)
     board, weights_and_biases, trackio, idle = (
         kind.__new__(kind) for kind in (TensorBoardCallback, WandbCallback, TrackioCallback, WandbCallback)
@@ -364,19 +365,15 @@ def tracked(sent):
     weights_and_biases._wandb, weights_and_biases._initialized = tracker, True
     trackio._trackio, trackio._initialized = tracker, True
     idle._initialized = False
-    return SimpleNamespace(
-        is_world_process_zero=lambda: True,
-        state=SimpleNamespace(global_step=7),
-        callback_handler=SimpleNamespace(callbacks=[board, weights_and_biases, trackio, idle]),
-    )
+    return [board, weights_and_biases, trackio, idle]
 
 
 def test_histograms_go_to_the_trackers_that_are_at_work():
-    trainer = tracked(sent := [])
-    log_histogram(trainer, "weights", np.array([1.0, 2.0]))
+    callbacks = tracked(sent := [])
+    log_histogram(at_work(callbacks), "weights", np.array([1.0, 2.0]), 7)
     assert sent[0][0] == "weights" and sent[0][2] == 7
     assert sent[1:] == [{"weights": (1.0, 2.0), "train/global_step": 7}] * 2
-    log_histogram(trainer, "weights", np.array([]))
+    log_histogram(at_work(callbacks), "weights", np.array([]), 7)
     assert len(sent) == 3
 
 
@@ -384,7 +381,7 @@ def test_heat_map_and_curves_go_to_the_trackers_that_are_at_work(tmp_path):
     sent = []
     trainer = make_trainer(tmp_path, max_steps=6, log_layers=2, log_weights=2)
     trainer.train()
-    trainer.callback_handler.callbacks += tracked(sent).callback_handler.callbacks
+    trainer.callback_handler.callbacks += tracked(sent)
     trainer.diagnostics.on_epoch_end(trainer.args, trainer.state, trainer.control)
     pictures = {entry[0]: entry for entry in sent if isinstance(entry, tuple) and "dataformats" in entry[-1]}
     assert set(pictures) == {"layers", "weight_curves"}

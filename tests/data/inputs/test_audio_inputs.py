@@ -86,7 +86,7 @@ def test_features_that_do_not_fit_in_memory_are_not_made_before_training(tmp_pat
     write_recordings(tmp_path, 12)
     made = []
     extract = RecordingInputs._extract
-    monkeypatch.setattr("famus_hf.data.model_inputs.MEMORY_LIMIT", 0)
+    monkeypatch.setattr("famus_hf.data.inputs.model_inputs.MEMORY_LIMIT", 0)
     monkeypatch.setattr(RecordingInputs, "_extract", lambda self, wave: made.append(wave) or extract(self, wave))
     extractor = Wav2Vec2FeatureExtractor(sampling_rate=RATE)
     extractor.max_length_seconds = 1.0

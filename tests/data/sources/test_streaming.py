@@ -61,7 +61,7 @@ def test_noise_is_that_of_the_definition_and_hangs_on_seed_and_row_alone(folder)
 
 def test_the_order_is_shuffled_anew_in_each_epoch(folder, monkeypatch):
     for size in (10_000, 50):
-        monkeypatch.setattr("famus_hf.data.streaming.SHUFFLE_BUFFER", size)
+        monkeypatch.setattr("famus_hf.data.inputs.streamed_inputs.SHUFFLE_BUFFER", size)
         stream = StreamedInputs(load(folder)["train"], default_image_processor(None, load(folder)["meta"]), 7)
         orders = []
         for epoch in (0, 1, 0):
