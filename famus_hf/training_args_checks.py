@@ -11,6 +11,7 @@ from famus_hf.core.non_finite import NAN_POLICIES
 from famus_hf.core.virtual_train import VIRTUAL_STEPS
 from famus_hf.data.inputs.augmentation import AUGMENTATIONS, PADDING_MODES
 from famus_hf.data.labels.meta_set import META_SETS
+from famus_hf.errors import SettingsError
 
 if TYPE_CHECKING:
     from famus_hf.training_args import FaMUSTrainingArguments
@@ -33,7 +34,7 @@ def check_preset(args: "FaMUSTrainingArguments", presets: tuple[str, ...]) -> No
     """Raises ValueError on a preset that is unknown or of no use."""
     _check_choice(args, "preset", presets)
     if args.meta_learner == "none":
-        raise ValueError(f"preset={args.preset!r} is about the meta step, and meta_learner 'none' has none")
+        raise SettingsError(f"preset={args.preset!r} is about the meta step, and meta_learner 'none' has none")
 
 
 def check_arguments(args: "FaMUSTrainingArguments") -> None:
@@ -47,7 +48,7 @@ def check_arguments(args: "FaMUSTrainingArguments") -> None:
     _check_choice(args, "mlc_form", ("logits", "probabilities"))
     _check_choice(args, "mlc_reduction", ("mean", "sum"))
     if args.meta_learner == "mlc" and args.mlc_form == "probabilities" and args.base_loss == "ldam":
-        raise ValueError("base_loss 'ldam' scales logits and does not go with mlc_form 'probabilities': use logits")
+        raise SettingsError("base_loss 'ldam' scales logits and does not go with mlc_form 'probabilities': use logits")
     if args.meta_optim is not None:
         _check_choice(args, "meta_optim", META_OPTIMIZERS)
     _check_choice(args, "unlabelled_share", UNLABELLED_SHARES)
@@ -74,19 +75,19 @@ def check_meta_learning_is_supported(args: "FaMUSTrainingArguments") -> None:
     }
     for name, advice in refused.items():
         if getattr(args, name):
-            raise ValueError(f"{name} does not work with a meta-learner yet: {advice}")
+            raise SettingsError(f"{name} does not work with a meta-learner yet: {advice}")
     for variable, flag in SHARDING.items():
         if parse_flag_from_env(variable):
-            raise ValueError(
+            raise SettingsError(
                 f"{variable} does not work with a meta-learner yet: unset it, or start accelerate without {flag}"
             )
     if (args.bf16 or args.fp16) and args.derivative == "finite":
-        raise ValueError(
+        raise SettingsError(
             f"derivative='finite' does not work with {'bf16' if args.bf16 else 'fp16'}, in whose rounding "
             "differences drown: use auto"
         )
     if args.label_names not in (None, ["labels"]):
-        raise ValueError(f"label_names={args.label_names} can't be used: rename the column to 'labels'")
+        raise SettingsError(f"label_names={args.label_names} can't be used: rename the column to 'labels'")
 
 
 def check_fsdp_engages(args: "FaMUSTrainingArguments") -> None:
@@ -97,7 +98,7 @@ def check_fsdp_engages(args: "FaMUSTrainingArguments") -> None:
     asked = "fsdp" if args.fsdp else "ACCELERATE_USE_FSDP" if parse_flag_from_env("ACCELERATE_USE_FSDP") else None
     state = args.distributed_state
     if asked and state is not None and state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
-        raise ValueError(
+        raise SettingsError(
             f"{asked} asks for FSDP, which does not engage on CPU or without a launcher, so that parameters would "
             "stay whole: leave it out, or start GPU processes with accelerate launch --use_fsdp"
         )
@@ -106,7 +107,7 @@ def check_fsdp_engages(args: "FaMUSTrainingArguments") -> None:
 def _check_choice(args: "FaMUSTrainingArguments", name: str, allowed: tuple[str, ...]) -> None:
     value = getattr(args, name)
     if value not in allowed:
-        raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(allowed)}")
+        raise SettingsError(f"{name}={value!r} is unknown: choose one of {', '.join(allowed)}")
 
 
 def _check_virtual_step(args: "FaMUSTrainingArguments") -> None:
@@ -114,16 +115,16 @@ def _check_virtual_step(args: "FaMUSTrainingArguments") -> None:
     if args.virtual_step is not None:
         _check_choice(args, "virtual_step", VIRTUAL_STEPS)
     if args.virtual_step == "optimizer" and optimizer not in KNOWN_STEPS:
-        raise ValueError(
+        raise SettingsError(
             f"virtual_step='optimizer' does not know the step of optim={optimizer.value!r}: choose virtual_step "
             f"'sgd' or one of {', '.join(name.value for name in KNOWN_STEPS)}"
         )
     if args.virtual_scope == "candidates" and args.reuse_virtual_gradient:
-        raise ValueError(
+        raise SettingsError(
             "reuse_virtual_gradient takes the gradient of all layers: leave virtual_scope at 'all', or leave it out"
         )
     if args.scale_example_gradients and (args.reuse_virtual_gradient or args.virtual_scope != "all"):
-        raise ValueError(
+        raise SettingsError(
             "scale_example_gradients makes the actual backward cheaper that reuse_virtual_gradient saves and "
             "virtual_scope 'candidates' needs whole: choose one of the three"
         )
@@ -137,18 +138,18 @@ def _check_data_settings(args: "FaMUSTrainingArguments") -> None:
     for name, lowest in (("image_mean", 0.0), ("image_std", 1e-3)):
         value = getattr(args, name)
         if value is not None and (len(value) != 3 or not all(lowest <= number <= 1 for number in value)):
-            raise ValueError(f"{name}={value} must be three numbers in [{lowest:g}, 1], for red, green and blue")
+            raise SettingsError(f"{name}={value} must be three numbers in [{lowest:g}, 1], for red, green and blue")
     if args.augmentation in ("random-crop", "resized-crop") and (args.image_size is None or not args.resize_size):
-        raise ValueError(f"augmentation {args.augmentation!r} crops image_size out of resize_size: give both")
+        raise SettingsError(f"augmentation {args.augmentation!r} crops image_size out of resize_size: give both")
     if args.image_size and args.resize_size and args.image_size > args.resize_size:
-        raise ValueError(
+        raise SettingsError(
             f"image_size={args.image_size} can't be cropped out of resize_size={args.resize_size}: make it smaller"
         )
 
 
 def _check_numbers(args: "FaMUSTrainingArguments") -> None:
     if args.candidate_layers != "all" and not (args.candidate_layers.isdigit() and int(args.candidate_layers) > 0):
-        raise ValueError(f"candidate_layers={args.candidate_layers!r} must be 'all' or a whole number from 1")
+        raise SettingsError(f"candidate_layers={args.candidate_layers!r} must be 'all' or a whole number from 1")
     at_least_zero = (
         "sparsity_weight",
         "gradient_match_weight",
@@ -164,7 +165,7 @@ def _check_numbers(args: "FaMUSTrainingArguments") -> None:
     for name in at_least_zero:
         value = getattr(args, name)
         if value is not None and not value >= 0:
-            raise ValueError(f"{name}={value} must not be negative")
+            raise SettingsError(f"{name}={value} must not be negative")
     for name in (
         "expected_layers",
         "sampler_temperature",
@@ -184,25 +185,25 @@ def _check_numbers(args: "FaMUSTrainingArguments") -> None:
     ):
         value = getattr(args, name)
         if value is not None and not value > 0:
-            raise ValueError(f"{name}={value} must be greater than 0")
+            raise SettingsError(f"{name}={value} must be greater than 0")
     if not 0 < args.clean_threshold < 1:
-        raise ValueError(f"clean_threshold={args.clean_threshold} must lie between 0 and 1")
+        raise SettingsError(f"clean_threshold={args.clean_threshold} must lie between 0 and 1")
     if any(not milestone > 0 for milestone in args.lr_milestones):
-        raise ValueError(f"lr_milestones={args.lr_milestones} must all be greater than 0")
+        raise SettingsError(f"lr_milestones={args.lr_milestones} must all be greater than 0")
 
 
 def _check_sampler(args: "FaMUSTrainingArguments") -> None:
     if args.meta_budget is not None and args.layer_sampler != "learned":
-        raise ValueError(f"meta_budget needs layer_sampler 'learned': {args.layer_sampler!r} chooses by itself")
+        raise SettingsError(f"meta_budget needs layer_sampler 'learned': {args.layer_sampler!r} chooses by itself")
     if args.meta_budget is not None and args.meta_learner == "none":
-        raise ValueError("meta_budget needs a meta_learner: plain training has no meta step")
+        raise SettingsError("meta_budget needs a meta_learner: plain training has no meta step")
     if args.meta_budget is not None and args.sparsity_weight is not None:
-        raise ValueError("meta_budget takes the place of Eq. 10: leave out sparsity_weight")
+        raise SettingsError("meta_budget takes the place of Eq. 10: leave out sparsity_weight")
     for name in ("gradient_match_weight", "meta_learning_rate", "meta_optim"):
         if args.meta_learner == "l2r" and getattr(args, name):
-            raise ValueError(f"{name} does not go with meta_learner 'l2r', which has no parameters: leave it out")
+            raise SettingsError(f"{name} does not go with meta_learner 'l2r', which has no parameters: leave it out")
     if (args.layer_sampler == "block") != (args.sampler_block is not None):
-        raise ValueError(
+        raise SettingsError(
             f"layer_sampler={args.layer_sampler!r} with sampler_block={args.sampler_block}: layer_sampler 'block' "
             "and a number for sampler_block belong together"
         )
@@ -212,25 +213,27 @@ def _check_diagnostics(args: "FaMUSTrainingArguments") -> None:
     for name in DIAGNOSTICS:
         value = getattr(args, name)
         if value < 0:
-            raise ValueError(f"{name}={value} must be a number of steps, or 0 for never")
+            raise SettingsError(f"{name}={value} must be a number of steps, or 0 for never")
         if value and args.meta_learner == "none":
-            raise ValueError(f"{name} needs a meta_learner: plain training has no meta step to look into")
+            raise SettingsError(f"{name} needs a meta_learner: plain training has no meta step to look into")
     if args.meta_gradient_draws < 2:
-        raise ValueError(f"meta_gradient_draws={args.meta_gradient_draws} must be at least 2, as one has no variance")
+        raise SettingsError(
+            f"meta_gradient_draws={args.meta_gradient_draws} must be at least 2, as one has no variance"
+        )
 
 
 def _check_transformers_settings(args: "FaMUSTrainingArguments") -> None:
     deepspeed = args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
     if deepspeed and not is_deepspeed_available():
-        raise ValueError("DeepSpeed was asked for and is not installed: leave it out, or pip install deepspeed")
+        raise SettingsError("DeepSpeed was asked for and is not installed: leave it out, or pip install deepspeed")
     if args.fsdp_config and not args.fsdp:
-        raise ValueError("fsdp_config does nothing without fsdp: add fsdp, or leave it out")
+        raise SettingsError("fsdp_config does nothing without fsdp: add fsdp, or leave it out")
     if args.remove_unused_columns:
-        raise ValueError("remove_unused_columns=True would drop the columns that hold images: leave it False")
+        raise SettingsError("remove_unused_columns=True would drop the columns that hold images: leave it False")
     if args.hub_strategy == "all_checkpoints":
-        raise ValueError(
+        raise SettingsError(
             "hub_strategy='all_checkpoints' would push the pickles of local checkpoints: choose 'every_save', or "
             "'checkpoint', with which a run can be resumed from the Hub"
         )
     if args.hub_strategy == "checkpoint" and args.save_only_model:
-        raise ValueError("hub_strategy='checkpoint' needs optimizers to resume with: leave save_only_model out")
+        raise SettingsError("hub_strategy='checkpoint' needs optimizers to resume with: leave save_only_model out")

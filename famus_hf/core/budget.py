@@ -22,6 +22,7 @@ from famus_hf.core.layers import Layer, parameters_of
 from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_train import choose_derivative
 from famus_hf.core.timer import Timer
+from famus_hf.errors import SettingsError
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Budget:
 
     def __init__(self, share: float, costs: LayerCosts):
         if share < costs.cheapest:
-            raise ValueError(
+            raise SettingsError(
                 f"meta_budget={share:g} is below the cheapest layer's cost of {costs.cheapest:.3f} plain steps: "
                 f"choose at least {math.ceil(1000 * costs.cheapest) / 1000:g}"
             )

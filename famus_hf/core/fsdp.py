@@ -47,6 +47,7 @@ from famus_hf.core.non_finite import LOGITS, NotFiniteError, all_finite
 from famus_hf.core.parallel.dtensor import abandon_passes, own_part, reshard
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.core.three_stages import ThreeStages, VirtualTrain
+from famus_hf.errors import SettingsError
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 
@@ -229,7 +230,9 @@ def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
         ValueError: The model is in `FullyShardedDataParallel`, whose parameters are flattened.
     """
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
-        raise ValueError("the model is wrapped in FullyShardedDataParallel: shard it with fully_shard (FSDP2) instead")
+        raise SettingsError(
+            "the model is wrapped in FullyShardedDataParallel: shard it with fully_shard (FSDP2) instead"
+        )
     reshard(model)  # else FSDP would go on with what it has gathered after the shards have changed
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
@@ -251,7 +254,7 @@ def _gradient_of_sum(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     reshard(model)
     parameters = _trainable(model)
     if all(parameter.grad is None for _, parameter in parameters):
-        raise ValueError(
+        raise SettingsError(
             "no parameter got a gradient, as with set_requires_gradient_sync(False) or an output that FSDP can't look "
             "into: the meta gradient needs gradients that are reduced in each backward pass, and FSDP a network that "
             "returns a tensor, tuple, dict or ModelOutput"
@@ -273,7 +276,7 @@ def _full_precision(model: nn.Module) -> Iterator[None]:
     def check(module: nn.Module, arguments: Any) -> None:
         own = list(module.parameters(recurse=False))  # under FSDP gathered by now, and cast
         if any(p.dtype in LOW_PRECISION or torch.is_autocast_enabled(p.device.type) for p in own):
-            raise ValueError(
+            raise SettingsError(
                 f"a {type(module).__name__} computes in half precision, in whose rounding the finite differences of "
                 "sharded parameters drown: use float32"
             )

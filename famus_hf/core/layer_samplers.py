@@ -16,6 +16,7 @@ from famus_hf.core.budget import Budget
 from famus_hf.core.layers import Layer, pool_gradient
 from famus_hf.core.pretrained import Pretrained
 from famus_hf.core.validation import check_number, check_whole
+from famus_hf.errors import SettingsError
 
 MAX_WIDTH = 4096  # a longer pooled gradient (an embedding's) is average-pooled to this width
 
@@ -79,7 +80,7 @@ class BlockSampler(LayerSampler):
         blocks = {layer.block: layer.name for layer in reversed(layers) if layer.block is not None}
         if self.block not in blocks:
             known = ", ".join(f"{block} (from {blocks[block]})" for block in sorted(blocks)) or "none"
-            raise ValueError(
+            raise SettingsError(
                 f"residual block {self.block} is not among the candidate layers: the blocks there are {known}"
             )
 
@@ -105,7 +106,7 @@ class RandomLayers(LayerSampler):
     def build(self, layers: Sequence[Layer]) -> None:
         super().build(layers)
         if self.num_layers > len(layers):
-            raise ValueError(f"{self.num_layers} random layers can't be drawn from {len(layers)} candidate layers")
+            raise SettingsError(f"{self.num_layers} random layers can't be drawn from {len(layers)} candidate layers")
 
     def forward(self, pooled: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
         gates = torch.zeros(len(self.layers))
@@ -134,7 +135,7 @@ class LearnedSampler(LayerSampler):
         check_number("temperature", temperature)
         check_number("initial_bias", initial_bias)
         if temperature <= 0:
-            raise ValueError(f"temperature={temperature} must be greater than 0")
+            raise SettingsError(f"temperature={temperature} must be greater than 0")
         self.hidden_size = hidden_size
         self.temperature = temperature
         self.initial_bias = initial_bias
@@ -153,11 +154,11 @@ class LearnedSampler(LayerSampler):
         if self.stacks and widths == [(layer.name, layer.width) for layer in self.layers]:
             return  # keeps what it has learned
         if self.stacks:
-            raise ValueError(f"the layer sampler was made for {len(self.layers)} other layers: make a new one")
+            raise SettingsError(f"the layer sampler was made for {len(self.layers)} other layers: make a new one")
         super().build(layers)
         counts = Counter(min(width, MAX_WIDTH) for _, width in widths)
         if counts[0]:
-            raise ValueError("a layer sampler can't learn from a layer of width 0, which has no gradient")
+            raise SettingsError("a layer sampler can't learn from a layer of width 0, which has no gradient")
         for width in sorted(counts):
             self.stacks[str(width)] = _StackedGates(counts[width], width, self.hidden_size, self.initial_bias)
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from famus_hf.core.autodiff.forward_pass import logits_without_trace
 from famus_hf.core.parallel.dtensor import spread_like, whole
+from famus_hf.errors import SettingsError
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def select_layers(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str
     unknown = [name for name in names if name not in owned]
     if unknown:
         known = ", ".join(repr(name) for name in list(owned)[:8]) + (", …" if len(owned) > 8 else "")
-        raise ValueError(
+        raise SettingsError(
             f"layers: {unknown[0]!r} is not a module that directly owns trainable parameters; this model has {known}"
         )
     return {name: owned[name] for name in names}

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from famus_hf.errors import SettingsError
+
 BASE_LOSSES = ("ce", "focal", "class-balanced", "ldam")
 
 
@@ -36,7 +38,7 @@ class CrossEntropyLoss:
 
     def __init__(self, label_smoothing: float = 0.0):
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1)")
+            raise SettingsError(f"label_smoothing={label_smoothing} must lie in [0, 1)")
         self.label_smoothing = label_smoothing
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -53,7 +55,7 @@ class FocalLoss:
 
     def __init__(self, gamma: float = 2.0, label_smoothing: float = 0.0):
         if not gamma >= 0:
-            raise ValueError(f"gamma={gamma} must not be negative")
+            raise SettingsError(f"gamma={gamma} must not be negative")
         self.gamma = gamma
         self.smoothed = CrossEntropyLoss(label_smoothing)
 
@@ -110,7 +112,7 @@ class LDAMLoss:
         beta: float = 0.9999,
     ):
         if not (max_margin > 0 and scale > 0):
-            raise ValueError(f"max_margin={max_margin} and scale={scale} must be greater than 0")
+            raise SettingsError(f"max_margin={max_margin} and scale={scale} must be greater than 0")
         counts = torch.tensor(class_counts, dtype=torch.float64)
         margins = counts.clamp_min(1) ** -0.25
         self.margins = (margins * (max_margin / margins[counts > 0].max())).float()
@@ -121,7 +123,7 @@ class LDAMLoss:
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         if labels.dim() != 1:
-            raise ValueError("LDAM needs class indices as labels: it has no margin for soft targets")
+            raise SettingsError("LDAM needs class indices as labels: it has no margin for soft targets")
         self.margins, self.class_weights = self.margins.to(logits.device), self.class_weights.to(logits.device)
         logits = at_least_float32(logits)
         margins = weights_of_labels(self.margins, labels).to(logits)
@@ -136,10 +138,10 @@ def class_balanced_weights(class_counts: Sequence[int], beta: float) -> Tensor:
     """(1 − β)/(1 − β^n) of each class, scaled to a mean of 1 over the classes that have examples; shape (C,). A class
     without examples gets the weight of one with one."""
     if not 0 <= beta < 1:
-        raise ValueError(f"beta={beta} must lie in [0, 1)")
+        raise SettingsError(f"beta={beta} must lie in [0, 1)")
     counts = torch.tensor(class_counts, dtype=torch.float64)
     if not counts.sum() > 0:
-        raise ValueError("class_counts are all zero: at least one class needs examples")
+        raise SettingsError("class_counts are all zero: at least one class needs examples")
     weights = (1 - beta) / (1 - beta ** counts.clamp_min(1))
     return (weights / weights[counts > 0].mean()).float()
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from famus_hf.core.pretrained import Pretrained
 from famus_hf.core.validation import check_choice, check_flag, check_number, check_whole
+from famus_hf.errors import SettingsError
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]  # logits (n, C), labels (n,) or (n, C) → (n,)
 
@@ -245,7 +246,7 @@ class MLC(MetaLearner):
     def forward(self, logits: Tensor) -> Tensor:
         """logits: shape (n, C). Returns the logits of the given, possibly wrong, labels; shape (n, C)."""
         if logits.shape[1] != self.num_labels:
-            raise ValueError(f"MLC was made for {self.num_labels} classes, and the network has {logits.shape[1]}")
+            raise SettingsError(f"MLC was made for {self.num_labels} classes, and the network has {logits.shape[1]}")
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         with torch.autocast(logits.device.type, enabled=False):

@@ -41,6 +41,7 @@ from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
 from famus_hf.core.non_finite import all_finite
 from famus_hf.core.parallel.dtensor import is_sharded, whole
 from famus_hf.core.timer import NO_TIMER, Timer
+from famus_hf.errors import SettingsError
 
 
 def gradient_of_slope(
@@ -239,9 +240,9 @@ def meta_gradient(
         ValueError: An unknown layer or derivative, or parameters that are sharded.
     """
     if derivative not in DERIVATIVES:
-        raise ValueError(f"derivative={derivative!r} is unknown: choose one of {', '.join(DERIVATIVES)}")
+        raise SettingsError(f"derivative={derivative!r} is unknown: choose one of {', '.join(DERIVATIVES)}")
     if is_sharded(model):
-        raise ValueError("the model's parameters are sharded (DTensor): call famus_hf.sharded_meta_gradient instead")
+        raise SettingsError("the model's parameters are sharded (DTensor): call famus_hf.sharded_meta_gradient instead")
     on = parameters_by_layer(model) if layers is None else select_layers(model, layers)
     inputs, labels, _ = split_inputs(train_inputs)
     if not on:

@@ -23,6 +23,7 @@ from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
 from famus_hf.core.meta_train import MetaObjective, MetaTrain, meta_train
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.core.timer import NO_TIMER, Timer
+from famus_hf.errors import SettingsError
 
 SAMPLER_MOMENTUM = 0.9
 CALIBRATION_STEPS = 50  # of a budget, and then after twice as many each time
@@ -105,7 +106,9 @@ class MetaUpdate:
     def set_budget(self, budget: Budget, clock: Timer) -> None:
         """Replaces Eq. (10) by the budget, and has the clock measure what it really takes."""
         if not isinstance(self.layer_sampler, LearnedSampler):
-            raise ValueError(f"a budget needs a LearnedSampler: {type(self.layer_sampler).__name__} chooses by itself")
+            raise SettingsError(
+                f"a budget needs a LearnedSampler: {type(self.layer_sampler).__name__} chooses by itself"
+            )
         self.budget, self.clock = budget, clock
         self.layer_sampler.budget = budget
 

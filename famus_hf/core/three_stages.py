@@ -29,6 +29,7 @@ from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.core.non_finite import LOGITS, NotFiniteError, all_finite
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.core.virtual_train import virtual_step_of
+from famus_hf.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class ThreeStages:
         inputs, labels, _ = split_inputs(batch)
         random_state = get_random_state(labels.device)
         if labels.min() < 0:
-            raise ValueError(f"a training batch holds the label {int(labels.min())}: every example needs a class")
+            raise DataError(f"a training batch holds the label {int(labels.min())}: every example needs a class")
         exact = is_meta_step and self.meta.objective.derivative != "finite"
         record = ForwardRecord()
         with (

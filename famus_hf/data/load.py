@@ -14,6 +14,7 @@ from famus_hf.data.sources.benchmarks import BUILDERS
 from famus_hf.data.sources.columns import Columns
 from famus_hf.data.sources.load_source import check_source, check_splits, clean_labels_known, load_source
 from famus_hf.data.sources.streaming import load_stream
+from famus_hf.errors import DataError
 
 SUBSET_SEED = 0  # of max_train_samples and max_eval_samples
 STREAMED_META = 1000  # clean meta examples of a stream, whose size is not known
@@ -155,17 +156,17 @@ def _check_contradictions(
     max_train_samples: int | None,
 ) -> None:
     if clean_label_column_name is not None and noise > 0:
-        raise ValueError(
+        raise DataError(
             f"noise={noise} and clean_label_column_name contradict each other: the data bring their own noise"
         )
     if noise > 0 and name in BUILDERS:
-        raise ValueError(f"noise={noise} and {name} contradict each other: the data bring their own noise")
+        raise DataError(f"noise={noise} and {name} contradict each other: the data bring their own noise")
     if noise_file is None:
         return
     others = {"noise": noise, "imbalance_factor": imbalance_factor, "max_train_samples": max_train_samples}
     for option, value in others.items():
         if value:
-            raise ValueError(f"{option}={value} and noise_file contradict each other: the file names rows and labels")
+            raise DataError(f"{option}={value} and noise_file contradict each other: the file names rows and labels")
 
 
 def _check_streaming(exact_count: bool, noise_file: str | None, imbalance_factor: float | None) -> None:
@@ -176,24 +177,22 @@ def _check_streaming(exact_count: bool, noise_file: str | None, imbalance_factor
     }
     for option, value in settings.items():
         if value:
-            raise ValueError(
-                f"{option} needs all examples at once, which a stream does not have: leave one of both out"
-            )
+            raise DataError(f"{option} needs all examples at once, which a stream does not have: leave one of both out")
 
 
 def _chosen_meta_set(meta_set: str | None, num_meta: int | None, known_clean: bool, name: str | None) -> str:
     """`clean` or `pseudo-clean`. Raises ValueError where a clean one was asked for and none can be had."""
     if meta_set not in (None, *META_SETS):
-        raise ValueError(f"meta_set={meta_set!r} is unknown: choose one of {', '.join(META_SETS)}")
+        raise DataError(f"meta_set={meta_set!r} is unknown: choose one of {', '.join(META_SETS)}")
     if num_meta is not None and num_meta < 0:
-        raise ValueError(f"num_meta={num_meta} must not be negative: 0 makes no meta set")
+        raise DataError(f"num_meta={num_meta} must not be negative: 0 makes no meta set")
     if meta_set == "pseudo-clean" and num_meta:
-        raise ValueError(f"num_meta={num_meta} and meta_set 'pseudo-clean' contradict each other: its size is found")
+        raise DataError(f"num_meta={num_meta} and meta_set 'pseudo-clean' contradict each other: its size is found")
     if meta_set == "clean" and num_meta == 0:
-        raise ValueError("num_meta=0 and meta_set 'clean' contradict each other: leave one of them out")
+        raise DataError("num_meta=0 and meta_set 'clean' contradict each other: leave one of them out")
     asked_for_clean = meta_set == "clean" or bool(num_meta)
     if asked_for_clean and not known_clean and name not in BUILDERS:
-        raise ValueError(
+        raise DataError(
             f"the labels of {name!r} are not known to be clean, so no clean meta set can be held out of them: name a "
             "column of true labels with clean_label_column_name, add noise to test on, or use meta_set pseudo-clean"
         )
@@ -273,5 +272,5 @@ def _subset_rows(num_rows: int, size: int | None, argument: str) -> np.ndarray:
     if size is None:
         return np.arange(num_rows)
     if size < 1:
-        raise ValueError(f"{argument}={size} leaves no examples: choose at least 1")
+        raise DataError(f"{argument}={size} leaves no examples: choose at least 1")
     return np.sort(np.random.default_rng(SUBSET_SEED).permutation(num_rows)[:size])

@@ -15,6 +15,7 @@ from transformers.trainer_utils import has_length
 from famus_hf.core.autodiff.forward_pass import model_logits, split_inputs
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.data.inputs.meta_batches import in_order
+from famus_hf.errors import DataError
 from famus_hf.training_args import FaMUSTrainingArguments
 
 
@@ -86,13 +87,13 @@ class ExampleEvaluator:
             ValueError: The data set is a stream, or empty, or has labels that the network has no class for.
         """
         if not has_length(dataset) or len(dataset) == 0:
-            raise ValueError("a data set that is empty, or a stream, can't be examined: give one whose size is known")
+            raise DataError("a data set that is empty, or a stream, can't be examined: give one whose size is known")
         columns: dict[str, list[np.ndarray]] = {}
         scale = self._logit_scale(network)
         for logits, labels, inputs in self._passes(network, dataset, progress):
             given = inputs["labels"] if inputs["labels"].dim() == 1 else inputs["labels"].argmax(1)
             if given.min() < 0 or given.max() >= logits.shape[1]:
-                raise ValueError(
+                raise DataError(
                     f"the labels go from {int(given.min())} to {int(given.max())} and the network has "
                     f"{logits.shape[1]} classes: give data with the classes that it was trained on"
                 )

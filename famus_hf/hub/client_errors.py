@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # HTTPError is httpx's
 
-from famus_hf.errors import reason_of
+from famus_hf.errors import HubError, reason_of
 
 ANSWERS = {
     401: "the Hub refuses the token, or wants one (401): log in with `hf auth login`, set HF_TOKEN, check the name",
@@ -63,5 +63,5 @@ def downloaded(
             repo_id, revision=revision, token=token, allow_patterns=list(allow), ignore_patterns=list(ignore)
         )
     except Exception as error:  # the client's errors have no common class
-        raise ValueError(f"{repo_id!r} is no folder, and can't be loaded from the Hub: {hub_reason(error)}") from error
+        raise HubError(f"{repo_id!r} is no folder, and can't be loaded from the Hub: {hub_reason(error)}") from error
     return Path(folder)

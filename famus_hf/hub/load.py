@@ -12,6 +12,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from famus_hf.core.layer_samplers import LayerSampler
 from famus_hf.core.meta_learners import MetaLearner
 from famus_hf.data.media.modalities import modality_of_config
+from famus_hf.errors import LoadError
 from famus_hf.hub.client_errors import downloaded
 from famus_hf.hub.meta_net_files import load_meta_net
 from famus_hf.hub.safe_backbone import check_folder, load_backbone
@@ -64,12 +65,12 @@ def load_famus(
         )
     folder = root / subfolder
     if not folder.resolve().is_relative_to(root.resolve()):
-        raise ValueError(
+        raise LoadError(
             f"subfolder {subfolder!r} leads out of {str(repo_or_folder)!r}: give the name of a folder in it"
         )
     if not (folder / CONFIG).is_file():
         where = f" in {subfolder!r}" if subfolder else ""
-        raise ValueError(
+        raise LoadError(
             f"{str(repo_or_folder)!r} has no config.json{where}: a run's output folder or Hub repository is needed"
         )
     check_folder(folder)

@@ -25,7 +25,7 @@ from famus_hf.core.layer_samplers import (
 from famus_hf.core.layers import Layer
 from famus_hf.core.meta_learners import META_LEARNERS, MetaLearner
 from famus_hf.core.pretrained import Pretrained
-from famus_hf.errors import reason_of
+from famus_hf.errors import LoadError, reason_of
 from famus_hf.hub.client_errors import downloaded
 from famus_hf.storage.run_folder import CONFIG, LAYER_SAMPLER_WEIGHTS, META_LEARNER_WEIGHTS, META_NET
 from famus_hf.storage.untrusted import Allowance, check_inside, read_json, read_tensors, shapes_in
@@ -93,13 +93,13 @@ def load_into(folder: str | Path, meta_learner: MetaLearner, layer_sampler: Laye
         saved = _read_config(root, root / META_NET)
         for part, present in _config_of(meta_learner, layer_sampler).items():
             if saved.get(part) != json.loads(json.dumps(present)):
-                raise ValueError(f"its {part.replace('_', ' ')} has other settings")
+                raise LoadError(f"its {part.replace('_', ' ')} has other settings")
         parts: dict[str, nn.Module] = {"meta_learner": meta_learner, "layer_sampler": layer_sampler}
         found = {part: read_tensors(module, root, root / META_NET / TENSORS[part]) for part, module in parts.items()}
         for part, module in parts.items():
             module.load_state_dict(found[part])
     except Exception as error:  # a registered class may raise anything
-        raise ValueError(
+        raise LoadError(
             f"checkpoint {str(folder)!r} does not fit: its meta-learner or layer sampler is missing or was made "
             f"with other settings ({reason_of(error)})"
         ) from error
@@ -131,7 +131,7 @@ def load_kind(
     root = _on_disk(repo_or_folder, subfolder, revision, token)
     folder, source = root / subfolder, repr(str(repo_or_folder))
     if not folder.is_dir():
-        raise ValueError(
+        raise LoadError(
             f"{source} has no folder {subfolder or '.'!r}: give a run's output folder or Hub repository, or the "
             "subfolder with its config.json"
         )
@@ -141,10 +141,10 @@ def load_kind(
     with _refusing(folder):
         found: Any = _load_part(root, folder, part, _read_config(root, folder), known)
     if found is None:
-        raise ValueError(f"{source} holds no {what}: the run that wrote it had none")
+        raise LoadError(f"{source} holds no {what}: the run that wrote it had none")
     if not isinstance(found, kind):
         name, base = type(found).__name__, "MetaLearner" if is_learner else "LayerSampler"
-        raise ValueError(
+        raise LoadError(
             f"{source} holds a {what} of the kind {name}, and {kind.__name__} was asked for: call "
             f"from_pretrained of {name}, or of {base} for whatever is there"
         )
@@ -165,23 +165,23 @@ def _refusing(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a constructor may raise anything on the values of a folder
-        raise ValueError(f"{str(folder)!r} is no meta-net of famus_hf ({reason_of(error)})") from error
+        raise LoadError(f"{str(folder)!r} is no meta-net of famus_hf ({reason_of(error)})") from error
 
 
 def _read_config(root: Path, folder: Path) -> dict[str, Any]:
     """config.json of a `meta_net/`, whose other files are those that a run writes. root: the folder around it."""
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {META_NET}")
+        raise LoadError(f"there is no folder {META_NET}")
     for path in sorted(folder.iterdir()):
         if path.name not in (CONFIG, *TENSORS.values()) and not path.name.startswith("."):
-            raise ValueError(f"it holds {path.name[:80]!r}, which no run writes: remove that, or update famus_hf")
+            raise LoadError(f"it holds {path.name[:80]!r}, which no run writes: remove that, or update famus_hf")
     config = read_json(root, folder / CONFIG)
     _check_keys(CONFIG, config, {"meta_learner"}, {"layer_sampler"})
     for part, settings in config.items():
         if not isinstance(settings, dict):
-            raise ValueError(f"its {part} is a {type(settings).__name__} and no object")
+            raise LoadError(f"its {part} is a {type(settings).__name__} and no object")
     if "layer_sampler" not in config and (folder / TENSORS["layer_sampler"]).exists():
-        raise ValueError(f"it holds {TENSORS['layer_sampler']} and no settings of a layer_sampler")
+        raise LoadError(f"it holds {TENSORS['layer_sampler']} and no settings of a layer_sampler")
     return config
 
 
@@ -196,7 +196,7 @@ def _load_part(
     name = settings.pop("type", None)
     kind = known.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise ValueError(
+        raise LoadError(
             f"its {part} is of the type {str(name)[:80]!r}; import that class and call famus_hf.register_{part} with "
             "it first"
         )
@@ -226,38 +226,38 @@ def _check_arguments(part: str, kind: type[Any], arguments: Mapping[str, Any]) -
 def _check_keys(where: str, content: Mapping[str, Any], required: set[str], optional: set[str]) -> None:
     unknown = [key for key in content if key not in required | optional]
     if unknown:
-        raise ValueError(f"{where} has the key {unknown[0][:80]!r}, which this version does not know: update famus_hf")
+        raise LoadError(f"{where} has the key {unknown[0][:80]!r}, which this version does not know: update famus_hf")
     missing = sorted(required - content.keys())
     if missing:
-        raise ValueError(f"{where} lacks the key {missing[0]!r}")
+        raise LoadError(f"{where} lacks the key {missing[0]!r}")
 
 
 def _read_layers(entries: Any) -> list[Layer]:
     """The candidate layers. Raises ValueError on what `find_layers` can't have found."""
     if not isinstance(entries, list):
-        raise ValueError("its layer_sampler has no list of layers")
+        raise LoadError("its layer_sampler has no list of layers")
     layers = [_read_layer(position, entry) for position, entry in enumerate(entries)]
     if len({layer.name for layer in layers}) < len(layers):
-        raise ValueError("its layer_sampler names a layer twice")
+        raise LoadError("its layer_sampler names a layer twice")
     return layers
 
 
 def _read_layer(position: int, entry: Any) -> Layer:
     where = f"layer {position} of its layer_sampler"
     if not isinstance(entry, dict):
-        raise ValueError(f"{where} is a {type(entry).__name__} and no object")
+        raise LoadError(f"{where} is a {type(entry).__name__} and no object")
     _check_keys(where, entry, {"name", "parameters", "width"}, {"share", "block"})
     name, parameters, width = entry["name"], entry["parameters"], entry["width"]
     share, block = entry.get("share", 1.0), entry.get("block")
     named = isinstance(name, str) and isinstance(parameters, list) and len(parameters) > 0
     if not named or not all(isinstance(p, str) and p.rpartition(".")[0] == name for p in parameters):
-        raise ValueError(f"{where} has a name that is not that of the module which owns its parameters")
+        raise LoadError(f"{where} has a name that is not that of the module which owns its parameters")
     if len(set(parameters)) < len(parameters):
-        raise ValueError(f"{where} names a parameter twice")
+        raise LoadError(f"{where} names a parameter twice")
     if type(width) is not int or width < 0:
-        raise ValueError(f"{where} has a width that is no whole number of at least 0")
+        raise LoadError(f"{where} has a width that is no whole number of at least 0")
     if type(share) not in (int, float) or not 0 <= share <= 1:
-        raise ValueError(f"{where} has a share outside of [0, 1]")
+        raise LoadError(f"{where} has a share outside of [0, 1]")
     if block is not None and (type(block) is not int or block < 1):
-        raise ValueError(f"{where} has a block that is no whole number of at least 1")
+        raise LoadError(f"{where} has a block that is no whole number of at least 1")
     return Layer(name, tuple(parameters), width, share, block)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-from famus_hf.errors import PushError
+from famus_hf.errors import HubError, PushError
 from famus_hf.hub.client_errors import hub_reason, root_of, status_of
 from famus_hf.models import OWN_CODE
 from famus_hf.storage import checkpoints
@@ -85,7 +85,7 @@ def prepare_repository(name: str, *, token: str | None, private: bool | None, re
             tried(lambda: api.repo_info(repo_id, revision=revision))
     except Exception as error:  # the client's errors have no common class
         at = "" if revision is None else f" at {revision!r}"
-        raise ValueError(f"{name!r}{at} on the Hub can't be pushed to: {hub_reason(error)}") from error
+        raise HubError(f"{name!r}{at} on the Hub can't be pushed to: {hub_reason(error)}") from error
     return repo_id
 
 
@@ -150,7 +150,7 @@ def fetch_checkpoint(
         )
         return unpack(beside / LAST_CHECKPOINT, output_dir, processes)
     except Exception as error:  # the client's errors have no common class
-        raise ValueError(f"no run can go on from {repo_id!r} on the Hub: {hub_reason(error)}") from error
+        raise HubError(f"no run can go on from {repo_id!r} on the Hub: {hub_reason(error)}") from error
     finally:
         shutil.rmtree(beside.parent, ignore_errors=True)
 
@@ -161,12 +161,12 @@ def _check_sizes(api: HfApi, repo_id: str, revision: str | None, max_bytes: int)
     entries: list[Any] = tried(lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=sha)))
     sizes = {e.path: e.size for e in entries if hasattr(e, "size") and e.path.startswith(f"{LAST_CHECKPOINT}/")}
     if not sizes:
-        raise ValueError(f"it has no {LAST_CHECKPOINT}/, which a run with hub_strategy='checkpoint' pushes")
+        raise HubError(f"it has no {LAST_CHECKPOINT}/, which a run with hub_strategy='checkpoint' pushes")
     large = [name for name, size in sizes.items() if name.endswith(".json") and size > MAX_JSON_BYTES]
     if large:
-        raise ValueError(f"{large[0]} has {sizes[large[0]]} bytes, and at most {MAX_JSON_BYTES} are read")
+        raise HubError(f"{large[0]} has {sizes[large[0]]} bytes, and at most {MAX_JSON_BYTES} are read")
     if sum(sizes.values()) > max_bytes:
-        raise ValueError(
+        raise HubError(
             f"{LAST_CHECKPOINT}/ has {sum(sizes.values())} bytes, and at most {max_bytes} go with this network"
         )
     return sha

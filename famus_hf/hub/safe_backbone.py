@@ -13,7 +13,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig
 
 from famus_hf.data.media.modalities import modality_of_config
-from famus_hf.errors import first_few, reason_of
+from famus_hf.errors import LoadError, first_few, reason_of
 from famus_hf.models.timm_wrapper import TIMM_WRAPPER, check_timm, check_timm_config
 from famus_hf.models.two_networks import TwoNetworksConfig
 from famus_hf.storage.run_folder import ADAPTER_CONFIG, CONFIG
@@ -46,7 +46,7 @@ def load_backbone(folder: Path) -> nn.Module:
             classifier.from_config(config, trust_remote_code=False)
         return read_network(classifier, folder, config, trust_remote_code=False)
     except Exception as error:  # transformers raises anything on the values of a folder
-        raise ValueError(f"{str(folder)!r} holds no backbone that can be loaded ({reason_of(error)})") from error
+        raise LoadError(f"{str(folder)!r} holds no backbone that can be loaded ({reason_of(error)})") from error
 
 
 def read_network(kind: Any, folder: str | Path, config: Any, **keywords: Any) -> nn.Module:
@@ -71,7 +71,7 @@ def read_network(kind: Any, folder: str | Path, config: Any, **keywords: Any) ->
     for keys, problem in problems.items():
         names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[keys])
         if names:
-            raise ValueError(f"its weights {problem} {first_few(names)}")
+            raise LoadError(f"its weights {problem} {first_few(names)}")
     check_finite("its weights", network.state_dict(), {name for name, _ in network.named_parameters()})
     return network
 
@@ -81,11 +81,11 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
     if not (folder / INDEX).exists():
-        raise ValueError(f"there is no {WEIGHTS}; weights in other formats, such as the pickle of torch, are not read")
+        raise LoadError(f"there is no {WEIGHTS}; weights in other formats, such as the pickle of torch, are not read")
     parts = read_json(folder, folder / INDEX).get("weight_map")
     names = set(parts.values()) if isinstance(parts, dict) and all(isinstance(p, str) for p in parts.values()) else {""}
     if any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
-        raise ValueError(f"{INDEX} names files that are no safetensors of this folder")
+        raise LoadError(f"{INDEX} names files that are no safetensors of this folder")
     return [folder / name for name in sorted(names)]
 
 
@@ -106,13 +106,13 @@ def _check_kind(source: str, whose: str, config: Mapping[str, Any]) -> None:
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         code = ", and code of the folder is never run" if "auto_map" in config else ""
-        raise ValueError(
+        raise LoadError(
             f"{whose} model_type is {str(kind)[:80]!r}, which transformers does not know{code}: import the package "
             "that registers it first"
         )
     for key in REFUSED_KEYS:
         if config.get(key):
-            raise ValueError(f"{source} has a {key}, which is not supported")
+            raise LoadError(f"{source} has a {key}, which is not supported")
     if kind == TIMM_WRAPPER:
         check_timm_config(config)
 
@@ -124,9 +124,9 @@ def _networks_of(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     networks = {name: config.get(name) for name in ("network_a", "network_b")}
     for name, network in networks.items():
         if not isinstance(network, dict):
-            raise ValueError(f"its {name} is a {type(network).__name__} and no object: two networks are needed")
+            raise LoadError(f"its {name} is a {type(network).__name__} and no object: two networks are needed")
         if network.get("model_type") == TwoNetworksConfig.model_type:
-            raise ValueError(f"its {name} holds two networks itself: single ones are taken")
+            raise LoadError(f"its {name} holds two networks itself: single ones are taken")
     return networks  # type: ignore[return-value]  # mypy does not see that each is a dict
 
 
@@ -140,11 +140,11 @@ def check_values(source: str, content: Mapping[str, Any], limit: int, classes: i
         elif isinstance(value, list):
             waiting += [(key, inner) for inner in value]
         elif isinstance(value, str) and "_implementation" in key and value not in IMPLEMENTATIONS:
-            raise ValueError(f"{source} has {key[:80]!r} {value[:80]!r}, and code from elsewhere is never run")
+            raise LoadError(f"{source} has {key[:80]!r} {value[:80]!r}, and code from elsewhere is never run")
         elif isinstance(value, int) and not -limit <= value <= limit:
-            raise ValueError(f"{source} has a {key[:80]!r} beyond {limit}")
+            raise LoadError(f"{source} has a {key[:80]!r} beyond {limit}")
         elif isinstance(value, int) and key.rpartition(".")[2] in CLASS_COUNTS and value > max(classes or value, 2):
-            raise ValueError(f"{source} has {value} labels, and no tensor has a side of more than {classes}")
+            raise LoadError(f"{source} has {value} labels, and no tensor has a side of more than {classes}")
 
 
 def check_folder(folder: Path) -> None:
@@ -152,10 +152,10 @@ def check_folder(folder: Path) -> None:
     try:
         for name in REFUSED_FILES:
             if (folder / name).exists():
-                raise ValueError(f"it holds {name}: give the whole network and no adapter")
+                raise LoadError(f"it holds {name}: give the whole network and no adapter")
         for pattern in ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"):
             for path in folder.glob(pattern):
                 if path.is_symlink():
                     check_inside(folder, path)
     except ValueError as error:
-        raise ValueError(f"{str(folder)!r} can't be loaded: {reason_of(error)}") from error
+        raise LoadError(f"{str(folder)!r} can't be loaded: {reason_of(error)}") from error

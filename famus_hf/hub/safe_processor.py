@@ -15,7 +15,7 @@ from transformers import (
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
 from famus_hf.data.media.modalities import AUDIO, TEXT, Modality
-from famus_hf.errors import reason_of
+from famus_hf.errors import LoadError, reason_of
 from famus_hf.hub.safe_backbone import MAX_NUMBER, check_values
 from famus_hf.storage.run_folder import PROCESSOR_FILES
 from famus_hf.storage.untrusted import read_json
@@ -40,7 +40,7 @@ def load_processor(folder: Path, modality: Modality) -> Any:
         return load(folder)
     except Exception as error:  # transformers raises anything on the values of a folder
         what = modality.processor_name
-        raise ValueError(f"{str(folder)!r} holds no {what} that can be loaded ({reason_of(error)})") from error
+        raise LoadError(f"{str(folder)!r} holds no {what} that can be loaded ({reason_of(error)})") from error
 
 
 def _load_image_processor(folder: Path) -> Any:
@@ -52,10 +52,10 @@ def _load_extractor(folder: Path) -> Any:
     _check_files(folder, _check_tables)
     extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
     if not isinstance(extractor, SequenceFeatureExtractor):
-        raise ValueError(f"{PROCESSOR_FILES[0]} is of a {type(extractor).__name__}, which takes no recordings")
+        raise LoadError(f"{PROCESSOR_FILES[0]} is of a {type(extractor).__name__}, which takes no recordings")
     rate = extractor.sampling_rate
     if not (isinstance(rate, int) and rate > 0):
-        raise ValueError(f"its sampling_rate is {str(rate)[:80]!r}, and a whole number of Hz is needed")
+        raise LoadError(f"its sampling_rate is {str(rate)[:80]!r}, and a whole number of Hz is needed")
     return extractor
 
 
@@ -85,9 +85,9 @@ def _load_tokenizer(folder: Path) -> Any:
     """By `tokenizer.json` alone: other tokenizers have vocabularies in formats of their own."""
     path = folder / TOKENIZER
     if not path.is_file():
-        raise ValueError(f"there is no {TOKENIZER}, and vocabularies in other formats are not read")
+        raise LoadError(f"there is no {TOKENIZER}, and vocabularies in other formats are not read")
     if path.stat().st_size > MAX_TOKENIZER_BYTES:
-        raise ValueError(f"{TOKENIZER} has {path.stat().st_size} bytes, and at most {MAX_TOKENIZER_BYTES} are read")
+        raise LoadError(f"{TOKENIZER} has {path.stat().st_size} bytes, and at most {MAX_TOKENIZER_BYTES} are read")
     settings = read_json(folder, folder / TOKENIZER_CONFIG)
     check_values(TOKENIZER_CONFIG, {k: v for k, v in settings.items() if k != UNLIMITED}, MAX_NUMBER)
     _check_keys(settings)
@@ -96,7 +96,7 @@ def _load_tokenizer(folder: Path) -> Any:
         _check_class(name)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"it is a {type(tokenizer).__name__}, and only those that {TOKENIZER} holds are read")
+        raise LoadError(f"it is a {type(tokenizer).__name__}, and only those that {TOKENIZER} holds are read")
     return tokenizer
 
 
@@ -104,7 +104,7 @@ def _check_keys(settings: Mapping[str, Any]) -> None:
     """Raises ValueError on what would run code, or read a file that the settings name."""
     for key in settings:
         if key in ("auto_map", "init_inputs") or key.endswith(("_file", "_object", "_path")):
-            raise ValueError(f"{TOKENIZER_CONFIG} has a {key[:80]!r}, and no code or file that it names is read")
+            raise LoadError(f"{TOKENIZER_CONFIG} has a {key[:80]!r}, and no code or file that it names is read")
 
 
 def _check_class(name: Any) -> None:
@@ -112,4 +112,4 @@ def _check_class(name: Any) -> None:
         return
     found = tokenizer_class_from_name(name) if isinstance(name, str) else None
     if found is None or not issubclass(found, PreTrainedTokenizerFast):
-        raise ValueError(f"its tokenizer_class is {str(name)[:80]!r}, which is none that {TOKENIZER} holds")
+        raise LoadError(f"its tokenizer_class is {str(name)[:80]!r}, which is none that {TOKENIZER} holds")

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
 
+from famus_hf.errors import SettingsError
 from famus_hf.models.timm_wrapper import TIMM_WRAPPER, check_timm
 from famus_hf.models.two_networks import NETWORKS, TwoNetworksConfig, TwoNetworksForImageClassification
 
@@ -46,13 +47,15 @@ def build_backbone(name: str, class_names: list[str], **settings: Any) -> PreTra
         ValueError: The name is unknown, timm is needed and can't be imported, or there is no such classifier.
     """
     if name not in BACKBONES:
-        raise ValueError(f"backbone {name!r} is unknown: choose one of {', '.join(BACKBONES)}")
+        raise SettingsError(f"backbone {name!r} is unknown: choose one of {', '.join(BACKBONES)}")
     kind, own_settings = BACKBONES[name]
     if kind == TIMM_WRAPPER:
         check_timm(f"backbone {name!r}")
     is_own = kind in {config.model_type for config in NETWORKS}
     if not is_own and settings.pop("cosine_classifier", False):
-        raise ValueError(f"backbone {name!r} has no classifier of cosines, which ldam is made for: choose another one")
+        raise SettingsError(
+            f"backbone {name!r} has no classifier of cosines, which ldam is made for: choose another one"
+        )
     config = AutoConfig.for_model(
         kind,
         **{**own_settings, **settings},

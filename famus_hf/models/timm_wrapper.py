@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from famus_hf.errors import first_few, reason_of
+from famus_hf.errors import LoadError, first_few, reason_of
 
 TIMM_WRAPPER = "timm_wrapper"  # as model_type
 ARCHITECTURE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # a name in timm's own list, perhaps with a tag
@@ -31,7 +31,7 @@ def check_timm(what: str) -> None:
         import timm  # noqa: F401
         import torchvision  # noqa: F401
     except Exception as error:  # torchvision beside a torch of another build raises RuntimeError
-        raise ValueError(
+        raise LoadError(
             f"{what} is a network of timm: install timm, and torchvision of the same build as torch, or choose another "
             f"network; importing them fails here ({reason_of(error)})"
         ) from error
@@ -41,17 +41,17 @@ def check_timm_config(config: Mapping[str, Any]) -> None:
     """Raises ValueError where timm would look for another repository or file, or might read one."""
     name, arguments = config.get("architecture"), config.get("model_args")
     if not isinstance(name, str) or not ARCHITECTURE.fullmatch(name):
-        raise ValueError(f"its architecture is {str(name)[:80]!r}: only names of timm's own list are taken")
+        raise LoadError(f"its architecture is {str(name)[:80]!r}: only names of timm's own list are taken")
     if arguments is None:
         return
     if not isinstance(arguments, Mapping):
-        raise ValueError(f"its model_args are a {type(arguments).__name__} and no object")
+        raise LoadError(f"its model_args are a {type(arguments).__name__} and no object")
     unknown = [str(key)[:80] for key in arguments if key not in MODEL_ARGS]
     if unknown:
-        raise ValueError(f"its model_args hold {first_few(unknown)}: only {', '.join(MODEL_ARGS)} are taken")
+        raise LoadError(f"its model_args hold {first_few(unknown)}: only {', '.join(MODEL_ARGS)} are taken")
     for key, value in arguments.items():
         if not all(_is_plain(item) for item in (value if isinstance(value, list) else [value])):
-            raise ValueError(f"its model_args have a {key} that is no number, word or list of them")
+            raise LoadError(f"its model_args have a {key} that is no number, word or list of them")
 
 
 def _is_plain(value: Any) -> bool:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from famus_hf.errors import LoadError
 from famus_hf.storage.atomic import sync, sync_tree
 from famus_hf.storage.run_folder import MANIFEST, UNFINISHED
 
@@ -141,12 +142,12 @@ def to_resume_from(wanted: str | Path | bool | None, output_dir: str | Path) -> 
     if not checkpoint.exists():
         checkpoint = _proper(checkpoint)  # it was named before `settle`
     if not checkpoint.is_dir():
-        raise ValueError(f"checkpoint {str(wanted)!r} does not exist: {_other_choice(checkpoint)}")
+        raise LoadError(f"checkpoint {str(wanted)!r} does not exist: {_other_choice(checkpoint)}")
     fault = fault_of(checkpoint)
     if fault is not None:
-        raise ValueError(f"checkpoint {str(checkpoint)!r} is damaged ({fault}): {_other_choice(checkpoint)}")
+        raise LoadError(f"checkpoint {str(checkpoint)!r} is damaged ({fault}): {_other_choice(checkpoint)}")
     if not _record(checkpoint)["resumable"]:
-        raise ValueError(
+        raise LoadError(
             f"checkpoint {str(checkpoint)!r} was saved with save_only_model, so the optimizers that it takes to go on "
             "are not in it: start anew from its weights, or resume from another one"
         )
@@ -160,7 +161,7 @@ def _newest_whole(output_dir: Path) -> Path:
     """
     found = by_age(output_dir)[::-1]
     if not found:
-        raise ValueError(f"resume_from_checkpoint found no checkpoint in {str(output_dir)!r}: start without it")
+        raise LoadError(f"resume_from_checkpoint found no checkpoint in {str(output_dir)!r}: start without it")
     for checkpoint in found:
         if fault_of(checkpoint) is None:
             known = {run_of(folder) for folder in found[: found.index(checkpoint) + 1]} - {""}

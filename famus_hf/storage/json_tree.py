@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from famus_hf.errors import LoadError
+
 
 def _decode(tree: Any, tensor: Callable[[str], Tensor]) -> Any:
     if type(tree) in (*SCALARS, float):
         return tree
     if not isinstance(tree, dict) or len(tree) != 1:
-        raise ValueError(f"it has a {type(tree).__name__} where a value should be")
+        raise LoadError(f"it has a {type(tree).__name__} where a value should be")
     ((kind, content),) = tree.items()
     if kind in SEQUENCES and isinstance(content, list):
         return SEQUENCES[kind](_decode(item, tensor) for item in content)
@@ -29,7 +31,7 @@ def _decode(tree: Any, tensor: Callable[[str], Tensor]) -> Any:
         return tensor(content).numpy()
     if kind == "float" and content in ("nan", "inf", "-inf"):
         return float(content)
-    raise ValueError(f"it has a value of the unknown kind {kind[:80]!r}")
+    raise LoadError(f"it has a value of the unknown kind {kind[:80]!r}")
 
 
 def _is_item(item: Any) -> bool:
@@ -66,12 +68,12 @@ def to_json_tree(value: Any, tensors: dict[str, Tensor], prefix: str) -> Any:
     for kind, mapping in DICTS.items():
         if type(value) is mapping:
             return {kind: [[_key(key), to_json_tree(item, tensors, prefix)] for key, item in value.items()]}
-    raise ValueError(f"it holds a {type(value).__name__}, which is no plain value")
+    raise LoadError(f"it holds a {type(value).__name__}, which is no plain value")
 
 
 def _key(key: Any) -> Any:
     if type(key) not in SCALARS:
-        raise ValueError(f"it has a {type(key).__name__} for a key")
+        raise LoadError(f"it has a {type(key).__name__} for a key")
     return key
 
 
@@ -88,4 +90,4 @@ def from_json_tree(tree: Any, tensor: Callable[[str], Tensor]) -> Any:
     try:
         return _decode(tree, tensor)
     except RecursionError:
-        raise ValueError("it is nested too deeply to be read") from None
+        raise LoadError("it is nested too deeply to be read") from None

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from famus_hf.errors import LoadError
+
 # All that a pickle of tensors, numbers and dicts names. (torch's own list for `weights_only` also has bytearray, which
 # takes any amount of memory for a few bytes of file.)
 GLOBALS = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2")
@@ -26,9 +28,9 @@ def read_meta_state(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             files = archive.infolist()
             if any(file.compress_type != zipfile.ZIP_STORED for file in files):
-                raise ValueError("it is compressed, which torch.save does not do")
+                raise LoadError("it is compressed, which torch.save does not do")
             if sum(file.file_size for file in files) > path.stat().st_size:
-                raise ValueError("it claims more than it holds")
+                raise LoadError("it claims more than it holds")
             for file in files:
                 if file.filename.endswith(".pkl"):
                     _check_pickle(archive.read(file))
@@ -36,9 +38,9 @@ def read_meta_state(path: Path) -> dict[str, Any]:
     except ValueError:
         raise
     except Exception as error:  # zipfile and torch.load raise anything on a damaged file
-        raise ValueError(f"it can't be read: {type(error).__name__}") from error
+        raise LoadError(f"it can't be read: {type(error).__name__}") from error
     if not isinstance(state, dict):
-        raise ValueError(f"it holds a {type(state).__name__} and no dict")
+        raise LoadError(f"it holds a {type(state).__name__} and no dict")
     return state
 
 
@@ -47,7 +49,7 @@ def _check_pickle(content: bytes) -> None:
         if operation.name == "GLOBAL" and argument in (*GLOBALS, *STORAGES):
             continue
         if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
-            raise ValueError(f"it names {str(argument)[:80]!r}, which is neither a tensor nor a plain value")
+            raise LoadError(f"it names {str(argument)[:80]!r}, which is neither a tensor nor a plain value")
 
 
 def check_meta_state(
@@ -68,7 +70,7 @@ def check_meta_state(
     missing = [key for key in present if key not in state]
     if strange or missing:
         words = f"has the unknown key {str(strange[0])[:80]!r}" if strange else f"lacks the key {missing[0]!r}"
-        raise ValueError(f"it {words}")
+        raise LoadError(f"it {words}")
     for name, optimizer in optimizers.items():
         _check_optimizer(name, state[name], optimizer)
     _check_counters(state, num_candidates)
@@ -79,7 +81,7 @@ def check_meta_state(
 
 def _require(condition: bool, complaint: str) -> None:
     if not condition:
-        raise ValueError(f"its {complaint}")
+        raise LoadError(f"its {complaint}")
 
 
 def _is_number(value: Any) -> bool:

@@ -22,7 +22,7 @@ from transformers import TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import safe_globals
 
-from famus_hf.errors import reason_of
+from famus_hf.errors import LoadError, reason_of
 from famus_hf.storage import checkpoints
 from famus_hf.storage.json_tree import from_json_tree, to_json_tree
 from famus_hf.storage.run_folder import (
@@ -76,13 +76,13 @@ def _encoded(path: Path, tensors: dict[str, torch.Tensor]) -> Any:
             value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return to_json_tree(value, tensors, path.name)
     except Exception as error:  # torch.load raises anything on what is neither a plain value nor a tensor
-        raise ValueError(f"{path.name} can't travel without a pickle: {reason_of(error)}") from error
+        raise LoadError(f"{path.name} can't travel without a pickle: {reason_of(error)}") from error
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, sort_keys=True)
     if len(text) > MAX_JSON_BYTES:
-        raise ValueError(
+        raise LoadError(
             f"{path.name} would have {len(text)} bytes, and at most {MAX_JSON_BYTES} are read back: raise logging_steps"
         )
     path.write_text(text + "\n", encoding="utf-8")
@@ -110,7 +110,7 @@ def unpack(folder: Path, output_dir: Path, processes: int) -> Path:
     _check_trainer_state(trainer_state)
     files, run = state.get("files"), state.get("run")
     if not isinstance(files, dict) or not all(map(PICKLED.fullmatch, files)) or not isinstance(run, str):
-        raise ValueError(f"{STATE} is none that a push writes")
+        raise LoadError(f"{STATE} is none that a push writes")
     _check_processes(sum(bool(RANDOM_STATE.fullmatch(name)) for name in files), processes)
     checkpoint = output_dir / f"checkpoint-{trainer_state['global_step']}"
     written = output_dir / UNFINISHED / checkpoint.name
@@ -133,23 +133,23 @@ def _check_trainer_state(state: dict[str, Any]) -> None:
     kinds: dict[type, Any] = {bool: bool, int: int | float, list: list, dict: dict}
     for name, value in state.items():
         if name not in present:
-            raise ValueError(f"{TRAINER_STATE} has the unknown key {name[:80]!r}")
+            raise LoadError(f"{TRAINER_STATE} has the unknown key {name[:80]!r}")
         kind = kinds.get(type(present[name]), unset)
         if not isinstance(value, kind) and (value is not None or kind is bool):
-            raise ValueError(f"{TRAINER_STATE} has a {type(value).__name__} for {name}")
+            raise LoadError(f"{TRAINER_STATE} has a {type(value).__name__} for {name}")
     for name in ("global_step", "max_steps"):
         if type(state.get(name)) is not int or not 0 <= state[name] < 2**63:
-            raise ValueError(f"{TRAINER_STATE} has no whole number of at least 0 for {name}")
+            raise LoadError(f"{TRAINER_STATE} has no whole number of at least 0 for {name}")
     callbacks = (state.get("stateful_callbacks") or {}).values()
     saved = [entry for own in callbacks for entry in (own if isinstance(own, list) else [own])]
     sound = all(isinstance(entry, dict) and isinstance(entry.get("attributes"), dict) for entry in saved)
     if not sound or not all(isinstance(entry, dict) for entry in state.get("log_history") or []):
-        raise ValueError(f"{TRAINER_STATE} has callbacks or logs that are none")
+        raise LoadError(f"{TRAINER_STATE} has callbacks or logs that are none")
 
 
 def _check_processes(saved: int, present: int) -> None:
     if saved != present:
-        raise ValueError(f"it was saved by {saved} processes and this run has {present}: start {saved}")
+        raise LoadError(f"it was saved by {saved} processes and this run has {present}: start {saved}")
 
 
 def _copy_files(folder: Path, written: Path) -> None:
@@ -172,7 +172,7 @@ def _write_pickles(folder: Path, files: dict[str, Any], written: Path) -> None:
 
         def tensor(name: str) -> torch.Tensor:
             if name not in names:
-                raise ValueError(f"it names the tensor {name[:80]!r}, which is not there")
+                raise LoadError(f"it names the tensor {name[:80]!r}, which is not there")
             found: torch.Tensor = file.get_tensor(name)
             # An empty one lies where the next one begins, and torch.save takes the two for one.
             return found if found.numel() else found.clone()
@@ -184,7 +184,7 @@ def _write_pickles(folder: Path, files: dict[str, Any], written: Path) -> None:
                     _check_random_states(value)
                 torch.save(value, written / name)
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{name} in {STATE} is none that a push writes: {reason_of(error)}") from error
+                raise LoadError(f"{name} in {STATE} is none that a push writes: {reason_of(error)}") from error
 
 
 def _check_random_states(states: Any) -> None:
@@ -197,9 +197,9 @@ def _check_random_states(states: Any) -> None:
         sound = sound and type(place) is int and 0 <= place <= 624
         sound = sound and type(has_gauss) is int and type(gauss) is float
     except Exception as error:  # random, torch and wrong types have errors of their own
-        raise ValueError(f"a random state does not fit ({reason_of(error)})") from error
+        raise LoadError(f"a random state does not fit ({reason_of(error)})") from error
     if not sound:
-        raise ValueError("the random state of numpy does not fit")
+        raise LoadError("the random state of numpy does not fit")
 
 
 def _with_best_checkpoint(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from famus_hf.errors import first_few, reason_of
+from famus_hf.errors import LoadError, first_few, reason_of
 
 MAX_JSON_BYTES = 2**24  # ten thousand layers take two million
 SPARE_BYTES = 2**24  # what a constructor may take beside what it loads
@@ -30,12 +30,12 @@ def check_inside(root: Path, path: Path) -> None:
     `snapshots`.
     """
     if not path.is_file():
-        raise ValueError(f"there is no file {path.name}")
+        raise LoadError(f"there is no file {path.name}")
     real, home = path.resolve(), root.resolve()
     caches = [folder.parent for folder in home.parents if folder.name == "snapshots"]
     allowed = [home, *(cache / "blobs" for cache in caches[:1])]
     if not any(real.is_relative_to(folder) for folder in allowed):
-        raise ValueError(f"{path.name} is a link that leaves the folder")
+        raise LoadError(f"{path.name} is a link that leaves the folder")
 
 
 def read_json(root: Path, path: Path) -> dict[str, Any]:
@@ -43,22 +43,22 @@ def read_json(root: Path, path: Path) -> dict[str, Any]:
     check_inside(root, path)
     size = path.stat().st_size
     if size > MAX_JSON_BYTES:
-        raise ValueError(f"{path.name} has {size} bytes, and at most {MAX_JSON_BYTES} are read")
+        raise LoadError(f"{path.name} has {size} bytes, and at most {MAX_JSON_BYTES} are read")
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
     except RecursionError:
-        raise ValueError(f"{path.name} is nested too deeply") from None
+        raise LoadError(f"{path.name} is nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{path.name} can't be read as JSON: {reason_of(error)}") from error
+        raise LoadError(f"{path.name} can't be read as JSON: {reason_of(error)}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path.name} holds a {type(content).__name__} and no object")
+        raise LoadError(f"{path.name} holds a {type(content).__name__} and no object")
     return content
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
     if twice:
-        raise ValueError(f"the key {twice[0][:80]!r} is there twice")
+        raise LoadError(f"the key {twice[0][:80]!r} is there twice")
     return dict(pairs)
 
 
@@ -69,7 +69,7 @@ def shapes_in(root: Path, path: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path.name} can't be read as safetensors: {reason_of(error)}") from error
+        raise LoadError(f"{path.name} can't be read as safetensors: {reason_of(error)}") from error
 
 
 def read_tensors(module: nn.Module, root: Path, path: Path) -> dict[str, Tensor]:
@@ -84,15 +84,15 @@ def read_tensors(module: nn.Module, root: Path, path: Path) -> dict[str, Tensor]
     strange = [*(shapes.keys() - wanted.keys()), *(wanted.keys() - shapes.keys())]
     if strange:
         state = "has a tensor too many" if strange[0] in shapes else "lacks the tensor"
-        raise ValueError(f"{path.name} {state}: {strange[0][:80]!r}")
+        raise LoadError(f"{path.name} {state}: {strange[0][:80]!r}")
     for name, tensor in wanted.items():
         if not is_lazy(tensor) and shapes[name] != tuple(tensor.shape):
-            raise ValueError(f"{path.name} holds {name} of shape {shapes[name]}, not {tuple(tensor.shape)}")
+            raise LoadError(f"{path.name} holds {name} of shape {shapes[name]}, not {tuple(tensor.shape)}")
     with safe_open(path, framework="pt") as file:
         found = {name: file.get_tensor(name) for name in wanted}
     for name, tensor in wanted.items():
         if found[name].dtype != tensor.dtype and not (found[name].is_floating_point() and tensor.is_floating_point()):
-            raise ValueError(f"{path.name} holds {name} as {found[name].dtype}, not {tensor.dtype}")
+            raise LoadError(f"{path.name} holds {name} as {found[name].dtype}, not {tensor.dtype}")
     cast = {name: value.to(wanted[name].dtype) for name, value in found.items()}
     check_finite(path.name, cast, {name for name, _ in module.named_parameters()})
     return found
@@ -104,7 +104,7 @@ def check_finite(source: str, tensors: Mapping[str, Tensor], parameters: Iterabl
     numbers = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
     wrong = [n for n, t in numbers.items() if not (t.isfinite() if n in names else ~t.isnan()).all()]
     if wrong:
-        raise ValueError(f"{source} holds numbers that are not finite in {first_few(wrong)}")
+        raise LoadError(f"{source} holds numbers that are not finite in {first_few(wrong)}")
 
 
 class Allowance(TorchDispatchMode):
@@ -129,7 +129,7 @@ class Allowance(TorchDispatchMode):
                 self.bytes_left -= tensor.numel() * tensor.element_size()
                 self.tensors_left -= 1
             if self.bytes_left < 0 or self.tensors_left < 0:
-                raise ValueError("its settings ask for more memory than the size of its tensor files warrants")
+                raise LoadError("its settings ask for more memory than the size of its tensor files warrants")
         return func(*args, **kwargs)
 
 

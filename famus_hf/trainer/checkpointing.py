@@ -23,7 +23,7 @@ from famus_hf.core.parallel.dtensor import as_written, class_of, is_sharded, loa
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.core.three_stages import ThreeStages
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
-from famus_hf.errors import SaveError, reason_of
+from famus_hf.errors import LoadError, SaveError, reason_of
 from famus_hf.hub.meta_net_files import load_into, save_meta_net
 from famus_hf.hub.push import is_hub_id
 from famus_hf.hub.safe_backbone import read_network
@@ -241,7 +241,7 @@ class CheckpointingMixin(HubMixin):
         not finite are refused.
         """
         if not (Path(checkpoint) / CONFIG).is_file():
-            raise ValueError(f"{checkpoint!r} holds no checkpoint (it has no config.json)")
+            raise LoadError(f"{checkpoint!r} holds no checkpoint (it has no config.json)")
         sharded = is_sharded(network)
         state, problem = {}, None
         if not sharded or self.is_world_process_zero():
@@ -252,7 +252,7 @@ class CheckpointingMixin(HubMixin):
         if sharded:
             problem = Processes.present().first_object(problem)
         if problem is not None:
-            raise ValueError(f"checkpoint {checkpoint!r} can't be loaded: {problem}")
+            raise LoadError(f"checkpoint {checkpoint!r} can't be loaded: {problem}")
         if sharded:
             load_whole(network, state)
         else:
@@ -294,18 +294,18 @@ class CheckpointingMixin(HubMixin):
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
         except Exception as error:  # torch.load raises anything on a damaged file
-            raise ValueError(
+            raise LoadError(
                 f"optimizer.pt or scheduler.pt of checkpoint {checkpoint!r} does not fit: {reason_of(error)}"
             ) from error
         if checkpoint is None or self._meta_state() is None:
             return
         path = Path(checkpoint) / META_STATE
         if not path.is_file():
-            raise ValueError(f"checkpoint {checkpoint!r} has no {META_STATE}: it was saved without optimizers")
+            raise LoadError(f"checkpoint {checkpoint!r} has no {META_STATE}: it was saved without optimizers")
         try:
             self._take_meta_state(read_meta_state(path))
         except ValueError as error:
-            raise ValueError(f"{META_STATE} of checkpoint {checkpoint!r} does not fit: {error}") from error
+            raise LoadError(f"{META_STATE} of checkpoint {checkpoint!r} does not fit: {error}") from error
 
     def _meta_state(self) -> dict[str, Any] | None:
         """Return what `_take_meta_state` takes back; None in plain training."""
@@ -321,7 +321,7 @@ class CheckpointingMixin(HubMixin):
         assert self.stages is not None
         is_pseudo_clean = isinstance(self.meta_dataset, PseudoCleanSet)
         if is_pseudo_clean and "pseudo_clean" not in state:
-            raise ValueError("it is of a run with a given meta set: give the same")
+            raise LoadError("it is of a run with a given meta set: give the same")
         take_checked(self.stages.meta, state)
         if is_pseudo_clean:
             self.meta_dataset.load_state_dict(state["pseudo_clean"])

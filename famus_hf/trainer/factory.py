@@ -33,7 +33,7 @@ from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.core.timer import Timer
 from famus_hf.data.inputs.model_inputs import known_labels
-from famus_hf.errors import reason_of
+from famus_hf.errors import SettingsError, reason_of
 from famus_hf.trainer.preflight import check_meta_learner
 from famus_hf.training_args import FaMUSTrainingArguments
 
@@ -92,7 +92,7 @@ def make_meta_update(
         probe = TrainingPass(network, inputs, labels, logits, get_random_state(labels.device))
         num_labels = logits.shape[1]
         if isinstance(meta_learner, MLC) and meta_learner.num_labels != num_labels:
-            raise ValueError(f"MLC was made for {meta_learner.num_labels} classes, and the network has {num_labels}")
+            raise SettingsError(f"MLC was made for {meta_learner.num_labels} classes, and the network has {num_labels}")
         layer_sampler = layer_sampler or _make_layer_sampler(args)
         meta_learner = meta_learner or make_meta_learner(args, num_labels)
         check_meta_learner(args, meta_learner)
@@ -142,7 +142,7 @@ def _find_layers(model: nn.Module, inputs: dict[str, Any]) -> list[Layer]:
         shapes = ", ".join(
             f"{name} {tuple(value.shape[1:])}" for name, value in inputs.items() if hasattr(value, "shape")
         )
-        raise ValueError(
+        raise SettingsError(
             f"the network fails on the first training examples, of shape {shapes} ({reason_of(error)}): if images are "
             "too small for it, set image_size; if texts are too long, max_seq_length"
         ) from error
@@ -161,18 +161,18 @@ def make_base_loss(args: FaMUSTrainingArguments, model: Any, train: Any) -> PerE
         return FocalLoss(args.focal_gamma, smoothing)
     labels = known_labels(train)
     if not labels:
-        raise ValueError(
+        raise SettingsError(
             f"base_loss={args.base_loss!r} needs the number of examples of each class, which this train_dataset does "
             "not tell: give FaMUSTrainer a base_loss object made with class_counts"
         )
     if min(labels) < 0:
-        raise ValueError(f"the training set holds the label {min(labels)}: every example needs a class")
+        raise SettingsError(f"the training set holds the label {min(labels)}: every example needs a class")
     num_labels = getattr(getattr(model, "config", None), "num_labels", 0)
     counts = np.bincount(labels, minlength=num_labels).tolist()
     if args.base_loss == "class-balanced":
         return ClassBalancedLoss(counts, args.class_balance_beta, smoothing)
     if smoothing > 0:
-        raise ValueError("label_smoothing_factor does not go with base_loss 'ldam', which has margins instead")
+        raise SettingsError("label_smoothing_factor does not go with base_loss 'ldam', which has margins instead")
     if not getattr(getattr(model, "config", None), "cosine_classifier", False):
         logger.warning("base_loss 'ldam' is made for a classifier of cosines, which this network is not known to have")
     return LDAMLoss(counts, args.ldam_max_margin, args.ldam_scale, args.ldam_reweight_from, args.class_balance_beta)
@@ -204,9 +204,9 @@ def _usable_derivative(environment: Environment, probe: TrainingPass) -> str:
     """Return `args.derivative`, unless an operation of the network has no forward mode, or its graph no derivative."""
     derivative = "finite" if environment.is_sharded else environment.args.derivative
     if derivative == "reverse" and environment.is_compiled:
-        raise ValueError("derivative='reverse' does not work with torch.compile, whose backward has none: use auto")
+        raise SettingsError("derivative='reverse' does not work with torch.compile, whose backward has none: use auto")
     if derivative == "reverse" and (fault := _fault_of_reverse(environment, probe)) is not None:
-        raise ValueError(f"derivative='reverse' does not work with this network ({fault}): use auto")
+        raise SettingsError(f"derivative='reverse' does not work with this network ({fault}): use auto")
     if derivative in ("reverse", "finite"):
         return derivative
     try:
@@ -235,17 +235,17 @@ def _report_attention(network: nn.Module, environment: Environment) -> None:
 
 def _instead_of_forward(environment: Environment, probe: TrainingPass, error: RuntimeError) -> str:
     if environment.args.derivative == "forward":
-        raise ValueError(f"derivative='forward' does not work with this network ({error}): use auto") from error
+        raise SettingsError(f"derivative='forward' does not work with this network ({error}): use auto") from error
     is_mixed = environment.mixed_precision != "no"  # finite differences drown in its rounding
     if is_mixed and environment.is_compiled:
-        raise ValueError(
+        raise SettingsError(
             f"no derivative is left for this network under torch.compile and mixed precision ({error}): leave one of "
             "them out"
         ) from error
     if is_mixed:
         fault = _fault_of_reverse(environment, probe)
         if fault is not None:
-            raise ValueError(
+            raise SettingsError(
                 f"no derivative is left for this network under mixed precision ({fault}): leave that out, or load the "
                 "network with attn_implementation='sdpa'"
             ) from error
@@ -281,7 +281,7 @@ def _check_scaling(network: nn.Module, environment: Environment) -> None:
     losses = cross_entropy(training_pass.logits, labels)
     reason = why_gradients_do_not_scale(losses, parameters, training_pass.record)
     if reason is not None:
-        raise ValueError(f"scale_example_gradients does not work with this network, as {reason}: leave it out")
+        raise SettingsError(f"scale_example_gradients does not work with this network, as {reason}: leave it out")
 
 
 def _measure_costs(network: nn.Module, environment: Environment, meta: MetaUpdate) -> LayerCosts:

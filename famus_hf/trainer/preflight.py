@@ -20,7 +20,7 @@ from famus_hf.data.inputs.audio_inputs import check_long_enough
 from famus_hf.data.inputs.model_inputs import ModelInputs, known_labels
 from famus_hf.data.labels.duplicates import rows_of_copies
 from famus_hf.data.labels.meta_set import check_no_overlap
-from famus_hf.errors import first_few
+from famus_hf.errors import SettingsError, first_few
 from famus_hf.storage.run_folder import NETWORKS_APART
 from famus_hf.training_args import FaMUSTrainingArguments
 from famus_hf.training_args_checks import check_meta_learning_is_supported
@@ -29,13 +29,13 @@ from famus_hf.training_args_checks import check_meta_learning_is_supported
 def check_not_empty(name: str, dataset: Any) -> None:
     """Raise ValueError on a data set that is known to have no examples."""
     if has_length(dataset) and len(dataset) == 0:
-        raise ValueError(f"{name} is empty: give at least a few examples of every class")
+        raise SettingsError(f"{name} is empty: give at least a few examples of every class")
 
 
 def check_batch_size(args: FaMUSTrainingArguments, train: Any) -> None:
     """Raise ValueError if dropping the last incomplete batch would drop everything."""
     if args.dataloader_drop_last and hasattr(train, "__len__") and len(train) < args.train_batch_size:
-        raise ValueError(
+        raise SettingsError(
             f"the training set has {len(train)} examples, less than one batch of {args.train_batch_size}: "
             "lower per_device_train_batch_size or set dataloader_drop_last to False"
         )
@@ -44,7 +44,7 @@ def check_batch_size(args: FaMUSTrainingArguments, train: Any) -> None:
 def check_balanced_epochs(args: FaMUSTrainingArguments, train: Any) -> None:
     """Raise ValueError if epochs are to be balanced over labels that are not known."""
     if args.balanced_batches_per_epoch is not None and not known_labels(train):
-        raise ValueError(
+        raise SettingsError(
             "balanced_batches_per_epoch needs the labels of all training examples, which this train_dataset does not "
             "tell without being read through: leave it out, or give a data set of datasets"
         )
@@ -54,7 +54,7 @@ def check_problem_type(model: Any) -> None:
     """Raise ValueError on a network that learns numbers, or several classes of an example."""
     problem = getattr(getattr(model, "config", None), "problem_type", None)
     if problem in ("multi_label_classification", "regression"):
-        raise ValueError(f"the model's problem_type is {problem!r}: FaMUS weighs examples of one class each")
+        raise SettingsError(f"the model's problem_type is {problem!r}: FaMUS weighs examples of one class each")
 
 
 def check_recordings(model: Any, train: Any, meta: Any, tests: Any) -> None:
@@ -66,16 +66,16 @@ def check_meta_set(args: FaMUSTrainingArguments, train: Any, given: Any) -> None
     """Raise ValueError if `meta_set` and the data sets contradict each other."""
     wanted = args.meta_set
     if wanted == "clean" and given is None:
-        raise ValueError("meta_set 'clean' needs a meta_dataset: give a small set of examples with trusted labels")
+        raise SettingsError("meta_set 'clean' needs a meta_dataset: give a small set of examples with trusted labels")
     if wanted == "pseudo-clean" and given is not None:
-        raise ValueError("meta_set 'pseudo-clean' is found in train_dataset: leave meta_dataset out")
+        raise SettingsError("meta_set 'pseudo-clean' is found in train_dataset: leave meta_dataset out")
     if given is None and not (hasattr(train, "__len__") and hasattr(train, "__getitem__")):
-        raise ValueError(
+        raise SettingsError(
             f"train_dataset is a {type(train).__name__}, and a pseudo-clean meta set is found by the losses of all its "
             "examples, so that a stream will not do: give a meta_dataset, or a data set with a length"
         )
     if isinstance(train, IterableDataset) and args.plain_warmup_epochs:
-        raise ValueError("plain_warmup_epochs needs to know how long an epoch is, which a stream does not tell")
+        raise SettingsError("plain_warmup_epochs needs to know how long an epoch is, which a stream does not tell")
 
 
 def check_meta_learning_is_possible(
@@ -85,10 +85,10 @@ def check_meta_learning_is_possible(
     check_meta_learning_is_supported(args)
     _check_processes(args, model, train, meta, accelerator)
     if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
-        raise ValueError("fp16 was asked for and needs a GPU, which there is none of: use bf16, or leave it out")
+        raise SettingsError("fp16 was asked for and needs a GPU, which there is none of: use bf16, or leave it out")
     checkpointing: Any = args.gradient_checkpointing_kwargs or {}
     if args.gradient_checkpointing and checkpointing.get("use_reentrant"):
-        raise ValueError(
+        raise SettingsError(
             "gradient_checkpointing with use_reentrant=True gives no single gradients, which the meta step needs: set "
             "it to False"
         )
@@ -99,7 +99,7 @@ def check_meta_learning_is_possible(
 def check_loss_function(compute_loss_func: Any) -> None:
     """Raise ValueError on a loss of Trainer's that has no part for each example."""
     if compute_loss_func is not None:
-        raise ValueError("compute_loss_func returns one number, but FaMUS weighs examples: leave it out")
+        raise SettingsError("compute_loss_func returns one number, but FaMUS weighs examples: leave it out")
 
 
 def uses_fsdp(accelerator: Accelerator) -> bool:
@@ -115,7 +115,7 @@ def is_compiled(accelerator: Accelerator) -> bool:
 def _check_sharding(args: FaMUSTrainingArguments, model: Any, accelerator: Accelerator) -> None:
     """Raise ValueError on a model that others have sharded, and on what does not go with FSDP."""
     if is_sharded(model):
-        raise ValueError(
+        raise SettingsError(
             "the model's parameters are sharded already (DTensor): give it whole and have accelerate launch --use_fsdp "
             "--fsdp_version 2 shard it, or call famus_hf.sharded_meta_gradient in a loop of your own"
         )
@@ -123,19 +123,19 @@ def _check_sharding(args: FaMUSTrainingArguments, model: Any, accelerator: Accel
         return
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
-        raise ValueError(
+        raise SettingsError(
             f"FSDP version {plugin.fsdp_version} flattens parameters, which the meta step needs apart: start with "
             "--fsdp_version 2"
         )
     if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
-        raise ValueError(
+        raise SettingsError(
             f"FSDP with {plugin.state_dict_type.name} would leave no model.safetensors: start with "
             "--fsdp_state_dict_type FULL_STATE_DICT"
         )
     try:
         getattr(model, "get_input_embeddings", lambda: None)()
     except NotImplementedError:
-        raise ValueError(
+        raise SettingsError(
             f"accelerate 1.15 can't shard a {type(model).__name__}, whose get_input_embeddings raises: have it "
             "return None, or start without FSDP"
         ) from None
@@ -156,7 +156,7 @@ def _check_sharding(args: FaMUSTrainingArguments, model: Any, accelerator: Accel
     }
     for name, is_asked in refused.items():
         if is_asked:
-            raise ValueError(
+            raise SettingsError(
                 f"{name} does not go with a meta-learner under FSDP, which takes the meta gradient by whole passes and "
                 "finite differences in float32: leave it out"
             )
@@ -165,26 +165,28 @@ def _check_sharding(args: FaMUSTrainingArguments, model: Any, accelerator: Accel
 def _check_processes(args: FaMUSTrainingArguments, model: Any, train: Any, meta: Any, accelerator: Accelerator) -> None:
     """Raise ValueError on several devices that are not used as the meta step needs it."""
     if args.n_gpu > 1:
-        raise ValueError(
+        raise SettingsError(
             f"one process sees {args.n_gpu} devices, and the meta step runs on one in each process: start with "
             f"accelerate launch --num_processes {args.n_gpu}, or make one visible (CUDA_VISIBLE_DEVICES=0)"
         )
     if args.world_size == 1:
         return
     if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
-        raise ValueError(
+        raise SettingsError(
             "the network has SyncBatchNorm layers, of which torch has neither derivative that the meta step needs: "
             "leave them as batch norm, whose statistics are those of each process"
         )
     if isinstance(train, IterableDataset):
-        raise ValueError(
+        raise SettingsError(
             f"a stream is read by one process, and {args.world_size} were started: start one, or load the data set "
             "without streaming"
         )
     if not accelerator.even_batches:
-        raise ValueError("even_batches=False would leave processes without a batch at the end of an epoch: leave it on")
+        raise SettingsError(
+            "even_batches=False would leave processes without a batch at the end of an epoch: leave it on"
+        )
     if meta is not None and len(meta) < args.world_size:
-        raise ValueError(f"a meta set of {len(meta)} examples can't be shared out among {args.world_size} processes")
+        raise SettingsError(f"a meta set of {len(meta)} examples can't be shared out among {args.world_size} processes")
 
 
 def check_two_networks(
@@ -193,27 +195,27 @@ def check_two_networks(
     """Raise ValueError on what two networks that divide the data for each other can't be trained with."""
     networks = [getattr(model, name, None) for name in NETWORKS_APART]
     if not all(isinstance(network, nn.Module) for network in networks) or networks[0] is networks[1]:
-        raise ValueError(
+        raise SettingsError(
             f"a {type(model).__name__} is not two networks: give TwoNetworksForImageClassification.of(a, b) of "
             "two that start from different weights"
         )
     if not (has_length(train) and hasattr(train, "__getitem__")):
-        raise ValueError(
+        raise SettingsError(
             "two networks divide the training set, which a stream does not allow: load it without streaming"
         )
     fewest = 2 * args.per_device_train_batch_size * args.world_size
     if len(train) < fewest:
-        raise ValueError(
+        raise SettingsError(
             f"the training set has {len(train)} examples, less than {fewest}, one batch of labelled and one of "
             "unlabelled ones over all processes: lower per_device_train_batch_size"
         )
     inputs = set(collate([train[0]])) - {"labels", *RECORD_COLUMNS}
     if inputs != {"pixel_values"}:
-        raise ValueError(
+        raise SettingsError(
             f"two networks mix images, and these examples hold {', '.join(sorted(inputs))}: give pixel_values alone"
         )
     if args.meta_learner not in ("mw-net", "none"):
-        raise ValueError(
+        raise SettingsError(
             f"meta_learner={args.meta_learner!r} does not go with two networks: choose mw-net, or none for DivideMix"
         )
     refused = {
@@ -227,35 +229,35 @@ def check_two_networks(
     }
     for name, is_asked in refused.items():
         if is_asked:
-            raise ValueError(f"{name} does not go with two networks: leave it out")
+            raise SettingsError(f"{name} does not go with two networks: leave it out")
 
 
 def check_weighs_by_losses(meta_learner: MetaLearner) -> None:
     """Raise ValueError on a meta-learner whose weights are no function of the losses alone."""
     if not meta_learner.keeps_theta or meta_learner.example_weights(torch.ones(2)) is None:
-        raise ValueError(
+        raise SettingsError(
             f"{type(meta_learner).__name__} gives an example no weight by its loss, which the halves of a mixed batch "
             "need: choose mw-net, or a meta-learner with example_weights"
         )
     if getattr(meta_learner, "detach_losses", True) is False:
-        raise ValueError("detach_losses=False does not go with two networks, whose weights are constants to them")
+        raise SettingsError("detach_losses=False does not go with two networks, whose weights are constants to them")
 
 
 def check_meta_learner(args: FaMUSTrainingArguments, meta_learner: MetaLearner) -> None:
     """Raise ValueError on settings that do not go with a meta-learner whose θ is new in each step."""
     name = type(meta_learner).__name__
     if args.meta_interval > 1 and not meta_learner.keeps_theta:
-        raise ValueError(
+        raise SettingsError(
             f"meta_interval={args.meta_interval} does not go with {name}, which starts afresh in each step: "
             "leave it out"
         )
     if args.reuse_virtual_gradient and not meta_learner.keeps_theta:
-        raise ValueError(
+        raise SettingsError(
             f"reuse_virtual_gradient does not go with {name}, which starts afresh in each step, so that nothing is "
             "learned by the time of the virtual step: leave it out"
         )
     if args.scale_example_gradients and not (meta_learner.weighs_examples and meta_learner.has_virtual_step):
-        raise ValueError(
+        raise SettingsError(
             f"scale_example_gradients does not go with {name}, whose virtual and actual gradients do not differ by "
             "example weights alone: leave it out"
         )
@@ -266,14 +268,14 @@ def check_diagnostics(args: FaMUSTrainingArguments, train: Any, learners: Iterab
     if not args.log_weights:
         return
     if not has_length(train):
-        raise ValueError(
+        raise SettingsError(
             "log_weights looks at the same training examples again, which a stream does not give: leave it out"
         )
     for learner in learners:
         with torch.no_grad():
             weights = learner.raw_weights(torch.zeros(1, device=args.device))
         if weights is None:
-            raise ValueError(
+            raise SettingsError(
                 f"log_weights needs a meta-learner that weighs an example by its loss alone, which "
                 f"{type(learner).__name__} does not: leave it out"
             )
@@ -284,10 +286,10 @@ def _check_data_sets(train: Any, meta: Any) -> None:
         if name == "train_dataset" and isinstance(dataset, IterableDataset):
             continue
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-            raise ValueError(f"{name} is a {type(dataset).__name__}: a map-style data set, with a length, is needed")
+            raise SettingsError(f"{name} is a {type(dataset).__name__}: a map-style data set, with a length, is needed")
         check_not_empty(name, dataset)
     if len(set(known_labels(meta))) == 1:
-        raise ValueError("the meta set holds a single class: it needs examples of every class")
+        raise SettingsError("the meta set holds a single class: it needs examples of every class")
     if isinstance(train, ModelInputs) and isinstance(meta, ModelInputs):
         check_no_overlap(train.records.get("index", []), meta.records.get("index", []))
         check_no_copies(train, meta)
@@ -305,15 +307,15 @@ def check_labels(batch_labels: Tensor, model: Any, base_loss: Any, train: Any, m
     """
     soft = batch_labels.dim() == 2 and batch_labels.is_floating_point()
     if not soft and (batch_labels.dim() != 1 or batch_labels.is_floating_point()):
-        raise ValueError(
+        raise SettingsError(
             f"labels of shape {tuple(batch_labels.shape)} and type {batch_labels.dtype} are not one class index per "
             "example (nor soft targets, one row of probabilities each)"
         )
     if soft:
         if batch_labels.min() < 0 or (batch_labels.sum(1) - 1).abs().max() > 1e-3:
-            raise ValueError("soft targets must be rows of probabilities: at least 0, with a sum of 1")
+            raise SettingsError("soft targets must be rows of probabilities: at least 0, with a sum of 1")
         if isinstance(base_loss, LDAMLoss):
-            raise ValueError("base_loss 'ldam' has margins for class indices: it does not go with soft targets")
+            raise SettingsError("base_loss 'ldam' has margins for class indices: it does not go with soft targets")
         batch_labels = batch_labels.argmax(1)
     num_labels = getattr(getattr(model, "config", None), "num_labels", None)
     sets = (("training", [*known_labels(train), *batch_labels.tolist()]),
@@ -322,7 +324,7 @@ def check_labels(batch_labels: Tensor, model: Any, base_loss: Any, train: Any, m
         wrong = [label for label in labels if label < 0 or (num_labels is not None and label >= num_labels)]
         if wrong:
             allowed = "at least 0" if num_labels is None else f"in 0..{num_labels - 1}"
-            raise ValueError(
+            raise SettingsError(
                 f"{len(wrong)} labels of the {name} set are not {allowed} (the first is {wrong[0]}): "
                 "remove these examples or build the model with more classes"
             )
@@ -339,7 +341,7 @@ def check_no_copies(train: ModelInputs, meta: ModelInputs) -> None:
     copies = rows_of_copies(own, set(others))
     if copies:
         index = train.records.get("index")
-        raise ValueError(
+        raise SettingsError(
             f"{len(copies)} training {train.modality.things} are also in the meta set, {train.words} (index "
             f"{first_few(copies if index is None else (index[row] for row in copies))}): remove these from one of them"
         )

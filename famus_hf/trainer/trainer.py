@@ -32,6 +32,7 @@ from famus_hf.data.inputs.meta_batches import MetaBatches
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
 from famus_hf.data.media.modalities import modality_of_network
 from famus_hf.data.per_example import ExampleEvaluator
+from famus_hf.errors import SettingsError
 from famus_hf.reporting.diagnostics.callback import Diagnostics
 from famus_hf.reporting.diagnostics.mean_metrics import MeanMetrics
 from famus_hf.reporting.diagnostics.training_time import TrainingTime
@@ -141,7 +142,7 @@ class FaMUSTrainer(RecordsMixin, CheckpointingMixin, HubMixin, ClassifierMixin, 
         if base_loss is None:
             self.base_loss = factory.make_base_loss(args, self.model, train)
         elif args.label_smoothing_factor > 0:
-            raise ValueError("label_smoothing_factor does not reach a base_loss object: smooth in the object itself")
+            raise SettingsError("label_smoothing_factor does not reach a base_loss object: smooth in the object itself")
         self._set_up_meta_learning()
         if self.diagnostics.is_on:
             learners = [stages.meta.meta_learner for stages in self.networks.values()]

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet, clean_probabilities, largest_if_not_finite, scaled_to_one
 from famus_hf.data.per_example import PerExample
+from famus_hf.errors import LoadError
 
 ANCHOR_QUANTILE = 0.8  # of the probabilities in a class; measured on Fashion-MNIST, see the README
 # Labels may be left out beyond those that are wrong, as one wrong label does more harm than one that is missing; not
@@ -199,7 +200,7 @@ class CoDivide(PseudoCleanSet):
         """Takes back what `state_dict` gave. Raises ValueError where that is no division of this training set."""
         own = ("unlabelled", "clean_probabilities", "mixture_noise_rate", "noise_rate", "recall", "history")
         if not (isinstance(state, dict) and all(name in state for name in own)):
-            raise ValueError(f"a division lacks one of {', '.join(own)}")
+            raise LoadError(f"a division lacks one of {', '.join(own)}")
         chosen = {name: value for name, value in state.items() if name not in own}
         self._check(chosen)
         _check_division(state, len(self.train_dataset))
@@ -224,7 +225,7 @@ def _check_division(state: dict[str, Any], total: int) -> None:
     sound = sound and history.dim() == 2 and history.shape[1] == total
     sound = sound and all(bool(((values >= 0) & (values <= 1)).all()) for values in (c, history))
     if not sound or not all(rate is None or (type(rate) is float and 0 <= rate <= 1) for rate in rates):
-        raise ValueError(f"its division is none of {total} training examples: it is of other data")
+        raise LoadError(f"its division is none of {total} training examples: it is of other data")
 
 
 class Part(Dataset):

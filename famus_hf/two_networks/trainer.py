@@ -21,6 +21,7 @@ from famus_hf.core.non_finite import LOGITS, GuardedStep, NotFiniteError, all_fi
 from famus_hf.core.three_stages import ThreeStages
 from famus_hf.core.timer import NO_TIMER, Timer
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
+from famus_hf.errors import LoadError
 from famus_hf.hub.meta_net_files import load_into, save_meta_net
 from famus_hf.models.two_networks import TwoNetworksForImageClassification
 from famus_hf.reporting.model_card import settings_of, source_of_network
@@ -331,7 +332,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
         if set(state) != set(NETWORKS_APART) or not all(
             isinstance(of_one, dict) and "pseudo_clean" in of_one for of_one in state.values()
         ):
-            raise ValueError("it is of a run with one network: resume that with FaMUSTrainer")
+            raise LoadError("it is of a run with one network: resume that with FaMUSTrainer")
         for peer in self.peers:
             take_checked(peer.meta, state[peer.name])
             peer.division.load_state_dict(state[peer.name]["pseudo_clean"])

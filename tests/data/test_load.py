@@ -430,7 +430,9 @@ def test_training_images_that_are_copies_of_meta_images_are_left_out(monkeypatch
     labels = [row % 2 for row in range(len(pixels))]
     features = Features({"image": Image(), "label": ClassLabel(names=list("ab"))})
     whole = Dataset.from_dict({"image": list(pixels), "label": labels}, features)
-    monkeypatch.setattr("famus_hf.data.sources.load_source.load_from_hub", lambda *arguments: {"train": whole, "test": whole})
+    monkeypatch.setattr(
+        "famus_hf.data.sources.load_source.load_from_hub", lambda *arguments: {"train": whole, "test": whole}
+    )
     sizes = {}
     for seed in range(30):
         data = load_noisy_dataset("user/set", noise=0.1, num_meta=6, seed=seed)
@@ -481,7 +483,9 @@ def test_human_labels_come_with_the_clean_ones_of_the_hub(tmp_path, monkeypatch)
     pixels = np.random.default_rng(0).integers(256, size=(60, 4, 4, 3), dtype=np.uint8)
     features = Features({"img": Image(), "label": ClassLabel(names=CIFAR10_CLASSES)})
     whole = Dataset.from_dict({"img": list(pixels), "label": clean}, features)
-    monkeypatch.setattr("famus_hf.data.sources.load_source.load_from_hub", lambda *arguments: {"train": whole, "test": whole})
+    monkeypatch.setattr(
+        "famus_hf.data.sources.load_source.load_from_hub", lambda *arguments: {"train": whole, "test": whole}
+    )
     torch.save({"clean_label": clean, "worse_label": human, "aggre_label": clean}, tmp_path / "CIFAR-10_human.pt")
     data = load_noisy_dataset("cifar10n", data_dir=str(tmp_path), num_meta=20)
     assert (len(data["train"]), len(data["meta"])) == (40, 20)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from famus_hf.errors import SettingsError
+
 BUCKET_BYTES = 25 * 2**20  # gradients are summed in parts of about this size
 
 
@@ -119,7 +121,7 @@ class Processes:
                 problem = str(error)
         found, problem = self.first_object((found, problem))
         if problem is not None:
-            raise ValueError(problem)
+            raise SettingsError(problem)
         return found
 
     def objects(self, value: Any) -> list[Any]:

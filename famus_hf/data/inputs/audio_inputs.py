@@ -21,7 +21,7 @@ from transformers.utils import logging
 from famus_hf.data.inputs import model_inputs
 from famus_hf.data.media.images import SHOW_FROM, refuse_unreadable
 from famus_hf.data.media.modalities import AUDIO
-from famus_hf.errors import first_few, reason_of
+from famus_hf.errors import DataError, first_few, reason_of
 
 if TYPE_CHECKING:
     from famus_hf.training_args import FaMUSTrainingArguments
@@ -56,7 +56,7 @@ class RecordingInputs(model_inputs.ModelInputs):
         super().__init__(dataset, extractor)
         feature = dataset.features["audio"]
         if not isinstance(feature, Audio):
-            raise ValueError(f"column 'audio' holds {feature}, which is no recording: cast it to datasets.Audio")
+            raise DataError(f"column 'audio' holds {feature}, which is no recording: cast it to datasets.Audio")
         self.raw = self.raw.cast_column("audio", Audio(decode=False))
         self._kept: list[dict[str, Any]] | None = []
         self.lengths: list[int] = []  # samples of each recording, at the extractor's rate and cut
@@ -91,7 +91,7 @@ class RecordingInputs(model_inputs.ModelInputs):
                 if size > model_inputs.MEMORY_LIMIT:
                     self._kept = None
         if len(unreadable) == len(self) > 0:
-            raise ValueError(f"none of {len(self)} recordings can be read ({reason}): check the audio column")
+            raise DataError(f"none of {len(self)} recordings can be read ({reason}): check the audio column")
         refuse_unreadable(unreadable, len(self), self.records.get("index"), AUDIO.things)
         if cut:
             seconds = f"{self.processor.max_length_seconds:g} seconds"
@@ -152,7 +152,7 @@ def check_long_enough(datasets: Iterable[Any], network: Any) -> None:
             short = (count_frames(torch.tensor(dataset.lengths)) < 1).nonzero().flatten().tolist()
             if short:
                 index = dataset.records.get("index", range(len(dataset)))
-                raise ValueError(
+                raise DataError(
                     f"{len(short)} of {len(dataset)} recordings are too short for the network (index "
                     f"{first_few([index[row] for row in short])}, the shortest of {min(dataset.lengths)} samples at "
                     f"{dataset.processor.sampling_rate} Hz): leave them out"
@@ -162,7 +162,7 @@ def check_long_enough(datasets: Iterable[Any], network: Any) -> None:
 def content_of(file: dict[str, Any] | None) -> bytes:
     """The bytes of a recording as a data set stores it. Raises one of UNREADABLE where there is none."""
     if file is None:
-        raise ValueError("there is none")
+        raise DataError("there is none")
     return Path(file["path"]).read_bytes() if file["bytes"] is None else file["bytes"]
 
 
@@ -187,9 +187,9 @@ def decode(content: bytes) -> tuple[np.ndarray, int]:
     samples = np.asarray(samples, dtype=np.float32)
     samples = samples.mean(1) if samples.ndim == 2 else samples
     if len(samples) == 0 or not np.isfinite(samples).all():
-        raise ValueError("it is empty, or holds what is no number")
+        raise DataError("it is empty, or holds what is no number")
     if not 0 < rate <= MAX_RATE:
-        raise ValueError(f"it claims {rate} samples a second")
+        raise DataError(f"it claims {rate} samples a second")
     return samples, int(rate)
 
 
@@ -197,7 +197,7 @@ def _soundfile() -> Any:
     try:
         import soundfile
     except (ImportError, OSError) as error:  # OSError: its library is missing
-        raise ValueError("formats other than WAV need pip install soundfile") from error
+        raise DataError("formats other than WAV need pip install soundfile") from error
     return soundfile
 
 
@@ -218,6 +218,6 @@ def adapted_extractor(extractor: Any, args: "FaMUSTrainingArguments") -> Any:
     extractor = copy.deepcopy(extractor)
     seconds = args.max_length_seconds or getattr(extractor, "max_length_seconds", LONGEST)
     if not (isinstance(seconds, int | float) and 0 < seconds < 1e6):
-        raise ValueError(f"the feature extractor's max_length_seconds is {seconds!r}: give a number of seconds")
+        raise DataError(f"the feature extractor's max_length_seconds is {seconds!r}: give a number of seconds")
     extractor.max_length_seconds = float(seconds)
     return extractor

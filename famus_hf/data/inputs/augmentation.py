@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from famus_hf.errors import SettingsError
+
 AUGMENTATIONS = ("none", "pad-crop", "random-crop", "resized-crop")
 PADDING_MODES = ("zero", "reflect")
 # First of the numbers that a run's generators are made from, beside its seed, so that no two uses share a stream.
@@ -50,19 +52,21 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if self.name not in AUGMENTATIONS:
-            raise ValueError(f"augmentation {self.name!r} is unknown: choose one of {', '.join(AUGMENTATIONS)}")
+            raise SettingsError(f"augmentation {self.name!r} is unknown: choose one of {', '.join(AUGMENTATIONS)}")
         if self.padding_mode not in PADDING_MODES:
-            raise ValueError(f"padding_mode={self.padding_mode!r} is unknown: choose one of {', '.join(PADDING_MODES)}")
+            raise SettingsError(
+                f"padding_mode={self.padding_mode!r} is unknown: choose one of {', '.join(PADDING_MODES)}"
+            )
         if self.size is None and self.name in ("random-crop", "resized-crop"):
-            raise ValueError(f"{self.name} has size=None: give the height and width of its output in pixels")
+            raise SettingsError(f"{self.name} has size=None: give the height and width of its output in pixels")
         if self.size is not None and self.size < 1:
-            raise ValueError(f"size={self.size} must be at least 1: give the output's height and width in pixels")
+            raise SettingsError(f"size={self.size} must be at least 1: give the output's height and width in pixels")
         if self.padding < 0:
-            raise ValueError(f"padding={self.padding} must not be negative: give the pixels to add on each side")
+            raise SettingsError(f"padding={self.padding} must not be negative: give the pixels to add on each side")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale={self.scale} must be two shares of the area: give 0 < smallest ≤ largest ≤ 1")
+            raise SettingsError(f"scale={self.scale} must be two shares of the area: give 0 < smallest ≤ largest ≤ 1")
         if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
-            raise ValueError(f"ratio={self.ratio} must be two widths/heights: give 0 < smallest ≤ largest < ∞")
+            raise SettingsError(f"ratio={self.ratio} must be two widths/heights: give 0 < smallest ≤ largest < ∞")
 
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -80,7 +84,7 @@ class Augmentation:
                 doesn't fit their channels.
         """
         if images.dim() != 4:
-            raise ValueError(f"images of shape {tuple(images.shape)}: give a batch (n, channels, height, width)")
+            raise SettingsError(f"images of shape {tuple(images.shape)}: give a batch (n, channels, height, width)")
         if self.name == "none":
             return images
         height, width = (self.size, self.size) if self.size is not None else images.shape[2:]
@@ -97,14 +101,16 @@ class Augmentation:
         p = self.padding
         if self.padding_mode == "reflect":
             if p >= min(height, width):
-                raise ValueError(
+                raise SettingsError(
                     f"padding={p} reflects images of {height}×{width} pixels beyond their far side: it must be smaller "
                     "than both, so lower it or choose padding_mode='zero'"
                 )
             return F.pad(images, (p, p, p, p), mode="reflect")
         fill = (self.fill,) * c if isinstance(self.fill, (int, float)) else self.fill
         if len(fill) != c:
-            raise ValueError(f"fill has {len(fill)} values for images of {c} channels: give one number or {c} of them")
+            raise SettingsError(
+                f"fill has {len(fill)} values for images of {c} channels: give one number or {c} of them"
+            )
         padded = images.new_empty(n, c, height + 2 * p, width + 2 * p)
         for channel, value in enumerate(fill):
             padded[:, channel] = value
@@ -122,7 +128,7 @@ def make_generator(*numbers: int) -> torch.Generator:
         ValueError: A number is negative or needs more than 64 bits.
     """
     if not all(0 <= number < 2**64 for number in numbers):
-        raise ValueError(f"numbers={numbers} seed a generator: each must be an integer from 0 to 2**64 − 1")
+        raise SettingsError(f"numbers={numbers} seed a generator: each must be an integer from 0 to 2**64 − 1")
     # of fixed width and with the length in front, since SeedSequence takes (1,), (1, 0) and (0, 1), (2**32,) for equal
     entropy = np.array([len(numbers), *numbers], dtype=np.uint64).view(np.uint32)
     return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
@@ -132,7 +138,7 @@ def random_windows(images: Tensor, height: int, width: int, generator: torch.Gen
     """A window of height × width pixels at a uniformly random place of each image; shape (n, c, height, width)."""
     n, _, full_height, full_width = images.shape
     if height > full_height or width > full_width:
-        raise ValueError(
+        raise SettingsError(
             f"a crop of {height}×{width} pixels doesn't fit in images of {full_height}×{full_width} (padding "
             "included): lower size or resize the images to more than it"
         )

@@ -13,7 +13,7 @@ from famus_hf.data.inputs.model_inputs import ModelInputs
 from famus_hf.data.inputs.streamed_inputs import StreamedInputs
 from famus_hf.data.inputs.text_inputs import TextInputs, adapted_tokenizer
 from famus_hf.data.media.modalities import AUDIO, IMAGE, TEXT, Modality, modality_of_columns
-from famus_hf.errors import reason_of
+from famus_hf.errors import DataError, reason_of
 
 if TYPE_CHECKING:
     from famus_hf.training_args import FaMUSTrainingArguments
@@ -44,7 +44,7 @@ def as_model_inputs(dataset: Any, processor: Any, shuffle_seed: int | None = Non
         return dataset
     if isinstance(dataset, IterableDataset):
         if modality is not IMAGE:
-            raise ValueError(f"{modality.things} are not read from a stream: load the data set without streaming")
+            raise DataError(f"{modality.things} are not read from a stream: load the data set without streaming")
         return StreamedInputs(dataset, processor, shuffle_seed)
     settings = _settings_of(processor)
     if settings is None:
@@ -82,7 +82,7 @@ def processor_for(processor: Any, model: Any, dataset: Any, args: "FaMUSTraining
     if isinstance(processor, SequenceFeatureExtractor):
         return adapted_extractor(processor, args)
     if modality not in (None, IMAGE):
-        raise ValueError(
+        raise DataError(
             f"processing_class is a {type(processor).__name__}, and {modality.things} need a {modality.processor_name}"
         )
     return adapted_processor(processor, args, model)
@@ -95,13 +95,11 @@ def _processor_of(model: Any, dataset: Any) -> Any:
     source = getattr(getattr(model, "config", None), "_name_or_path", "")
     advice = f"give its {modality.processor_name} as processing_class"
     if not source:
-        raise ValueError(
-            f"the model was not loaded from anywhere that could have a {modality.processor_name}: {advice}"
-        )
+        raise DataError(f"the model was not loaded from anywhere that could have a {modality.processor_name}: {advice}")
     try:
         return modality.processor.from_pretrained(source)
     except Exception as error:  # transformers raises anything on what a folder lacks
-        raise ValueError(f"{source!r} has no {modality.processor_name} ({reason_of(error)}): {advice}") from error
+        raise DataError(f"{source!r} has no {modality.processor_name} ({reason_of(error)}): {advice}") from error
 
 
 def check_settings(modality: Modality, args: "FaMUSTrainingArguments") -> None:
@@ -110,6 +108,6 @@ def check_settings(modality: Modality, args: "FaMUSTrainingArguments") -> None:
         for name in other.settings if other is not modality else ():
             value = getattr(args, name)
             if value != type(args).__dataclass_fields__[name].default:
-                raise ValueError(
+                raise DataError(
                     f"{name}={value} is about {other.things}, and these are {modality.things}: leave it out"
                 )

@@ -11,6 +11,7 @@ from transformers import BaseImageProcessor
 from famus_hf.data.inputs import model_inputs
 from famus_hf.data.media.images import SHOW_FROM, UNREADABLE, refuse_unreadable, unreadable_rows
 from famus_hf.data.media.modalities import IMAGE
+from famus_hf.errors import DataError
 
 
 class ImageInputs(model_inputs.ModelInputs):
@@ -34,7 +35,7 @@ class ImageInputs(model_inputs.ModelInputs):
         self.pixel_values: Tensor | None = None
         first = next((row for row in range(len(dataset)) if self._readable(row)), None)
         if first is None and len(dataset):
-            raise ValueError(f"none of {len(dataset)} images can be read: check the image column")
+            raise DataError(f"none of {len(dataset)} images can be read: check the image column")
         if first is not None and len(dataset) * self._process([first]).nbytes <= model_inputs.MEMORY_LIMIT:
             self._process_all()
         else:

@@ -19,6 +19,7 @@ from transformers import (
 
 from famus_hf.data.inputs.augmentation import Augmentation
 from famus_hf.data.media.images import decoded
+from famus_hf.errors import DataError
 
 if TYPE_CHECKING:
     from famus_hf.training_args import FaMUSTrainingArguments
@@ -39,7 +40,7 @@ def default_image_processor(model: Any, dataset: Dataset | IterableDataset) -> B
         return AutoImageProcessor.from_pretrained(source)
     images = sample_images(dataset)
     if not images:
-        raise ValueError("none of the first images of the training set can be read: check the image column")
+        raise DataError("none of the first images of the training set can be read: check the image column")
     width, height = images[0].size
     side = getattr(config, "image_size", None)
     if isinstance(side, int) and max(width, height) > side:

@@ -9,6 +9,7 @@ from datasets import Image, IterableDataset
 from transformers import BaseImageProcessor
 
 from famus_hf.data.media.images import UNREADABLE
+from famus_hf.errors import DataError
 
 SHUFFLE_BUFFER = 10_000  # examples in memory that the next one is drawn from
 
@@ -58,14 +59,14 @@ class StreamedInputs(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if torch.utils.data.get_worker_info() is not None:
-            raise ValueError("a stream is read by one process, which counts its rows: set dataloader_num_workers to 0")
+            raise DataError("a stream is read by one process, which counts its rows: set dataloader_num_workers to 0")
         order = self.stream if self.shuffle_seed is None else _shuffled(self.stream, (self.shuffle_seed, self.epoch))
         for example in order:
             inputs = {"labels": example["label"], "index": example["index"]}
             try:
                 image = Image().decode_example(example["image"]).convert("RGB")
             except UNREADABLE as error:
-                raise ValueError(f"the image of row {example['index']} can't be read: remove or repair it") from error
+                raise DataError(f"the image of row {example['index']} can't be read: remove or repair it") from error
             inputs["pixel_values"] = self.image_processor([image], return_tensors="pt")["pixel_values"][0]
             if example["clean_label"] is not None:
                 inputs["clean_label"] = example["clean_label"]

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from famus_hf.data.inputs.model_inputs import ModelInputs, Ragged
 from famus_hf.data.media.images import SHOW_FROM
 from famus_hf.data.media.modalities import TEXT
-from famus_hf.errors import first_few
+from famus_hf.errors import DataError, first_few
 
 if TYPE_CHECKING:
     from famus_hf.training_args import FaMUSTrainingArguments
@@ -74,7 +74,7 @@ class TextInputs(ModelInputs):
         if not empty:
             return
         if len(empty) == len(self):
-            raise ValueError(f"all of {len(self)} texts are empty: check the text column")
+            raise DataError(f"all of {len(self)} texts are empty: check the text column")
         index = self.records.get("index", range(len(self)))
         names = first_few((index[row] for row in sorted(empty)), 5)
         logger.warning(f"{len(empty)} of {len(self)} texts are empty (index {names}): nothing can be learned from them")
@@ -116,7 +116,7 @@ def adapted_tokenizer(tokenizer: Any, args: "FaMUSTrainingArguments", model: Any
     if tokenizer.pad_token is None:
         token = tokenizer.eos_token or tokenizer.unk_token
         if token is None:
-            raise ValueError("the tokenizer has no token to pad with: set tokenizer.pad_token")
+            raise DataError("the tokenizer has no token to pad with: set tokenizer.pad_token")
         tokenizer.pad_token = token
     if config is not None:
         config.pad_token_id = tokenizer.pad_token_id
@@ -136,13 +136,13 @@ def _check_vocabulary(tokenizer: Any, model: Any) -> None:
     """Raises ValueError on a tokenizer without one, which transformers makes where files are missing, or of another
     network."""
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
-        raise ValueError("the tokenizer knows no words: its files are not there, give those of the model")
+        raise DataError("the tokenizer knows no words: its files are not there, give those of the model")
     try:
         size = model.get_input_embeddings().num_embeddings
     except (AttributeError, NotImplementedError):  # of networks that are not transformers' or have none
         return
     if len(tokenizer) > size:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens and the network {size}: give that of the network")
+        raise DataError(f"the tokenizer has {len(tokenizer)} tokens and the network {size}: give that of the network")
 
 
 def _limit(tokenizer: Any, args: "FaMUSTrainingArguments", config: Any) -> int:
@@ -152,7 +152,7 @@ def _limit(tokenizer: Any, args: "FaMUSTrainingArguments", config: Any) -> int:
         own = tokenizer.model_max_length
         return min(positions, own if own < NO_LIMIT else LONGEST)
     if args.max_seq_length > positions:
-        raise ValueError(
+        raise DataError(
             f"max_seq_length={args.max_seq_length} exceeds the {positions} tokens that the network has places for: "
             "lower it"
         )

@@ -3,7 +3,7 @@
 import numpy as np
 from datasets import Dataset
 
-from famus_hf.errors import first_few
+from famus_hf.errors import DataError, first_few
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 CIFAR10_CONFUSIONS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}  # Patrini et al. 2017; DivideMix
@@ -36,7 +36,7 @@ def known_class_map(train: Dataset) -> np.ndarray | None:
     pairs = np.unique(np.stack([superclasses, labels]), axis=1)
     several = sorted({names[label] for label in pairs[1] if (pairs[1] == label).sum() > 1})
     if several:
-        raise ValueError(f"{len(several)} classes are in more than one superclass ({first_few(several)}): check them")
+        raise DataError(f"{len(several)} classes are in more than one superclass ({first_few(several)}): check them")
     for superclass in np.unique(pairs[0]):
         members = pairs[1][pairs[0] == superclass]
         class_map[members] = np.roll(members, -1)

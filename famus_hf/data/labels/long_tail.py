@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from famus_hf.errors import DataError
+
 
 def long_tail_counts(num_train: int, num_labels: int, imbalance_factor: float) -> list[int]:
     """n_i = int(n_max · IF^(−i/(C−1))) with n_max = num_train / C (Cui et al. 2019; paper, Table 8).
@@ -15,11 +17,11 @@ def long_tail_counts(num_train: int, num_labels: int, imbalance_factor: float) -
         ValueError: An imbalance factor below 1, or one that leaves a class without examples.
     """
     if not imbalance_factor >= 1:
-        raise ValueError(f"imbalance_factor={imbalance_factor} is the largest class over the smallest: at least 1")
+        raise DataError(f"imbalance_factor={imbalance_factor} is the largest class over the smallest: at least 1")
     largest = num_train / num_labels
     counts = [int(largest * imbalance_factor ** (-i / max(num_labels - 1, 1))) for i in range(num_labels)]
     if counts[-1] < 1:
-        raise ValueError(
+        raise DataError(
             f"imbalance_factor={imbalance_factor:g} leaves the last class without examples: with {num_train} examples "
             f"of {num_labels} classes choose at most {largest:.0f}"
         )

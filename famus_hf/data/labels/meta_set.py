@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from famus_hf.errors import first_few
+from famus_hf.errors import DataError, first_few
 
 META_SETS = ("clean", "pseudo-clean")
 
@@ -38,7 +38,7 @@ def class_balanced_holdout(
         ValueError: Fewer examples than classes were asked for, or a class has too few.
     """
     if num_meta < num_labels:
-        raise ValueError(
+        raise DataError(
             f"num_meta={num_meta} leaves some of the {num_labels} classes without a meta example: "
             f"choose at least {num_labels}"
         )
@@ -49,7 +49,7 @@ def class_balanced_holdout(
     small = [label for label in range(num_labels) if counts[label] <= wanted[label]]
     if small:
         sizes = first_few(f"class {label} has {counts[label]} in all" for label in small)
-        raise ValueError(
+        raise DataError(
             f"num_meta={num_meta} takes {wanted[0]} examples of each class, which {len(small)} of {num_labels} classes "
             f"do not have to spare ({sizes}): choose a smaller num_meta"
         )
@@ -65,7 +65,7 @@ def check_no_overlap(train_index: Sequence[int], meta_index: Sequence[int]) -> N
     """Raises ValueError if a row of the source split is both in train and in the meta set."""
     shared = sorted(set(train_index) & set(meta_index))
     if shared:
-        raise ValueError(
+        raise DataError(
             f"{len(shared)} meta examples are also in the training set (index {first_few(shared)}): a "
             f"meta set must be held out of it"
         )

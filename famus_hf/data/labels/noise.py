@@ -7,6 +7,8 @@ import numpy as np
 from scipy.special import softmax
 from scipy.stats import truncnorm
 
+from famus_hf.errors import DataError
+
 INSTANCE_SPREAD = 0.1  # standard deviation of an example's own rate under instance noise
 FEATURES_AT_ONCE = 4096  # examples whose features are in memory as floats
 
@@ -50,7 +52,7 @@ def _pair(draw: Draw) -> np.ndarray:
 def _asymmetric(draw: Draw) -> np.ndarray:
     """The class that it is easily mistaken for (Patrini et al. 2017, DivideMix)."""
     if draw.class_map is None:
-        raise ValueError(
+        raise DataError(
             "noise_type 'asymmetric' needs to know which class is mistaken for which: that is known for cifar10 and "
             "cifar100, elsewhere give class_map (one class index for each class) or use 'pair'"
         )
@@ -71,7 +73,7 @@ def _flip2(draw: Draw) -> np.ndarray:
 def _other_classes(draw: Draw, count: int) -> np.ndarray:
     """Different classes for each class, none of them itself. Shape (C, count)."""
     if draw.num_labels <= count:
-        raise ValueError(f"noise_type 'flip2' needs at least 3 classes, and there are {draw.num_labels}: use 'flip'")
+        raise DataError(f"noise_type 'flip2' needs at least 3 classes, and there are {draw.num_labels}: use 'flip'")
     shifts = [draw.generator.permutation(draw.num_labels - 1)[:count] + 1 for _ in range(draw.num_labels)]
     return (np.arange(draw.num_labels)[:, None] + np.stack(shifts)) % draw.num_labels
 
@@ -83,7 +85,7 @@ def _instance(draw: Draw) -> np.ndarray:
     random projection of the features that belongs to the true class.
     """
     if draw.features is None:
-        raise ValueError("noise_type 'instance' hangs on the examples: give features, one row of numbers for each")
+        raise DataError("noise_type 'instance' hangs on the examples: give features, one row of numbers for each")
     features = draw.features.reshape(len(draw.labels), -1)
     low, high = (0 - draw.noise) / INSTANCE_SPREAD, (1 - draw.noise) / INSTANCE_SPREAD
     rates = truncnorm.rvs(low, high, draw.noise, INSTANCE_SPREAD, len(draw.labels), random_state=draw.generator)
@@ -121,11 +123,11 @@ NOISE_TYPES: Mapping[str, Callable[[Draw], np.ndarray]] = {
 def check_noise(noise: float, noise_type: str, exact_count: bool = False) -> None:
     """Raises ValueError on a rate outside [0, 1), an unknown noise type, or one that can't be of an exact number."""
     if not 0 <= noise < 1:
-        raise ValueError(f"noise={noise} is not a rate: choose a number from 0 to below 1, for example 0.4")
+        raise DataError(f"noise={noise} is not a rate: choose a number from 0 to below 1, for example 0.4")
     if noise_type not in NOISE_TYPES:
-        raise ValueError(f"noise_type={noise_type!r} is unknown: choose one of {', '.join(NOISE_TYPES)}")
+        raise DataError(f"noise_type={noise_type!r} is unknown: choose one of {', '.join(NOISE_TYPES)}")
     if exact_count and noise_type == "instance":
-        raise ValueError("noise_exact_count does not go with noise_type 'instance', where each example has its rate")
+        raise DataError("noise_exact_count does not go with noise_type 'instance', where each example has its rate")
 
 
 def corrupt_labels(
@@ -162,11 +164,11 @@ def corrupt_labels(
     check_noise(noise, noise_type, exact_count)
     clean = np.asarray(labels)
     if len(clean) and not (clean.min() >= 0 and clean.max() < num_labels):
-        raise ValueError(f"labels span {clean.min()}..{clean.max()}, which is not inside 0..{num_labels - 1}")
+        raise DataError(f"labels span {clean.min()}..{clean.max()}, which is not inside 0..{num_labels - 1}")
     if noise == 0 or not len(clean):
         return clean.copy(), 0.0
     if num_labels < 2:
-        raise ValueError(f"{num_labels} class can't be mistaken for another: noise needs at least two classes")
+        raise DataError(f"{num_labels} class can't be mistaken for another: noise needs at least two classes")
     generator = np.random.default_rng(seed)
     draw = Draw(clean, noise, num_labels, generator, _checked_map(class_map, num_labels), features)
     wrong = NOISE_TYPES[noise_type](draw)
@@ -185,7 +187,7 @@ def _checked_map(class_map: Sequence[int] | np.ndarray | None, num_labels: int) 
         return None
     found = np.asarray(class_map)
     if found.shape != (num_labels,) or found.min() < 0 or found.max() >= num_labels:
-        raise ValueError(f"class_map must hold one class index for each of the {num_labels} classes, not {class_map}")
+        raise DataError(f"class_map must hold one class index for each of the {num_labels} classes, not {class_map}")
     return found
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from famus_hf.errors import first_few, reason_of
+from famus_hf.errors import DataError, first_few, reason_of
 from famus_hf.storage.atomic import atomic_write
 
 COLUMNS = ("index", "label", "clean_label")
@@ -68,12 +68,12 @@ def read_noise_file(path: Path) -> NoiseFile:
     try:
         table = _read_columns(path)
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"noise file {str(path)!r} can't be read as parquet: {reason_of(error)}") from error
+        raise DataError(f"noise file {str(path)!r} can't be read as parquet: {reason_of(error)}") from error
     found = {name: table[name] for name in table.column_names}
     index = found["index"].to_numpy()
     rows, counts = np.unique(index, return_counts=True)
     if (counts > 1).any():
-        raise ValueError(
+        raise DataError(
             f"noise file {str(path)!r} names {(counts > 1).sum()} rows more than once "
             f"(index {first_few(rows[counts > 1])}): leave one line for each"
         )
@@ -87,7 +87,7 @@ def _read_columns(path: Path) -> pa.Table:
     with pq.ParquetFile(path) as file:
         rows, size = file.metadata.num_rows, path.stat().st_size
         if rows > SPARE_ROWS + size:  # `write_noise_file` takes at least four bytes for a row
-            raise ValueError(f"noise file {str(path)!r} claims {rows} rows in {size} bytes: take the file of a run")
+            raise DataError(f"noise file {str(path)!r} claims {rows} rows in {size} bytes: take the file of a run")
         names = file.schema_arrow.names
         needed = [name for name in COLUMNS if name in names or name in COLUMNS[:2]]
         types = {field.name: field.type for field in file.schema_arrow}
@@ -95,7 +95,7 @@ def _read_columns(path: Path) -> pa.Table:
         table = file.read(columns=[name for name in needed if name not in wrong])
     wrong += [name for name in table.column_names if table[name].null_count]
     if wrong:
-        raise ValueError(
+        raise DataError(
             f"noise file {str(path)!r} has no column {wrong[0]!r} of whole numbers: it needs index and label, and "
             "clean_label where known, as in the noise.parquet of a run"
         )
@@ -113,7 +113,7 @@ def _checked_metadata(path: Path, content: bytes, train: set[int]) -> dict[str, 
     except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         sound = False
     if not sound:
-        raise ValueError(
+        raise DataError(
             f"noise file {str(path)!r} has settings that no run writes (meta_index must hold different rows outside of "
             "the training rows): take the noise.parquet of a run, or leave the settings out"
         )
@@ -133,21 +133,21 @@ def check_noise_file(noise_file: NoiseFile, num_rows: int, num_labels: int, know
     named = np.concatenate([index, np.array(noise_file.metadata.get("meta_index", []), dtype=index.dtype)])
     outside = named[(named < 0) | (named >= num_rows)]
     if len(outside):
-        raise ValueError(
+        raise DataError(
             f"{len(outside)} rows of the noise file are not in the training split, which has {num_rows} "
             f"(index {first_few(outside)}): it was made for other data"
         )
     for name, values in (("label", labels), ("clean_label", noise_file.clean_labels)):
         wrong = values[(values < 0) | (values >= num_labels)] if values is not None else np.empty(0)
         if len(wrong):
-            raise ValueError(
+            raise DataError(
                 f"{len(wrong)} values of {name} in the noise file are no class of the data, which have {num_labels} "
                 f"({first_few(wrong)}): it was made for other data"
             )
     if known_clean is not None and noise_file.clean_labels is not None:
         differ = index[known_clean[index] != noise_file.clean_labels]
         if len(differ):
-            raise ValueError(
+            raise DataError(
                 f"{len(differ)} of {len(index)} clean labels of the noise file are not those of the data "
                 f"(index {first_few(differ)}): it was made for other data, or its rows were reordered"
             )

@@ -11,6 +11,8 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
+from famus_hf.errors import LoadError
+
 MIXTURE = {"n_components": 2, "max_iter": 10, "tol": 1e-2, "reg_covar": 5e-4}  # DivideMix
 
 
@@ -106,13 +108,13 @@ class PseudoCleanSet(torch.utils.data.Dataset):
 
     def _check(self, state: Any) -> None:
         if not (isinstance(state, dict) and state.keys() == {"rows", "epoch", "purity"}):
-            raise ValueError("its pseudo-clean set is not rows, epoch and purity")
+            raise LoadError("its pseudo-clean set is not rows, epoch and purity")
         rows, epoch, purity, total = state["rows"], state["epoch"], state["purity"], len(self.train_dataset)
         sound = isinstance(rows, torch.Tensor) and rows.dtype == torch.int64 and rows.dim() == 1
         sound = sound and 0 < len(rows) <= total and len(rows.unique()) == len(rows)
         sound = sound and bool(rows.min() >= 0) and bool(rows.max() < total) and type(epoch) is int and epoch >= -1
         if not sound or not (purity is None or (type(purity) is float and 0 <= purity <= 1)):
-            raise ValueError(f"its pseudo-clean set is no choice among {total} training examples: it is of other data")
+            raise LoadError(f"its pseudo-clean set is no choice among {total} training examples: it is of other data")
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -14,7 +14,7 @@ from famus_hf.data.labels.meta_set import class_balanced_holdout, default_num_me
 from famus_hf.data.labels.noise import corrupt_labels
 from famus_hf.data.labels.noise_file import NoiseFile, check_noise_file
 from famus_hf.data.media.images import pixel_features
-from famus_hf.errors import first_few
+from famus_hf.errors import DataError, first_few
 
 LONG_TAIL_META = 10  # clean meta examples of each class of a long-tailed set
 
@@ -78,7 +78,7 @@ def divide(
     if num_meta is None:
         num_meta = LONG_TAIL_META * num_labels if long_tailed else default_num_meta(len(labels), num_labels)
         if num_meta == 0:
-            raise ValueError(
+            raise DataError(
                 f"{len(labels)} training examples of {num_labels} classes are too few for a meta set of 10 %: "
                 "set num_meta"
             )
@@ -146,7 +146,7 @@ def corrupt(
     """Draws wrong labels for the rows to train on; the arguments are those of `corrupt_labels`."""
     assert division.clean is not None
     if noise_type == "instance" and "image" not in dataset.features:
-        raise ValueError("noise_type 'instance' hangs on pixels, and these data have no images: choose another one")
+        raise DataError("noise_type 'instance' hangs on pixels, and these data have no images: choose another one")
     rows = dataset.select(division.train)
     division.labels[division.train], _ = corrupt_labels(
         division.clean[division.train],

@@ -10,7 +10,7 @@ from PIL.Image import DecompressionBombError
 from PIL.Image import Image as PILImage
 from tqdm.auto import tqdm
 
-from famus_hf.errors import first_few
+from famus_hf.errors import DataError, first_few
 
 # PIL's ways to say that an image is broken; AttributeError: there is none
 UNREADABLE = (OSError, SyntaxError, ValueError, AttributeError, DecompressionBombError)
@@ -30,7 +30,7 @@ def refuse_unreadable(rows: list[int], num_rows: int, index: list[int] | None = 
     """Raises ValueError that counts and names the broken images (or what `things` says), if there are any."""
     if rows:
         names = first_few((row if index is None else index[row] for row in rows), 5)
-        raise ValueError(f"{len(rows)} of {num_rows} {things} can't be read (index {names}): remove or repair them")
+        raise DataError(f"{len(rows)} of {num_rows} {things} can't be read (index {names}): remove or repair them")
 
 
 def unreadable_rows(dataset: Dataset) -> list[int]:
@@ -57,7 +57,7 @@ def pixel_features(dataset: Dataset) -> np.ndarray:
     """Images as rows of pixels, shape (N, 3·H·W), uint8; larger ones than 32×32 are made smaller."""
     first = next((image for row in range(len(dataset)) if (image := decoded(dataset, row)) is not None), None)
     if first is None:
-        raise ValueError(f"none of {len(dataset)} images can be read: check the image column")
+        raise DataError(f"none of {len(dataset)} images can be read: check the image column")
     size = (min(first.width, FEATURE_SIZE), min(first.height, FEATURE_SIZE))
     features = np.empty((len(dataset), 3 * size[0] * size[1]), np.uint8)
     broken = []

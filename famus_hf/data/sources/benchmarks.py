@@ -14,6 +14,7 @@ from datasets import DatasetDict
 from transformers.utils import logging
 
 from famus_hf.data.sources.image_lists import LocalRelease, Rows, class_numbers
+from famus_hf.errors import DataError
 
 logger = logging.get_logger(__name__)
 
@@ -68,11 +69,11 @@ def build(name: str, data_dir: Path | None, config_name: str | None, load_hub: H
         ValueError: One sentence that says what is missing or malformed and where the data come from.
     """
     if data_dir is None:
-        raise ValueError(f"{name} is read from a local folder: name it with --data_dir ({name} is at {SOURCES[name]})")
+        raise DataError(f"{name} is read from a local folder: name it with --data_dir ({name} is at {SOURCES[name]})")
     if not data_dir.is_dir():
-        raise ValueError(f"--data_dir {str(data_dir)!r} is not a folder: unpack {name} there, from {SOURCES[name]}")
+        raise DataError(f"--data_dir {str(data_dir)!r} is not a folder: unpack {name} there, from {SOURCES[name]}")
     if config_name is not None and name not in (*CIFAR_N, "cnwl"):
-        raise ValueError(f"{name} has no configurations: leave out {config_name!r}")
+        raise DataError(f"{name} has no configurations: leave out {config_name!r}")
     return BUILDERS[name](LocalRelease(name, data_dir.resolve(), SOURCES[name]), config_name, load_hub)
 
 
@@ -85,7 +86,7 @@ def _cifar_n(release: LocalRelease, config_name: str | None, load_hub: HubLoader
     hub_name, file_name, label_sets = CIFAR_N[release.name]
     label_set = config_name or label_sets[0]
     if label_set not in label_sets:
-        raise ValueError(f"{release.name} has no label set {label_set!r}: choose one of {', '.join(label_sets)}")
+        raise DataError(f"{release.name} has no label set {label_set!r}: choose one of {', '.join(label_sets)}")
     arrays = _read_arrays(release, file_name)
     splits = load_hub(hub_name)
     train = splits["train"]
@@ -96,7 +97,7 @@ def _cifar_n(release: LocalRelease, config_name: str | None, load_hub: HubLoader
     )
     wrong = int((clean != np.asarray(train["label"][:])).sum())
     if wrong:
-        raise ValueError(
+        raise DataError(
             f"{wrong} of {len(train)} clean labels in {file_name!r} differ from the Hub's {hub_name}, so the order of "
             f"rows is another: fetch the file again from {release.source}"
         )
@@ -115,7 +116,7 @@ def _read_arrays(release: LocalRelease, name: str) -> dict[str, np.ndarray]:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen unrelated types for broken and for forbidden content
-        raise ValueError(
+        raise DataError(
             f"{str(path)!r} is no torch file of integer arrays alone and was not loaded ({type(error).__name__}): "
             f"fetch it from {release.source}"
         ) from error
@@ -128,7 +129,7 @@ def _labels(
     """One array of the file, shape (N,). Raises ValueError if it is not N classes."""
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu" or values.size != length:
         seen = f"shape {values.shape} of {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
-        raise ValueError(
+        raise DataError(
             f"{key!r} in {name!r} must be {length} integers, one for each training image, but is {seen}: "
             f"fetch the file again from {release.source}"
         )
@@ -146,7 +147,7 @@ def _cnwl(release: LocalRelease, config_name: str | None, load_hub: HubLoader) -
     found = release.listing("split", "red_noise_nl_*")
     noisy = f"red_noise_nl_{config_name}"
     if noisy not in found:
-        raise ValueError(
+        raise DataError(
             f"config_name {config_name!r} is no noise level of cnwl: choose one, such as 0.2, whose file is in "
             f"{str(release.folder / 'split')!r} ({', '.join(found) or 'none is there'}; {release.source})"
         )
@@ -177,7 +178,7 @@ def _mini_webvision(release: LocalRelease, config_name: str | None, load_hub: Hu
     synsets = [line.split(maxsplit=1) for line in release.lines(name)]
     release.refuse([own[0] for own in synsets if len(own) != 2], f"lines of {name!r} are not a wnid and a class name")
     if len(synsets) < WEBVISION_CLASSES:
-        raise ValueError(f"{name!r} has {len(synsets)} of {WEBVISION_CLASSES} classes: fetch it from {release.source}")
+        raise DataError(f"{name!r} has {len(synsets)} of {WEBVISION_CLASSES} classes: fetch it from {release.source}")
     wnids = release.checked_keys([own[0] for own in synsets], name)[:WEBVISION_CLASSES]
     label_of = class_numbers(len(synsets))
     val = release.pairs("info/val_filelist.txt", label_of)

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Value
 
 from famus_hf.data.media.modalities import FILES
-from famus_hf.errors import first_few
+from famus_hf.errors import DataError, first_few
 
 LABEL_NAMES = ("label", "labels")  # what the label column is called where no ClassLabel tells it
 STRINGS = ("string", "large_string")
@@ -56,7 +56,7 @@ def standard_names(features: Features, columns: Columns, is_train: bool = True) 
     label = label_column(features, columns)
     names = _input_columns(features, columns, label)
     if label in names:
-        raise ValueError(f"column {label!r} can't be both the {names[label]} and the label column: name another one")
+        raise DataError(f"column {label!r} can't be both the {names[label]} and the label column: name another one")
     names[label] = "label"
     if columns.clean_label is not None and (is_train or columns.clean_label in features):
         names[_named(features, columns.clean_label, "clean_label")] = "clean_label"
@@ -81,14 +81,14 @@ def _input_columns(features: Features, columns: Columns, label: str) -> dict[str
     """What goes into the network: column → its kind."""
     named = {kind: name for kind in KINDS if (name := getattr(columns, kind)) is not None}
     if len(named) > 1:
-        raise ValueError(f"{' and '.join(named)} column contradict each other: name one of them")
+        raise DataError(f"{' and '.join(named)} column contradict each other: name one of them")
     if columns.text_pair is not None and columns.text is None:
-        raise ValueError(f"text_pair_column_name={columns.text_pair!r} needs the first text: add text_column_name")
+        raise DataError(f"text_pair_column_name={columns.text_pair!r} needs the first text: add text_column_name")
     found = {_named(features, name, kind): kind for kind, name in named.items()}
     if columns.text_pair is not None:
         second = _named(features, columns.text_pair, "text_pair")
         if second in found:
-            raise ValueError(f"column {second!r} can't be both texts of a pair: name another one")
+            raise DataError(f"column {second!r} can't be both texts of a pair: name another one")
         found[second] = "text_pair"
     return found or _found_columns(features, {label, columns.clean_label, columns.superclass})
 
@@ -109,12 +109,12 @@ def _found_columns(features: Features, taken: set[str | None]) -> dict[str, str]
 
 def _named(features: Features, wanted: str, role: str) -> str:
     if wanted not in features:
-        raise ValueError(f"{role} column {wanted!r} is not in the data set, which has {', '.join(features)}")
+        raise DataError(f"{role} column {wanted!r} is not in the data set, which has {', '.join(features)}")
     return wanted
 
 
 def _refuse(features: Features, found: list[str], role: str, flag: str) -> NoReturn:
-    raise ValueError(
+    raise DataError(
         f"{len(found)} columns of the data set could be the {role} column ({', '.join(found) or 'none'}): "
         f"name one of {', '.join(features)} with {flag}"
     )
@@ -151,7 +151,7 @@ def with_standard_columns(
         feature = dataset.features[new]
         if kind in KINDS and not (isinstance(feature, expected) and (kind in FILES or _is_string(feature))):
             word = {"image": "an image", "text": "text", "audio": "a recording"}[kind]
-            raise ValueError(f"column {old!r} holds {feature}, which is not {word}")
+            raise DataError(f"column {old!r} holds {feature}, which is not {word}")
     return dataset
 
 
@@ -173,7 +173,7 @@ def _files_at_paths(dataset: Dataset, kind: str, folder: Path) -> Dataset:
     missing = [name for name, path in zip(names, paths, strict=True) if not path.is_file()]
     for wrong, problem in ((outside, "lead out of"), (missing, "are not in")):
         if wrong:
-            raise ValueError(
+            raise DataError(
                 f"{len(wrong)} of {len(names)} {kind} paths {problem} the folder {str(folder)!r} ({first_few(wrong)})"
             )
     return dataset.remove_columns(kind).add_column(kind, list(map(str, paths)))
@@ -216,13 +216,13 @@ def class_values(dataset: Dataset, column: str, names: list[str]) -> list[Any]:
     values = dataset[column][:]
     missing = [row for row, value in enumerate(values) if value is None]
     if missing:
-        raise ValueError(
+        raise DataError(
             f"{len(missing)} of {len(values)} rows have no {column} (row {first_few(missing)}): remove those rows"
         )
     if isinstance(feature, ClassLabel):
         names = feature.names
     elif not (isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", *STRINGS))):
-        raise ValueError(
+        raise DataError(
             f"the {column} column holds {feature}, which are not classes: "
             "choose a column of class names or integer class indices"
         )
@@ -230,7 +230,7 @@ def class_values(dataset: Dataset, column: str, names: list[str]) -> list[Any]:
         return values
     wrong = [row for row, value in enumerate(values) if value < 0 or (names and value >= len(names))]
     if wrong:
-        raise ValueError(
+        raise DataError(
             f"{len(wrong)} rows of column {column} hold {values[wrong[0]]} or another number that is no class "
             f"(row {first_few(wrong)}): remove those rows"
         )

@@ -20,7 +20,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from famus_hf.errors import first_few
+from famus_hf.errors import DataError, first_few
 
 MEDIA = {  # loader of datasets → what its files are called, and their endings
     "imagefolder": ("images", frozenset(ImageFolder.EXTENSIONS)),
@@ -66,7 +66,7 @@ def load_whole_folder(folder: Path) -> Dataset:
     if kind == "arrow":
         saved = load_from_disk(str(folder))
         if isinstance(saved, DatasetDict):
-            raise ValueError(f"folder {str(folder)!r} holds the splits {', '.join(saved)}: use it as dataset_name")
+            raise DataError(f"folder {str(folder)!r} holds the splits {', '.join(saved)}: use it as dataset_name")
         return saved
     files = [f"{glob.escape(str(folder))}/**"]
     if kind not in MEDIA:
@@ -85,7 +85,7 @@ def _split_folders(folder: Path) -> dict[str, list[Path]]:
         return _split_folders(below[0]) if len(below) == 1 and _has_folders(below[0]) else {"train": [folder]}
     others = [path.name for path in below if path.name.lower() not in SPLITS]
     if others:
-        raise ValueError(
+        raise DataError(
             f"{len(others)} folders in {str(folder)!r} lie beside those of the splits ({first_few(others)}): move them"
         )
     return found
@@ -105,9 +105,9 @@ def _load(folder: Path, kind: str, streaming: bool, files: dict[str, list[str]])
         splits = load_dataset(kind, data_files=files, streaming=streaming, **settings)
     except (DatasetGenerationError, ValueError, OSError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise ValueError(f"folder {str(folder)!r} could not be read as {kind}: {reason}") from error
+        raise DataError(f"folder {str(folder)!r} could not be read as {kind}: {reason}") from error
     if kind == "imagefolder" and len(splits["train"].features) < 2:
-        raise ValueError(f"the images in {str(folder)!r} are of one class: sort them into a folder for each class")
+        raise DataError(f"the images in {str(folder)!r} are of one class: sort them into a folder for each class")
     return splits
 
 
@@ -119,14 +119,14 @@ def _recordings(folder: Path, patterns: list[str]) -> Dataset:
     found = sorted(Path(path) for pattern in patterns for path in glob.glob(pattern, recursive=True))
     names = [path.name for path in found if path.name in METADATA]
     if names:
-        raise ValueError(
+        raise DataError(
             f"{names[0]!r} in {str(folder)!r} is not read beside recordings: give it another name, to be a table of "
             "paths, and name their column with audio_column_name"
         )
     paths = [path for path in found if path.suffix.lower() in MEDIA["audiofolder"][1]]
     labels = [path.parent.name for path in paths]
     if len(set(labels)) < 2:
-        raise ValueError(f"the recordings in {str(folder)!r} are of one class: sort them into a folder for each class")
+        raise DataError(f"the recordings in {str(folder)!r} are of one class: sort them into a folder for each class")
     stored = {"audio": [{"bytes": None, "path": str(path)} for path in paths], "label": labels}
     features = Features(
         {"audio": {"bytes": Value("binary"), "path": Value("string")}, "label": ClassLabel(names=sorted(set(labels)))}
@@ -137,7 +137,7 @@ def _recordings(folder: Path, patterns: list[str]) -> Dataset:
 def _kind_and_tables(folder: Path) -> tuple[str, list[Path]]:
     """`arrow`, a key of `MEDIA`, `parquet`, `csv` or `json`, by the files there are, and those of the last three."""
     if not folder.is_dir():
-        raise ValueError(f"folder {str(folder)!r} does not exist")
+        raise DataError(f"folder {str(folder)!r} does not exist")
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return "arrow", []
     files = _data_files(folder)
@@ -149,7 +149,7 @@ def _kind_and_tables(folder: Path) -> tuple[str, list[Path]]:
         return kind, []
     kinds = Counter(FILE_KINDS[path.suffix.lower()] for path in tables)
     if not kinds:
-        raise ValueError(
+        raise DataError(
             f"folder {str(folder)!r} holds no data: it needs images or recordings in a folder for each class, parquet, "
             "csv or jsonl files, the folder that datasets' save_to_disk leaves, or the four idx files of MNIST's format"
         )
@@ -170,6 +170,6 @@ def _check_only_media(folder: Path, files: list[Path], things: str, endings: fro
         if path.suffix.lower() not in endings and path.name.lower() not in (*NO_DATA, *METADATA)
     )
     if wrong:
-        raise ValueError(
+        raise DataError(
             f"{len(wrong)} of {len(files)} files in {str(folder)!r} are no {things} ({first_few(wrong)}): remove them"
         )

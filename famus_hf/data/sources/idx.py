@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
+from famus_hf.errors import DataError
+
 FASHION_MNIST_CLASSES = [
     "T-shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
 ]  # fmt: skip
@@ -41,7 +43,7 @@ def load_idx_folder(folder: Path) -> DatasetDict:
         paths = tuple(_find_idx_file(folder, file_name) for file_name in file_names)
         images, labels = map(_read_idx, paths)
         if len(images) != len(labels) or len(labels) == 0:
-            raise ValueError(f"{str(paths[0])!r} has {len(images)} images, {str(paths[1])!r} {len(labels)} labels")
+            raise DataError(f"{str(paths[0])!r} has {len(images)} images, {str(paths[1])!r} {len(labels)} labels")
         splits[split] = Dataset.from_generator(
             _idx_rows,
             gen_kwargs={"paths": paths, "stamps": tuple(path.stat().st_mtime_ns for path in paths)},
@@ -54,7 +56,7 @@ def _find_idx_file(folder: Path, file_name: str) -> Path:
     for path in (folder / file_name, folder / f"{file_name}.gz"):
         if path.is_file():
             return path
-    raise ValueError(
+    raise DataError(
         f"folder {str(folder)!r} has no {file_name} or {file_name}.gz: MNIST's format needs its four idx files "
         "(Debian's package dataset-fashion-mnist brings them)"
     )
@@ -71,7 +73,7 @@ def _read_idx(path: Path) -> np.ndarray:
     start = 4 + 4 * dimensions
     shape = np.frombuffer(content[4:start], ">u4").astype(int) if dimensions and len(content) >= start else None
     if shape is None or len(content) != start + shape.prod():
-        raise ValueError(f"{str(path)!r} is not an idx file of unsigned bytes, or it is cut short: fetch it again")
+        raise DataError(f"{str(path)!r} is not an idx file of unsigned bytes, or it is cut short: fetch it again")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, NamedSplit
 from transformers.utils import logging
 
-from famus_hf.errors import first_few
+from famus_hf.errors import DataError, first_few
 
 logger = logging.get_logger(__name__)
 
@@ -56,7 +56,7 @@ class LocalRelease:
         """Raises ValueError with the number of offenders, the sentence and the first three, if there are any."""
         if offenders:
             first = first_few(repr(own[:100]) for own in offenders)
-            raise ValueError(
+            raise DataError(
                 f"{len(offenders)} {sentence}: {first}; the folder is {str(self.folder)!r}, "
                 f"{self.name} comes from {self.source}"
             )

@@ -15,7 +15,7 @@ from famus_hf.data.sources.benchmarks import BUILDERS, CIFAR_N, build
 from famus_hf.data.sources.columns import Columns, label_column, with_shared_classes, with_standard_columns
 from famus_hf.data.sources.folders import load_folder, load_whole_folder
 from famus_hf.data.sources.idx import is_idx_folder, load_idx_folder
-from famus_hf.errors import first_few
+from famus_hf.errors import DataError, first_few
 
 # Short name → Hub id and columns. Their labels count as clean.
 HUB_DATASETS = {
@@ -78,21 +78,21 @@ def check_source(
 ) -> None:
     """Raises ValueError on a name that can't be one, and on places that contradict each other."""
     if (name is None) == (train_dir is None):
-        raise ValueError("give either a data set's name or a train_dir, and not both")
+        raise DataError("give either a data set's name or a train_dir, and not both")
     if validation_dir is not None and train_dir is None:
-        raise ValueError("validation_dir needs a train_dir: a data set by name brings its own test split")
+        raise DataError("validation_dir needs a train_dir: a data set by name brings its own test split")
     for folder in (train_dir, validation_dir):
         if folder is not None and not Path(folder).is_dir():
-            raise ValueError(f"folder {folder!r} does not exist")
+            raise DataError(f"folder {folder!r} does not exist")
     if name is None:
         return
     if data_dir is not None and name not in BUILDERS:
-        raise ValueError(f"data_dir is where one of {', '.join(BUILDERS)} lies: {name!r} takes none")
+        raise DataError(f"data_dir is where one of {', '.join(BUILDERS)} lies: {name!r} takes none")
     if Path(name).is_file():
-        raise ValueError(f"data set {name!r} is a file: give its folder {str(Path(name).parent)!r}")
+        raise DataError(f"data set {name!r} is a file: give its folder {str(Path(name).parent)!r}")
     short = ("digits", *HUB_DATASETS, *BUILDERS)
     if name not in short and not Path(name).is_dir() and ("/" not in name or name.startswith(("/", ".", "~"))):
-        raise ValueError(
+        raise DataError(
             f"data set {name!r} is unknown: choose one of {', '.join(short)}, a Hub id such as 'user/name', or a folder"
         )
 
@@ -105,7 +105,7 @@ def clean_labels_known(name: str | None) -> bool:
 def _refuse_settings(name: str, config_name: str | None, columns: Columns) -> None:
     named = [value for value in (config_name, *vars(columns).values()) if value]
     if named:
-        raise ValueError(f"{name!r} has images and labels alone: leave out the configuration or column {named[0]!r}")
+        raise DataError(f"{name!r} has images and labels alone: leave out the configuration or column {named[0]!r}")
 
 
 def merged_columns(named: Columns, known: Columns) -> Columns:
@@ -139,7 +139,7 @@ def load_from_hub(hub_id: str, config_name: str | None, streaming: bool = False)
         return load_dataset(hub_id, config_name, streaming=streaming)
     except Exception as error:  # the client raises a dozen unrelated types for a missing network, id or config
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
+        raise DataError(
             f"data set {hub_id!r} could not be loaded ({type(error).__name__}: {reason}): check id and network, "
             "or use --dataset_name digits or a local folder, which need none"
         ) from error
@@ -160,7 +160,7 @@ def standard_splits(splits: Any, columns: Columns, name: str, folder: Path | Non
 
 def check_has_train(splits: Any, name: str) -> None:
     if "train" not in splits:
-        raise ValueError(f"data set {name!r} has the splits {', '.join(splits)}, but no 'train'")
+        raise DataError(f"data set {name!r} has the splits {', '.join(splits)}, but no 'train'")
 
 
 def _has_labels(dataset: Dataset, columns: Columns) -> bool:
@@ -184,16 +184,16 @@ def check_splits(splits: DatasetDict) -> None:
     """Raises ValueError on a split without rows, and on classes that only train or only the test split has."""
     for split, dataset in splits.items():
         if len(dataset) == 0:
-            raise ValueError(f"the split {split!r} of the data has no rows: give a few examples of every class")
+            raise DataError(f"the split {split!r} of the data has no rows: give a few examples of every class")
     if "test" not in splits:
-        raise ValueError("the data are a single example: give enough to train and to test on")
+        raise DataError("the data are a single example: give enough to train and to test on")
     names = splits["train"].features["label"].names
     found = {split: set(splits[split]["label"][:]) for split in ("train", "test")}
     for one, other, advice in (("test", "train", "add examples"), ("train", "test", "add some, or give another split")):
         missing = sorted(found[other] - found[one])
         if missing:
             first = first_few(repr(names[label]) for label in missing)
-            raise ValueError(
+            raise DataError(
                 f"{len(missing)} of {len(found[other])} classes of the {other} split have no example in the {one} "
                 f"split ({first}): {advice}, or leave these classes out"
             )

@@ -20,7 +20,7 @@ from famus_hf.data.sources.columns import Columns, select_and_rename, standard_n
 from famus_hf.data.sources.folders import load_folder
 from famus_hf.data.sources.idx import is_idx_folder
 from famus_hf.data.sources.load_source import HUB_DATASETS, TEST_NAMES, check_has_train, load_from_hub, merged_columns
-from famus_hf.errors import first_few
+from famus_hf.errors import DataError, first_few
 
 STREAMED_NOISE = ("symmetric", "symmetric-exclusive", "pair", "asymmetric")  # those that one example can draw alone
 META_SEARCH = 100  # times the size of the meta set: so many examples are searched for it
@@ -50,14 +50,14 @@ def load_stream(
             all examples, or too few examples of a class for the meta set.
     """
     if noise > 0 and noise_type not in STREAMED_NOISE:
-        raise ValueError(
+        raise DataError(
             f"noise_type {noise_type!r} needs all examples at once, which a stream does not have: choose one of "
             f"{', '.join(STREAMED_NOISE)}, or leave --streaming out"
         )
     splits, columns = _open(name, config_name, columns)
     test = next((split for split in TEST_NAMES if split in splits), None)
     if test is None:
-        raise ValueError(f"data set {name!r} has no test split, and none can be set apart from a stream: give one")
+        raise DataError(f"data set {name!r} has no test split, and none can be set apart from a stream: give one")
     names = _class_names(splits["train"], columns)
     train = _standardised(splits["train"], columns, max_train_samples)
     if class_map is None:
@@ -80,7 +80,7 @@ def _open(name: str | None, config_name: str | None, columns: Columns) -> tuple[
     """The streams of a Hub data set or a local folder."""
     folder = Path(name) if name is not None and Path(name).is_dir() else None
     if name is None or name in ("digits", *BUILDERS) or (folder is not None and is_idx_folder(folder)):
-        raise ValueError(
+        raise DataError(
             f"{name or 'a train_dir'!r} can't be streamed, only Hub ids and local folders can: leave --streaming out"
         )
     if folder is not None:
@@ -94,11 +94,11 @@ def _open(name: str | None, config_name: str | None, columns: Columns) -> tuple[
 
 def _class_names(stream: IterableDataset, columns: Columns) -> list[str]:
     if stream.features is None:
-        raise ValueError("a stream of these files does not tell its columns: leave --streaming out")
+        raise DataError("a stream of these files does not tell its columns: leave --streaming out")
     names = {new: old for old, new in standard_names(stream.features, columns).items()}
     label = stream.features[names["label"]]
     if not isinstance(label, ClassLabel) or "image" not in names:
-        raise ValueError(
+        raise DataError(
             f"a stream needs images (texts and recordings are not streamed) and labels that are a ClassLabel, as its "
             f"classes can't be counted before they come; column {names['label']!r} holds {label}: leave --streaming out"
         )
@@ -141,7 +141,7 @@ def _first_of_each_class(stream: IterableDataset, names: list[str], num_meta: in
         if not any(wanted):
             return Dataset.from_list(found, features=_features(names)).cast_column("image", Image())
     missing = [names[label] for label, number in enumerate(wanted) if number]
-    raise ValueError(
+    raise DataError(
         f"{len(missing)} classes ({first_few(missing)}) have too few of the first "
         f"{META_SEARCH * num_meta} examples for a meta set of {num_meta}: lower num_meta or leave --streaming out"
     )

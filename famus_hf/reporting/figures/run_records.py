@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from famus_hf.errors import reason_of
+from famus_hf.errors import LoadError, reason_of
 from famus_hf.storage.diagnostic_tables import SCHEMAS
 from famus_hf.storage.run_folder import CONFIG, DIAGNOSTICS, RESULTS, TRAINER_STATE
 
@@ -66,7 +66,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RunRecords:
     tables = read_tables(folder / DIAGNOSTICS)
     log = [entry for entry in state.get("log_history") or [] if isinstance(entry, dict)]
     if not log and not tables:
-        raise ValueError(
+        raise LoadError(
             f"{str(folder)!r} holds no records of a run (neither {TRAINER_STATE} nor {DIAGNOSTICS}/): give the "
             "--output_dir of one"
         )
@@ -88,9 +88,9 @@ def _read_table(name: str, path: Path) -> pd.DataFrame | None:
     try:
         table = pq.read_table(path, partitioning=None)
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{str(path)!r} can't be read: {reason_of(error)}") from error
+        raise LoadError(f"{str(path)!r} can't be read: {reason_of(error)}") from error
     if not table.schema.equals(SCHEMAS[name]):
-        raise ValueError(f"{str(path)!r} has the columns {', '.join(table.column_names)}: it is no table of {name}")
+        raise LoadError(f"{str(path)!r} has the columns {', '.join(table.column_names)}: it is no table of {name}")
     return table.to_pandas()
 
 
@@ -107,9 +107,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} can't be read: {reason_of(error)}") from error
+        raise LoadError(f"{str(path)!r} can't be read: {reason_of(error)}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{str(path)!r} holds a {type(content).__name__} and no object")
+        raise LoadError(f"{str(path)!r} holds a {type(content).__name__} and no object")
     return content
 
 
