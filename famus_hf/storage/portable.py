@@ -34,6 +34,7 @@ from famus_hf.storage.run_folder import (
     TRAINER_STATE,
     UNFINISHED,
 )
+from famus_hf.storage.saved_state import is_dict, is_list, is_number, is_whole
 from famus_hf.storage.untrusted import MAX_JSON_BYTES, read_json, shapes_in
 
 STATE, STATE_TENSORS = "state.json", "state.safetensors"
@@ -138,13 +139,16 @@ def _check_trainer_state(state: dict[str, Any]) -> None:
         if not isinstance(value, kind) and (value is not None or kind is bool):
             raise LoadError(f"{TRAINER_STATE} has a {type(value).__name__} for {name}")
     for name in ("global_step", "max_steps"):
-        if type(state.get(name)) is not int or not 0 <= state[name] < 2**63:
+        if not is_whole()(state.get(name)):
             raise LoadError(f"{TRAINER_STATE} has no whole number of at least 0 for {name}")
-    callbacks = (state.get("stateful_callbacks") or {}).values()
-    saved = [entry for own in callbacks for entry in (own if isinstance(own, list) else [own])]
-    sound = all(isinstance(entry, dict) and isinstance(entry.get("attributes"), dict) for entry in saved)
-    if not sound or not all(isinstance(entry, dict) for entry in state.get("log_history") or []):
+    is_callbacks = is_dict(lambda saved: _is_callback(saved) or is_list(_is_callback)(saved))
+    is_log = is_list(lambda entry: isinstance(entry, dict))
+    if not is_callbacks(state.get("stateful_callbacks") or {}) or not is_log(state.get("log_history") or []):
         raise LoadError(f"{TRAINER_STATE} has callbacks or logs that are none")
+
+
+def _is_callback(saved: Any) -> bool:
+    return isinstance(saved, dict) and isinstance(saved.get("attributes"), dict)
 
 
 def _check_processes(saved: int, present: int) -> None:
@@ -194,8 +198,7 @@ def _check_random_states(states: Any) -> None:
         torch.Generator().set_state(states["cpu"])
         kind, key, place, has_gauss, gauss = states["numpy"]
         sound = kind == "MT19937" and key.dtype == np.uint32 and key.shape == (624,)
-        sound = sound and type(place) is int and 0 <= place <= 624
-        sound = sound and type(has_gauss) is int and type(gauss) is float
+        sound = sound and is_whole(0, 624)(place) and is_whole()(has_gauss) and is_number()(gauss)
     except Exception as error:  # random, torch and wrong types have errors of their own
         raise LoadError(f"a random state does not fit ({reason_of(error)})") from error
     if not sound:

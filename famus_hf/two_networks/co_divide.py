@@ -10,9 +10,17 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from famus_hf.data.labels.pseudo_clean import PseudoCleanSet, clean_probabilities, largest_if_not_finite, scaled_to_one
+from famus_hf.data.labels.pseudo_clean import (
+    OTHER,
+    PseudoCleanSet,
+    clean_probabilities,
+    is_share,
+    largest_if_not_finite,
+    scaled_to_one,
+)
 from famus_hf.data.per_example import PerExample
 from famus_hf.errors import LoadError
+from famus_hf.storage.saved_state import Check, check_state, is_rows, is_tensor, optional
 
 ANCHOR_QUANTILE = 0.8  # of the probabilities in a class; measured on Fashion-MNIST, see the README
 # Labels may be left out beyond those that are wrong, as one wrong label does more harm than one that is missing; not
@@ -197,35 +205,28 @@ class CoDivide(PseudoCleanSet):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave. Raises ValueError where that is no division of this training set."""
-        own = ("unlabelled", "clean_probabilities", "mixture_noise_rate", "noise_rate", "recall", "history")
-        if not (isinstance(state, dict) and all(name in state for name in own)):
-            raise LoadError(f"a division lacks one of {', '.join(own)}")
-        chosen = {name: value for name, value in state.items() if name not in own}
-        self._check(chosen)
-        _check_division(state, len(self.train_dataset))
-        super().load_state_dict(chosen)
+        """Takes back what `state_dict` gave. Raise LoadError where that is no division of this training set."""
+        check_state("the division", state, self.state_fields())
+        if bool(torch.isin(state["unlabelled"], state["rows"]).any()):
+            raise LoadError("the division has rows that are both labelled and unlabelled: it is of no run")
+        self._take_choice(state)
         self.unlabelled = state["unlabelled"].cpu().numpy()
         self.clean_probabilities = state["clean_probabilities"].numpy(force=True)  # whether or not it has a gradient
         for name in RATES:
             setattr(self, name, state[name])
         self.history = state["history"].numpy(force=True)
 
-
-def _check_division(state: dict[str, Any], total: int) -> None:
-    """Raises ValueError on what does not go with its rows, which are sound."""
-    unlabelled, c, history = (state[name] for name in ("unlabelled", "clean_probabilities", "history"))
-    rates = [state[name] for name in RATES]
-    sound = all(isinstance(tensor, torch.Tensor) for tensor in (unlabelled, c, history))
-    sound = sound and unlabelled.dtype == torch.int64 and unlabelled.dim() == 1 and len(unlabelled) <= total
-    sound = sound and len(unlabelled.unique()) == len(unlabelled)
-    sound = sound and bool(((unlabelled >= 0) & (unlabelled < total)).all())
-    sound = sound and not bool(torch.isin(unlabelled, state["rows"]).any())
-    sound = sound and c.dtype == history.dtype == torch.float64 and c.shape == (total,)
-    sound = sound and history.dim() == 2 and history.shape[1] == total
-    sound = sound and all(bool(((values >= 0) & (values <= 1)).all()) for values in (c, history))
-    if not sound or not all(rate is None or (type(rate) is float and 0 <= rate <= 1) for rate in rates):
-        raise LoadError(f"its division is none of {total} training examples: it is of other data")
+    def state_fields(self) -> dict[str, tuple[Check, str]]:
+        total, shares = len(self.train_dataset), "that do not lie in [0, 1]"
+        return {
+            **super().state_fields(),
+            "unlabelled": (is_rows(total), f"unlabelled rows that are none of {total} training examples: {OTHER}"),
+            "clean_probabilities": (
+                is_tensor((total,), torch.float64, 0, 1), f"clean_probabilities that are no {total} numbers in [0, 1]"
+            ),
+            "history": (is_tensor((None, total), torch.float64, 0, 1), f"a history of losses {shares}: {OTHER}"),
+            **{name: (optional(is_share), f"a {name} that does not lie in [0, 1]") for name in RATES},
+        }  # fmt: skip
 
 
 class Part(Dataset):

@@ -44,16 +44,16 @@ def learner(state, key):
 STATES = {
     "an unknown key": (lambda s: s.update(version=2), "has the unknown key 'version'"),
     "a key missing": (lambda s: s.pop("spent"), "lacks the key 'spent'"),
-    "steps": (lambda s: s.update(steps=-1), "steps are no whole number"),
-    "steps as a float": (lambda s: s.update(steps=2.0), "steps are no whole number"),
-    "times of fewer layers": (lambda s: s["times_on"].pop(), "times_on are no 17 whole numbers of at most 2"),
-    "times above steps": (lambda s: s["times_on"].__setitem__(0, 3), "times_on are no"),
-    "a slope that is NaN": (lambda s: s.update(slope_size=NAN), "slope_size is no number"),
-    "a slope of another shape": (lambda s: s.update(slope_size=torch.ones(2)), "slope_size is no number"),
-    "an endless number": (lambda s: s.update(spent=10**400), "spent is no number"),
+    "steps": (lambda s: s.update(steps=-1), "steps that are no whole number"),
+    "steps as a float": (lambda s: s.update(steps=2.0), "steps that are no whole number"),
+    "times of fewer layers": (lambda s: s["times_on"].pop(), "times_on that are no 17 whole numbers of at most 2"),
+    "times above steps": (lambda s: s["times_on"].__setitem__(0, 3), "times_on that are no"),
+    "a slope that is NaN": (lambda s: s.update(slope_size=NAN), "slope_size that is no number"),
+    "a slope of another shape": (lambda s: s.update(slope_size=torch.ones(2)), "slope_size that is no number"),
+    "an endless number": (lambda s: s.update(spent=10**400), "spent that is no number"),
     "times without seconds": (lambda s: s.update(times={"forward": 1}), "no measurements of the same parts"),
-    "no optimizer": (lambda s: s.update(learner_optimizer=None), "learner_optimizer belongs to another"),
-    "a list for an optimizer": (lambda s: s.update(learner_optimizer=[]), "learner_optimizer is none of torch"),
+    "no optimizer": (lambda s: s.update(learner_optimizer=None), "learner_optimizer that belongs to another"),
+    "a list for an optimizer": (lambda s: s.update(learner_optimizer=[]), "learner_optimizer that is none of torch"),
     "another shape": (
         lambda s: s["learner_optimizer"]["state"][0].update(exp_avg=torch.ones(3)),
         r"exp_avg that is no finite tensor of shape \(100, 1\)",
@@ -70,16 +70,16 @@ STATES = {
     ),
     "ascent": (
         lambda s: s["learner_optimizer"]["param_groups"][0].update(maximize=True),
-        "learner_optimizer has other settings",
+        "learner_optimizer that has other settings",
     ),
     "a learning rate that is NaN": (
         lambda s: s["learner_optimizer"]["param_groups"][0].update(lr=float("nan")),
-        "learner_optimizer has other settings",
+        "learner_optimizer that has other settings",
     ),
     "a group too many": (lambda s: s["sampler_optimizer"]["param_groups"].append({}), "other settings"),
     "costs of other layers": (
         lambda s: s.update(costs={"alone": [1.0], "beside": {}, "ways": [], "always": False}),
-        "costs are not those of 17 layers",
+        "costs that are not those of 17 layers",
     ),
 }
 
@@ -104,7 +104,7 @@ def test_a_resume_refuses_a_damaged_checkpoint_in_one_sentence(tmp_path, checkpo
     save_file({n: t for n, t in weights.items() if n != name}, tmp_path / "less.safetensors", metadata={"format": "pt"})
     pickled = pickle.dumps(Canary(tmp_path / "ran"))
     for file, content, words in (
-        (META_STATE, pickled, "meta_state.pt of checkpoint .* does not fit: it can't be read"),
+        (META_STATE, pickled, "meta_state.pt of checkpoint .* does not fit: the file can't be read"),
         ("optimizer.pt", pickled, r"optimizer\.pt or scheduler\.pt of checkpoint .* does not fit"),
         ("scheduler.pt", b"", r"optimizer\.pt or scheduler\.pt of checkpoint .* does not fit"),
         ("model.safetensors", (tmp_path / "nan.safetensors").read_bytes(), "not finite in"),
@@ -179,7 +179,7 @@ def test_a_pseudo_clean_set_of_other_rows_is_refused(tmp_path, change):
     chosen = make_pseudo_clean_trainer(tmp_path)[0].meta_dataset
     state = {**chosen.state_dict(), "epoch": 1}
     chosen.load_state_dict(state)
-    refused("its pseudo-clean set is", chosen.load_state_dict, {**state, **change})
+    refused("the pseudo-clean set has", chosen.load_state_dict, {**state, **change})
 
 
 # ---- noise.parquet ----

@@ -11,9 +11,12 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from famus_hf.errors import LoadError
+from famus_hf.storage.saved_state import Check, check_state, is_number, is_rows, is_whole, optional
 
+OTHER = "they are of other data"
 MIXTURE = {"n_components": 2, "max_iter": 10, "tol": 1e-2, "reg_covar": 5e-4}  # DivideMix
+
+is_share = is_number(0, 1)
 
 
 def clean_probabilities(losses: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -102,19 +105,21 @@ class PseudoCleanSet(torch.utils.data.Dataset):
         return {"rows": torch.from_numpy(self.rows), "epoch": self.epoch, "purity": self.purity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave. Raises ValueError where that is no choice of this training set's rows."""
-        self._check(state)
+        """Takes back what `state_dict` gave. Raise LoadError where that is no choice of this training set's rows."""
+        check_state("the pseudo-clean set", state, self.state_fields())
+        self._take_choice(state)
+
+    def _take_choice(self, state: dict[str, Any]) -> None:
         self.rows, self.epoch, self.purity = state["rows"].cpu().numpy(), state["epoch"], state["purity"]
 
-    def _check(self, state: Any) -> None:
-        if not (isinstance(state, dict) and state.keys() == {"rows", "epoch", "purity"}):
-            raise LoadError("its pseudo-clean set is not rows, epoch and purity")
-        rows, epoch, purity, total = state["rows"], state["epoch"], state["purity"], len(self.train_dataset)
-        sound = isinstance(rows, torch.Tensor) and rows.dtype == torch.int64 and rows.dim() == 1
-        sound = sound and 0 < len(rows) <= total and len(rows.unique()) == len(rows)
-        sound = sound and bool(rows.min() >= 0) and bool(rows.max() < total) and type(epoch) is int and epoch >= -1
-        if not sound or not (purity is None or (type(purity) is float and 0 <= purity <= 1)):
-            raise LoadError(f"its pseudo-clean set is no choice among {total} training examples: it is of other data")
+    def state_fields(self) -> dict[str, tuple[Check, str]]:
+        """Return what `load_state_dict` takes, see `check_state`."""
+        total = len(self.train_dataset)
+        return {
+            "rows": (is_rows(total, at_least=1), f"rows that are no choice among {total} training examples: {OTHER}"),
+            "epoch": (is_whole(-1), "an epoch that is no whole number of at least -1"),
+            "purity": (optional(is_share), "a purity that does not lie in [0, 1]"),
+        }
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -37,6 +37,7 @@ from famus_hf.reporting.figures.run_records import RunRecords
 from famus_hf.reporting.figures.runs import PICTURES
 from famus_hf.storage.diagnostic_tables import SCHEMAS, Tables
 from famus_hf.storage.run_folder import DIAGNOSTICS
+from famus_hf.storage.saved_state import is_dict, is_list, is_whole
 from famus_hf.training_args import FaMUSTrainingArguments
 
 WEIGHED = 1000
@@ -297,14 +298,8 @@ class Diagnostics(TrainerCallback, ExportableState):
 
 
 def fits(counted: Any, present: dict[str, list[int]]) -> bool:
-    """Whether what a checkpoint brought back can have come before the present counts."""
-    return (
-        isinstance(counted, dict)
-        and counted.keys() == present.keys()
-        and all(isinstance(counted[name], list) and len(counted[name]) == len(own) for name, own in present.items())
-        and all(
-            type(then) is int and 0 <= then <= now
-            for name, own in present.items()
-            for then, now in zip(counted[name], own, strict=True)
-        )
+    """Return whether what a checkpoint brought back can have come before the present counts."""
+    return is_dict(is_list(is_whole()), set(present))(counted) and all(
+        len(counted[name]) == len(now) and all(then <= count for then, count in zip(counted[name], now, strict=True))
+        for name, now in present.items()
     )

@@ -1,6 +1,5 @@
 """Seconds that a run has trained, over all its resumes."""
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +7,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
+
+from famus_hf.storage.saved_state import is_number
 
 
 class TrainingTime(TrainerCallback, ExportableState):
@@ -24,7 +25,7 @@ class TrainingTime(TrainerCallback, ExportableState):
         self._stops = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        if not (isinstance(self.earlier, float) and 0 <= self.earlier < math.inf):  # a checkpoint may say anything
+        if not is_number(0)(self.earlier):  # a checkpoint may say anything
             self.earlier = 0.0
         self._started, self._left_out, self._stops = time.perf_counter(), 0.0, 0
 

@@ -1,0 +1,120 @@
+"""What a state out of a file must be like, declared key by key: whoever wrote it may wish us ill.
+
+    check_state("the division", state, {
+        "epoch": (is_whole(-1), "an epoch that is no whole number of at least -1"),
+        "purity": (optional(is_number(0, 1)), "a purity that lies not in [0, 1]"),
+    })
+
+A check returns whether a value is as it must be, and never raises on what it is given.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Set
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from famus_hf.errors import LoadError
+
+Check = Callable[[Any], bool]
+
+
+def check_state(
+    what: str, state: Any, fields: Mapping[str, tuple[Check, str]], optional_keys: Set[str] = frozenset()
+) -> None:
+    """Raise LoadError on a state that is no dict of these keys, or has a value that is not as it must be.
+
+    Args:
+        what: The state, as an error calls it.
+        state: Anything.
+        fields: Key → check, and what is there where that fails.
+        optional_keys: Further ones that may be there, and are not looked at.
+    """
+    if not isinstance(state, Mapping):
+        raise LoadError(f"{what} is no dict (but of type {type(state).__name__})")
+    strange = [key for key in state if key not in fields and key not in optional_keys]
+    missing = [key for key in fields if key not in state]
+    if strange:
+        raise LoadError(f"{what} has the unknown key {str(strange[0])[:80]!r}")
+    if missing:
+        raise LoadError(f"{what} lacks the key {missing[0]!r}")
+    for key, (check, complaint) in fields.items():
+        if not check(state[key]):
+            raise LoadError(f"{what} has {complaint}")
+
+
+def is_whole(at_least: int = 0, at_most: int = 2**63 - 1) -> Check:
+    """A whole number, and no truth value."""
+    return lambda value: type(value) is int and at_least <= value <= at_most
+
+
+def is_number(at_least: float = -sys.float_info.max, at_most: float = sys.float_info.max, above: bool = False) -> Check:
+    """A finite number; with `above`, `at_least` itself is none."""
+
+    def check(value: Any) -> bool:
+        return type(value) in (int, float) and at_least <= value <= at_most and not (above and value == at_least)
+
+    return check
+
+
+def is_word(value: Any) -> bool:
+    """A string."""
+    return isinstance(value, str)
+
+
+def is_flag(value: Any) -> bool:
+    """True or False."""
+    return type(value) is bool
+
+
+def optional(check: Check) -> Check:
+    """What the check takes, or None."""
+    return lambda value: value is None or check(value)
+
+
+def is_list(item: Check, length: int | None = None) -> Check:
+    """A list of such items, of any length or of this one."""
+
+    def check(value: Any) -> bool:
+        return isinstance(value, list) and length in (None, len(value)) and all(map(item, value))
+
+    return check
+
+
+def is_dict(value: Check, keys: set[Any] | None = None, key: Check = is_word) -> Check:
+    """A dict of such values, with any keys that the other check takes or with these alone."""
+
+    def check(content: Any) -> bool:
+        if not isinstance(content, Mapping) or (keys is not None and content.keys() != keys):
+            return False
+        return all(map(key, content)) and all(map(value, content.values()))
+
+    return check
+
+
+def is_tensor(
+    shape: tuple[int | None, ...], dtype: torch.dtype | None = None, low: float = -torch.inf, high: float = torch.inf
+) -> Check:
+    """A finite, dense tensor in [low, high], of this shape (None: any length) and kind (default: any of floats)."""
+
+    def check(value: Any) -> bool:
+        if not isinstance(value, Tensor) or value.layout is not torch.strided or value.dim() != len(shape):
+            return False
+        if any(wanted not in (None, length) for wanted, length in zip(shape, value.shape, strict=True)):
+            return False
+        if not (value.is_floating_point() if dtype is None else value.dtype == dtype):
+            return False
+        return bool((value.isfinite() & (value >= low) & (value <= high)).all())
+
+    return check
+
+
+def is_rows(total: int, at_least: int = 0) -> Check:
+    """Different rows of a data set of so many examples, shape (n,), int64; at least so many of them."""
+    is_within = is_tensor((None,), torch.int64, 0, total - 1)
+
+    def check(value: Any) -> bool:
+        return is_within(value) and at_least <= len(value) <= total and len(value.unique()) == len(value)
+
+    return check
