@@ -25,7 +25,7 @@ Methods (--methods):
   lowest       only the lowest of --layers candidate layers is on
 A quarter at the end of a name means a meta batch of a quarter of the training batch.
 
---peers adds the methods of scripts/peers.py and the cosine of their meta gradient to the exact one.
+--peers adds the methods of scripts/experiments/peers.py and the cosine of their meta gradient to the exact one.
 --sweep repeats a small table for several values of depth, width, batch, image_size, meta_batch or layers.
 --diagnostics measures what each log_* flag costs where it looks at every tenth step: ten steps with it to ten without,
 of the method famus.
@@ -34,31 +34,25 @@ with images in memory and decoded as they come, and beside them what a plain ste
 """
 
 import argparse
-import cProfile
 import platform
-import pstats
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
+from experiments.input_pipeline import print_input_pipeline
 from experiments.peers import PeerTrainer, peer_trainers
+from experiments.steps import peak_bytes, prepare, seconds_of, share_of_own_python
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-import famus_hf
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, LayerSampler, LearnedSampler
-from famus_hf.cli.arguments import fail
-from famus_hf.cli.measurements import now
-from famus_hf.data.inputs import convert as conversion
-from famus_hf.data.inputs import model_inputs
+from famus_hf.cli.program import fail
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
-from famus_hf.reporting.diagnostics.callback import WEIGHED, Diagnostics
+from famus_hf.reporting.diagnostics.callback import WEIGHED
 from famus_hf.training_args_checks import DIAGNOSTICS
 
 CLASSES = 10
@@ -81,7 +75,7 @@ class RandomImages(torch.utils.data.Dataset):
 
 
 def build_trainers(options: argparse.Namespace, folder: str) -> dict[str, Trainer]:
-    """One trainer a method, each with its own copy of the same initial network."""
+    """Return one trainer a method, each with its own copy of the same initial network."""
     train = RandomImages(
         max(options.batch, WEIGHED) if options.diagnostics else options.batch, options.image_size, seed=0
     )
@@ -97,7 +91,7 @@ def build_trainers(options: argparse.Namespace, folder: str) -> dict[str, Traine
         config = WideResNetConfig(depth=options.depth, widen_factor=options.width, num_labels=CLASSES)
         model: nn.Module = WideResNetForImageClassification(config)
         model = with_group_norm(model) if options.norm == "group" else model
-        return model.to(memory_format=torch.channels_last) if options.channels_last else model
+        return with_channels_last(model) if options.channels_last else model
 
     def ours(sampler: Any = None, part: int = 1, **settings: Any) -> FaMUSTrainer:
         if "preset" not in settings:
@@ -141,136 +135,19 @@ class LowestLayer(LayerSampler):
         return torch.eye(len(self.layers))[0]
 
 
+def with_channels_last(model: nn.Module) -> nn.Module:
+    """Return the model with its weights in channels-last format."""
+    move: Any = model.to  # whose overloads for mypy lack this argument
+    return move(memory_format=torch.channels_last)
+
+
 def with_group_norm(model: nn.Module) -> nn.Module:
-    """Replaces batch norm by group norm in groups of 16 channels."""
+    """Replace batch norm by group norm in groups of 16 channels."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
                 setattr(module, name, nn.GroupNorm(child.num_features // 16, child.num_features))
     return model
-
-
-def prepare(trainer: Trainer) -> dict[str, Any]:
-    """What Trainer.train does before its loop. Returns one batch."""
-    trainer.create_optimizer()
-    trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
-    trainer.create_scheduler(10**6)
-    trainer.current_gradient_accumulation_steps = 1
-    trainer.state.max_steps = 10**6
-    for diagnostics in diagnostics_of(trainer):
-        diagnostics.on_train_begin(trainer.args, trainer.state, trainer.control)
-    return next(iter(trainer.get_train_dataloader()))
-
-
-def one_step(trainer: Trainer, batch: dict[str, Any]) -> None:
-    for diagnostics in diagnostics_of(trainer):
-        with diagnostics.loading():
-            pass
-        diagnostics.on_step_begin(trainer.args, trainer.state, trainer.control)
-    trainer.training_step(trainer.model_wrapped, dict(batch))
-    trainer.optimizer.step()
-    trainer.model.zero_grad()
-    trainer.state.global_step += 1
-    for diagnostics in diagnostics_of(trainer):
-        diagnostics.on_step_end(trainer.args, trainer.state, trainer.control)
-
-
-def diagnostics_of(trainer: Trainer) -> list[Diagnostics]:
-    """None, unless a log_* flag is on."""
-    return [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Diagnostics)]
-
-
-def seconds_of(trainer: Trainer, batch: dict[str, Any], steps: int = 1) -> float:
-    """Of a step, the mean of so many, behind one that is not timed."""
-    one_step(trainer, batch)
-    started = now()
-    for _ in range(steps):
-        one_step(trainer, batch)
-    return (now() - started) / steps
-
-
-def share_of_own_python(trainer: Trainer, batch: dict[str, Any]) -> float:
-    """Of a step's time, in the interpreter's frames of famus_hf."""
-    profile = cProfile.Profile()
-    profile.runcall(one_step, trainer, batch)
-    rows: dict[Any, Any] = pstats.Stats(profile).stats  # type: ignore[attr-defined]
-    package = str(Path(famus_hf.__file__).parent)
-    own = sum(row[2] for (file, _, _), row in rows.items() if file.startswith(package))
-    return own / sum(row[2] for row in rows.values())
-
-
-def peak_bytes(trainer: Trainer, batch: dict[str, Any]) -> int:
-    """Weights and optimizer state, and the most that a step holds at once beyond what was allocated before it."""
-    static = static_bytes(trainer)
-    if torch.cuda.is_available():
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        one_step(trainer, batch)
-        return static + torch.cuda.max_memory_allocated() - before
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        one_step(trainer, batch)
-    held = peak = 0
-    for event in sorted(memory_events(profile), key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return static + peak
-
-
-def static_bytes(trainer: Trainer) -> int:
-    """Bytes of the network and of its optimizer's state."""
-    states = [value for state in trainer.optimizer.state.values() for value in state.values()]
-    tensors = [*trainer.model.parameters(), *trainer.model.buffers(), *states]
-    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
-
-
-def memory_events(profile: torch.profiler.profile) -> list[Any]:
-    return [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-
-
-def encoded_images(size: int, image_size: int) -> Dataset:
-    """Random images as PNG files in Arrow, as a converted data set holds them."""
-    pixels = np.random.default_rng(0).integers(256, size=(size, image_size, image_size, 3), dtype=np.uint8)
-    features = Features({"image": Image(), "label": ClassLabel(num_classes=CLASSES)})
-    return Dataset.from_dict({"image": list(pixels), "label": [row % CLASSES for row in range(size)]}, features)
-
-
-def images_per_second(options: argparse.Namespace, folder: str) -> dict[str, list[float]]:
-    """Rates of each way to feed the network, the ways taking turns; and of a plain training step beside them."""
-    dataset = encoded_images(10 * options.batch, options.image_size)
-    limits = {"in memory": model_inputs.MEMORY_LIMIT, "decoded as they come": 0}
-    ways = {}
-    for place, limit in limits.items():
-        for augmentation in ("none", "pad-crop"):
-            args = FaMUSTrainingArguments(
-                folder, meta_learner="none", augmentation=augmentation, per_device_train_batch_size=options.batch,
-                report_to="none", use_cpu=not torch.cuda.is_available(), dataloader_num_workers=options.workers,
-            )  # fmt: skip
-            model_inputs.MEMORY_LIMIT = limit
-            conversion._in_use.clear()
-            torch.manual_seed(0)
-            config = WideResNetConfig(depth=options.depth, widen_factor=options.width, num_labels=CLASSES)
-            model = WideResNetForImageClassification(config)
-            ways[f"{place}, augmentation {augmentation}"] = FaMUSTrainer(model, args, train_dataset=dataset)
-    rates: dict[str, list[float]] = {name: [] for name in [*ways, "a plain step"]}
-    step = next(iter(ways.values()))
-    batch = prepare(step)
-    for _ in range(options.rounds):
-        for name, trainer in ways.items():
-            started = now()
-            for place, inputs in enumerate(trainer.get_train_dataloader()):
-                trainer.augmented(trainer._prepare_inputs(inputs), 0, place)
-            rates[name].append(len(dataset) / (now() - started))
-        rates["a plain step"].append(options.batch / seconds_of(step, batch))
-    return rates
-
-
-def print_input_pipeline(options: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        rates = images_per_second(options, folder)
-    print(f"{'images per second':<40}{'median':>10}{'min':>10}{'max':>10}")
-    for name, values in rates.items():
-        print(f"{name:<40}{statistics.median(values):>10.0f}{min(values):>10.0f}{max(values):>10.0f}")
 
 
 def main() -> None:
@@ -311,39 +188,39 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Method → `seconds` and `ratios` (lists), `bytes`, `own` (share of own Python) and, of peers, `cosine`.
+    """Return method → `seconds` and `ratios` (lists), `bytes`, `own` (share of own Python) and, of peers, `cosine`.
 
     Each ratio is to a plain step right before, so that both see the machine in the same state.
     """
     with tempfile.TemporaryDirectory() as folder:
         trainers = build_trainers(options, folder)
         batches = {name: prepare(trainer) for name, trainer in trainers.items()}
-        found: dict[str, dict[str, Any]] = {name: {"seconds": [], "ratios": []} for name in trainers}
+        measured: dict[str, dict[str, Any]] = {name: {"seconds": [], "ratios": []} for name in trainers}
         for step in range(options.warmup + options.rounds):
             for name, trainer in trainers.items():
                 steps = getattr(trainer.args, "meta_interval", 1)
                 plain = seconds_of(trainers["plain"], batches["plain"], steps)
                 taken = seconds_of(trainer, batches[name], steps)
                 if step >= options.warmup:
-                    found[name]["seconds"].append(taken)
-                    found[name]["ratios"].append(taken / plain)
+                    measured[name]["seconds"].append(taken)
+                    measured[name]["ratios"].append(taken / plain)
         for name, trainer in trainers.items():
             trainer.state.global_step = 0  # a meta step, where they come at intervals
-            found[name]["bytes"] = peak_bytes(trainer, batches[name])
+            measured[name]["bytes"] = peak_bytes(trainer, batches[name])
             trainer.state.global_step = 0
-            found[name]["own"] = share_of_own_python(trainer, batches[name])
+            measured[name]["own"] = share_of_own_python(trainer, batches[name])
             if isinstance(trainer, PeerTrainer):
-                found[name]["cosine"] = trainer.cosine_to_exact(batches[name])
-    return found
+                measured[name]["cosine"] = trainer.cosine_to_exact(batches[name])
+    return measured
 
 
 def print_methods(options: argparse.Namespace) -> None:
-    found = measure(options)
-    plain = found["plain"]
-    width = max(map(len, found)) + 2
+    measured = measure(options)
+    plain = measured["plain"]
+    width = max(map(len, measured)) + 2
     print(f"{'method':<{width}}{'s/step':>9}{'ratio':>8}{'quartiles':>13}{'peak MB':>10}{'ratio':>8}"
           f"{'own Python':>12}{'cosine':>9}")  # fmt: skip
-    for name, row in found.items():
+    for name, row in measured.items():
         cosine = f"{row['cosine']:9.4f}" if "cosine" in row else f"{'–':>9}"
         low, median, high = np.quantile(row["ratios"], (0.25, 0.5, 0.75))
         print(
@@ -355,7 +232,7 @@ def print_methods(options: argparse.Namespace) -> None:
 
 
 def print_diagnostics(options: argparse.Namespace) -> None:
-    """Ratios of ten steps of famus with a diagnostic to ten without right before, the diagnostics taking turns."""
+    """Print the ratio of ten steps of famus with a diagnostic to ten without, the diagnostics taking turns."""
     with tempfile.TemporaryDirectory() as folder:
         trainers = build_trainers(argparse.Namespace(**{**vars(options), "methods": ["famus", *DIAGNOSTICS]}), folder)
         batches = {name: prepare(trainer) for name, trainer in trainers.items()}
@@ -379,11 +256,11 @@ def print_sweep(options: argparse.Namespace) -> None:
     names = ["plain, s/step", *options.methods]
     print(f"{setting:<12}" + "".join(f"{name:>20}" for name in names) + "   ratio (memory)")
     for value in values:
-        found = measure(argparse.Namespace(**{**vars(options), setting: int(value)}))
-        plain = found.pop("plain")
+        measured = measure(argparse.Namespace(**{**vars(options), setting: int(value)}))
+        plain = measured.pop("plain")
         seconds = statistics.median(plain["seconds"])
         cells = [
-            f"{statistics.median(row['ratios']):.2f} ({row['bytes'] / plain['bytes']:.2f})" for row in found.values()
+            f"{statistics.median(row['ratios']):.2f} ({row['bytes'] / plain['bytes']:.2f})" for row in measured.values()
         ]
         print(f"{value:<12}{seconds:>20.4f}" + "".join(f"{cell:>20}" for cell in cells))
 

@@ -25,7 +25,10 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 
 from famus_hf import FaMUSTrainingArguments, load_famus, load_noisy_dataset
-from famus_hf.cli.arguments import DataArguments, named, parse_arguments, source_of, take_flag
+from famus_hf.cli.arguments import DataArguments, Settings, parse_arguments
+from famus_hf.cli.config_files import named, take_flag
+from famus_hf.cli.data_flags import source_of
+from famus_hf.cli.program import USER_ERRORS, started_as
 from famus_hf.cli.results import as_baseline, command_of
 from famus_hf.cli.run import Run
 from famus_hf.cli.run_setup import baselines_of, load_data, settings_for
@@ -48,22 +51,22 @@ test = load_from_disk(examples)
 classify = pipeline(task, folder, **json.loads(settings))
 names = test.features["label"].names
 inputs = [np.float32(example) if isinstance(example, list) else example for example in test["input"]]
-found = [names.index(answer[0]["label"]) for answer in classify(inputs, top_k=1)]
-print(json.dumps(accuracy_score(test["label"][:], found)))
+predicted = [names.index(answer[0]["label"]) for answer in classify(inputs, top_k=1)]
+print(json.dumps(accuracy_score(test["label"][:], predicted)))
 """
 LOAD = """
 import json, sys
 import torch
 from famus_hf import TwoNetworksForImageClassification, load_famus
 parts = load_famus(sys.argv[1])
-found = [parts]
+loaded = [parts]
 if isinstance(parts[0], TwoNetworksForImageClassification):
     for name in ("model_a", "model_b"):
-        found.append(load_famus(sys.argv[1], subfolder=name))
-        own, alone = parts[0].get_submodule(name).state_dict(), found[-1][0].state_dict()
-        if own.keys() != alone.keys() or not all(torch.equal(own[key], alone[key]) for key in own):
+        loaded.append(load_famus(sys.argv[1], subfolder=name))
+        beside, alone = parts[0].get_submodule(name).state_dict(), loaded[-1][0].state_dict()
+        if beside.keys() != alone.keys() or not all(torch.equal(beside[key], alone[key]) for key in beside):
             raise ValueError(f"{name} is another network in its own folder than beside the other one")
-print(json.dumps([[type(part).__name__ for part in each if part is not None] for each in found]))
+print(json.dumps([[type(part).__name__ for part in each if part is not None] for each in loaded]))
 """
 PIPELINE_SETTINGS = {  # recordings one by one, as padding may change what a network hears
     IMAGE: {"trust_remote_code": True, "batch_size": 100},
@@ -73,23 +76,23 @@ PIPELINE_SETTINGS = {  # recordings one by one, as padding may change what a net
 NAMES_DATA = {"dataset_name", "recipe", "config"}  # flags that may say what the data are
 
 
-def train(options: argparse.Namespace, settings: tuple[Any, ...], argv: list[str]) -> Path:
-    """The run, and plain training before it. Returns its folder."""
+def train(options: argparse.Namespace, settings: Settings, argv: list[str]) -> Path:
+    """Train plainly, then as the flags say. Return the folder of the latter run."""
     _, data_args, args = settings
     data = load_data(data_args, args)
     model_args, data_args, args = settings_for(data, argv, settings)
     baseline = baselines_of(model_args, args)[: int(options.baseline)]
-    runs = [Run(networks, data_args, own, data) for networks, own in [*baseline, (model_args, args)]]
+    runs = [Run(networks, data_args, run_args, data) for networks, run_args in [*baseline, (model_args, args)]]
     rows = [as_baseline(run.train(None)) for run in runs[:-1]]
     command = command_of(argv).replace("accelerate launch scripts/run_famus.py", "python scripts/release.py")
     card = {"baselines": rows, "command": command, "license": options.license, "model_name": options.name}
-    card["compared"] = [read_run(run.args.output_dir, run.name) for run in runs[:-1]]
+    card["compared"] = [read_run(str(run.args.output_dir), run.name) for run in runs[:-1]]
     runs[-1].train(None, with_label_report=runs[-1].can_report, card=card)
-    return Path(args.output_dir)
+    return Path(str(args.output_dir))
 
 
 def lay_out(run: Path, target: Path, repo_id: str) -> None:
-    """Copies what is pushed, and nothing else, into an empty folder; the card then says how to load it from `repo_id`.
+    """Copy what is pushed, and nothing else, into an empty folder; the card then says how to load it from `repo_id`.
 
     Raises:
         ValueError: The folder is no finished run's, or the target holds something else than an earlier release.
@@ -113,51 +116,54 @@ def lay_out(run: Path, target: Path, repo_id: str) -> None:
         shutil.copy2(run / name, target / name)
     card = ModelCard.load(target / "README.md")
     loads = re.compile(r'(load_famus\(|pipeline\("[a-z]+-classification", )"[^"]*"')
-    card.text = loads.sub(lambda found: f'{found[1]}"{repo_id}"', card.text)
+    card.text = loads.sub(lambda call: f'{call[1]}"{repo_id}"', card.text)
     card.text = re.sub(r"^# .*$", lambda _: f"# {target.name}", card.text, count=1, flags=re.MULTILINE)
     card.data.model_name = card.data.model_name and target.name
     card.save(target / "README.md")
 
 
 def check(folder: Path, data_args: DataArguments) -> None:
-    """Loads the folder in clean processes. Raises ValueError where it does not load, or is not as good as it claims."""
+    """Load the folder in clean processes. Raise ValueError where it does not load, or is not as good as it claims."""
     results = ModelCard.load(folder / "README.md").data.eval_results or []
     claims = {result.metric_name: result.metric_value for result in results}
     if "last" not in claims:
         raise ValueError(f"the card in {str(folder)!r} claims no accuracy, so nothing can be proven: evaluate the run")
     test = load_test_set(data_args)
     with tempfile.TemporaryDirectory() as scratch:
-        modality = modality_of_columns(test.features)
+        modality = modality_of_columns(test.features) or IMAGE
         pipeline_inputs(test, folder).save_to_disk(f"{scratch}/test")
         settings = json.dumps(PIPELINE_SETTINGS[modality])
-        found = in_clean_process(CLASSIFY, scratch, str(folder.resolve()), f"{scratch}/test", modality.task, settings)
-        if abs(found - claims["last"]) > max(5e-5, 1.01 / len(test)):  # rounding, or one whose best classes tie
+        accuracy = in_clean_process(
+            CLASSIFY, scratch, str(folder.resolve()), f"{scratch}/test", modality.task, settings
+        )
+        if abs(accuracy - claims["last"]) > max(5e-5, 1.01 / len(test)):  # rounding, or one whose best classes tie
             raise ValueError(
-                f"{str(folder)!r} claims an accuracy of {claims['last']} and has {found}: it is not released"
+                f"{str(folder)!r} claims an accuracy of {claims['last']} and has {accuracy}: it is not released"
             )
         loaded = in_clean_process(LOAD, scratch, str(folder.resolve()))
     size = f"{len(test)} {modality.things}"
-    print(f"claimed {100 * claims['last']:.2f} %, found {100 * found:.2f} % by the pipeline, on {size}")
+    print(f"claimed {100 * claims['last']:.2f} %, found {100 * accuracy:.2f} % by the pipeline, on {size}")
     for subfolder, parts in zip(("", " of model_a", " of model_b"), loaded, strict=False):
         print(f"load_famus{subfolder} gives {', '.join(parts)}", flush=True)
 
 
 def pipeline_inputs(test: Dataset, folder: Path) -> Dataset:
-    """Columns `input`, as the pipeline of this kind of data takes it, and `label`."""
+    """Return columns `input`, as the pipeline of this kind of data takes it, and `label`."""
     if "image" in test.features:
         return test.select_columns(["image", "label"]).rename_column("image", "input")
     if "text" in test.features:
         names = [name for name in ("text", "text_pair") if name in test.features]
-        found: list[Any] = [dict(zip(names, (text or "" for text in texts), strict=True))
+        inputs: list[Any] = [dict(zip(names, (text or "" for text in texts), strict=True))
                             for texts in zip(*(test[name] for name in names), strict=True)]  # fmt: skip
     else:
         extractor = load_famus(folder)[3]
-        found = RecordingInputs(test, extractor).waves()
+        inputs = RecordingInputs(test, extractor).waves()
     labels = test.select_columns("label").flatten_indices()
-    return labels.add_column("input", found)
+    return labels.add_column("input", inputs)
 
 
-def load_test_set(data_args: DataArguments) -> Any:
+def load_test_set(data_args: DataArguments) -> Dataset:
+    """Return the test split. Raise ValueError where the data are not at hand."""
     try:
         data = load_noisy_dataset(**source_of(data_args), max_eval_samples=data_args.max_eval_samples, num_meta=0)
     except (ValueError, OSError) as error:
@@ -166,7 +172,7 @@ def load_test_set(data_args: DataArguments) -> Any:
 
 
 def in_clean_process(code: str, home: str, *arguments: str) -> Any:
-    """What a new process prints last. Its cache of remote code is empty, and it reaches no Hub."""
+    """Return what a new process prints last. Its cache of remote code is empty, and it reaches no Hub."""
     environment = {**os.environ, "HF_HOME": f"{home}/cache", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", code, *arguments]
     result = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
@@ -188,20 +194,18 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--private", action="store_true", help="make the repository private if it is new")
     parser.epilog = "Other flags: those of run_famus.py. --hub_model_id USER/NAME pushes the release there."
     options, passed_on = parser.parse_known_args(argv)
-    try:
+    with started_as("release.py", errors=(*USER_ERRORS, TypeError)):
         release(options, passed_on)
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        sys.exit(f"release.py: error: {' '.join(str(error).split())}")
 
 
 def release(options: argparse.Namespace, argv: list[str]) -> None:
-    """Trains or takes, lays out, checks, pushes."""
+    """Train or take a run, lay it out, check it, push it."""
     settings = parse_arguments(argv)
     _, data_args, args = settings
     if args.push_to_hub:
         raise ValueError("--push_to_hub would push what is not proven yet: --hub_model_id alone pushes the release")
     recipe, run = take_flag(argv, "--recipe")[0], options.run
-    options.name = options.name or Path(args.hub_model_id or recipe or run or args.output_dir).name
+    options.name = options.name or Path(str(args.hub_model_id or recipe or run or args.output_dir)).name
     target = options.release_dir / options.name
     if run is None:
         prepare(options, args)  # found out before hours of training
@@ -222,7 +226,7 @@ def release(options: argparse.Namespace, argv: list[str]) -> None:
 
 
 def prepare(options: argparse.Namespace, args: FaMUSTrainingArguments) -> str:
-    """The repository, if there is to be one. Raises ValueError where it can't be pushed to."""
+    """Return the repository, if there is to be one. Raise ValueError where it can't be pushed to."""
     if args.hub_model_id is None:
         return ""
     private = options.private or None

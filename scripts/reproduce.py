@@ -30,81 +30,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmark import prepare, seconds_of
-from experiments.two_networks_table import NOISE, OPTIONAL, ROWS, SETTINGS, format_methods
+from experiments.steps import prepare, seconds_of
+from experiments.table_rows import TABLES, rows_of
+from experiments.two_networks_table import NOISE, OPTIONAL, SETTINGS, format_methods
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from famus_hf import FaMUSTrainingArguments
-from famus_hf.cli.arguments import fail, parse_arguments
-from famus_hf.cli.results import format_mean
+from famus_hf.cli.arguments import parse_arguments
+from famus_hf.cli.program import USER_ERRORS, fail, started_as
 from famus_hf.cli.run import Run
 from famus_hf.cli.run_setup import load_data, settings_for
+from famus_hf.reporting.tables import format_mean
 
 PLAIN_EVERY = 10  # steps of a run between two plain steps of its twin
 EVALUATIONS = 8  # of a run, evenly spaced; the last one is at its end
-LOOKS = ("--log_stage_times=10", "--log_layers=50", "--log_weights=100", "--log_meta_gradient=50")  # of table figures
-TABLES = {
-    "3": "losses",
-    "4": "sampling strategies",
-    "speed": "departures from the paper's step that save time",
-    "two-networks": "without any clean label, two networks beside one",
-    "figures": "what Figures 1, 3, 4 and 5 compare, with diagnostics",
-    "fine-tuning": "a pretrained network with AdamW, and its virtual step",
-}
-
-
-def rows_of(options: argparse.Namespace) -> dict[str, list[str]]:
-    """Row of the table → flags of run_famus.py."""
-    if options.table == "two-networks":
-        return ROWS
-    learned = ["--layer_sampler=learned"]
-    plain, exact = ["--meta_learner=none"], ["--layer_sampler=all"]
-    if options.table == "figures":
-        return {
-            "plain training": plain,
-            "MW-Net": [*exact, *LOOKS],
-            "random, s = 4": ["--layer_sampler=random", "--random_layers=4", *LOOKS],
-            "FaMUS (K = 4)": [*learned, *LOOKS],
-            "FaMUS (budget 0.2)": [*learned, "--meta_budget=0.2", *LOOKS],
-        }
-    if options.table == "fine-tuning":
-        famus = [*learned, "--meta_budget=0.2"]
-        by_sgd = [*famus, "--meta_optim=sgd", "--meta_learning_rate=0.01"]
-        return {
-            "plain training": plain,
-            "MW-Net": exact,
-            "FaMUS (budget 0.2)": famus,
-            "FaMUS (budget 0.2), virtual step by SGD": [*famus, "--virtual_step=sgd"],
-            "FaMUS (budget 0.2), meta-net by SGD": by_sgd,
-            "FaMUS (budget 0.2), both by SGD": [*by_sgd, "--virtual_step=sgd"],
-            "preset fast": ["--preset=fast"],
-        }
-    rows = {"plain training": plain, "MW-Net, all layers (L_c)": exact}
-    if options.table == "3":
-        rows["sampler, L_c + L_g"] = [*learned, "--sparsity_weight=0"]
-        rows["sampler, L_c + L_r"] = [*learned, "--gradient_match_weight=0"]
-    elif options.table == "speed":
-        top = ["--layer_sampler=all", "--candidate_layers=4"]
-        batch = FaMUSTrainingArguments.per_device_train_batch_size
-        reused, quarter = "--reuse_virtual_gradient=true", f"--meta_batch_size={batch // 4}"
-        rows["top 4, fixed"] = top
-        rows["top 4, meta batch n/4"] = [*top, quarter]
-        rows["top 4, meta step every 10"] = [*top, "--meta_interval=10"]
-        rows["top 4, finite differences"] = [*top, "--derivative=finite"]
-        rows["top 4, virtual scope candidates"] = [*top, "--virtual_scope=candidates"]
-        rows["top 4, virtual scope candidates, n/4"] = [*top, "--virtual_scope=candidates", quarter]
-        rows["top 4, reused gradient"] = [*top, reused]
-        rows["top 4, reused gradient, n/4"] = [*top, reused, quarter]
-        rows["top 4, reused gradient, every 10"] = [*top, reused, "--meta_interval=10"]
-        return rows
-    else:
-        rows |= {f"block {b}": ["--layer_sampler=block", f"--sampler_block={b}"] for b in options.blocks}
-        rows |= {f"random, s = {s}": ["--layer_sampler=random", f"--random_layers={s}"] for s in options.random_layers}
-        rows["top 4, fixed"] = ["--layer_sampler=all", "--candidate_layers=4"]
-    rows["FaMUS (K = 4)"] = learned
-    rows["FaMUS (K = 4), relative slopes"] = [*learned, "--sampler_relative_slopes=true"]
-    rows |= {f"FaMUS (budget {b:g})": [*learned, f"--meta_budget={b}"] for b in options.budgets}
-    return rows
 
 
 class PlainTwin(TrainerCallback):
@@ -129,12 +67,12 @@ class PlainTwin(TrainerCallback):
 
 
 def trimmed_mean(values: list[float]) -> float:
-    """The mean without the slowest tenth: gates change the cost of a step, the machine's hiccups are left out."""
+    """Return the mean without the slowest tenth: gates change the cost of a step, hiccups are left out."""
     return statistics.fmean(sorted(values)[: max(1, round(0.9 * len(values)))])
 
 
 def train_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: list[str]) -> None:
-    """Every row of the table for one noise and one seed, on the same data."""
+    """Train every row of the table for one noise and one seed, on the same data."""
     data, first = None, None
     for name, flags in rows_of(options).items():
         folder = folder_of(options, noise, name, seed)
@@ -164,7 +102,7 @@ def train_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: li
 
 
 def flags_of_all_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: list[str]) -> list[str]:
-    """What the rows have in common."""
+    """Return what the rows have in common."""
     noise_type, _, rate = noise.partition(":")
     evaluations = 16 if options.table == "figures" else EVALUATIONS
     is_pretrained = any(flag.startswith("--model_name_or_path") for flag in passed_on)
@@ -179,7 +117,7 @@ def flags_of_all_rows(options: argparse.Namespace, noise: str, seed: int, passed
 
 
 def is_finished(record: Path, argv: list[str]) -> bool:
-    """Whether this very run is there already."""
+    """Return whether this very run is there already."""
     if not record.is_file():
         return False
     if json.loads(record.read_text(encoding="utf-8")).get("flags") != argv:
@@ -188,19 +126,19 @@ def is_finished(record: Path, argv: list[str]) -> bool:
 
 
 def folder_of(options: argparse.Namespace, noise: str, name: str, seed: int) -> Path:
-    """What the run leaves: network, meta-net, model card."""
+    """Return the folder of what the run leaves: network, meta-net, model card."""
     plain_name = "".join(c if c.isalnum() else "-" for c in name.lower())
     return Path(options.output_dir) / noise.replace(":", "-") / f"{plain_name}-{seed}"
 
 
 def record_of(options: argparse.Namespace, noise: str, name: str, seed: int) -> Path:
-    """The figures of the run."""
+    """Return the file with the figures of the run."""
     folder = folder_of(options, noise, name, seed)
     return Path(options.results_dir or options.output_dir) / folder.parent.name / f"{folder.name}.json"
 
 
 def finished_runs(options: argparse.Namespace, noise: str, name: str) -> list[dict[str, Any]]:
-    """The figures of a row's runs that are there."""
+    """Return the figures of a row's runs that are there."""
     files = [record_of(options, noise, name, seed) for seed in options.seeds]
     return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
 
@@ -209,7 +147,7 @@ def print_tables(options: argparse.Namespace) -> None:
     words = f"{options.num_train} training examples"
     if options.table == "two-networks":
         runs = {
-            name: {noise: found for noise in options.noise if (found := finished_runs(options, noise, name))}
+            name: {noise: records for noise in options.noise if (records := finished_runs(options, noise, name))}
             for name in rows_of(options)
         }
         print(f"\n{options.dataset_name}, {words}, no clean label\n{format_methods(runs)}")
@@ -219,7 +157,7 @@ def print_tables(options: argparse.Namespace) -> None:
 
 
 def format_table(options: argparse.Namespace, noise: str) -> str:
-    """The finished runs of one noise as a Markdown table."""
+    """Return the finished runs of one noise as a Markdown table."""
     head = ["", "last, %", "best, %", "ms a step", "ratio to plain", "layers on", "gates' cost", "seeds"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name in rows_of(options):
@@ -241,7 +179,7 @@ def format_table(options: argparse.Namespace, noise: str) -> str:
 
 
 def run_jobs(options: argparse.Namespace, argv: list[str]) -> None:
-    """One process for each noise and seed, `--jobs` at a time, the cores shared out among them."""
+    """Start one process for each noise and seed, `--jobs` at a time, the cores shared out among them."""
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
 
@@ -252,10 +190,11 @@ def run_jobs(options: argparse.Namespace, argv: list[str]) -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
         codes = list(pool.map(lambda job: run(*job), [(n, s) for s in options.seeds for n in options.noise]))
     if any(codes):
-        sys.exit(f"reproduce.py: error: {sum(map(bool, codes))} of {len(codes)} processes failed")
+        fail(f"{sum(map(bool, codes))} of {len(codes)} processes failed")
 
 
-def main(argv: list[str]) -> None:
+def build_parser() -> argparse.ArgumentParser:
+    """Return what reads the flags of this script; others go to every run."""
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -277,7 +216,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output_dir", default="outputs/tables", help="a folder for each run is made below")
     parser.add_argument("--results_dir", help="a small JSON file with the figures of each run goes here (--output_dir)")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time, one for each noise and seed")
-    options, passed_on = parser.parse_known_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    with started_as("reproduce.py", errors=(*USER_ERRORS, TypeError)):
+        reproduce(*build_parser().parse_known_args(argv), argv)
+
+
+def reproduce(options: argparse.Namespace, passed_on: list[str], argv: list[str]) -> None:
+    """Train what is missing, and print the tables."""
     is_clean = options.table != "two-networks"
     options.num_meta = options.num_meta if is_clean else 0
     options.noise = options.noise or (["pair:0.4", "symmetric:0.6"] if is_clean else list(NOISE))
@@ -291,10 +239,7 @@ def main(argv: list[str]) -> None:
     else:
         for noise in options.noise:
             for seed in options.seeds:
-                try:
-                    train_rows(options, noise, seed, passed_on)
-                except (ValueError, TypeError, OSError) as error:
-                    fail(error)
+                train_rows(options, noise, seed, passed_on)
     print_tables(options)
 
 

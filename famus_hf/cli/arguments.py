@@ -1,30 +1,25 @@
-"""Command line of run_famus.py: its flags, `--config` files and recipes."""
+"""The flags of `famus-hf train` and of run_famus.py, by topic, and how they become settings."""
 
-import json
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
-
-import yaml
-from transformers import HfArgumentParser
+from typing import TYPE_CHECKING
 
 from famus_hf import FaMUSTrainingArguments
-from famus_hf.data.labels.noise import NOISE_TYPES
-from famus_hf.data.media.modalities import AUDIO, TEXT, Modality
-from famus_hf.data.sources.benchmarks import BUILDERS
-from famus_hf.data.sources.load_source import HUB_DATASETS
-from famus_hf.models import BACKBONES
+from famus_hf.cli.config_files import flags_of_yaml, named, recipe_names, recipe_path, take_flag
+from famus_hf.cli.parser import TopicParser
+from famus_hf.cli.program import fail, program_name
 
-RECIPES = Path(__file__).parent / "recipes"
+if TYPE_CHECKING:
+    from famus_hf.data.media.modalities import Modality
+
 PROTOCOLS = ("clean", "paper")
 CROPPED_DATASETS = ("cifar10", "cifar100", "cifar10n", "cifar100n", "cnwl")  # augmented by pad-crop by default
 
-DEFAULTS = {  # of run_famus.py, where transformers' own would neither evaluate nor save a short run
-    "--eval_strategy": "epoch",
-    "--save_strategy": "epoch",
-    "--save_total_limit": "2",
-    "--logging_strategy": "epoch",
+DEFAULTS = {  # where transformers' own would neither evaluate nor save a short run
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": "2",
+    "logging_strategy": "epoch",
 }
 
 # For texts and recordings, whose networks are pretrained: transformers' optimizer and schedule, with usual rates.
@@ -32,21 +27,55 @@ FINE_TUNING = {
     "optim": "adamw_torch", "lr_scheduler_type": "linear", "weight_decay": "0.01", "max_grad_norm": "1.0",
     "num_train_epochs": "3", "per_device_train_batch_size": "32",
 }  # fmt: skip
-LEARNING_RATES = {TEXT: "2e-5", AUDIO: "3e-5"}
+LEARNING_RATES = {"text": "2e-5", "audio": "3e-5"}  # by the column of a modality
 
-SOURCE_FLAGS = {  # where the data lie and what their columns are called: flag → argument of load_noisy_dataset
-    "dataset_name": "name",
-    "dataset_config_name": "config_name",
-    "data_dir": "data_dir",
-    "train_dir": "train_dir",
-    "validation_dir": "validation_dir",
-    "image_column_name": "image_column_name",
-    "text_column_name": "text_column_name",
-    "text_pair_column_name": "text_pair_column_name",
-    "audio_column_name": "audio_column_name",
-    "label_column_name": "label_column_name",
-    "clean_label_column_name": "clean_label_column_name",
-}
+NETWORK, SOURCE = "the network", "where the data lie"
+# Topic → flags. Every flag of ours, and every one of transformers' whose default is ours, is in exactly one.
+TOPICS: dict[str, tuple[str, ...]] = {
+    NETWORK: ("backbone", "model_name_or_path", "model_revision", "trust_remote_code", "freeze_feature_encoder"),
+    SOURCE: (
+        "dataset_name", "dataset_config_name", "data_dir", "train_dir", "validation_dir", "image_column_name",
+        "text_column_name", "text_pair_column_name", "audio_column_name", "label_column_name",
+        "clean_label_column_name",
+    ),
+    "examples and labels": (
+        "noise", "noise_type", "noise_exact_count", "noise_file", "imbalance_factor", "max_train_samples",
+        "max_eval_samples", "streaming",
+    ),
+    "the run": ("protocol", "compare", "early_stopping_patience", "label_report", "nan_policy"),
+    "meta set and meta-learner": (
+        "meta_learner", "meta_set", "num_meta", "meta_batch_size", "meta_learning_rate", "meta_optim",
+        "weight_normalization", "plain_warmup_epochs", "mlc_form", "mlc_reduction", "mlc_keep_matrix",
+    ),
+    "layer sampler": (
+        "layer_sampler", "expected_layers", "meta_budget", "candidate_layers", "sampler_block", "random_layers",
+        "sparsity_weight", "gradient_match_weight", "sampler_learning_rate", "sampler_temperature",
+        "sampler_initial_bias", "sampler_relative_slopes",
+    ),
+    "virtual step and cost of a step": (
+        "preset", "meta_interval", "virtual_step", "virtual_scope", "reuse_virtual_gradient",
+        "scale_example_gradients", "derivative",
+    ),
+    "two networks": (
+        "two_networks", "clean_threshold", "calibrate_division", "unlabelled_share", "division_history",
+        "sharpening_temperature", "mixup_alpha", "unlabelled_weight", "ramp_up_epochs", "warmup_confidence_penalty",
+    ),
+    "base loss and class balance": (
+        "base_loss", "focal_gamma", "class_balance_beta", "ldam_max_margin", "ldam_scale", "ldam_reweight_from",
+        "balanced_batches_per_epoch",
+    ),
+    "images, texts and recordings": (
+        "augmentation", "augmentation_padding_mode", "image_size", "resize_size", "image_mean", "image_std",
+        "max_seq_length", "max_length_seconds",
+    ),
+    "diagnostics": ("log_stage_times", "log_meta_gradient", "meta_gradient_draws", "log_weights", "log_layers"),
+    "transformers' flags whose defaults are ours": (
+        "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate",
+        "lr_scheduler_type", "lr_milestones", "optim", "weight_decay", "max_grad_norm", "dataloader_drop_last",
+        "remove_unused_columns", "restore_callback_states_from_checkpoint", "ddp_find_unused_parameters",
+        "output_dir", *DEFAULTS,
+    ),
+}  # fmt: skip
 
 
 @dataclass
@@ -56,8 +85,9 @@ class ModelArguments:
     backbone: str | None = field(
         default=None,
         metadata={
-            "help": f"Network trained from scratch: {', '.join(BACKBONES)}. Default: tiny for small images, "
-            "else wide-resnet-28-10."
+            "help": "Network trained from scratch: tiny, small, medium, wide-resnet-28-10, wide-resnet-40-2, "
+            "preact-resnet-18, cifar-resnet-32, resnet-50, inception-resnet-v2. Default: tiny for small images, else "
+            "wide-resnet-28-10."
         },
     )
     model_name_or_path: str | None = field(
@@ -91,9 +121,9 @@ class DataArguments:
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": f"digits (the default), {', '.join(HUB_DATASETS)}; {', '.join(BUILDERS)} in --data_dir; a Hub id; "
-            "or a local folder: images or recordings in a folder for each class, parquet, csv, jsonl, arrow, idx files "
-            "of MNIST's format."
+            "help": "digits, cifar10, cifar100, fashion_mnist; cifar10n, cifar100n, cnwl, mini-webvision, clothing1m, "
+            "food101n, animal10n in --data_dir; a Hub id; or a local folder: images or recordings in a folder for each "
+            "class, parquet, csv, jsonl, arrow, idx files of MNIST's format."
         },
     )
     dataset_config_name: str | None = field(
@@ -121,7 +151,14 @@ class DataArguments:
         default=None, metadata={"help": "Column of true labels, where the data's own labels are the noisy ones."}
     )
     noise: float = field(default=0.0, metadata={"help": "Rate of label noise to add, from 0 to below 1."})
-    noise_type: str = field(default="symmetric", metadata={"help": f"One of {', '.join(NOISE_TYPES)}."})
+    noise_type: str = field(
+        default="symmetric",
+        metadata={
+            "help": "symmetric, symmetric-exclusive (never the true class), asymmetric (between classes that are "
+            "alike), pair (the next class), flip (another class for each), flip2 (one of two) or instance (the "
+            "class depends on the example)."
+        },
+    )
     noise_exact_count: bool = field(
         default=False,
         metadata={"help": "Strike exactly noise · N examples (DivideMix), and not each with this probability."},
@@ -165,109 +202,67 @@ class DataArguments:
     )
 
 
-def fail(message: object) -> NoReturn:
-    """Ends the program with one sentence on standard error."""
-    print(f"run_famus.py: error: {' '.join(str(message).split())}", file=sys.stderr)
-    sys.exit(2)
+Settings = tuple[ModelArguments, DataArguments, FaMUSTrainingArguments]
 
 
-def parse_arguments(
-    argv: list[str], modality: Modality | None = None
-) -> tuple[ModelArguments, DataArguments, FaMUSTrainingArguments]:
-    """Flags, and below them the values of `--config file.yaml`; below those what suits texts or recordings."""
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, FaMUSTrainingArguments),
-        description="Trains a classifier of images, texts or recordings on noisy labels.",
-    )
-    parser.add_argument("--config", default=None, help="YAML file of defaults; flags win.")
-    parser.add_argument("--recipe", default=None, help=f"One of {', '.join(recipe_names())}; --config and flags win.")
-    parser.error = fail
-    known = {option for action in parser._actions for option in action.option_strings}
+def parse_arguments(argv: list[str], modality: "Modality | None" = None) -> Settings:
+    """Return the flags' settings; below them the values of `--config`, below those what suits texts or recordings."""
+    parser = build_parser(fine_tuning(modality))
     recipe, argv = take_flag(argv, "--recipe")
     config, argv = take_flag(argv, "--config")
-    from_files = [] if recipe is None else flags_of_yaml(recipe_path(recipe), known)
-    from_files += [] if config is None else flags_of_yaml(Path(config), known)
-    usual = DEFAULTS | {f"--{name}": value for name, value in fine_tuning(modality).items()}
-    flags = [*[f"{flag}={value}" for flag, value in usual.items()], *from_files, *argv]  # the last one wins
+    from_files = [] if recipe is None else flags_of_yaml(recipe_path(recipe), parser.flags)
+    from_files += [] if config is None else flags_of_yaml(Path(config), parser.flags)
+    flags = [*from_files, *argv]  # the last one wins
     model_args, data_args, args, _ = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+    _complete(model_args, data_args, args, named(flags))
+    return model_args, data_args, args
+
+
+def build_parser(usual: dict[str, str]) -> TopicParser:
+    """Return what reads the flags and prints the help; `usual` are defaults that go before all others."""
+    parser = TopicParser(
+        (ModelArguments, DataArguments, FaMUSTrainingArguments),
+        topics=TOPICS,
+        others="other flags of transformers' TrainingArguments",
+        description="Trains a classifier of images, texts or recordings on noisy labels, and evaluates it.",
+        usage=f"{program_name()} [--recipe NAME] [--config FILE] [flags]",
+    )
+    parser.add_argument("--recipe", help=f"Settings of one of {', '.join(recipe_names())}; --config and flags win.")
+    parser.add_argument("--config", help="YAML file of defaults; flags win.")
+    parser.set_defaults(output_dir=None, **DEFAULTS, **usual)
+    parser.help_of("dataset_name", f"{help_texts()['dataset_name']} Default: digits, without --train_dir.")
+    parser.help_of("output_dir", "Folder of the run. Default: outputs/ and the name of the data set.")
+    return parser
+
+
+def help_texts() -> dict[str, str]:
+    """Return the help of each flag about data."""
+    return {flag.name: flag.metadata["help"] for flag in fields(DataArguments)}
+
+
+def _complete(
+    model_args: ModelArguments, data_args: DataArguments, args: FaMUSTrainingArguments, given: set[str]
+) -> None:
+    """Fill in defaults that depend on other flags; `given` are the names of those that were given."""
     if data_args.protocol not in PROTOCOLS:
         fail(f"--protocol {data_args.protocol!r} is unknown: choose one of {', '.join(PROTOCOLS)}")
     if data_args.dataset_name is None and data_args.train_dir is None:
         data_args.dataset_name = "digits"
-    if (
-        args.augmentation == "none"
-        and data_args.dataset_name in CROPPED_DATASETS
-        and "augmentation" not in named(flags)
-    ):
+    if args.augmentation == "none" and data_args.dataset_name in CROPPED_DATASETS and "augmentation" not in given:
         args.augmentation = "pad-crop"
     if model_args.two_networks and args.meta_set is None:  # which need no clean labels, known or not
         args.meta_set = "clean" if data_args.num_meta else "pseudo-clean"
-    if args.output_dir == "trainer_output":
+    if args.output_dir == "trainer_output":  # transformers' default
         args.output_dir = str(Path("outputs") / short_name(data_args))
-    return model_args, data_args, args
 
 
-def fine_tuning(modality: Modality | None) -> dict[str, str]:
-    """Settings of a run with texts or recordings where nobody says otherwise; none for images."""
-    return {**FINE_TUNING, "learning_rate": LEARNING_RATES[modality]} if modality in LEARNING_RATES else {}
-
-
-def named(flags: list[str]) -> set[str]:
-    """The names of all flags that were given, on the command line or in a file."""
-    return {flag.split("=")[0].removeprefix("--") for flag in flags if flag.startswith("--")}
-
-
-def source_of(options: Any) -> dict[str, Any]:
-    """The arguments of load_noisy_dataset that say where the data lie, from parsed flags; a script may lack some."""
-    return {argument: getattr(options, flag, None) for flag, argument in SOURCE_FLAGS.items()}
+def fine_tuning(modality: "Modality | None") -> dict[str, str]:
+    """Return the settings of a run with texts or recordings where nobody says otherwise; none for images."""
+    if modality is None or modality.column not in LEARNING_RATES:
+        return {}
+    return {**FINE_TUNING, "learning_rate": LEARNING_RATES[modality.column]}
 
 
 def short_name(data_args: DataArguments) -> str:
+    """Return the data set's name without the folders that lead to it."""
     return Path(str(data_args.dataset_name or data_args.train_dir)).resolve().name
-
-
-def take_flag(argv: list[str], name: str) -> tuple[str | None, list[str]]:
-    """The value of a flag, if it is there, and the other arguments."""
-    place = next((i for i, flag in enumerate(argv) if flag.split("=")[0] == name), None)
-    if place is None:
-        return None, argv
-    if "=" in argv[place]:
-        return argv[place].partition("=")[2], argv[:place] + argv[place + 1 :]
-    if place + 1 == len(argv):
-        fail(f"{name} needs a value")
-    return argv[place + 1], argv[:place] + argv[place + 2 :]
-
-
-def recipe_names() -> list[str]:
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def recipe_path(name: str) -> Path:
-    """The file of a recipe. Ends the program where there is none."""
-    if name not in recipe_names():
-        fail(f"--recipe {name!r} is unknown: choose one of {', '.join(recipe_names())}")
-    return RECIPES / f"{name}.yaml"
-
-
-def flags_of_yaml(path: Path, known: set[str]) -> list[str]:
-    """The file's values as flags, so that types are converted as on the command line (`1e-3` stays a number).
-
-    `about` is for the reader: where a recipe's settings come from, and which are doubtful.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        fail(f"--config {path} can't be read: {error}")
-    if not isinstance(values, dict):
-        fail(f"--config {path} must hold a mapping of flag names to values")
-    flags: list[str] = []
-    for name, value in values.items():
-        if name == "about":
-            continue
-        if f"--{name}" not in known:
-            fail(f"--config {path} has the unknown name {name!r}: use the names of the flags, without dashes")
-        if isinstance(value, list):
-            flags += [f"--{name}", *map(str, value)]
-        elif value is not None:
-            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-    return flags

@@ -1,13 +1,14 @@
-"""What a run of run_famus.py takes: seconds of its steps and epochs, memory."""
+"""What a run takes: seconds of its steps and epochs, memory."""
 
 import resource
 import statistics
 import sys
-import time
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
+
+from famus_hf.core.timer import Timer
 
 
 class StepTimer(TrainerCallback):
@@ -17,32 +18,25 @@ class StepTimer(TrainerCallback):
         self.seconds: list[float] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        self.started = now()
+        self.started = Timer(args.device).now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        self.seconds.append(now() - self.started)
+        self.seconds.append(Timer(args.device).now() - self.started)
 
     @property
     def median_step(self) -> float | None:
-        """Seconds; None where no step was taken."""
+        """Return seconds; None where no step was taken."""
         return statistics.median(self.seconds) if self.seconds else None
 
 
-def now() -> float:
-    """Seconds on the clock once a GPU has done what it was told."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def start_measuring_memory(device: torch.device) -> None:
-    """From here on, on a GPU; the peak of a process on the CPU can't be taken back."""
+    """Measure from here on, on a GPU; the peak of a process on the CPU can't be taken back."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most that torch had on the GPU; on the CPU, the most that the process had since it started."""
+    """Return the most that torch had on the GPU; on the CPU, the most that the process had since it started."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in kilobytes, but on macOS in bytes

@@ -2,7 +2,6 @@
 
 import shlex
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from datasets import Dataset
 
 from famus_hf import FaMUSTrainer, TwoNetworkTrainer
-from famus_hf.cli.arguments import SOURCE_FLAGS, DataArguments
+from famus_hf.cli.arguments import SOURCE, TOPICS, DataArguments
 from famus_hf.data.sources.idx import is_called_fashion, is_idx_folder
 from famus_hf.data.sources.load_source import DATA_LICENSES, HUB_DATASETS
 from famus_hf.metrics import AveragePrecision
@@ -18,7 +17,7 @@ from famus_hf.two_networks.peer import Peer
 
 
 def summary_of(report: Dataset) -> dict[str, Any]:
-    """What all_results.json says of a label report."""
+    """Return what all_results.json says of a label report."""
     sound = np.asarray(report["clean_probability"][:])
     summary: dict[str, Any] = {
         "suspect_labels": int((sound < 0.5).sum()),
@@ -27,13 +26,13 @@ def summary_of(report: Dataset) -> dict[str, Any]:
     if "clean_label" in report.features:
         wrong = np.asarray(report["label"][:]) != np.asarray(report["clean_label"][:])
         if wrong.any():
-            found = AveragePrecision().compute(predictions=1 - sound, references=wrong.astype(int))
-            summary["wrong_label_average_precision"] = found["average_precision"]
+            score = AveragePrecision().compute(predictions=1 - sound, references=wrong.astype(int))
+            summary["wrong_label_average_precision"] = score["average_precision"]
     return summary
 
 
 def layers_of(trainer: FaMUSTrainer) -> dict[str, Any]:
-    """Which layers carried the meta gradient; of two networks the mean of both."""
+    """Return which layers carried the meta gradient; of two networks the mean of both."""
     metas = [peer.meta for peer in peers_of(trainer)] or [meta for meta in [trainer.meta] if meta is not None]
     shares = [meta.share_of_steps_on for meta in metas]
     names = dict.fromkeys(name for share in shares for name in share)
@@ -46,12 +45,12 @@ def layers_of(trainer: FaMUSTrainer) -> dict[str, Any]:
 
 
 def peers_of(trainer: FaMUSTrainer) -> tuple[Peer, ...]:
-    """The two networks and what belongs to each; nothing where there is one network."""
+    """Return the two networks and what belongs to each; nothing where there is one network."""
     return trainer.peers if isinstance(trainer, TwoNetworkTrainer) else ()
 
 
 def two_network_facts(trainer: FaMUSTrainer) -> dict[str, Any]:
-    """What all_results.json says of two networks and of how they last divided the training set for each other."""
+    """Return what all_results.json says of two networks and of how they last divided the training set."""
     if not isinstance(trainer, TwoNetworkTrainer):
         return {}
     return {
@@ -73,7 +72,7 @@ def two_network_facts(trainer: FaMUSTrainer) -> dict[str, Any]:
 
 
 def as_baseline(results: dict[str, Any]) -> dict[str, Any]:
-    """A finished run as a row of another's model card."""
+    """Return a finished run as a row of another's model card."""
     return {
         "method": results["method"],
         "last": results["eval_accuracy"],
@@ -83,7 +82,7 @@ def as_baseline(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def command_of(argv: list[str]) -> str:
-    """The command line for the model card, without what concerns this machine and its user: token, target, paths."""
+    """Return the command line for the model card, without what concerns this machine and its user."""
     kept = []
     for flag, values in grouped(argv):
         if not flag.startswith(("--hub_", "--output_dir", "--push_to_hub", "--resume_from_checkpoint")):
@@ -92,7 +91,7 @@ def command_of(argv: list[str]) -> str:
 
 
 def grouped(argv: list[str]) -> list[tuple[str, list[str]]]:
-    """Each flag with its values."""
+    """Return each flag with its values."""
     groups: list[tuple[str, list[str]]] = []
     for word in argv:
         if word.startswith("--"):
@@ -104,19 +103,19 @@ def grouped(argv: list[str]) -> list[tuple[str, list[str]]]:
 
 
 def shown(value: str) -> str:
-    """A value of the command line without the path of a file or folder."""
+    """Return a value of the command line without the path of a file or folder."""
     return known_name(value) or (Path(value).resolve().name if Path(value).exists() else value)
 
 
 def known_name(folder: str) -> str | None:
-    """The name that leads to the same images and labels as a local folder, where there is one."""
+    """Return the name that leads to the same images and labels as a local folder, where there is one."""
     path = Path(folder)
     is_known = bool(folder) and path.is_dir() and is_idx_folder(path) and is_called_fashion(path)
     return "fashion_mnist" if is_known else None
 
 
 def data_facts(data_args: DataArguments, shown_name: str, dataset: Dataset) -> dict[str, Any]:
-    """What the model card says of the data set."""
+    """Return what the model card says of the data set."""
     name = known_name(data_args.dataset_name or "") or data_args.dataset_name or ""
     is_folder = Path(name).is_dir()
     return {
@@ -128,59 +127,10 @@ def data_facts(data_args: DataArguments, shown_name: str, dataset: Dataset) -> d
 
 
 def release_command(data_args: DataArguments, folder: str, repository: str, revision: str | None) -> str:
-    """The command that pushes a finished run once more."""
+    """Return the command that pushes a finished run once more."""
     words = ["python", "scripts/release.py", "--run", folder, "--hub_model_id", repository]
     words += [] if revision is None else ["--hub_revision", revision]
-    for name in (*SOURCE_FLAGS, "max_eval_samples"):  # which lead to the test set
+    for name in (*TOPICS[SOURCE], "max_eval_samples"):  # which lead to the test set
         value = getattr(data_args, name)
         words += [] if value is None else [f"--{name}", str(value)]
     return shlex.join(words)
-
-
-def format_table(rows: list[dict[str, Any]]) -> str:
-    """The runs side by side, one line each."""
-    width = max(24, *(len(row["method"]) + 2 for row in rows))
-    lines = [
-        f"{'method':<{width}}{'last acc.':>10}{'best acc.':>10}{'s/step':>9}{'noise':>8}{'layers on':>11}",
-        "-" * (width + 48),
-    ]
-    for row in rows:
-        seconds = row["train_seconds_per_step"]
-        lines.append(
-            f"{row['method']:<{width}}{100 * row['eval_accuracy']:>9.2f}%{100 * row['best_eval_accuracy']:>9.2f}%"
-            f"{'–' if seconds is None else format(seconds, '.4f'):>9}{format_rate(row['realised_noise_rate']):>8}"
-            f"{row['mean_active_layers']:>11.2f}"
-        )
-    return "\n".join(lines)
-
-
-def format_notes(rows: list[dict[str, Any]]) -> str:
-    """Below the table: what an epoch takes, and of two networks how many labels are wrong as they estimate."""
-    own = rows[-1]
-    lines = [f"seconds an epoch: {'; '.join(_epoch_of(row, rows[0]) for row in rows)}"]
-    if own.get("time_shares"):
-        shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in own["time_shares"].items())
-        lines.append(f"of an epoch after the warm-up of {own['method']}: {shares}")
-    if own.get("estimated_noise_rate") is not None:
-        lines.append(f"labels that are wrong, as the networks estimate: {format_rate(own['estimated_noise_rate'])}")
-    return "\n".join(lines)
-
-
-def _epoch_of(row: dict[str, Any], first: dict[str, Any]) -> str:
-    """Seconds of an epoch, and how many of plain training's where that is the first row."""
-    seconds, plain = row["seconds_per_epoch"], first["seconds_per_epoch"]
-    if seconds is None:
-        return f"{row['method']} –"
-    ratio = f" ({seconds / plain:.2f} × plain)" if first["method"] == "plain" and row is not first and plain else ""
-    return f"{row['method']} {seconds:.2f}{ratio}"
-
-
-def format_mean(values: Iterable[float], digits: int = 1) -> str:
-    """Mean ± sample standard deviation, the latter where there are several."""
-    values = list(values)
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{spread}"
-
-
-def format_rate(rate: float | None) -> str:
-    return "–" if rate is None else f"{100 * rate:.1f}%"

@@ -1,29 +1,28 @@
 """Trains a classifier on noisy labels with FaMUS, evaluates it and leaves a folder ready for the Hub.
 
-    accelerate launch scripts/run_famus.py --dataset_name digits --noise 0.4 --compare
+    famus-hf train --dataset_name digits --noise 0.4 --compare
 
 The data are images, texts or recordings. Every flag of transformers' TrainingArguments works, and those listed by
---help. `--config file.yaml` sets defaults, as does `--recipe NAME` (the paper's tables, in scripts/recipes/); flags
-win. With --two_networks, two networks divide the training set for each other, and no clean label is needed. With
---compare, plain training and the base method (all layers) run first, and with two networks DivideMix: same data,
-schedule and seed.
+--help. `--config file.yaml` sets defaults, as does `--recipe NAME` (the paper's tables, in recipes/); flags win. With
+--two_networks, two networks divide the training set for each other, and no clean label is needed. With --compare, plain
+training and the base method (all layers) run first, and with two networks DivideMix: same data, schedule and seed.
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, set_seed
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, TwoNetworkTrainer
-from famus_hf.cli.arguments import DataArguments, ModelArguments, fail, parse_arguments, short_name
+from famus_hf.cli.arguments import DataArguments, ModelArguments, parse_arguments, short_name
 from famus_hf.cli.measurements import StepTimer, peak_memory_mb, start_measuring_memory
+from famus_hf.cli.program import fail, started_as
 from famus_hf.cli.results import (
     as_baseline,
     command_of,
     data_facts,
-    format_notes,
-    format_table,
     layers_of,
     release_command,
     summary_of,
@@ -41,11 +40,12 @@ from famus_hf.cli.run_setup import (
 )
 from famus_hf.data.labels.noise_file import write_noise_file
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
-from famus_hf.errors import PushError, SaveError
+from famus_hf.errors import PushError
 from famus_hf.hub.push import is_hub_id
 from famus_hf.metrics import compute_accuracy
 from famus_hf.reporting.figures.run_records import read_run
 from famus_hf.reporting.model_card import recorded_accuracies
+from famus_hf.reporting.tables import format_notes, format_table
 from famus_hf.storage.atomic import atomic_write
 
 
@@ -74,7 +74,7 @@ class Run:
     def train(
         self, checkpoint: str | None, with_label_report: bool = False, card: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Trains, evaluates on the test set and writes the output folder. Returns what all_results.json holds.
+        """Train, evaluate on the test set and write the output folder. Return what all_results.json holds.
 
         Args:
             checkpoint: To go on from.
@@ -89,6 +89,7 @@ class Run:
         others = [split for split in self.data if split.startswith("test_")]  # further sets to test on
         for split in others:
             metrics |= trainer.evaluate(self.data[split], metric_key_prefix=split)
+        seconds = trainer.training_time.seconds
         results = {
             "method": self.name,
             "eval_accuracy": metrics["eval_accuracy"],
@@ -99,8 +100,8 @@ class Run:
             "protocol": self.data_args.protocol,
             **self.meta_set_facts,
             "train_seconds_per_step": self.timer.median_step,
-            "train_seconds": trainer.training_time.seconds,
-            "seconds_per_epoch": trainer.training_time.seconds / trainer.state.epoch if trainer.state.epoch else None,
+            "train_seconds": seconds,
+            "seconds_per_epoch": seconds / trainer.state.epoch if seconds and trainer.state.epoch else None,
             "peak_memory_mb": peak_memory_mb(self.args.device),
             "realised_noise_rate": self.realised_noise_rate,
             **two_network_facts(trainer),
@@ -120,6 +121,11 @@ class Run:
         return results
 
     @property
+    def is_first_process(self) -> bool:
+        """Whether this process is the one of several that writes and prints."""
+        return self.args.process_index == 0
+
+    @property
     def can_report(self) -> bool:
         """Whether the labels are to be examined, and can be."""
         return self.args.label_report and not self.data_args.streaming
@@ -137,15 +143,15 @@ class Run:
     def meta_set_facts(self) -> dict[str, Any]:
         """Kind and size of the meta set and, of a pseudo-clean one, the share of right labels, where it is known."""
         meta = self.trainer.meta_dataset if self.trainer.meta_learner else None
-        pseudo = isinstance(meta, PseudoCleanSet)
+        is_pseudo_clean = isinstance(meta, PseudoCleanSet)
         return {
-            "meta_set": None if meta is None else "pseudo-clean" if pseudo else "clean",
+            "meta_set": None if meta is None else "pseudo-clean" if is_pseudo_clean else "clean",
             "meta_set_size": None if meta is None else len(meta),
-            "meta_set_purity": meta.purity if pseudo else None,
+            "meta_set_purity": meta.purity if isinstance(meta, PseudoCleanSet) else None,
         }
 
     def write_records(self, results: dict[str, Any]) -> None:
-        folder, train = Path(self.args.output_dir), self.data["train"]
+        folder, train = Path(str(self.args.output_dir)), self.data["train"]
         with atomic_write(folder / "all_results.json") as path:
             path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         if self.data_args.streaming:
@@ -185,7 +191,7 @@ class Run:
             self.trainer.push_to_hub(**facts)
         except PushError as error:
             args = self.args
-            again = release_command(data_args, args.output_dir, str(self.trainer.hub_model_id), args.hub_revision)
+            again = release_command(data_args, str(args.output_dir), str(self.trainer.hub_model_id), args.hub_revision)
             self.unpushed = f"{error.failure}; the run is whole in {args.output_dir!r}, push it with: {again}"
 
     def describe_suspects(self, results: dict[str, Any]) -> str | None:
@@ -203,42 +209,62 @@ class Run:
         return "none"
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str], program: str = "run_famus.py") -> None:
+    """Train in this process, and what it is compared with before; print a table."""
+    is_debugged = "--log_level=debug" in argv or ("--log_level", "debug") in pairwise(argv)
+    with started_as(program, show_traceback=is_debugged):
+        runs, checkpoint = set_up(argv)
+        rows = train_all(runs, checkpoint, argv)
+        last = runs[-1]
+        if last.is_first_process:
+            print(f"\n{short_name(last.data_args)}, {last.noise_description}, seed {last.args.seed}\n")
+            print(f"{format_table(rows)}\n{format_notes(rows)}", flush=True)
+        if last.unpushed is not None:
+            fail(last.unpushed)
+
+
+def set_up(argv: list[str]) -> tuple[list[Run], str | None]:
+    """Return the run that the flags ask for, behind those that it is compared with, and the checkpoint to go on from.
+
+    Raises:
+        ValueError: One sentence on what is wrong with the flags, the data or the network; also OSError.
+    """
     try:
         model_args, data_args, args = parse_arguments(argv)
         checkpoint = resolve_checkpoint(model_args, args)
         data = load_data(data_args, args)
         model_args, data_args, args = settings_for(data, argv, (model_args, data_args, args))
         settings = [*(baselines_of(model_args, args) if data_args.compare else []), (model_args, args)]
-        runs = [Run(networks, data_args, own, data) for networks, own in settings]
-        if checkpoint is not None and is_hub_id(checkpoint):
-            checkpoint = check_checkpoint(runs[-1].trainer.fetch_checkpoint(checkpoint), model_args, args)
-    except (ValueError, TypeError, OSError) as error:
-        if "debug" in argv or "--log_level=debug" in argv:
-            raise
-        fail(error)
-    is_first = args.process_index == 0
-    rows = []
+        runs = [Run(networks, data_args, run_args, data) for networks, run_args in settings]
+    except TypeError as error:  # of a flag's value, in transformers
+        raise ValueError(str(error)) from error
+    if checkpoint is not None and is_hub_id(checkpoint):
+        checkpoint = check_checkpoint(runs[-1].trainer.fetch_checkpoint(checkpoint), model_args, args)
+    return runs, checkpoint
+
+
+def train_all(runs: list[Run], checkpoint: str | None, argv: list[str]) -> list[dict[str, Any]]:
+    """Train one after the other, the last one from the checkpoint. Return their results."""
+    rows: list[dict[str, Any]] = []
     for run in runs:
-        if is_first:
+        if run.is_first_process:
             print(f"\n=== {run.name} → {run.args.output_dir}", flush=True)
         try:
-            if run.args is args:
-                compared = [read_run(other.args.output_dir, other.name) for other in runs[:-1]] if is_first else []
-                card = {
-                    "baselines": [as_baseline(row) for row in rows],
-                    "compared": compared,
-                    "command": command_of(argv),
-                }
-                rows.append(run.train(checkpoint, run.can_report, card))
+            if run is runs[-1]:
+                rows.append(run.train(checkpoint, run.can_report, card_facts(runs, rows, argv)))
             else:
                 rows.append(run.train(None))
         except FloatingPointError as error:
-            fail(f"{error}; --resume_from_checkpoint true goes on from the newest checkpoint")
-        except SaveError as error:
-            fail(error)
-    if is_first:
-        print(f"\n{short_name(data_args)}, {runs[-1].noise_description}, seed {args.seed}\n")
-        print(f"{format_table(rows)}\n{format_notes(rows)}", flush=True)
-    if runs[-1].unpushed is not None:
-        fail(runs[-1].unpushed)
+            advice = "--resume_from_checkpoint true goes on from the newest checkpoint"
+            raise FloatingPointError(f"{error}; {advice}") from error
+    return rows
+
+
+def card_facts(runs: list[Run], rows: list[dict[str, Any]], argv: list[str]) -> dict[str, Any]:
+    """Return what the last run's card says of the others, whose results are `rows`, and of the command."""
+    others = runs[:-1] if runs[-1].is_first_process else []
+    return {
+        "baselines": [as_baseline(row) for row in rows],
+        "compared": [read_run(str(other.args.output_dir), other.name) for other in others],
+        "command": command_of(argv),
+    }

@@ -10,7 +10,8 @@ from transformers import AutoConfig, set_seed
 from transformers.utils import logging
 
 from famus_hf import FaMUSTrainingArguments, TwoNetworksForImageClassification, build_backbone, load_noisy_dataset
-from famus_hf.cli.arguments import DataArguments, ModelArguments, fine_tuning, parse_arguments, source_of
+from famus_hf.cli.arguments import DataArguments, ModelArguments, Settings, fine_tuning, parse_arguments
+from famus_hf.cli.data_flags import settings_of
 from famus_hf.data.media.modalities import AUDIO, IMAGE, Modality, modality_of_columns
 from famus_hf.data.sources.idx import is_idx_folder
 from famus_hf.errors import first_few, reason_of
@@ -27,34 +28,15 @@ TINY_DATASETS = ("digits", "fashion_mnist")  # data sets, beside idx folders, wh
 
 
 def load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
-    """Train, meta and test as the flags say."""
+    """Return train, meta and test as the flags say."""
     if data_args.num_meta == 0 and args.meta_set is None and args.meta_learner != "none":
         raise ValueError("--num_meta 0 leaves the meta set empty: add --meta_set pseudo-clean, or --meta_learner none")
     with args.main_process_first(desc="loading the data"):  # the others then find its cache
-        return _load_data(data_args, args)
+        return load_noisy_dataset(**settings_of(data_args), meta_set=args.meta_set, seed=args.seed)
 
 
-def _load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
-    return load_noisy_dataset(
-        **source_of(data_args),
-        noise=data_args.noise,
-        noise_type=data_args.noise_type,
-        noise_exact_count=data_args.noise_exact_count,
-        noise_file=data_args.noise_file,
-        imbalance_factor=data_args.imbalance_factor,
-        num_meta=data_args.num_meta,
-        meta_set=args.meta_set,
-        streaming=data_args.streaming,
-        seed=args.seed,
-        max_train_samples=data_args.max_train_samples,
-        max_eval_samples=data_args.max_eval_samples,
-    )
-
-
-def settings_for(
-    data: Any, argv: list[str], settings: tuple[ModelArguments, DataArguments, FaMUSTrainingArguments]
-) -> tuple[ModelArguments, DataArguments, FaMUSTrainingArguments]:
-    """The settings, and of texts and recordings what suits those where nobody said otherwise, in one printed line."""
+def settings_for(data: Any, argv: list[str], settings: Settings) -> Settings:
+    """Return the settings; of texts and recordings with what suits those, which is printed, where nobody said else."""
     modality = modality_of_data(data)
     if not fine_tuning(modality):
         return settings
@@ -68,14 +50,14 @@ def settings_for(
 
 
 def modality_of_data(data: Any) -> Modality:
-    """Of what `load_noisy_dataset` gives."""
+    """Return the modality of what `load_noisy_dataset` gives."""
     return modality_of_columns(data["train"].features) or IMAGE
 
 
 def build_model(
     model_args: ModelArguments, data_args: DataArguments, data: Any, args: FaMUSTrainingArguments
 ) -> tuple[Any, Any]:
-    """The network, or both as one, and the processor of pretrained ones.
+    """Return the network, or both as one, and the processor of pretrained ones.
 
     The first of two networks is the one that a run of one network starts from. Both are drawn by seeds of their own;
     where they are pretrained, only what their weights do not have, as a rule the head.
@@ -101,7 +83,7 @@ def build_model(
 
 
 def _check_modality(model_args: ModelArguments, modality: Modality) -> None:
-    """Raises ValueError on networks that are for images alone, where the data are not."""
+    """Raise ValueError on networks that are for images alone, where the data are not."""
     if modality is IMAGE:
         return
     if model_args.backbone is not None or model_args.model_name_or_path is None:
@@ -115,14 +97,14 @@ def _check_modality(model_args: ModelArguments, modality: Modality) -> None:
 
 
 def second_seed(seed: int) -> int:
-    """Of the second network's weights."""
+    """Return the seed of the second network's weights."""
     return int(np.random.SeedSequence((seed, 1)).generate_state(1, np.uint32)[0])
 
 
 def build_network(
     model_args: ModelArguments, dataset_name: str | None, classes: list[str], base_loss: str, modality: Modality
 ) -> tuple[Any, Any]:
-    """A network and, where it is pretrained, its processor."""
+    """Return a network and, where it is pretrained, its processor."""
     if model_args.backbone is not None and model_args.model_name_or_path is not None:
         raise ValueError("--backbone and --model_name_or_path contradict each other: give one of them")
     if model_args.model_name_or_path is None:
@@ -158,7 +140,7 @@ def load_pretrained(model_args: ModelArguments, name: str, classes: list[str], m
 
 
 def _config_of(name: str, classes: list[str], source: dict[str, Any]) -> Any:
-    """The configuration of a pretrained network, for these classes."""
+    """Return the configuration of a pretrained network, for these classes."""
     config = AutoConfig.from_pretrained(
         name,
         num_labels=len(classes),  # or a network of timm keeps its own classes
@@ -173,7 +155,7 @@ def _config_of(name: str, classes: list[str], source: dict[str, Any]) -> Any:
 
 
 def select_on_meta_set(args: FaMUSTrainingArguments, data_args: DataArguments, data: Any) -> Any:
-    """What is evaluated during training.
+    """Return what is evaluated during training.
 
     Under `--protocol clean` whatever is selected is selected on a validation split, if the data have one, else on the
     meta set; never on the test set. Under `--protocol paper` it is selected on the test set.
@@ -206,12 +188,12 @@ def resolve_checkpoint(model_args: ModelArguments, args: FaMUSTrainingArguments)
     if wanted is None or str(wanted).lower() == "false":
         return None
     if str(wanted).lower() == "true":
-        wanted = str(to_resume_from(True, args.output_dir))
+        wanted = str(to_resume_from(True, str(args.output_dir)))
     return wanted if is_hub_id(wanted) else check_checkpoint(wanted, model_args, args)
 
 
 def check_checkpoint(wanted: str, model_args: ModelArguments, args: FaMUSTrainingArguments) -> str | None:
-    """A folder's own, once it is known to hold a checkpoint of this kind of run."""
+    """Return the checkpoint in a folder, once it is known to hold a checkpoint of this kind of run."""
     flag, folder = f"--resume_from_checkpoint {wanted!r}", Path(wanted)
     if not (folder / "trainer_state.json").is_file():
         raise ValueError(f"{flag} is no checkpoint folder (it has no trainer_state.json)")
@@ -226,13 +208,13 @@ def check_checkpoint(wanted: str, model_args: ModelArguments, args: FaMUSTrainin
     if args.meta_learner != "none" and not has_meta_net:
         kind = "DivideMix" if model_args.two_networks else "plain training"
         raise ValueError(f"{flag} is of {kind}: add --meta_learner none")
-    return to_resume_from(wanted, args.output_dir)
+    return to_resume_from(wanted, str(args.output_dir))
 
 
 def baselines_of(
     model_args: ModelArguments, args: FaMUSTrainingArguments
 ) -> list[tuple[ModelArguments, FaMUSTrainingArguments]]:
-    """The runs that this one is compared with, else the same: plain training and the meta-learner on all layers.
+    """Return the runs that this one is compared with, else the same: plain training and the meta-learner on all layers.
 
     With two networks DivideMix comes between them. Plain training is then what the warm-up does with one network: its
     batches are as large as a labelled and an unlabelled one together, so that its steps are as many.
@@ -249,13 +231,13 @@ def baselines_of(
     all_layers = {**exact, "sparsity_weight": 0.0, "gradient_match_weight": match}
     one_network, batch = dataclasses.replace(model_args, two_networks=False), args.per_device_train_batch_size
     plain = variant("plain", **without, per_device_train_batch_size=batch * (1 + model_args.two_networks))
-    found = [(one_network, plain)]
+    runs = [(one_network, plain)]
     if model_args.two_networks:
-        found.append((model_args, variant("dividemix", **without)))
+        runs.append((model_args, variant("dividemix", **without)))
     if args.meta_learner != "none":
-        found.append((model_args, variant(args.meta_learner, **all_layers)))
-    own = method_name(model_args, args)
-    return [pair for pair in found if method_name(*pair) != own]
+        runs.append((model_args, variant(args.meta_learner, **all_layers)))
+    name = method_name(model_args, args)
+    return [pair for pair in runs if method_name(*pair) != name]
 
 
 def method_name(model_args: ModelArguments, args: FaMUSTrainingArguments) -> str:

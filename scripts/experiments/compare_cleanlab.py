@@ -1,6 +1,6 @@
 """Finding wrong labels: the label report beside cleanlab, on the same noisy data and the same networks.
 
-    python scripts/compare_cleanlab.py            # pip install -e .[bench] brings cleanlab
+    python scripts/experiments/compare_cleanlab.py            # pip install -e .[bench] brings cleanlab
 
 For each noise and seed: a plain network and a FaMUS network are trained on four fifths of the data, five times, so that
 every example gets probabilities of a network that has not seen it; and one FaMUS network on all of them, whose label
@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from sklearn.model_selection import StratifiedKFold
 from transformers import set_seed
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_noisy_dataset
-from famus_hf.cli.results import format_mean
+from famus_hf.cli.program import started_as
 from famus_hf.reporting.label_report import clean_label_probabilities
+from famus_hf.reporting.tables import format_mean
 
 NETWORKS: dict[str, dict[str, Any]] = {"plain": {"meta_learner": "none"}, "FaMUS": {"preset": "fast"}}
 RANKS = ("self_confidence", "normalized_margin")  # of cleanlab
@@ -62,17 +64,17 @@ class Comparison:
         return trainer
 
     def out_of_sample(self, network: str) -> np.ndarray:
-        """What networks that have not seen an example predict for it, shape (N, C)."""
+        """Return what networks that have not seen an example predict for it, shape (N, C)."""
         train = self.data["train"]
-        found = np.zeros((len(train), train.features["label"].num_classes))
+        probabilities = np.zeros((len(train), train.features["label"].num_classes))
         folds = StratifiedKFold(FOLDS, shuffle=True, random_state=self.seed)
         for rows, others in folds.split(self.labels, self.labels):
             logits = self.train(network, train.select(rows)).predict(train.select(others)).predictions
-            found[others] = torch.from_numpy(logits).softmax(1).numpy()
-        return found
+            probabilities[others] = torch.from_numpy(logits).softmax(1).numpy()
+        return probabilities
 
     def rows(self) -> Iterator[tuple[str, dict[str, float]]]:
-        """Method → its figures."""
+        """Yield methods and their figures."""
         for network in NETWORKS:
             started = time.perf_counter()
             probabilities = self.out_of_sample(network)
@@ -111,6 +113,8 @@ class Comparison:
 
 
 def format_table(records: list[dict[str, dict[str, float]]]) -> str:
+    """Return the rows of several seeds as a Markdown table."""
+
     def mean(name: str, figure: str, scale: float, digits: int) -> str:
         return format_mean((scale * record[name][figure] for record in records), digits)
 
@@ -139,24 +143,30 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--results_dir", default="model_cards/fashion-mnist-label-report", help="of the records")
     parser.add_argument("--output_dir", default="outputs/compare_cleanlab", help="scratch of the trainer")
     options = parser.parse_args(argv)
-    try:
-        import cleanlab  # noqa: F401 - before hours of training
-    except ImportError:
-        sys.exit("compare_cleanlab.py: error: cleanlab is needed: pip install -c constraints.txt -e .[bench]")
-    for noise in options.noise:
-        records = []
-        for seed in options.seeds:
-            path = Path(options.results_dir) / f"{noise.replace(':', '-')}-{seed}.json"
-            settings = {name: getattr(options, name) for name in SETTINGS}
-            if not path.is_file():
-                record = {"settings": settings, "rows": dict(Comparison(options, noise, seed).rows())}
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record["settings"] != settings:
-                sys.exit(f"compare_cleanlab.py: error: {path} is of other settings: give another --results_dir")
-            records.append(record["rows"])
-        print(f"\n{options.dataset_name}, {noise}, {options.num_train} training images\n{format_table(records)}")
+    with started_as("compare_cleanlab.py"):
+        if find_spec("cleanlab") is None:  # before hours of training
+            raise ValueError("cleanlab is needed: pip install -c constraints.txt -e .[bench]")
+        for noise in options.noise:
+            table = format_table([record_of(options, noise, seed) for seed in options.seeds])
+            print(f"\n{options.dataset_name}, {noise}, {options.num_train} training images\n{table}")
+
+
+def record_of(options: argparse.Namespace, noise: str, seed: int) -> dict[str, dict[str, float]]:
+    """Return the rows of a noise and a seed, computed unless they are on record.
+
+    Raises:
+        ValueError: The record is of other settings.
+    """
+    path = Path(options.results_dir) / f"{noise.replace(':', '-')}-{seed}.json"
+    settings = {name: getattr(options, name) for name in SETTINGS}
+    if not path.is_file():
+        record = {"settings": settings, "rows": dict(Comparison(options, noise, seed).rows())}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if record["settings"] != settings:
+        raise ValueError(f"{path} is of other settings: give another --results_dir")
+    return record["rows"]
 
 
 if __name__ == "__main__":

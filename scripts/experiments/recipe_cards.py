@@ -1,6 +1,6 @@
 """Writes a card for each CIFAR recipe of the paper: the command, the paper's figures, what is doubtful.
 
-    python scripts/recipe_cards.py      # into model_cards/recipes/
+    python scripts/experiments/recipe_cards.py      # into model_cards/recipes/
 
 They make no claim of ours: nobody has trained these recipes with this library yet. A card with figures of our own comes
 from scripts/release.py, once someone has.
@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from famus_hf.cli.arguments import RECIPES, recipe_names
+from famus_hf.cli.config_files import RECIPES, recipe_names
 from famus_hf.data.sources.load_source import HUB_DATASETS
 
-CARDS = Path(__file__).parents[1] / "model_cards" / "recipes"
+CARDS = Path(__file__).parents[2] / "model_cards" / "recipes"
 TEXT = """---
 {metadata}
 ---
@@ -50,7 +50,7 @@ python scripts/release.py --run outputs/{dataset}
 
 
 def card_of(name: str) -> str | None:
-    """The card of a recipe; None where it is of other data than CIFAR, or not of the paper."""
+    """Return the card of a recipe; None where it is of other data than CIFAR, or not of the paper."""
     recipe: dict[str, Any] = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
     about, dataset = recipe.pop("about"), recipe["dataset_name"]
     if not dataset.startswith("cifar"):

@@ -6,7 +6,7 @@ No clean label is used in any row. All settings are in this file; those of the c
 import statistics
 from typing import Any
 
-from famus_hf.cli.results import format_mean
+from famus_hf.reporting.tables import format_mean
 
 NOISE = ("symmetric:0.4", "symmetric:0.6", "pair:0.4", "instance:0.4")
 BATCH = 50  # half of a step's examples; rows with one network take twice as many
@@ -30,7 +30,7 @@ OPTIONAL = ("two networks, MW-Net, all layers",)  # trained where --rows names i
 
 
 def format_methods(runs: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
-    """A Markdown table: methods × noises; last (best) test accuracy in %, seconds of an epoch.
+    """Return a Markdown table: methods × noises; last (best) test accuracy in %, seconds of an epoch.
 
     Args:
         runs: Method → noise → what all_results.json has of each seed's run.
@@ -40,7 +40,7 @@ def format_methods(runs: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     plain = _seconds(runs.get(PLAIN, {}))
     for name, by_noise in runs.items():
-        seconds, counts = _seconds(by_noise), sorted({len(found) for found in by_noise.values()})
+        seconds, counts = _seconds(by_noise), sorted({len(runs_of_noise) for runs_of_noise in by_noise.values()})
         if seconds is None:
             continue
         cells = [
@@ -59,14 +59,14 @@ def _words(noise: str) -> str:
     return f"`{kind}` {100 * float(rate):g} %"
 
 
-def _accuracy(found: list[dict[str, Any]]) -> str:
-    if not found:
+def _accuracy(runs: list[dict[str, Any]]) -> str:
+    if not runs:
         return "–"
-    last, best = (format_mean(100 * run[name] for run in found) for name in ("eval_accuracy", "best_eval_accuracy"))
+    last, best = (format_mean(100 * run[name] for run in runs) for name in ("eval_accuracy", "best_eval_accuracy"))
     return f"{last} ({best})"
 
 
 def _seconds(by_noise: dict[str, list[dict[str, Any]]]) -> float | None:
-    """The mean over all runs of a row; None where there are none."""
-    seconds = [run["seconds_per_epoch"] for found in by_noise.values() for run in found]
+    """Return the mean over all runs of a row; None where there are none."""
+    seconds = [run["seconds_per_epoch"] for runs in by_noise.values() for run in runs]
     return statistics.fmean(seconds) if seconds else None

@@ -1,0 +1,62 @@
+"""Flags before they are parsed: those of `--config` files and recipes, and which ones were given."""
+
+import json
+from pathlib import Path
+
+import yaml
+
+from famus_hf.cli.program import fail
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def named(flags: list[str]) -> set[str]:
+    """Return the names of all flags that were given, on the command line or in a file."""
+    return {flag.split("=")[0].removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")}
+
+
+def take_flag(argv: list[str], name: str) -> tuple[str | None, list[str]]:
+    """Return the value of a flag, if it is there, and the other arguments."""
+    place = next((i for i, flag in enumerate(argv) if flag.split("=")[0] == name), None)
+    if place is None:
+        return None, argv
+    if "=" in argv[place]:
+        return argv[place].partition("=")[2], argv[:place] + argv[place + 1 :]
+    if place + 1 == len(argv):
+        fail(f"{name} needs a value")
+    return argv[place + 1], argv[:place] + argv[place + 2 :]
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def recipe_path(name: str) -> Path:
+    """Return the file of a recipe. End the program where there is none."""
+    if name not in recipe_names():
+        fail(f"--recipe {name!r} is unknown: choose one of {', '.join(recipe_names())}")
+    return RECIPES / f"{name}.yaml"
+
+
+def flags_of_yaml(path: Path, known: set[str]) -> list[str]:
+    """Return the file's values as flags, so that types are converted as on the command line (`1e-3` stays a number).
+
+    `about` is for the reader: where a recipe's settings come from, and which are doubtful.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        fail(f"--config {path} can't be read: {error}")
+    if not isinstance(values, dict):
+        fail(f"--config {path} must hold a mapping of flag names to values")
+    flags: list[str] = []
+    for name, value in values.items():
+        if name == "about":
+            continue
+        if f"--{name}" not in known:
+            fail(f"--config {path} has the unknown name {name!r}: use the names of the flags, without dashes")
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags

@@ -1,0 +1,124 @@
+"""Which labels of a data set are probably wrong, by a model that FaMUS trained: a table, the most suspect first.
+
+    famus-hf label-report --model outputs/my_photos --dataset_name my_photos
+    famus-hf label-report --model me/famus --dataset_name cifar10 --split test --push_to_hub me/suspects
+
+Leaves in --output_dir: label_report.parquet (and .csv with --csv) with the columns index, file (of files in folders)
+or text, label, predicted_label, loss, weight, clean_probability and, where known, clean_label;
+figures/suspect_labels.png, the most suspect images; and how the meta-net weighs. Losses, and so weights, are those of
+plain cross-entropy, whatever --base_loss the run had. Labels are judged best where the model was trained on them or on
+data like them.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset
+
+from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, load_famus, load_noisy_dataset
+from famus_hf.cli.data_flags import add_source_flags, source_of
+from famus_hf.cli.help_page import command_parser
+from famus_hf.cli.program import started_as
+from famus_hf.data.media.modalities import modality_of_network
+from famus_hf.errors import first_few
+from famus_hf.hub.client_errors import hub_reason
+from famus_hf.storage.run_folder import REPORT_FILE
+
+SHOWN = 20  # rows that are printed
+
+
+def load_split(options: argparse.Namespace) -> Dataset:
+    """Return the examples whose labels are judged."""
+    data = load_noisy_dataset(**source_of(options), noise_file=options.noise_file, num_meta=0)
+    if options.split not in data:
+        raise ValueError(f"--split {options.split!r} is not there: choose one of {', '.join(data)}")
+    return data[options.split]
+
+
+def with_classes_of(model: Any, dataset: Dataset) -> Dataset:
+    """Return the data set with its labels numbered as the model's. Raise ValueError where the classes differ."""
+    known = {str(name): int(label) for label, name in model.config.id2label.items()}
+    names = dataset.features["label"].names
+    strange = sorted(set(names) ^ set(known))
+    if strange:
+        raise ValueError(
+            f"the model knows {len(known)} classes and the data have {len(names)}, which differ in "
+            f"{first_few(strange)}: give the data that it was trained on, or data with the same classes"
+        )
+    feature = ClassLabel(names=sorted(known, key=known.__getitem__))
+    for column in ("label", "clean_label"):
+        if column in dataset.features and names != feature.names:
+            labels = [known[names[label]] for label in dataset[column][:]]
+            dataset = dataset.remove_columns(column).add_column(column, labels, feature=feature)
+    return dataset
+
+
+def main(argv: list[str], program: str = "label_report.py") -> None:
+    """Make a report, and print its first rows."""
+    options = build_parser(program).parse_args(argv)
+    with started_as(program):
+        report = make_report(options)
+    print(with_names(report.select(range(min(SHOWN, len(report))))).to_pandas().to_string(index=False))
+    suspect = sum(probability < 0.5 for probability in report["clean_probability"])
+    print(f"{suspect} of {len(report)} labels are more likely wrong than right: see {options.output_dir}")
+
+
+def build_parser(program: str) -> argparse.ArgumentParser:
+    """Return what reads the flags."""
+    parser = command_parser(program, __doc__)
+    parser.add_argument("--model", required=True, help="folder of a run, or user/name on the Hub")
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
+    add_source_flags(parser)
+    parser.add_argument("--noise_file", help="noise.parquet of a run: judge the labels that it was trained on")
+    parser.add_argument("--split", default="train", help="whose labels are judged")
+    parser.add_argument("--output_dir", default="outputs/label_report", help="of the table and the pictures")
+    parser.add_argument("--csv", action="store_true", help="write label_report.csv as well, with names of classes")
+    parser.add_argument("--batch_size", type=int, default=250, help="examples at once")
+    parser.add_argument("--use_cpu", action="store_true", help="even where there is a GPU")
+    parser.add_argument("--push_to_hub", metavar="USER/NAME", help="push the table as a data set")
+    parser.add_argument("--private", action="store_true", help="make that repository private if it is new")
+    return parser
+
+
+def make_report(options: argparse.Namespace) -> Dataset:
+    """Load model and data, leave the report where the options say, and return it."""
+    model, meta_learner, _, processor = load_famus(options.model, revision=options.revision)
+    dataset = with_classes_of(model, load_split(options))
+    if processor is None:
+        raise ValueError(f"{options.model!r} has no {modality_of_network(model).processor_name}: add its files")
+    trained_on = Path(options.model) / "noise.parquet"
+    if options.noise_file is None and trained_on.is_file():
+        print(f"judging the labels as they came; for those that the run was trained on: --noise_file {trained_on}")
+    args = FaMUSTrainingArguments(
+        options.output_dir,
+        per_device_eval_batch_size=options.batch_size,
+        use_cpu=options.use_cpu,
+        report_to="none",
+    )
+    trainer = FaMUSTrainer(model, args, processing_class=processor, meta_learner=meta_learner)
+    report = trainer.save_label_report(dataset)
+    if options.csv:
+        with_names(report).to_csv(Path(options.output_dir) / Path(REPORT_FILE).with_suffix(".csv"))
+    if options.push_to_hub:
+        push(report, options)
+    return report
+
+
+def push(report: Dataset, options: argparse.Namespace) -> None:
+    """Push the report as a data set. Raise ValueError, in one sentence, where the Hub does not take it."""
+    try:
+        report.push_to_hub(options.push_to_hub, split=options.split, private=options.private or None)
+    except Exception as error:  # the client's errors have no common class
+        raise ValueError(
+            f"the report is in {options.output_dir!r}, and its push failed: {hub_reason(error)}"
+        ) from error
+
+
+def with_names(report: Dataset) -> Dataset:
+    """Return the report with the names of its classes, for readers that know nothing of ClassLabel."""
+    table = report.to_pandas()
+    for column in ("label", "predicted_label", "clean_label"):
+        if column in report.features:
+            table[column] = report.features[column].int2str(table[column].tolist())
+    return Dataset.from_pandas(table, preserve_index=False)

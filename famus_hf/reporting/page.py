@@ -1,0 +1,260 @@
+"""One HTML page about a run, for people who do not read code: how good it is, which labels look wrong, and why.
+
+The page is self-contained: pictures, images and recordings are inside, it runs no script and fetches nothing.
+"""
+
+import base64
+import io
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from datasets import ClassLabel, Dataset
+from markupsafe import Markup
+from scipy.io import wavfile
+
+from famus_hf.data.inputs.audio_inputs import UNREADABLE, content_of, decode
+from famus_hf.data.load import load_noisy_dataset
+from famus_hf.errors import reason_of
+from famus_hf.reporting.figures.label_report import OF_REPORT, SHEET
+from famus_hf.reporting.figures.run_records import RunRecords, read_run
+from famus_hf.reporting.figures.runs import draw_runs
+from famus_hf.reporting.label_report import TEXT_COLUMNS
+from famus_hf.reporting.tables import format_rate
+from famus_hf.storage.run_folder import FIGURES, REPORT_FILE
+
+SHOWN = 40  # suspect examples
+LISTED = 30  # classes, those with the most suspect labels
+SIDE = 224  # pixels, of an image at most
+SECONDS = 5  # of a recording at most
+MAX_SAMPLES = 500_000  # of two bytes each
+TEMPLATE = Path(__file__).with_name("page_template.html")
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Return an address that holds its content itself."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+# ---- Pictures ----
+
+
+def pictures_of(runs: list[RunRecords], folder: Path) -> dict[str, tuple[str, str]]:
+    """Return name → data URI and caption, of what the runs have logged and of what the label report has drawn."""
+    with tempfile.TemporaryDirectory() as scratch:
+        drawn = draw_runs(runs, Path(scratch), ("svg",))
+        pictures = {
+            name: (data_uri((Path(scratch) / f"{name}.svg").read_bytes(), "image/svg+xml"), caption)
+            for name, caption in drawn.items()
+        }
+    for file, caption in OF_REPORT.items():
+        path = folder / FIGURES / file
+        if path.is_file():
+            pictures[path.stem] = (data_uri(path.read_bytes(), "image/png"), caption)
+    return pictures
+
+
+def as_html(pictures: Mapping[str, tuple[str, str]], *names: str) -> Markup:
+    """Return the pictures with these names that are there."""
+    figure = '<figure><img src="{0}" alt="{1}"><figcaption>{1}</figcaption></figure>'
+    return Markup("\n").join(Markup(figure).format(*pictures[name]) for name in names if name in pictures)
+
+
+# ---- Tables ----
+
+
+def row_of_method(run: RunRecords) -> dict[str, str] | None:
+    """Return accuracies and time of a run; None where none was recorded."""
+    accuracies = run.on_test_set("accuracy")
+    if not accuracies:
+        return None
+    seconds = run.results.get("train_seconds") or max(run.series("train_seconds").values(), default=None)
+    last = run.results.get("eval_accuracy", list(accuracies.values())[-1])
+    return {
+        "name": run.name,
+        "last": f"{100 * last:.1f} %",
+        "best": f"{100 * max(accuracies.values()):.1f} %",
+        "seconds": "–" if seconds is None else in_words(seconds),
+    }
+
+
+def in_words(seconds: float) -> str:
+    """Return a time as people say it."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def suspects_of(report: Dataset, files: Mapping[int, str], note: str) -> dict[str, Any]:
+    """Return what the page says of the label report.
+
+    Args:
+        report: See `famus_hf.reporting.label_report`.
+        files: Index → data URI of an image or a recording.
+        note: Why there are none.
+    """
+    labels, names = report["label"][:], report.features["label"]
+    predicted, sound = report["predicted_label"][:], report["clean_probability"][:]
+    suspect = [chance < 0.5 for chance in sound]
+    per_class, wrong = Counter(labels), Counter[int]()
+    looks_like: dict[int, Counter[int]] = {}
+    for label, other, is_suspect in zip(labels, predicted, suspect, strict=True):
+        if is_suspect:
+            wrong[label] += 1
+            looks_like.setdefault(label, Counter())[other] += 1
+    classes = [
+        {
+            "name": names.int2str(label),
+            "count": per_class[label],
+            "suspect": f"{count} ({100 * count / per_class[label]:.1f} %)",
+            "other": ", ".join(f"{names.int2str(o)} ({n})" for o, n in looks_like[label].most_common(2)),
+        }
+        for label, count in wrong.most_common(LISTED)
+    ]
+    examples = [example_of(row, names, files) for row in report.select(range(min(SHOWN, len(report))))]
+    return {
+        "sentence": f"Of {len(report)} training examples, {sum(suspect)} ({100 * sum(suspect) / len(report):.1f} %) "
+        "have a label that is more likely wrong than right.",
+        "classes": classes,
+        "examples": examples,
+        "has_images": any(example["image"] for example in examples),
+        "note": note,
+    }
+
+
+def example_of(row: dict[str, Any], names: ClassLabel, files: Mapping[int, str]) -> dict[str, Any]:
+    """Return what the page says of a row of the label report."""
+    file = files.get(row["index"], "")
+    return {
+        "index": row["index"],
+        "where": row.get("file") or f"example {row['index']}",
+        "given": names.int2str(row["label"]),
+        "predicted": names.int2str(row["predicted_label"]),
+        "chance": f"{100 * row['clean_probability']:.1f} %",
+        "image": file if file.startswith("data:image") else None,
+        "sound": file if file.startswith("data:audio") else None,
+        "text": " / ".join(row[name] for name in TEXT_COLUMNS if row.get(name)),
+    }
+
+
+def facts_of(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return what all_results.json says, in words."""
+    facts = {
+        "data set": results.get("dataset_name"),
+        "method": results.get("method"),
+        "labels known to be wrong": format_rate(results.get("realised_noise_rate")),
+        "labels that are wrong, as estimated": format_rate(results.get("estimated_noise_rate_by_label_report")),
+        "examples with trusted labels": results.get("meta_set_size") if results.get("meta_set") == "clean" else None,
+        "training steps": results.get("global_step"),
+        "seconds of a step": results.get("train_seconds_per_step") and f"{results['train_seconds_per_step']:.4f}",
+        "layers that carried the meta gradient, mean": results.get("mean_active_layers")
+        and f"{results['mean_active_layers']:.1f} of {len(results.get('share_of_steps_on', {}))}",
+        "seed": results.get("seed"),
+    }
+    return {name: str(value) for name, value in facts.items() if value not in (None, "–")}
+
+
+# ---- Images and recordings ----
+
+
+def files_of(source: Mapping[str, Any], wanted: list[int]) -> tuple[dict[int, str], str]:
+    """Return index → data URI, of these examples of the training set; and what to say where there are none.
+
+    Args:
+        source: Arguments of `load_noisy_dataset` that say where the data lie.
+        wanted: Indices.
+    """
+    try:
+        train = load_noisy_dataset(**source, num_meta=0)["train"]
+    except (ValueError, OSError) as error:
+        return {}, f"The examples could not be read again ({reason_of(error)}); --dataset_name says where they are."
+    kind = next((kind for kind in SHOW if kind in train.features), None)
+    if kind is None:
+        return {}, ""
+    rows = {index: row for row, index in enumerate(train["index"][:])}
+    files = {index: SHOW[kind](train[rows[index]][kind]) for index in wanted if index in rows}
+    return {index: uri for index, uri in files.items() if uri is not None}, ""
+
+
+def _thumbnail(image: Any) -> str:
+    """Return a small copy of an image."""
+    small = image.convert("RGB")
+    small.thumbnail((SIDE, SIDE))
+    file = io.BytesIO()
+    small.save(file, format="png")
+    return data_uri(file.getvalue(), "image/png")
+
+
+def _clip(recording: dict[str, Any] | None) -> str | None:
+    """Return the beginning of a recording as WAV of one channel; None where it can't be read."""
+    try:
+        samples, rate = decode(content_of(recording))
+    except UNREADABLE:
+        return None
+    samples = samples[: min(SECONDS * rate, MAX_SAMPLES)].clip(-1, 1)
+    file = io.BytesIO()
+    wavfile.write(file, rate, (samples * 32767).astype(np.int16))
+    return data_uri(file.getvalue(), "audio/wav")
+
+
+SHOW: dict[str, Callable[[Any], str | None]] = {"image": _thumbnail, "audio": _clip}
+
+
+# ---- The page ----
+
+
+def make_page(folder: Path, beside: Sequence[Path], source: Mapping[str, Any]) -> str:
+    """Return the page as HTML.
+
+    Args:
+        folder: A run's.
+        beside: Folders of runs to compare it with.
+        source: Arguments of `load_noisy_dataset` that say where its data lie; without a name or a folder in them it is
+            the data set that the run says it was trained on.
+
+    Raises:
+        ValueError: A folder is no run's.
+    """
+    run = read_run(folder)
+    runs = [*map(read_run, beside), run]
+    pictures, suspects = pictures_of(runs, folder), None
+    if (folder / REPORT_FILE).is_file():
+        if source.get("name") is None and source.get("train_dir") is None:
+            source = {**source, "name": run.results.get("dataset_name")}
+        suspects = read_suspects(folder / REPORT_FILE, source)
+        if suspects["has_images"]:
+            pictures.pop(Path(SHEET).stem, None)  # the same images
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return page.render(
+        title=f"{run.results.get('dataset_name', folder.resolve().name)}: report of a training",
+        summary=summary_of_run(run),
+        methods=[row for run in runs if (row := row_of_method(run)) is not None],
+        suspects=suspects,
+        facts=facts_of(run.results),
+        pictures=lambda *names: as_html(pictures, *names),
+        any_picture=lambda *names: any(name in pictures for name in names),
+    )
+
+
+def read_suspects(report_file: Path, source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the page says of a run's label report, with images or recordings where the data are at hand."""
+    with tempfile.TemporaryDirectory() as cache:
+        report = Dataset.from_parquet(str(report_file), cache_dir=cache, keep_in_memory=True)
+    if "text" in report.features:  # which the report holds itself
+        return suspects_of(report, {}, "")
+    return suspects_of(report, *files_of(source, report["index"][:SHOWN]))
+
+
+def summary_of_run(run: RunRecords) -> str:
+    """Return one sentence on what was trained."""
+    classes = f" that tells {len(run.class_names)} classes apart" if run.class_names else ""
+    return (
+        f"A classifier{classes} was trained by {run.name} on data some of whose labels may be wrong. This page says "
+        "how good it is, which labels it doubts, and how it came to that."
+    )

@@ -1,0 +1,55 @@
+"""Runs side by side as text: a table, what stands below it, means and rates."""
+
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+
+def format_table(rows: list[dict[str, Any]]) -> str:
+    """Return the runs side by side, one line each."""
+    width = max(24, *(len(row["method"]) + 2 for row in rows))
+    lines = [
+        f"{'method':<{width}}{'last acc.':>10}{'best acc.':>10}{'s/step':>9}{'noise':>8}{'layers on':>11}",
+        "-" * (width + 48),
+    ]
+    for row in rows:
+        seconds = row["train_seconds_per_step"]
+        lines.append(
+            f"{row['method']:<{width}}{100 * row['eval_accuracy']:>9.2f}%{100 * row['best_eval_accuracy']:>9.2f}%"
+            f"{'–' if seconds is None else format(seconds, '.4f'):>9}{format_rate(row['realised_noise_rate']):>8}"
+            f"{row['mean_active_layers']:>11.2f}"
+        )
+    return "\n".join(lines)
+
+
+def format_notes(rows: list[dict[str, Any]]) -> str:
+    """Return what stands below the table: seconds of an epoch, and how many labels two networks take for wrong."""
+    last = rows[-1]
+    lines = [f"seconds an epoch: {'; '.join(_epoch_of(row, rows[0]) for row in rows)}"]
+    if last.get("time_shares"):
+        shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in last["time_shares"].items())
+        lines.append(f"of an epoch after the warm-up of {last['method']}: {shares}")
+    if last.get("estimated_noise_rate") is not None:
+        lines.append(f"labels that are wrong, as the networks estimate: {format_rate(last['estimated_noise_rate'])}")
+    return "\n".join(lines)
+
+
+def _epoch_of(row: dict[str, Any], first: dict[str, Any]) -> str:
+    """Return the seconds of an epoch, and how many of plain training's where that is the first row."""
+    seconds, plain = row["seconds_per_epoch"], first["seconds_per_epoch"]
+    if seconds is None:
+        return f"{row['method']} –"
+    ratio = f" ({seconds / plain:.2f} × plain)" if first["method"] == "plain" and row is not first and plain else ""
+    return f"{row['method']} {seconds:.2f}{ratio}"
+
+
+def format_mean(values: Iterable[float], digits: int = 1) -> str:
+    """Return mean ± sample standard deviation, the latter where there are several."""
+    values = list(values)
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+
+def format_rate(rate: float | None) -> str:
+    """Return a share in per cent, or a dash where it is not known."""
+    return "–" if rate is None else f"{100 * rate:.1f}%"
