@@ -29,49 +29,57 @@ FINE_TUNING = {
 }  # fmt: skip
 LEARNING_RATES = {"text": "2e-5", "audio": "3e-5"}  # by the column of a modality
 
-NETWORK, SOURCE = "the network", "where the data lie"
+PROCESSES = {
+    "--num_processes": "Train in so many processes on this machine, by accelerate's launcher: each on its own GPU, or "
+    "all on the CPU where there is no GPU or with --use_cpu. 1 is this process alone. Default: as many as "
+    "accelerate's own file says, which `accelerate config` writes, else 1.",
+    "--accelerate_config": "Start processes as this file of `accelerate config` says (FSDP, several machines), instead "
+    "of accelerate's own.",
+}
+
+SOURCE, CHANGED = "Where the data lie", "Transformers' flags whose defaults are ours"
 # Topic → flags. Every flag of ours, and every one of transformers' whose default is ours, is in exactly one.
 TOPICS: dict[str, tuple[str, ...]] = {
-    NETWORK: ("backbone", "model_name_or_path", "model_revision", "trust_remote_code", "freeze_feature_encoder"),
+    "Network": ("backbone", "model_name_or_path", "model_revision", "trust_remote_code", "freeze_feature_encoder"),
     SOURCE: (
         "dataset_name", "dataset_config_name", "data_dir", "train_dir", "validation_dir", "image_column_name",
         "text_column_name", "text_pair_column_name", "audio_column_name", "label_column_name",
         "clean_label_column_name",
     ),
-    "examples and labels": (
+    "Examples and wrong labels": (
         "noise", "noise_type", "noise_exact_count", "noise_file", "imbalance_factor", "max_train_samples",
         "max_eval_samples", "streaming",
     ),
-    "the run": ("protocol", "compare", "early_stopping_patience", "label_report", "nan_policy"),
-    "meta set and meta-learner": (
+    "The run": ("protocol", "compare", "early_stopping_patience", "label_report", "nan_policy", "lr_milestones"),
+    "Meta set and meta-learner": (
         "meta_learner", "meta_set", "num_meta", "meta_batch_size", "meta_learning_rate", "meta_optim",
         "weight_normalization", "plain_warmup_epochs", "mlc_form", "mlc_reduction", "mlc_keep_matrix",
     ),
-    "layer sampler": (
+    "Layer sampler": (
         "layer_sampler", "expected_layers", "meta_budget", "candidate_layers", "sampler_block", "random_layers",
         "sparsity_weight", "gradient_match_weight", "sampler_learning_rate", "sampler_temperature",
         "sampler_initial_bias", "sampler_relative_slopes",
     ),
-    "virtual step and cost of a step": (
+    "The virtual step, and what a step costs": (
         "preset", "meta_interval", "virtual_step", "virtual_scope", "reuse_virtual_gradient",
         "scale_example_gradients", "derivative",
     ),
-    "two networks": (
+    "Two networks": (
         "two_networks", "clean_threshold", "calibrate_division", "unlabelled_share", "division_history",
         "sharpening_temperature", "mixup_alpha", "unlabelled_weight", "ramp_up_epochs", "warmup_confidence_penalty",
     ),
-    "base loss and class balance": (
+    "Base loss and class balance": (
         "base_loss", "focal_gamma", "class_balance_beta", "ldam_max_margin", "ldam_scale", "ldam_reweight_from",
         "balanced_batches_per_epoch",
     ),
-    "images, texts and recordings": (
+    "Images, texts, recordings": (
         "augmentation", "augmentation_padding_mode", "image_size", "resize_size", "image_mean", "image_std",
         "max_seq_length", "max_length_seconds",
     ),
-    "diagnostics": ("log_stage_times", "log_meta_gradient", "meta_gradient_draws", "log_weights", "log_layers"),
-    "transformers' flags whose defaults are ours": (
+    "Diagnostics": ("log_stage_times", "log_meta_gradient", "meta_gradient_draws", "log_weights", "log_layers"),
+    CHANGED: (
         "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate",
-        "lr_scheduler_type", "lr_milestones", "optim", "weight_decay", "max_grad_norm", "dataloader_drop_last",
+        "lr_scheduler_type", "optim", "weight_decay", "max_grad_norm", "dataloader_drop_last",
         "remove_unused_columns", "restore_callback_states_from_checkpoint", "ddp_find_unused_parameters",
         "output_dir", *DEFAULTS,
     ),
@@ -218,17 +226,25 @@ def parse_arguments(argv: list[str], modality: "Modality | None" = None) -> Sett
     return model_args, data_args, args
 
 
-def build_parser(usual: dict[str, str]) -> TopicParser:
-    """Return what reads the flags and prints the help; `usual` are defaults that go before all others."""
+def build_parser(usual: dict[str, str], with_processes: bool = False) -> TopicParser:
+    """Return what reads the flags and prints the help.
+
+    Args:
+        usual: Defaults that go before all others.
+        with_processes: Whether the flags that start processes are among them; they are taken before others are parsed.
+    """
     parser = TopicParser(
         (ModelArguments, DataArguments, FaMUSTrainingArguments),
         topics=TOPICS,
-        others="other flags of transformers' TrainingArguments",
+        others="Transformers' other flags",
         description="Trains a classifier of images, texts or recordings on noisy labels, and evaluates it.",
         usage=f"{program_name()} [--recipe NAME] [--config FILE] [flags]",
     )
     parser.add_argument("--recipe", help=f"Settings of one of {', '.join(recipe_names())}; --config and flags win.")
     parser.add_argument("--config", help="YAML file of defaults; flags win.")
+    if with_processes:
+        for flag, text in PROCESSES.items():
+            parser.add_argument(flag, help=text)
     parser.set_defaults(output_dir=None, **DEFAULTS, **usual)
     parser.help_of("dataset_name", f"{help_texts()['dataset_name']} Default: digits, without --train_dir.")
     parser.help_of("output_dir", "Folder of the run. Default: outputs/ and the name of the data set.")

@@ -12,7 +12,11 @@ class OneLinePerFlag(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return f"{action.option_strings[0]} {self._format_args(action, 'VALUE')}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        is_said = action.default in (None, False, argparse.SUPPRESS) or "default:" in (action.help or "").lower()
+        is_said = (
+            action.nargs == 0
+            or action.default in (None, argparse.SUPPRESS)
+            or "default:" in (action.help or "").lower()
+        )
         return action.help if is_said else super()._get_help_string(action)
 
 

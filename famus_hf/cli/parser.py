@@ -9,6 +9,8 @@ from transformers import HfArgumentParser
 from famus_hf.cli.help_page import OneLinePerFlag
 from famus_hf.cli.program import fail
 
+FIRST = "Recipes, files, processes"
+
 
 class TopicParser(HfArgumentParser):
     """A parser of the fields of dataclasses.
@@ -54,12 +56,12 @@ class TopicParser(HfArgumentParser):
     def _sections(self) -> dict[str, list[argparse.Action]]:
         """Return the flags of each topic."""
         topic_of = {field: topic for topic, fields in self.topics.items() for field in fields}
-        sections: dict[str, list[argparse.Action]] = {"settings at once": [], **{topic: [] for topic in self.topics}}
+        sections: dict[str, list[argparse.Action]] = {FIRST: [], **{topic: [] for topic in self.topics}}
         for action in self._actions:
             is_field = action.dest in self.fields
             if is_field and action.nargs == 0:  # --no_X, which is --X false
                 continue
-            topic = topic_of.get(action.dest, self.others) if is_field else "settings at once"
+            topic = topic_of.get(action.dest, self.others) if is_field else FIRST
             sections.setdefault(topic, []).append(action)
         for topic, fields in self.topics.items():
             sections[topic].sort(key=lambda action: fields.index(action.dest))

@@ -5,43 +5,34 @@ What takes seconds to import is imported when a run needs it, so that the help c
 
 import os
 import sys
+from typing import NoReturn
 
 from famus_hf.cli.config_files import take_flag
 from famus_hf.cli.program import fail, started_as
 
-PROCESSES = """
-processes:
-  --num_processes N     Train in N processes on this machine, by accelerate's
-                        launcher: each on a GPU of its own, or all on the CPU
-                        where there is no GPU or with --use_cpu. 1 is this
-                        process. Default: as many as accelerate's own file
-                        says (`accelerate config` writes it), else 1.
-  --accelerate_config FILE
-                        Start processes as this file of `accelerate config`
-                        says (FSDP, several machines, …), instead of its own.
-"""
+INSTALLED = "famus-hf train"  # which starts processes itself; run_famus.py is started by a launcher
 
 
 def main(argv: list[str], program: str = "run_famus.py") -> None:
     """Print the help, start processes, or train in this one."""
     with started_as(program):
         if {"-h", "--help"} & set(argv):
-            print_help(PROCESSES if program == "famus-hf train" else "")
-            return
-        if program == "famus-hf train":
+            print_help(with_processes=program == INSTALLED)
+        if program == INSTALLED:
             argv = start_processes(argv)
     from famus_hf.cli import run
 
     run.main(argv, program)
 
 
-def print_help(more: str) -> None:
-    """Print every flag by topic, and what else there is to say."""
+def print_help(with_processes: bool) -> NoReturn:
+    """Print every flag by topic, and end the program."""
     if "transformers.trainer_utils" not in sys.modules:
         sys.modules.setdefault("peft", None)  # type: ignore[arg-type]  # transformers would import it: 3 s for no flag
     from famus_hf.cli.arguments import build_parser
 
-    print(build_parser({}).format_help() + more, end="")
+    build_parser({}, with_processes).print_help()
+    sys.exit(0)
 
 
 def start_processes(argv: list[str]) -> list[str]:
@@ -60,4 +51,4 @@ def start_processes(argv: list[str]) -> list[str]:
     if flags is None:
         return argv
     launch(flags, argv)
-    sys.exit()
+    sys.exit(0)

@@ -8,10 +8,11 @@ import subprocess
 
 import numpy as np
 import pytest
-import report as script
 from datasets import Dataset
 from PIL import Image
 
+from famus_hf.cli import report as script
+from famus_hf.reporting import page as pages
 from famus_hf.reporting.label_report import label_report
 from famus_hf.storage.run_folder import REPORT_FILE
 
@@ -51,10 +52,10 @@ def test_a_browser_shows_the_page_and_fetches_nothing(compared_runs, tmp_path):
         assert " ".join([own["method"], *accuracies]) in words
     assert f"Of 360 training examples, {results['suspect_labels']} (" in words
     report = Dataset.from_parquet(str(compared_runs / "own" / REPORT_FILE), cache_dir=str(tmp_path / "cache"))
-    for row in report.select(range(script.SHOWN)):
+    for row in report.select(range(pages.SHOWN)):
         given, predicted = (report.features[name].int2str(row[name]) for name in ("label", "predicted_label"))
         assert f"example {row['index']} labelled {given} looks like {predicted}" in words
-    assert document.count('alt="example ') == script.SHOWN and "figure" in document
+    assert document.count('alt="example ') == pages.SHOWN and "figure" in document
     with Image.open(tmp_path / "page.png") as shot:
         colours = {colour for _, colour in shot.convert("RGB").getcolors(2**24)}
     assert (0, 114, 178) in colours, "a picture of the run was not shown"
@@ -106,7 +107,8 @@ def test_texts_are_shown_and_are_no_markup(compared_runs, tmp_path):
     assert "<q>a &lt;b&gt;bold&lt;/b&gt; claim / and its pair</q>" in text and "<q>none</q>" in text
 
 
-def test_a_folder_that_is_no_run_is_refused_in_one_sentence(tmp_path):
+def test_a_folder_that_is_no_run_is_refused_in_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit) as refused:
         script.main([str(tmp_path)])
-    assert str(refused.value).startswith("report.py: error: ") and not (tmp_path / "report.html").exists()
+    assert refused.value.code == 2 and capsys.readouterr().err.startswith("report.py: error: ")
+    assert not (tmp_path / "report.html").exists()

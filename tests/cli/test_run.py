@@ -3,27 +3,22 @@
 import contextlib
 import io
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 from datasets import ClassLabel
 from PIL import Image
 
 from famus_hf import TwoNetworksForImageClassification, load_famus, load_noisy_dataset
 from famus_hf.cli import arguments
-from famus_hf.cli import results as records
 from famus_hf.cli import run as run_famus
 from famus_hf.cli import run_setup as set_up_run
 from famus_hf.data.labels.noise_file import read_noise_file
-from tests.helpers import clean_process
+from famus_hf.reporting.tables import format_notes, format_table
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "run_famus.py"
 
@@ -82,16 +77,6 @@ def test_resuming_through_the_command_line_gives_the_same_result(tmp_path, compa
         assert first[name] == second[name], name
 
 
-def test_config_file_sets_defaults_and_flags_win(tmp_path):
-    config = tmp_path / "run.yaml"
-    config.write_text("learning_rate: 1e-3\nnoise: 0.2\nlr_milestones: [0.25, 1e+1]\nbf16: true\nmeta_optim: sgd\n")
-    _, data_args, args = arguments.parse_arguments(["--config", str(config), "--noise", "0.3", "--use_cpu"])
-    assert args.learning_rate == 1e-3 and args.lr_milestones == [0.25, 10.0] and args.bf16 is True
-    assert args.meta_optim == "sgd" and data_args.noise == 0.3
-    _, data_args, _ = arguments.parse_arguments([f"--config={config}", "--use_cpu"])
-    assert data_args.noise == 0.2
-
-
 def test_best_model_is_selected_on_the_meta_set(tmp_path):
     run_famus.main([
         *SMALL, "--output_dir", str(tmp_path), "--load_best_model_at_end", "--save_strategy", "epoch",
@@ -145,20 +130,6 @@ def test_another_method_trains_on_the_labels_of_a_noise_file(tmp_path, compared_
     assert first.metadata["meta_index"] == again.metadata["meta_index"]
     results = json.loads((second / "all_results.json").read_text())
     assert results["realised_noise_rate"] == first.metadata["realised_noise_rate"]
-
-
-@pytest.mark.parametrize("recipe", arguments.recipe_names())
-def test_every_recipe_is_parsed(recipe, tmp_path):
-    about = yaml.safe_load((arguments.RECIPES / f"{recipe}.yaml").read_text())["about"]
-    assert set(about) == {"source", "paper", "doubts"} and all(about.values())
-    settings = arguments.parse_arguments(["--recipe", recipe, "--use_cpu", "--output_dir", str(tmp_path)])
-    values = yaml.safe_load((arguments.RECIPES / f"{recipe}.yaml").read_text())
-    for name, value in values.items():
-        found = [getattr(own, name) for own in settings if hasattr(own, name)]
-        if name not in ("about", "optim"):
-            assert found == [pytest.approx(value) if isinstance(value, float) else value], name
-    own = arguments.parse_arguments(["--recipe", recipe, "--use_cpu", "--seed", "9", "--learning_rate", "0.3"])[2]
-    assert own.seed == 9 and own.learning_rate == 0.3, "flags win"
 
 
 @pytest.mark.parametrize("recipe", ["table8-cifar10-ce", "table8-cifar10-ldam"])
@@ -283,28 +254,6 @@ def test_wrong_input_gets_one_sentence_before_training(tmp_path, capsys, monkeyp
     assert "Traceback" not in error
 
 
-def test_accelerate_launch_and_plain_python_say_the_same(tmp_path):
-    flags = [str(SCRIPT), "--dataset_name", "digit"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1", *flags]
-    for result in (
-        subprocess.run(launch, capture_output=True, text=True, cwd=tmp_path, timeout=300),
-        clean_process.run([sys.executable, *flags], cwd=tmp_path),
-    ):
-        assert result.returncode != 0
-        assert "run_famus.py: error: data set 'digit' is unknown" in result.stderr
-        assert "Traceback" not in result.stderr
-        assert list(tmp_path.iterdir()) == []
-
-
-def test_help_names_every_flag_of_ours(capsys):
-    with pytest.raises(SystemExit) as end:
-        run_famus.main(["--help"])
-    text = capsys.readouterr().out
-    assert end.value.code == 0
-    for flag in ("--dataset_name", "--noise_type", "--layer_sampler", "--expected_layers", "--compare", "--config"):
-        assert flag in text
-
-
 @pytest.mark.parametrize(
     "flags",
     [
@@ -399,7 +348,7 @@ def test_the_end_of_a_comparison_says_what_an_epoch_takes_and_how_many_labels_ar
     suffixes = ("-plain", "-dividemix", "-mw-net", "")
     files = [pipeline_run.with_name(f"run{suffix}") / "all_results.json" for suffix in suffixes]
     rows = [json.loads(file.read_text()) for file in files]
-    table, notes = records.format_table(rows), records.format_notes(rows)
+    table, notes = format_table(rows), format_notes(rows)
     assert [line.split("  ")[0] for line in table.splitlines()[2:]] == [row["method"] for row in rows]
     assert len({len(line) for line in table.splitlines()}) == 1
     assert re.search(r"seconds an epoch: plain \d+\.\d\d; DivideMix \d+\.\d\d \(\d+\.\d\d × plain\); ", notes)
@@ -437,15 +386,6 @@ def test_a_checkpoint_of_another_kind_of_run_is_refused_in_one_sentence(pipeline
         networks, _, args = arguments.parse_arguments([*SMALL, *flags])
         with pytest.raises(ValueError, match=sentence):
             set_up_run.check_checkpoint(checkpoint, networks, args)
-
-
-def test_two_networks_take_no_clean_meta_set_unless_one_is_asked_for():
-    def meta_set_of(*flags):
-        return arguments.parse_arguments([*SMALL, *flags])[2].meta_set
-
-    assert meta_set_of("--two_networks") == "pseudo-clean" and meta_set_of() is None
-    assert meta_set_of("--two_networks", "--num_meta", "40") == meta_set_of("--two_networks", "--meta_set", "clean")
-    assert meta_set_of("--two_networks", "--num_meta", "40") == "clean"
 
 
 def build(networks, data_args, names, args):
@@ -498,17 +438,3 @@ def test_two_networks_are_compared_with_what_the_paper_compares_them_with():
     assert [set_up_run.method_name(*pair) for pair in runs_of("--meta_learner", "none")] == ["plain", "DivideMix"]
     one_less = [set_up_run.method_name(*pair) for pair in runs_of("--layer_sampler", "all")]
     assert one_less == ["plain", "DivideMix", "two networks, MW-Net, all layers"]
-
-
-def test_two_processes_leave_one_folder_and_print_one_table(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    flags = [*SMALL, "--use_cpu", "--per_device_train_batch_size", "25", "--output_dir", str(tmp_path / "run")]
-    done = subprocess.run(
-        [*command, str(SCRIPT), *flags],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("MW-Net + FaMUS  ") == 1
-    results = json.loads((tmp_path / "run" / "all_results.json").read_text())
-    assert results["global_step"] > 0
-    assert load_famus(tmp_path / "run")[1] is not None

@@ -7,7 +7,6 @@ import xml.etree.ElementTree as ElementTree
 import matplotlib
 import numpy as np
 import pandas as pd
-import plot_run
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
 
+from famus_hf.cli import plot as plot_run
 from famus_hf.reporting.figures.curves import draw_accuracy, draw_division, draw_meta_set
 from famus_hf.reporting.figures.meta_gradient import draw_gradient_quality, quality_of
 from famus_hf.reporting.figures.run_records import RunRecords, read_run
@@ -298,7 +298,8 @@ def test_command_line_draws_what_is_asked_for_and_says_what_is_wrong(compared_ru
     ):
         with pytest.raises(SystemExit) as refused:
             plot_run.main(flags)
-        assert str(refused.value).startswith("plot_run.py: error: ") and words in str(refused.value)
+        error = capsys.readouterr().err
+        assert refused.value.code == 2 and error.startswith("plot_run.py: error: ") and words in error
 
 
 def test_the_card_of_a_compared_run_shows_the_runs_side_by_side(compared_runs):

@@ -1,12 +1,12 @@
-"""scripts/peers.py: each peer's meta gradient against the exact one, and one step against a computation by hand."""
+"""scripts/experiments/peers.py: meta gradients against the exact one, and one step against a computation by hand."""
 
 import copy
 import sys
 
 import pytest
 import torch
-from benchmark import one_step, prepare
 from experiments.peers import BettyTrainer, PublishedTrainer, TorchOptTrainer, peer_trainers
+from experiments.steps import one_step, prepare
 from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import TrainingArguments

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
 
 import pytest
@@ -33,10 +34,28 @@ def rows_of(output):
     return {line.split(" | ")[0].lstrip("| "): line for line in lines}
 
 
-def test_table_3_over_seeds_goes_on_where_it_stopped(tmp_path, capsys):
+@pytest.fixture
+def jobs(monkeypatch):
+    """Has what `--jobs` starts run in this process, one job after the other. Returns what was started."""
+    started, turn = [], Lock()
+
+    def run(command, env):
+        with turn:
+            assert command[:2] == [sys.executable, str(SCRIPT)] and env["OMP_NUM_THREADS"]
+            started.append(command[2:])
+            script.main(command[2:])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=run))
+    return started
+
+
+def test_table_3_over_seeds_goes_on_where_it_stopped(tmp_path, capsys, jobs):
     names = ["plain training", "sampler, L_c + L_g"]
     flags = ["--table", "3", "--seeds", "0", "1", "--rows", *names]
-    rows = rows_of(reproduce(tmp_path, *flags, "--jobs", "2"))
+    script.main([*SMALL, "--output_dir", str(tmp_path), *flags, "--jobs", "2"])
+    assert sorted(job[-3] for job in jobs) == ["0", "1"] and all(job[-2:] == ["--noise", "pair:0.4"] for job in jobs)
+    rows = rows_of(capsys.readouterr().out.rpartition("training examples\n")[2])
     assert list(rows) == names
     for row in rows.values():
         cells = [cell.strip() for cell in row.strip("|").split("|")]
@@ -91,8 +110,8 @@ def test_the_table_of_two_networks_uses_no_clean_label_and_goes_on_where_it_stop
     for line in first.values():
         assert re.fullmatch(r"\d+\.\d \(\d+\.\d\)", line.strip("|").split("|")[1].strip())
     records = [json.loads(file.read_text()) for file in sorted((tmp_path / "records" / "pair-0.4").glob("*.json"))]
-    assert [found["meta_set"] for found in records] == [None, "pseudo-clean"]
-    assert [found["global_step"] for found in records] == [6, 6], "as many steps with one network as with two"
+    assert [record["meta_set"] for record in records] == [None, "pseudo-clean"]
+    assert [record["global_step"] for record in records] == [6, 6], "as many steps with one network as with two"
     script.main([*flags, "--rows", *rows])
     again = capsys.readouterr().out
     assert "===" not in again and rows_of(again) == first

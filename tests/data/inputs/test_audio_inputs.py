@@ -7,11 +7,9 @@ import re
 import struct
 import sys
 
-import label_report
 import numpy as np
 import pytest
 import release
-import report as page
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
@@ -19,10 +17,12 @@ from scipy.io import wavfile
 from transformers import ASTFeatureExtractor, AutoFeatureExtractor, Wav2Vec2FeatureExtractor, pipeline
 
 from famus_hf import FaMUSTrainer, MWNet, load_famus, load_noisy_dataset, meta_gradient
-from famus_hf.cli import arguments
+from famus_hf.cli import arguments, label_report
+from famus_hf.cli import report as report_command
 from famus_hf.cli import run as run_famus
 from famus_hf.cli import run_setup as set_up_run
 from famus_hf.data.inputs.audio_inputs import RecordingInputs, decode, resample
+from famus_hf.reporting import page
 from tests.data.inputs.test_text_inputs import in_this_process, learned, write_texts
 from tests.helpers import brute_force
 from tests.helpers.hostile import refused
@@ -277,7 +277,7 @@ def test_the_label_report_names_the_files_the_most_suspect_first(trained, tmp_pa
 
 def test_the_page_about_a_run_plays_the_suspect_recordings(trained, tmp_path):
     run = trained("wav2vec2")
-    page.main([str(run), "--dataset_name", str(run.parent / "tones"), "--out", str(tmp_path / "page.html")])
+    report_command.main([str(run), "--dataset_name", str(run.parent / "tones"), "--out", str(tmp_path / "page.html")])
     text = (tmp_path / "page.html").read_text()
     found = re.findall(r'<audio controls src="data:audio/wav;base64,([^"]*)"></audio><br>\s*(\S+)<br>', text)
     report = Dataset.from_parquet(str(run / "label_report.parquet"), cache_dir=str(tmp_path / "cache"))

@@ -8,7 +8,6 @@ import re
 import sys
 from copy import deepcopy
 
-import label_report
 import numpy as np
 import pytest
 import release
@@ -18,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, pipeline
 
 from famus_hf import FaMUSTrainer, MWNet, load_famus, load_noisy_dataset, meta_gradient
-from famus_hf.cli import arguments
+from famus_hf.cli import arguments, label_report
 from famus_hf.cli import run as run_famus
 from famus_hf.cli import run_setup as set_up_run
 from famus_hf.data.inputs.text_inputs import TextInputs
