@@ -1,6 +1,7 @@
 """The command `famus-hf`, and how its errors are told."""
 
 import pytest
+from transformers.utils import logging
 
 from famus_hf.cli import main as command
 from famus_hf.cli import run as run_famus
@@ -64,6 +65,10 @@ def test_an_error_while_training_is_one_sentence_unless_it_is_a_mistake_of_ours(
         run_famus.main(argv)
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert end.value.code == 2 and said.startswith("run_famus.py: error: the training has ended")
-    for level in (["--log_level", "debug"], ["--log_level=debug"]):
-        with pytest.raises(error, match="has ended"):
-            run_famus.main([*argv, *level])
+    level = logging.get_verbosity()
+    try:
+        for words in (["--log_level", "debug"], ["--log_level=debug"]):
+            with pytest.raises(error, match="has ended"):
+                run_famus.main([*argv, *words])
+    finally:
+        logging.set_verbosity(level)

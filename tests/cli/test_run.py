@@ -26,6 +26,7 @@ SMALL = [
     "--dataset_name", "digits", "--noise", "0.4", "--max_train_samples", "400", "--max_eval_samples", "60",
     "--num_train_epochs", "2", "--per_device_train_batch_size", "40", "--use_cpu", "--disable_tqdm", "true",
 ]  # fmt: skip
+QUICK = ["--save_strategy", "no", "--label_report", "false"]  # of runs from which neither is read
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_resuming_through_the_command_line_gives_the_same_result(tmp_path, compa
 def test_best_model_is_selected_on_the_meta_set(tmp_path):
     run_famus.main([
         *SMALL, "--output_dir", str(tmp_path), "--load_best_model_at_end", "--save_strategy", "epoch",
-        "--early_stopping_patience", "1",
+        "--early_stopping_patience", "1", "--label_report", "false",
     ])  # fmt: skip
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     meta = [entry["eval_meta_accuracy"] for entry in state["log_history"] if "eval_meta_accuracy" in entry]
@@ -88,7 +89,16 @@ def test_best_model_is_selected_on_the_meta_set(tmp_path):
 
 
 def test_under_the_paper_s_protocol_it_is_selected_on_the_test_set(tmp_path):
-    flags = [*SMALL, "--output_dir", str(tmp_path), "--load_best_model_at_end", "--protocol", "paper"]
+    flags = [
+        *SMALL,
+        "--output_dir",
+        str(tmp_path),
+        "--load_best_model_at_end",
+        "--protocol",
+        "paper",
+        "--label_report",
+        "false",
+    ]
     run_famus.main(flags)
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     test = [entry["eval_test_accuracy"] for entry in state["log_history"] if "eval_test_accuracy" in entry]
@@ -124,7 +134,7 @@ def test_an_own_noisy_folder_trains_with_a_pseudo_clean_meta_set(tmp_path):
 def test_another_method_trains_on_the_labels_of_a_noise_file(tmp_path, compared_run):
     file, second = compared_run[0] / "noise.parquet", tmp_path / "second"
     flags = [flag for flag in SMALL if flag not in ("--noise", "0.4", "--max_train_samples", "400")]
-    run_famus.main([*flags, "--noise_file", str(file), "--output_dir", str(second), "--meta_learner", "l2r"])
+    run_famus.main([*flags, "--noise_file", str(file), "--output_dir", str(second), "--meta_learner", "l2r", *QUICK])
     first, again = read_noise_file(file), read_noise_file(second / "noise.parquet")
     assert (first.index == again.index).all() and (first.labels == again.labels).all()
     assert first.metadata["meta_index"] == again.metadata["meta_index"]
@@ -172,7 +182,9 @@ def test_pretrained_models_load_from_disk(tmp_path):
     )
     ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "vit")
-    run_famus.main([*SMALL, "--output_dir", str(tmp_path / "run"), "--model_name_or_path", str(tmp_path / "vit")])
+    run_famus.main(
+        [*SMALL, "--output_dir", str(tmp_path / "run"), "--model_name_or_path", str(tmp_path / "vit"), *QUICK]
+    )
     model, _, _, processor = load_famus(tmp_path / "run")
     assert type(model).__name__ == "ViTForImageClassification" and model.config.num_labels == 10
     assert processor.size["height"] == 8
@@ -337,10 +349,10 @@ def test_two_networks_and_plain_training_beside_them_see_every_row_and_no_clean_
     assert all((file.index == files[0].index).all() and (file.labels == files[0].labels).all() for file in files)
     assert len(files[0].index) == 400 and files[0].metadata["meta_index"] == []
     plain, dividemix, mw_net = (json.loads((folder / "all_results.json").read_text()) for folder in folders[1:])
-    assert [found["meta_set"] for found in (plain, dividemix, mw_net)] == [None, None, "pseudo-clean"]
-    assert len({found["global_step"] for found in (plain, dividemix, mw_net)}) == 1
+    assert [row["meta_set"] for row in (plain, dividemix, mw_net)] == [None, None, "pseudo-clean"]
+    assert len({row["global_step"] for row in (plain, dividemix, mw_net)}) == 1
     assert mw_net["mean_active_layers"] == 17 and dividemix["mean_active_layers"] == 0
-    assert all(found["seconds_per_epoch"] > 0 and found["peak_memory_mb"] > 0 for found in (plain, dividemix))
+    assert all(row["seconds_per_epoch"] > 0 and row["peak_memory_mb"] > 0 for row in (plain, dividemix))
     assert not (folders[2] / "model_a" / "meta_net").exists() and load_famus(folders[2], subfolder="model_a")[1] is None
 
 
