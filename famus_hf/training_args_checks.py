@@ -9,13 +9,14 @@ from famus_hf.core.autodiff.training_pass import DERIVATIVES
 from famus_hf.core.losses import BASE_LOSSES
 from famus_hf.core.non_finite import NAN_POLICIES
 from famus_hf.core.virtual_train import VIRTUAL_STEPS
-from famus_hf.data.inputs.augmentation import AUGMENTATIONS, PADDING_MODES
-from famus_hf.data.labels.meta_set import META_SETS
 from famus_hf.errors import SettingsError
 
 if TYPE_CHECKING:
     from famus_hf.training_args import FaMUSTrainingArguments
 
+AUGMENTATIONS = ("none", "pad-crop", "random-crop", "resized-crop")
+PADDING_MODES = ("zero", "reflect")
+META_SETS = ("clean", "pseudo-clean")
 UNLABELLED_SHARES = ("division", "half")
 VIRTUAL_SCOPES = ("all", "candidates")
 META_LEARNERS = ("mw-net", "l2r", "mlc", "none")

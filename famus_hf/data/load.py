@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 
-from famus_hf.data.labels.meta_set import META_SETS, check_no_overlap, class_balanced_holdout
+from famus_hf.data.labels.meta_set import check_no_overlap, class_balanced_holdout
 from famus_hf.data.labels.noise import check_noise
 from famus_hf.data.labels.noise_file import NoiseFile, read_noise_file
 from famus_hf.data.labels.split import LabelSplit, corrupt, divide, divide_as, rows_without_copies
@@ -15,6 +15,7 @@ from famus_hf.data.sources.columns import Columns
 from famus_hf.data.sources.load_source import check_source, check_splits, clean_labels_known, load_source
 from famus_hf.data.sources.streaming import load_stream
 from famus_hf.errors import DataError
+from famus_hf.training_args_checks import META_SETS
 
 SUBSET_SEED = 0  # of max_train_samples and max_eval_samples
 STREAMED_META = 1000  # clean meta examples of a stream, whose size is not known

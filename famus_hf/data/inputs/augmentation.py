@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from famus_hf.errors import SettingsError
+from famus_hf.training_args_checks import AUGMENTATIONS, PADDING_MODES
 
-AUGMENTATIONS = ("none", "pad-crop", "random-crop", "resized-crop")
-PADDING_MODES = ("zero", "reflect")
 # First of the numbers that a run's generators are made from, beside its seed, so that no two uses share a stream.
 TRAIN_STREAM, META_STREAM, VIEW_STREAM, MIX_STREAM, REDRAWN_STREAM, SAMPLE_STREAM = range(6)
 TRIALS = 10  # boxes that "resized-crop" draws for an image before it falls back on a central one

@@ -6,8 +6,6 @@ import numpy as np
 
 from famus_hf.errors import DataError, first_few
 
-META_SETS = ("clean", "pseudo-clean")
-
 
 def default_num_meta(num_train: int, num_labels: int) -> int:
     """min(1000, 10 % of the training split), rounded down to a multiple of the number of classes."""
