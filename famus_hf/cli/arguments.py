@@ -131,7 +131,8 @@ class DataArguments:
         metadata={
             "help": "digits, cifar10, cifar100, fashion_mnist; cifar10n, cifar100n, cnwl, mini-webvision, clothing1m, "
             "food101n, animal10n in --data_dir; a Hub id; or a local folder: images or recordings in a folder for each "
-            "class, parquet, csv, jsonl, arrow, idx files of MNIST's format."
+            "class, parquet, csv, jsonl, arrow, idx files of MNIST's format. A training without --train_dir takes digits if "
+            "nothing is named."
         },
     )
     dataset_config_name: str | None = field(
@@ -246,7 +247,6 @@ def build_parser(usual: dict[str, str], with_processes: bool = False) -> TopicPa
         for flag, text in PROCESSES.items():
             parser.add_argument(flag, help=text)
     parser.set_defaults(output_dir=None, **DEFAULTS, **usual)
-    parser.help_of("dataset_name", f"{help_texts()['dataset_name']} Default: digits, without --train_dir.")
     parser.help_of("output_dir", "Folder of the run. Default: outputs/ and the name of the data set.")
     return parser
 
