@@ -38,6 +38,7 @@ from famus_hf.errors import first_few
 from famus_hf.hub.load import files_to_push
 from famus_hf.hub.push import prepare_repository, push_files
 from famus_hf.reporting.figures.run_records import read_run
+from famus_hf.storage.run_folder import CARD, CONFIG, RESULTS
 
 CLASSIFY = """
 import json, sys
@@ -97,7 +98,7 @@ def lay_out(run: Path, target: Path, repo_id: str) -> None:
     Raises:
         ValueError: The folder is no finished run's, or the target holds something else than an earlier release.
     """
-    missing = [name for name in ("config.json", "README.md", "all_results.json") if not (run / name).is_file()]
+    missing = [name for name in (CONFIG, CARD, RESULTS) if not (run / name).is_file()]
     if missing:
         raise ValueError(f"--run {str(run)!r} is no finished run of run_famus.py: it has no {missing[0]}")
     there = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
@@ -114,17 +115,17 @@ def lay_out(run: Path, target: Path, repo_id: str) -> None:
     for name in files_to_push(run):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(run / name, target / name)
-    card = ModelCard.load(target / "README.md")
+    card = ModelCard.load(target / CARD)
     loads = re.compile(r'(load_famus\(|pipeline\("[a-z]+-classification", )"[^"]*"')
     card.text = loads.sub(lambda call: f'{call[1]}"{repo_id}"', card.text)
     card.text = re.sub(r"^# .*$", lambda _: f"# {target.name}", card.text, count=1, flags=re.MULTILINE)
     card.data.model_name = card.data.model_name and target.name
-    card.save(target / "README.md")
+    card.save(target / CARD)
 
 
 def check(folder: Path, data_args: DataArguments) -> None:
     """Load the folder in clean processes. Raise ValueError where it does not load, or is not as good as it claims."""
-    results = ModelCard.load(folder / "README.md").data.eval_results or []
+    results = ModelCard.load(folder / CARD).data.eval_results or []
     claims = {result.metric_name: result.metric_value for result in results}
     if "last" not in claims:
         raise ValueError(f"the card in {str(folder)!r} claims no accuracy, so nothing can be proven: evaluate the run")
@@ -214,7 +215,7 @@ def release(options: argparse.Namespace, argv: list[str]) -> None:
         run = train(options, settings, argv)
     lay_out(run, target, args.hub_model_id or options.name)
     if options.run is not None and data_args.train_dir is None and not named(argv) & NAMES_DATA:
-        results = json.loads((run / "all_results.json").read_text(encoding="utf-8"))
+        results = json.loads((run / RESULTS).read_text(encoding="utf-8"))
         data_args.dataset_name = results["dataset_name"]
     check(target, data_args)
     files = {file: target / file for file in files_to_push(target)}

@@ -131,8 +131,8 @@ class DataArguments:
         metadata={
             "help": "digits, cifar10, cifar100, fashion_mnist; cifar10n, cifar100n, cnwl, mini-webvision, clothing1m, "
             "food101n, animal10n in --data_dir; a Hub id; or a local folder: images or recordings in a folder for each "
-            "class, parquet, csv, jsonl, arrow, idx files of MNIST's format. A training without --train_dir takes digits if "
-            "nothing is named."
+            "class, parquet, csv, jsonl, arrow, idx files of MNIST's format. Default of "
+            "train: digits, without --train_dir."
         },
     )
     dataset_config_name: str | None = field(

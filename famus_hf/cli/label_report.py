@@ -23,7 +23,7 @@ from famus_hf.cli.program import started_as
 from famus_hf.data.media.modalities import modality_of_network
 from famus_hf.errors import first_few
 from famus_hf.hub.client_errors import hub_reason
-from famus_hf.storage.run_folder import REPORT_FILE
+from famus_hf.storage.run_folder import NOISE_FILE, REPORT_FILE
 
 SHOWN = 20  # rows that are printed
 
@@ -87,7 +87,7 @@ def make_report(options: argparse.Namespace) -> Dataset:
     dataset = with_classes_of(model, load_split(options))
     if processor is None:
         raise ValueError(f"{options.model!r} has no {modality_of_network(model).processor_name}: add its files")
-    trained_on = Path(options.model) / "noise.parquet"
+    trained_on = Path(options.model) / NOISE_FILE
     if options.noise_file is None and trained_on.is_file():
         print(f"judging the labels as they came; for those that the run was trained on: --noise_file {trained_on}")
     args = FaMUSTrainingArguments(

@@ -67,7 +67,7 @@ def _on_a_device_each(count: int, argv: list[str]) -> list[str]:
 
 def launch(flags: list[str], argv: list[str]) -> None:
     """Train in processes of their own. Ends the program as they do where one fails, which has said why."""
-    words = [*flags, "--module", "famus_hf.cli.main", "train", *argv]
+    words = [*flags, "--module", "famus_hf.cli.main", "train", "--num_processes=1", *argv]
     try:
         launch_command(launch_command_parser().parse_args(words))
     except ChildFailedError as error:

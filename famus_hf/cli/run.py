@@ -47,6 +47,7 @@ from famus_hf.reporting.figures.run_records import read_run
 from famus_hf.reporting.model_card import recorded_accuracies
 from famus_hf.reporting.tables import format_notes, format_table
 from famus_hf.storage.atomic import atomic_write
+from famus_hf.storage.run_folder import NOISE_FILE, RESULTS
 
 
 class Run:
@@ -152,12 +153,12 @@ class Run:
 
     def write_records(self, results: dict[str, Any]) -> None:
         folder, train = Path(str(self.args.output_dir)), self.data["train"]
-        with atomic_write(folder / "all_results.json") as path:
+        with atomic_write(folder / RESULTS) as path:
             path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         if self.data_args.streaming:
             return  # its labels are a function of seed and row
         write_noise_file(
-            folder / "noise.parquet",
+            folder / NOISE_FILE,
             train["index"][:],
             train["label"][:],
             train["clean_label"][:] if "clean_label" in train.features else None,

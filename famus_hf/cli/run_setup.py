@@ -19,6 +19,7 @@ from famus_hf.hub.push import is_hub_id
 from famus_hf.models.timm_wrapper import TIMM_WRAPPER, check_timm, check_timm_config
 from famus_hf.storage.checkpoints import to_resume_from
 from famus_hf.storage.model_folder import holds_two_networks
+from famus_hf.storage.run_folder import CONFIG, META_NET, NETWORKS_APART, TRAINER_STATE
 from famus_hf.training_args_checks import DIAGNOSTICS
 
 logger = logging.get_logger(__name__)
@@ -195,14 +196,14 @@ def resolve_checkpoint(model_args: ModelArguments, args: FaMUSTrainingArguments)
 def check_checkpoint(wanted: str, model_args: ModelArguments, args: FaMUSTrainingArguments) -> str | None:
     """Return the checkpoint in a folder, once it is known to hold a checkpoint of this kind of run."""
     flag, folder = f"--resume_from_checkpoint {wanted!r}", Path(wanted)
-    if not (folder / "trainer_state.json").is_file():
-        raise ValueError(f"{flag} is no checkpoint folder (it has no trainer_state.json)")
+    if not (folder / TRAINER_STATE).is_file():
+        raise ValueError(f"{flag} is no checkpoint folder (it has no {TRAINER_STATE})")
     if holds_two_networks(folder) and not model_args.two_networks:
         raise ValueError(f"{flag} is of two networks: add --two_networks")
     if model_args.two_networks and not holds_two_networks(folder):
         raise ValueError(f"{flag} is of a run with one network: leave --two_networks out")
-    own = folder / "model_a" if model_args.two_networks else folder
-    has_meta_net = (own / "meta_net" / "config.json").is_file()
+    network = folder / NETWORKS_APART[0] if model_args.two_networks else folder
+    has_meta_net = (network / META_NET / CONFIG).is_file()
     if model_args.two_networks and args.meta_learner == "none" and has_meta_net:
         raise ValueError(f"{flag} is of a run with a meta-learner: leave --meta_learner none out")
     if args.meta_learner != "none" and not has_meta_net:

@@ -39,7 +39,7 @@ def start_processes(argv: list[str]) -> list[str]:
     """Return the flags for a run in this process; where several are to train, have them do it, and end this one."""
     count, argv = take_flag(argv, "--num_processes")
     file, argv = take_flag(argv, "--accelerate_config")
-    if "WORLD_SIZE" in os.environ:  # a launcher has started this one
+    if "LOCAL_RANK" in os.environ:  # a launcher has started this one
         return argv
     if count is not None and not (count.isdecimal() and int(count) > 0):
         fail(f"--num_processes {count!r} is no number of processes: give 1 or more")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def no_launcher_and_no_file(monkeypatch, tmp_path):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setattr(launch, "default_config_file", str(tmp_path / "default_config.yaml"))
 
 
@@ -35,7 +35,7 @@ def test_one_process_is_this_one(monkeypatch):
     monkeypatch.setattr(launch, "launch", lambda *arguments: pytest.fail("it starts another one"))
     assert train.start_processes(["--noise", "0.4"]) == ["--noise", "0.4"]
     assert train.start_processes(["--num_processes", "1", "--noise", "0.4"]) == ["--noise", "0.4"]
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     assert train.start_processes(["--num_processes=2"]) == []
 
 
