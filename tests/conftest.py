@@ -1,4 +1,5 @@
 import gc
+import logging
 
 import pytest
 import torch
@@ -20,6 +21,24 @@ def compared_runs(tmp_path_factory):
         "--log_meta_gradient", "4", "--log_weights", "4", "--log_layers", "2", "--meta_gradient_draws", "2",
     ])  # fmt: skip
     return folder
+
+
+@pytest.fixture(scope="session")
+def uninterrupted_run(tmp_path_factory):
+    """A trainer after six steps with a checkpoint after each, that nothing happened to."""
+    from tests.helpers.checkpointed_runs import run
+
+    return run(tmp_path_factory.mktemp("uninterrupted"))
+
+
+@pytest.fixture
+def caught(caplog):
+    """What is logged."""
+    for name in ("transformers", "famus_hf"):
+        logging.getLogger(name).addHandler(caplog.handler)
+    yield caplog
+    for name in ("transformers", "famus_hf"):
+        logging.getLogger(name).removeHandler(caplog.handler)
 
 
 def pytest_collection_finish(session):

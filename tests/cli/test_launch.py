@@ -11,7 +11,7 @@ import pytest
 
 from famus_hf import load_famus
 from famus_hf.cli import launch, train
-from tests.cli.test_run import SCRIPT
+from tests.helpers.command_line import SCRIPT
 
 ROOT = Path(__file__).parents[2]
 

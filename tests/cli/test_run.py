@@ -5,7 +5,6 @@ import io
 import json
 import re
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,13 +18,8 @@ from famus_hf.cli import run as run_famus
 from famus_hf.cli import run_setup as set_up_run
 from famus_hf.data.labels.noise_file import read_noise_file
 from famus_hf.reporting.tables import format_notes, format_table
+from tests.helpers.command_line import SMALL
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "run_famus.py"
-
-SMALL = [
-    "--dataset_name", "digits", "--noise", "0.4", "--max_train_samples", "400", "--max_eval_samples", "60",
-    "--num_train_epochs", "2", "--per_device_train_batch_size", "40", "--use_cpu", "--disable_tqdm", "true",
-]  # fmt: skip
 QUICK = ["--save_strategy", "no", "--label_report", "false"]  # of runs from which neither is read
 
 

@@ -16,7 +16,7 @@ from famus_hf.core.losses import (
     cross_entropy,
 )
 from tests.helpers.models import CLASSES, build_model
-from tests.trainer.test_trainer import Examples, make_args, make_trainer
+from tests.helpers.trainers import Examples, make_args, make_trainer
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.0, 0.0], [-1.0, 3.0, 1.0]], dtype=torch.float64)
 LABELS = torch.tensor([0, 1, 2])

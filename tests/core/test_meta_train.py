@@ -1,4 +1,4 @@
-"""Every meta-learner's meta gradient against brute-force double backward, float64."""
+"""Every meta-learner's meta gradient by core/autodiff/ against brute-force double backward, float64."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,45 +17,21 @@ from famus_hf.core.autodiff.forward_pass import (
 )
 from famus_hf.core.autodiff.training_pass import TrainingPass, training_pass_without_trace
 from famus_hf.core.autodiff.virtual_weights import VirtualStep, virtual_parameters
-from famus_hf.core.layers import find_layers, parameters_by_layer
+from famus_hf.core.layers import find_layers
 from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_learners import L2R, MLC, MetaLearner, MWNet
 from famus_hf.core.meta_train import MetaObjective, meta_gradient, meta_train
 from famus_hf.core.virtual_train import virtual_step_of
 from tests.helpers import brute_force
+from tests.helpers.exact_meta_gradients import LEARNING_RATE, assert_exact, relative_error, subsets
 from tests.helpers.models import CLASSES, build_batch, build_model
 
 KINDS = ["batch norm", "group norm", "vit", "bert"]
-LEARNING_RATE = 0.3
 
 
 def setting(kind):
     torch.manual_seed(3)
     return build_model(kind), MWNet().double(), build_batch(kind, 6, seed=1), build_batch(kind, 5, seed=2)
-
-
-def subsets(model):
-    names = list(parameters_by_layer(model))
-    return [None, names[:1], names[-1:], names[1::3], names[len(names) // 2 :]]
-
-
-def flat(gradient):
-    return torch.cat([tensor.flatten() for tensor in gradient.values()])
-
-
-def relative_error(found, expected):
-    return ((flat(found) - flat(expected)).norm() / flat(expected).norm()).item()
-
-
-def assert_exact(model, meta_learner, train, meta, derivative, reference, tolerance=1e-10):
-    """For all layers and for subsets, against `reference(layers)`."""
-    for layers in subsets(model):
-        expected = reference(layers)
-        found = meta_gradient(
-            model, meta_learner, train, meta, learning_rate=LEARNING_RATE, layers=layers, derivative=derivative
-        )
-        assert flat(expected).norm() > 1e-8, "the reference must say something"
-        assert relative_error(found, expected) < tolerance, layers
 
 
 @pytest.mark.parametrize("derivative, tolerance", [("forward", 1e-10), ("reverse", 1e-10), ("finite", 1e-2)])

@@ -8,7 +8,7 @@ import torch
 from famus_hf import FaMUSTrainer, LearnedSampler, MWNet
 from famus_hf.core.non_finite import MOST_IN_A_ROW, log_once
 from tests.helpers.models import build_model
-from tests.trainer.test_trainer import Examples, make_args, make_trainer
+from tests.helpers.trainers import Examples, make_args, make_trainer
 
 
 def assert_finite(trainer):

@@ -11,6 +11,7 @@ import functools
 import gc
 import json
 import os
+import resource
 import runpy
 import signal
 import subprocess
@@ -26,19 +27,27 @@ import torch.distributed.checkpoint, torch.distributed.fsdp, torch.distributed.t
 """
 
 
-def run(command, *, env=None, cwd=None, timeout=300, capture_output=True, text=True):
-    """The completed process; one that takes too long is killed by SIGALRM."""
+def run(command, *, env=None, cwd=None, timeout=300, capture_output=True, text=True, max_file_size=None):
+    """The completed process; one that takes too long is killed by SIGALRM. Files can't grow beyond `max_file_size`."""
     python, *arguments = command
     assert python == sys.executable and capture_output and text
     with tempfile.TemporaryDirectory() as folder:
         outputs = [f"{folder}/stdout", f"{folder}/stderr"]
         job = {"arguments": arguments, "environment": dict(os.environ if env is None else env),
-               "folder": str(Path(cwd or ".").resolve()), "outputs": outputs, "timeout": timeout}  # fmt: skip
+               "folder": str(Path(cwd or ".").resolve()), "outputs": outputs, "timeout": timeout,
+               "max_file_size": max_file_size}  # fmt: skip
         parent = _parent()
         parent.stdin.write(json.dumps(job) + "\n")
         parent.stdin.flush()
         code = int(parent.stdout.readline())
         return subprocess.CompletedProcess(command, code, *(Path(output).read_text() for output in outputs))
+
+
+def run_python(code, environment, folder):
+    command = [sys.executable, "-c", code.replace("{folder!r}", repr(str(folder)))]
+    result = run(command, env={**os.environ, **environment})
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
 
 
 @functools.cache
@@ -72,6 +81,8 @@ def do(job):
     os.environ.clear()
     os.environ.update(job["environment"])
     os.chdir(job["folder"])
+    if job["max_file_size"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["max_file_size"],) * 2)
     first, *rest = job["arguments"]
     if first != "-c":
         sys.argv, sys.path[0] = [first, *rest], str(Path(first).parent)

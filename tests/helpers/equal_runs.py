@@ -7,12 +7,12 @@ import torch
 
 from famus_hf import MLC, FaMUSTrainer, LearnedSampler, MWNet
 from famus_hf.storage.diagnostic_tables import MEASURES
-from tests.data.inputs.test_text_inputs import texts
+from tests.helpers import two_network_runs
+from tests.helpers.datasets import texts
 from tests.helpers.models import build_audio_model, build_model, build_text_model, build_tokenizer
-from tests.trainer.test_trainer import Examples, make_args
-from tests.two_networks import test_trainer as test_co_training
+from tests.helpers.trainers import Examples, learned, make_args
 
-STEPS = 20
+STEPS = 12  # more than two epochs of five
 GLOBAL_BATCH = 8
 LEARNED = {"layer_sampler": "learned", "sampler_learning_rate": 0.01}
 CASES = {
@@ -78,12 +78,6 @@ def make(folder, name, settings, processes):
         meta_learner=None if learner is None else learner.to(dtype),
         layer_sampler=sampler,
     )
-
-
-def learned(trainer):
-    """Everything that moves, by name."""
-    parts = {"w": trainer.model, "theta": trainer.meta_learner, "eta": trainer.layer_sampler}
-    return {f"{part}.{name}": t.clone() for part, module in parts.items() for name, t in module.state_dict().items()}
 
 
 def make_other(folder, name, processes):
@@ -166,7 +160,7 @@ def work(rank, folder):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     found = {name: run(folder / "runs" / name, name, own, 2) for name, own in {**CASES, **ROUNDING}.items()}
     again = {name: resumed(folder / "resumed" / name, CASES[name], 2) for name in RESUMED}
-    networks = {name: test_co_training.run(folder / "networks" / name, name, 2) for name in test_co_training.RUNS}
+    networks = {name: two_network_runs.run(folder / "networks" / name, name, 2) for name in two_network_runs.RUNS}
     files = sorted(path.name for path in (folder / "resumed" / "FaMUS" / "whole" / "checkpoint-6").iterdir())
     return {
         "runs": found, "networks": networks, "resumed": again, "files": files, "report": reported(folder / "report", 2),

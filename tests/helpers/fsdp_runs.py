@@ -15,13 +15,13 @@ from torch.distributed.tensor import DTensor
 from famus_hf import load_famus
 from famus_hf.core.parallel.dtensor import whole
 from famus_hf.models.wide_resnet import WideResNetForImageClassification
+from tests.helpers import trainers
 from tests.helpers.equal_runs import CASES as ALL_CASES
 from tests.helpers.equal_runs import make
 from tests.helpers.models import build_model
-from tests.trainer import test_trainer
-from tests.trainer.test_trainer import make_trainer
+from tests.helpers.trainers import make_trainer
 
-STEPS = 10
+STEPS = 6  # more than an epoch of five
 LAUNCHED = {  # what `accelerate launch --use_fsdp --fsdp_version 2 …` sets
     "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
     "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP", "FSDP_MIN_NUM_PARAMS": "30",
@@ -114,17 +114,17 @@ def run(folder, name, settings, processes):
 
 def resumed(folder, kind):
     """A run, the same from its middle, what the saved model holds, and the names of all files and sharded modules."""
-    settings = {"per_device_train_batch_size": 4, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, **ADAMW}
+    settings = {"per_device_train_batch_size": 4, "max_steps": 2, "save_strategy": "steps", "save_steps": 1, **ADAMW}
     trainers = []
     with environment(**BLOCKS.get(kind, {})):
-        for checkpoint in (None, str(folder / "checkpoint-2")):
+        for checkpoint in (None, str(folder / "checkpoint-1")):
             torch.manual_seed(3)
             trainers.append(make_trainer(folder, kind, layer_sampler="learned", **settings))
             trainers[-1].train(resume_from_checkpoint=checkpoint)
     trainers[0].save_model()
     found = {"whole": learned(trainers[0]), "again": learned(trainers[1])}
     found["accuracy"] = torch.tensor([trainer.evaluate()["eval_accuracy"] for trainer in trainers])
-    found["files"] = sorted(path.name for path in (folder / "checkpoint-4").iterdir())
+    found["files"] = sorted(path.name for path in (folder / "checkpoint-2").iterdir())
     if kind in BLOCKS:
         model, meta_learner, layer_sampler, _ = load_famus(folder)
         parts = {"w": model, "theta": meta_learner, "eta": layer_sampler}
@@ -145,7 +145,7 @@ def refusal(folder, variables, settings):
             patch.delattr(WideResNetForImageClassification, settings.pop("without"))
         if settings.pop("adapters", False):
             config = LoraConfig(target_modules=["classifier"])
-            patch.setattr(test_trainer, "build_model", lambda *given: get_peft_model(build_model(*given), config))
+            patch.setattr(trainers, "build_model", lambda *given: get_peft_model(build_model(*given), config))
         make_trainer(folder, "batch norm", **settings)
     return str(error.value)
 

@@ -19,6 +19,8 @@ values = st.recursive(
     max_leaves=6,
 )
 
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
 
 def places(tree, path=()):
     """Paths of all values in a tree of dicts and lists, the root among them."""

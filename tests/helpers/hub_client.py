@@ -16,6 +16,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,7 +55,7 @@ class HubClient:
 
 
 def pushing_trainer(folder, repo, callbacks=(), **changes):
-    from tests.trainer.test_trainer import make_trainer
+    from tests.helpers.trainers import make_trainer
 
     settings = {
         "push_to_hub": True, "hub_model_id": repo, "hub_strategy": "checkpoint", "save_strategy": "steps",
@@ -87,7 +88,7 @@ def train(folder, repo, resume=None, stop_at=None, push=False, strange=False, **
     """Trains, and leaves all that has been learned in final.pt; a strange schedule's state is no plain value."""
     import torch
 
-    from tests.trainer.test_trainer import state_of
+    from tests.helpers.trainers import state_of
 
     trainer = pushing_trainer(folder, repo, [callback_at(stop_at, strange)], **changes)
     trainer.train(resume_from_checkpoint=resume)
@@ -153,8 +154,12 @@ def run_famus(*, argv):
 
 
 def release(*, argv):
+    """Its proofs run in this process: tests/scripts/test_release.py has the clean ones."""
     import release as script
 
+    from tests.helpers.command_line import in_this_process
+
+    script.in_clean_process = in_this_process
     script.main(argv)
 
 
@@ -183,12 +188,14 @@ def answer_to(function, keywords):
 def main():
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else is printed is no answer
+    import huggingface_hub.utils._http as of_the_client
     import torch
 
     from famus_hf.hub import push as pushes
 
     torch.set_num_threads(1)
     pushes.FIRST_PAUSE = 0.01
+    of_the_client.time = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: time.sleep(seconds / 100)})
     gc.freeze()
     for line in sys.stdin:
         answers.write(json.dumps(answer_to(*json.loads(line))) + "\n")

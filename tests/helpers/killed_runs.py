@@ -1,10 +1,8 @@
 """Trains in forked children, kills them, resumes until the end and compares; one process imports everything once.
 
-    python tests/killed_runs.py FOLDER KILLS SEED
-
 A run is killed at random moments, and in the middle of the calls that write, sync, rename and remove files. Then two
-processes train together. Prints one line of JSON: how many kills there were and where. Exits with 1 and says why as
-soon as something is wrong.
+processes train together. `main` prints one line of JSON: how many kills there were and where. It raises and
+says why as soon as something is wrong.
 """
 
 import json
@@ -12,7 +10,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -25,12 +22,11 @@ from famus_hf import FaMUSTrainer, FaMUSTrainingArguments
 from famus_hf.hub import load as hub
 from famus_hf.hub import meta_net_files as meta_net
 from famus_hf.storage.checkpoints import by_age
-from tests.data.labels.test_pseudo_clean import Learnable
-from tests.helpers import two_processes
+from tests.helpers import two_network_runs, two_processes
 from tests.helpers.forks import ended_by, forked
 from tests.helpers.models import build_model
-from tests.trainer.test_trainer import make_trainer, state_of
-from tests.two_networks import test_trainer as test_co_training
+from tests.helpers.pseudo_clean_runs import Learnable
+from tests.helpers.trainers import make_trainer, state_of
 
 KILLS_OF_A_RUN = 7
 RUNS = {  # epochs have five steps, with accumulation three; pseudo-clean sets are chosen at steps 4, 8, …
@@ -45,7 +41,7 @@ RUNS = {  # epochs have five steps, with accumulation three; pseudo-clean sets a
 def trainer_of(name, folder):
     settings = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 0.1, **RUNS[name]}
     if name == "two networks":
-        return test_co_training.make(folder, "batch norm", torch.float32, **settings)
+        return two_network_runs.make(folder, "batch norm", torch.float32, **settings)
     if name != "pseudo-clean":
         return make_trainer(folder, **settings)
     args = FaMUSTrainingArguments(
@@ -59,7 +55,7 @@ def train(name, folder, resume):
     trainer = trainer_of(name, folder)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
-    state = test_co_training.learned(trainer) if name == "two networks" else state_of(trainer)
+    state = two_network_runs.learned(trainer) if name == "two networks" else state_of(trainer)
     torch.save(state, folder / "final.pt")
 
 
@@ -183,7 +179,3 @@ def main(folder, kills, seed):
         runs += 1
     two_processes.main(root / "two")
     print(json.dumps({"kills": len(killed), "places": sorted(set(killed)), "runs": runs}))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

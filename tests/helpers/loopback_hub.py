@@ -47,7 +47,7 @@ class LoopbackHub:
 
         Handler.hub = hub
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *error):
@@ -105,6 +105,7 @@ def card_problems(content):
 class _Handler(BaseHTTPRequestHandler):
     hub: LoopbackHub
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer goes out whole: the client's system would wait 40 ms for the second half of one
 
     def log_message(self, *arguments):
         pass
@@ -149,6 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if send_body:
             self.wfile.write(content)
+        self.wfile.flush()
 
     def body(self):
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -188,3 +188,32 @@ def build_audio_model(kind="wav2vec2", num_labels=2, **settings):
                             mask_time_prob=0.3, mask_time_length=2, mask_time_min_masks=1, num_labels=num_labels,
                             **sizes, **settings)  # fmt: skip
     return Wav2Vec2ForSequenceClassification(config)
+
+
+def build_text_network(kind, dtype=torch.float64):
+    """A tiny network away from its start, in train mode, with dropout."""
+    name = {"tied encoder and decoder": "bart", "frozen embeddings": "bert", "lora": "bert"}.get(kind, kind)
+    model = build_text_model(name, **({"pad_token_id": 1} if name != "bart" else {}))
+    if kind == "lora":
+        from peft import LoraConfig, get_peft_model  # seconds, which the processes that tests start do not need
+
+        model = get_peft_model(
+            model, LoraConfig(target_modules=["query", "value"], r=2, modules_to_save=["classifier"])
+        )
+    if kind == "frozen embeddings":
+        model.bert.embeddings.requires_grad_(False)
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    return model.to(dtype).train()
+
+
+class PlainModule(torch.nn.Module):
+    """A user's own network: logits, no loss, no config."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, CLASSES)
+
+    def forward(self, pixel_values, labels=None):
+        return {"logits": self.linear(pixel_values.mean((2, 3)))}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import distributed, multiprocessing
 
-PRELOADED = ["famus_hf", "tests.trainer.test_trainer", "peft"]  # what most of a start takes, once for all calls
+PRELOADED = ["famus_hf", "tests.helpers.trainers", "peft"]  # what most of a start takes, once for all calls
 
 
 def run_in_two_processes(function, folder, timeout=100):

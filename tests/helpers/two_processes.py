@@ -1,6 +1,6 @@
 """Two forked processes train one network together (DDP on the CPU), while disks fill up and processes are killed.
 
-python tests/two_processes.py FOLDER
+tests/helpers/killed_runs.py runs `main(folder)`
 """
 
 import os
@@ -13,7 +13,7 @@ import torch
 from famus_hf.errors import SaveError
 from famus_hf.storage.checkpoints import fault_of
 from tests.helpers.forks import forked
-from tests.trainer.test_trainer import make_trainer
+from tests.helpers.trainers import make_trainer
 
 SETTINGS = {"meta_learner": "none", "max_steps": 5, "save_strategy": "steps", "save_steps": 1}
 

@@ -1,9 +1,7 @@
 """What a run leaves on disk and on the Hub, and how it comes back."""
 
 import json
-import os
 import shutil
-import sys
 
 import pytest
 import torch
@@ -28,18 +26,11 @@ from famus_hf.core.layers import Layer
 from famus_hf.core.meta_learners import META_LEARNERS
 from famus_hf.hub.load import files_to_push
 from famus_hf.hub.meta_net_files import load_meta_net, save_meta_net
-from tests.helpers import clean_process
+from tests.helpers.clean_process import run_python
 from tests.helpers.hostile import refused
 from tests.helpers.loopback_hub import LoopbackHub
-from tests.models.test_backbones import SMALL
-from tests.trainer.test_trainer import make_trainer
-
-
-def assert_same_parameters(module, other):
-    assert type(module) is type(other)
-    assert module.state_dict().keys() == other.state_dict().keys()
-    for name, tensor in module.state_dict().items():
-        assert torch.equal(tensor, other.state_dict()[name]), name
+from tests.helpers.saved_runs import SMALL_BACKBONES, assert_same_parameters, built_sampler
+from tests.helpers.trainers import make_trainer
 
 
 def test_a_saved_run_loads_again(tmp_path):
@@ -99,12 +90,6 @@ def test_damaged_meta_nets_are_refused_in_one_sentence(tmp_path, damage):
         load_meta_net(tmp_path)
     with pytest.raises(ValueError, match="is no meta-net of famus_hf"):
         MWNet.from_pretrained(tmp_path)
-
-
-def built_sampler():
-    sampler = LearnedSampler(hidden_size=7)
-    sampler.build([Layer("a", ("a.weight", "a.bias"), 5, 0.5, 1)])
-    return sampler
 
 
 @pytest.mark.parametrize("subfolder", ["meta_net", "", "runs/first"])
@@ -203,13 +188,6 @@ print(len(classify(Image.new("L", (8, 8)))))
 """
 
 
-def run_python(code, environment, folder):
-    command = [sys.executable, "-c", code.replace("{folder!r}", repr(str(folder)))]
-    result = clean_process.run(command, env={**os.environ, **environment})
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
-
-
 def test_push_and_load_over_http(tmp_path):
     with LoopbackHub() as hub:
         environment = hub.environment(tmp_path / "home")
@@ -270,7 +248,7 @@ for name in ("wide-resnet", "preact-resnet", "cifar-resnet"):
 def test_every_backbone_of_ours_loads_from_the_hub_where_famus_hf_is_not_installed(tmp_path):
     repositories, expected = {}, []
     for name in ("wide-resnet", "preact-resnet", "cifar-resnet"):
-        model = SMALL[name](num_labels=3).eval()
+        model = SMALL_BACKBONES[name](num_labels=3).eval()
         model.save_pretrained(tmp_path / name)
         repositories[f"user/{name}"] = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
         expected += [type(model).__name__, pytest.approx(model(torch.ones(1, 3, 16, 16)).logits[0, 0].item(), abs=1e-5)]

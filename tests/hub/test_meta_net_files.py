@@ -1,4 +1,4 @@
-"""Folders, repositories and checkpoints of somebody else: refused in one sentence, nothing run, no memory taken."""
+"""Meta-nets of somebody else, read by storage/untrusted.py: refused in one sentence, nothing run, no memory taken."""
 
 import json
 import os

@@ -13,13 +13,13 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from famus_hf.hub.client_errors import hub_reason
 from famus_hf.hub.load import files_to_push
-from tests.cli.test_run import SMALL
 from tests.helpers import clean_process
+from tests.helpers.command_line import SMALL
+from tests.helpers.hostile import PICKLES
 from tests.helpers.hub_client import HubClient
 from tests.helpers.loopback_hub import LoopbackHub
-from tests.models.test_two_networks import PUSHED, save_run, trained_ensemble
-from tests.storage.test_portable import PICKLES
-from tests.trainer.test_trainer import make_trainer
+from tests.helpers.saved_runs import PUSHED, save_run, trained_ensemble
+from tests.helpers.trainers import make_trainer
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,11 +13,11 @@ from transformers import AutoModelForImageClassification, ViTImageProcessor
 
 from famus_hf import MWNet, TwoNetworksForImageClassification, load_famus
 from famus_hf.hub.meta_net_files import save_meta_net
+from tests.helpers.clean_process import run_python
 from tests.helpers.hostile import Canary, as_json, damaged, fuzz, is_a_sentence, mutated, peak_growth, refused
 from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.models import build_model
-from tests.hub.test_load import run_python
-from tests.models.test_timm_wrapper import needs_timm, write_timm_folder
+from tests.helpers.saved_runs import needs_timm, write_timm_folder
 
 
 def network(kind):

@@ -8,22 +8,10 @@ from PIL import Image
 from transformers import AutoModelForImageClassification, ViTImageProcessorPil
 
 from famus_hf import MWNet, build_backbone, load_famus, meta_gradient
-from famus_hf.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
-from famus_hf.models.preact_resnet import PreActResNetConfig, PreActResNetForImageClassification
-from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
+from famus_hf.models.cifar_resnet import CifarResNetConfig
+from famus_hf.models.preact_resnet import PreActResNetConfig
 from tests.helpers import clean_process
-
-NAMES = [f"class {label}" for label in range(10)]
-SMALL = {
-    "wide-resnet": lambda **settings: WideResNetForImageClassification(
-        WideResNetConfig(depth=10, widen_factor=1, **settings)
-    ),
-    "preact-resnet": lambda **settings: PreActResNetForImageClassification(PreActResNetConfig(width=4, **settings)),
-    "preact-resnet, norm at its end": lambda **settings: PreActResNetForImageClassification(
-        PreActResNetConfig(width=4, norm_at="end", **settings)
-    ),
-    "cifar-resnet": lambda **settings: CifarResNetForImageClassification(CifarResNetConfig(depth=8, **settings)),
-}
+from tests.helpers.saved_runs import SMALL_BACKBONES, TEN_CLASSES
 
 
 @pytest.mark.parametrize(
@@ -31,7 +19,7 @@ SMALL = {
     [("wide-resnet-28-10", 36.5), ("wide-resnet-40-2", 2.2), ("preact-resnet-18", 11.2), ("cifar-resnet-32", 0.46)],
 )
 def test_backbones_have_the_size_of_the_literature(name, millions):
-    parameters = sum(parameter.numel() for parameter in build_backbone(name, NAMES).parameters())
+    parameters = sum(parameter.numel() for parameter in build_backbone(name, TEN_CLASSES).parameters())
     assert parameters / 1e6 == pytest.approx(millions, abs=0.05 if millions > 1 else 0.005)
 
 
@@ -43,15 +31,17 @@ def test_resnet_50_has_the_size_of_the_literature():
 
 def test_a_classifier_of_cosines_is_refused_where_the_network_has_none():
     with pytest.raises(ValueError, match="'resnet-50' has no classifier of cosines"):
-        build_backbone("resnet-50", NAMES, cosine_classifier=True)
-    assert build_backbone("resnet-50", NAMES, depths=[1, 1, 1, 1], cosine_classifier=False).config.num_labels == 10
+        build_backbone("resnet-50", TEN_CLASSES, cosine_classifier=True)
+    assert (
+        build_backbone("resnet-50", TEN_CLASSES, depths=[1, 1, 1, 1], cosine_classifier=False).config.num_labels == 10
+    )
 
 
 @pytest.mark.parametrize("cosine_classifier", [False, True])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL_BACKBONES)
 def test_a_backbone_gives_the_same_output_after_save_and_load(tmp_path, name, cosine_classifier):
     torch.manual_seed(0)
-    model = SMALL[name](cosine_classifier=cosine_classifier, num_labels=7)
+    model = SMALL_BACKBONES[name](cosine_classifier=cosine_classifier, num_labels=7)
     images = torch.randn(8, 3, 32, 32)
     model.train()(images)  # running statistics away from their start
     model.eval().save_pretrained(tmp_path)
@@ -64,17 +54,17 @@ def test_a_backbone_gives_the_same_output_after_save_and_load(tmp_path, name, co
     assert not cosine_classifier or logits.abs().max() <= 1 + 1e-6
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL_BACKBONES)
 def test_a_backbone_starts_with_activations_of_order_one(name):
     torch.manual_seed(0)
-    logits = SMALL[name](num_labels=10).train()(torch.randn(64, 3, 32, 32)).logits
+    logits = SMALL_BACKBONES[name](num_labels=10).train()(torch.randn(64, 3, 32, 32)).logits
     assert 0.05 < logits.std() < 20
 
 
 def test_backbones_load_where_famus_hf_is_not_installed(tmp_path):
     """Each file travels with the weights and needs nothing else of ours."""
     for name in ("preact-resnet", "cifar-resnet"):
-        SMALL[name](num_labels=3).save_pretrained(tmp_path / name)
+        SMALL_BACKBONES[name](num_labels=3).save_pretrained(tmp_path / name)
         ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / name)
         Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
     code = """
@@ -89,10 +79,10 @@ for name in ("preact-resnet", "cifar-resnet"):
     assert done.stdout.split() == ["3", "3"], done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL_BACKBONES)
 def test_forward_and_reverse_mode_agree_on_a_backbone(name):
     torch.manual_seed(0)
-    model, meta_learner = SMALL[name](num_labels=4).double().train(), MWNet().double()
+    model, meta_learner = SMALL_BACKBONES[name](num_labels=4).double().train(), MWNet().double()
     batches = [
         {"pixel_values": torch.randn(6, 3, 16, 16, dtype=torch.float64), "labels": torch.arange(6) % 4} for _ in "ab"
     ]

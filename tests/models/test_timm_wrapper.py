@@ -1,12 +1,10 @@
 """Networks of timm: refused in one sentence where timm can't be imported, trained and loaded where it can."""
 
-import json
 import sys
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from famus_hf import FaMUSTrainer, MWNet, build_backbone, load_famus, meta_gradient
@@ -15,22 +13,12 @@ from famus_hf.cli import run_setup as set_up_run
 from famus_hf.cli.arguments import ModelArguments
 from famus_hf.core.layers import find_layers
 from famus_hf.models.timm_wrapper import check_timm
-from tests.data.inputs.test_image_inputs import make_trainer, pictures
 from tests.helpers import brute_force
+from tests.helpers.datasets import pictures
 from tests.helpers.hostile import refused
-from tests.hub.test_load import assert_same_parameters
-from tests.models.test_backbones import NAMES
+from tests.helpers.saved_runs import TEN_CLASSES, assert_same_parameters, needs_timm, write_timm_folder
+from tests.helpers.trainers import make_image_trainer
 
-
-def why_timm_does_not_run():
-    try:
-        check_timm("it")
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-needs_timm = pytest.mark.skipif(bool(why_timm_does_not_run()), reason=why_timm_does_not_run())
 WHAT_TO_DO = "install timm, and torchvision of the same build as torch, or choose another network"
 
 
@@ -39,20 +27,9 @@ def without_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
 
 
-def write_timm_folder(folder, **changes):
-    """What a run with a network of timm leaves, as far as is read before timm is needed."""
-    config = {
-        "model_type": "timm_wrapper", "architecture": "resnet18", "num_classes": 2, "label_names": ["a", "b"],
-        "architectures": ["TimmWrapperForImageClassification"],
-    }  # fmt: skip
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**config, **changes}))
-    save_file({"timm_model.fc.bias": torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 def test_a_backbone_of_timm_is_refused_where_timm_is_missing(without_timm):
     refused(f"'inception-resnet-v2' is a network of timm: {WHAT_TO_DO}; .*ModuleNotFoundError",
-            build_backbone, "inception-resnet-v2", NAMES)  # fmt: skip
+            build_backbone, "inception-resnet-v2", TEN_CLASSES)  # fmt: skip
 
 
 def test_the_refusal_says_why_torchvision_does_not_import(tmp_path, monkeypatch):
@@ -106,7 +83,7 @@ def test_inception_resnet_v2_has_the_size_of_the_literature_and_starts_as_in_tim
 @needs_timm
 def test_the_meta_gradient_of_inception_resnet_v2_is_that_of_brute_force():
     torch.manual_seed(0)
-    model, meta_learner = build_backbone("inception-resnet-v2", NAMES).double().train(), MWNet().double()
+    model, meta_learner = build_backbone("inception-resnet-v2", TEN_CLASSES).double().train(), MWNet().double()
     batches = [
         {"pixel_values": torch.randn(3, 3, 80, 80, dtype=torch.float64), "labels": torch.arange(3)} for _ in "ab"
     ]
@@ -121,7 +98,7 @@ def test_the_meta_gradient_of_inception_resnet_v2_is_that_of_brute_force():
 
 @needs_timm
 def test_inception_resnet_v2_trains_and_loads_again(tmp_path):
-    trainer = make_trainer(
+    trainer = make_image_trainer(
         tmp_path, build_backbone("inception-resnet-v2", ["ant", "bee", "cow"]), layer_sampler="learned", max_steps=2,
         image_size=80, augmentation="none", per_device_train_batch_size=4,
     )  # fmt: skip
@@ -152,7 +129,7 @@ def test_a_pretrained_network_of_timm_keeps_the_images_that_it_was_trained_on(tm
     TimmWrapperForImageClassification(config).save_pretrained(tmp_path / "timm")
     model, own = set_up_run.load_pretrained(ModelArguments(), str(tmp_path / "timm"), ["ant", "bee", "cow"])
     assert model.config.id2label == {0: "ant", 1: "bee", 2: "cow"} and model.timm_model.num_classes == 3
-    trainer = make_trainer(tmp_path / "run", model, max_steps=1)
+    trainer = make_image_trainer(tmp_path / "run", model, max_steps=1)
     trainer.save_model()
     processor = load_famus(tmp_path / "run")[3]
     image = Image.fromarray((torch.rand(60, 40, 3, generator=torch.Generator().manual_seed(0)) * 255).byte().numpy())

@@ -8,85 +8,34 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForImageClassification,
-    BertConfig,
-    BertForSequenceClassification,
-    ResNetConfig,
-    ResNetForImageClassification,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessorPil,
     pipeline,
 )
 
 from famus_hf import MLC, MWNet, TwoNetworksForImageClassification, load_famus
 from famus_hf.errors import SaveError
 from famus_hf.hub.load import files_to_push
-from famus_hf.hub.meta_net_files import save_meta_net
 from famus_hf.models.preact_resnet import PreActResNetForImageClassification
 from famus_hf.models.two_networks import TwoNetworksConfig
 from famus_hf.storage.model_folder import atomic_write_model, save_networks_apart
 from famus_hf.storage.run_folder import NETWORKS_APART
+from tests.helpers.clean_process import run_python
 from tests.helpers.hostile import refused
 from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.models import GroupNormNet
-from tests.hub.test_load import assert_same_parameters, built_sampler, run_python
-from tests.models.test_backbones import SMALL
-
-NAMES = {"id2label": {0: "cat", 1: "dog", 2: "owl"}, "label2id": {"cat": 0, "dog": 1, "owl": 2}}
-
-
-def vit(**settings):
-    return ViTForImageClassification(
-        ViTConfig(
-            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=16,
-            patch_size=4, **{**NAMES, **settings},
-        )
-    )  # fmt: skip
-
-
-def resnet(**settings):
-    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", **NAMES, **settings)
-    return ResNetForImageClassification(config)
-
-
-def bert():
-    config = BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, **NAMES)
-    return BertForSequenceClassification(config)
-
-
-def preact(**settings):
-    return SMALL["preact-resnet"](**{**NAMES, **settings})
-
-
-def images(count=8):
-    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-PAIRS = {
-    "two of one kind of ours": (preact, preact),
-    "two kinds of ours": (lambda: SMALL["cifar-resnet"](**NAMES), lambda: SMALL["wide-resnet"](**NAMES)),
-    "ours and one of transformers": (preact, vit),
-    "two of transformers": (vit, resnet),
-}
-
-
-def trained_ensemble(kind="two of one kind of ours"):
-    """Running statistics are away from their start."""
-    torch.manual_seed(0)
-    ensemble = TwoNetworksForImageClassification.of(*(make() for make in PAIRS[kind]))
-    ensemble.train()(images())
-    return ensemble.eval()
-
-
-def save_run(folder, ensemble):
-    """What a run of two networks leaves."""
-    processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
-    ensemble.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    save_networks_apart(folder, ensemble, processor)
-    save_meta_net(folder / "model_a", MWNet(hidden_size=11), built_sampler())
-    save_meta_net(folder / "model_b", MLC(3), None)
-
+from tests.helpers.saved_runs import (
+    OF_A_FOLDER,
+    PAIRS,
+    PUSHED,
+    SMALL_BACKBONES,
+    THREE_CLASSES,
+    assert_same_parameters,
+    bert,
+    images,
+    preact,
+    save_run,
+    trained_ensemble,
+    vit,
+)
 
 # ---- In memory ----
 
@@ -110,7 +59,10 @@ REFUSED = {
         (ALONE, preact(id2label={0: "cat", 1: "owl", 2: "dog"})),
         r"with different names \(\['cat', 'dog', 'owl'\] …, \['cat', 'owl', 'dog'\] …\): give both the same id2label",
     ),
-    "more classes": ((ALONE, SMALL["preact-resnet"](num_labels=4)), "have 3 and 4 classes with different names"),
+    "more classes": (
+        (ALONE, SMALL_BACKBONES["preact-resnet"](num_labels=4)),
+        "have 3 and 4 classes with different names",
+    ),
     "a module of torch": ((ALONE, GroupNormNet()), "model_b is a GroupNormNet: give a classifier of images"),
     "an ensemble": (
         (TwoNetworksForImageClassification.of(preact(), preact()), ALONE),
@@ -139,7 +91,7 @@ def test_configurations_that_make_no_ensemble_are_refused_in_one_sentence():
         ({"network_a": {**settings, "id2label": {"0": "x", "1": "y"}}}, "2 and 3 classes with different names"),
         ({"id2label": {0: "x", 1: "y"}}, "names 2 classes and its networks have 3"),
     ):
-        both = {"network_a": settings, "network_b": settings, **NAMES, **changes}
+        both = {"network_a": settings, "network_b": settings, **THREE_CLASSES, **changes}
         refused(words, TwoNetworksForImageClassification, TwoNetworksConfig(**both))
 
 
@@ -284,14 +236,6 @@ def test_a_folder_of_the_users_own_stays_and_stops_only_a_run_that_needs_its_pla
 
 
 # ---- Pushed ----
-
-OF_A_FOLDER = ("config.json", "model.safetensors", "preprocessor_config.json", "preact_resnet.py")
-PUSHED = {
-    *OF_A_FOLDER, "two_networks.py", "cifar_resnet.py", "wide_resnet.py",
-    *(f"{network}/{name}" for network in NETWORKS_APART for name in (*OF_A_FOLDER, "meta_net/config.json")),
-    "model_a/meta_net/model.safetensors", "model_a/meta_net/layer_sampler.safetensors",
-    "model_b/meta_net/model.safetensors",
-}  # fmt: skip
 
 
 def test_a_push_takes_the_ensemble_both_networks_and_nothing_else(tmp_path):

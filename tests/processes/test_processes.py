@@ -4,9 +4,9 @@ from functools import partial
 
 import pytest
 
+from tests.helpers import two_network_runs
 from tests.helpers.equal_runs import CASES, OTHERS, RESUMED, ROUNDING, diagnosed, reported, run, run_other, work
 from tests.helpers.spawned import run_in_two_processes
-from tests.two_networks import test_trainer as test_co_training
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,8 @@ def test_two_processes_record_the_diagnostics_of_one(both, tmp_path):
     assert expected["meta_gradient.norm"].min() > 0 and both[1]["diagnosed"] == {}
 
 
-@pytest.mark.parametrize("name", test_co_training.RUNS)
+@pytest.mark.parametrize("name", two_network_runs.RUNS)
 def test_two_networks_learn_in_two_processes_what_they_learn_in_one_crops_and_partners_included(both, tmp_path, name):
-    expected = test_co_training.run(tmp_path, name, 1)
-    test_co_training.assert_equal(both[0]["networks"][name], expected, 1e-9)
-    test_co_training.assert_equal(both[1]["networks"][name], both[0]["networks"][name])
+    expected = two_network_runs.run(tmp_path, name, 1)
+    two_network_runs.assert_equal(both[0]["networks"][name], expected, 1e-9)
+    two_network_runs.assert_equal(both[1]["networks"][name], both[0]["networks"][name])

@@ -21,9 +21,9 @@ from famus_hf.reporting.diagnostics.weights import BINS, weight_rows
 from famus_hf.storage.diagnostic_tables import SCHEMAS
 from tests.helpers import brute_force
 from tests.helpers.models import CLASSES
-from tests.trainer.test_trainer import Examples, make_args, make_trainer, state_of
-from tests.two_networks.test_trainer import learned
-from tests.two_networks.test_trainer import make as make_two
+from tests.helpers.trainers import Examples, make_args, make_trainer, state_of
+from tests.helpers.two_network_runs import learned
+from tests.helpers.two_network_runs import make as make_two
 
 ALL = {"log_stage_times": 2, "log_meta_gradient": 2, "log_weights": 2, "log_layers": 2, "meta_gradient_draws": 3}
 STAGES = {

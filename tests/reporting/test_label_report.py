@@ -22,7 +22,7 @@ from famus_hf.reporting.figures.label_report import draw_contact_sheet, draw_rep
 from famus_hf.reporting.label_report import class_names, clean_label_probabilities, label_report, transition_matrix
 from tests.helpers import clean_process
 from tests.helpers.loopback_hub import LoopbackHub
-from tests.trainer.test_trainer import make_trainer
+from tests.helpers.trainers import make_trainer
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 NAMES = ["cat", "dog", "owl"]

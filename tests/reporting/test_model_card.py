@@ -14,8 +14,8 @@ from famus_hf.cli import results as records
 from famus_hf.cli import run as run_famus
 from tests.helpers import clean_process
 from tests.helpers.loopback_hub import LoopbackHub
-from tests.trainer.test_trainer import make_trainer
-from tests.two_networks.test_trainer import make
+from tests.helpers.trainers import make_trainer
+from tests.helpers.two_network_runs import make
 
 
 def test_the_card_says_what_was_trained_on_what(tmp_path):

@@ -19,9 +19,8 @@ from famus_hf import FaMUSTrainer, LearnedSampler, MWNet, TwoNetworksForImageCla
 from famus_hf.metrics import compute_accuracy
 from famus_hf.reporting.figures.run_records import read_run
 from famus_hf.storage.portable import unpack
-from tests.helpers.equal_runs import learned
-from tests.trainer.test_trainer import Examples, make_args
-from tests.two_networks import test_trainer as two_networks
+from tests.helpers import two_network_runs as two_networks
+from tests.helpers.trainers import Examples, learned, make_args
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,8 @@ from famus_hf.storage.checkpoints import fault_of, run_of, write_manifest
 from famus_hf.storage.json_tree import from_json_tree, to_json_tree
 from famus_hf.storage.portable import pack, unpack
 from famus_hf.storage.run_folder import NETWORKS_APART
-from tests.helpers.hostile import as_json, fuzz, mutated, refused
-from tests.trainer.test_trainer import make_trainer
-
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+from tests.helpers.hostile import PICKLES, as_json, fuzz, mutated, refused
+from tests.helpers.trainers import make_trainer
 
 
 def packed(folder, checkpoint):

@@ -9,7 +9,7 @@ from famus_hf import FaMUSTrainer, MWNet
 from famus_hf.core.autodiff.forward_pass import differentiable_attention
 from famus_hf.trainer.preflight import is_compiled
 from tests.helpers.models import build_model
-from tests.trainer.test_trainer import Examples, make_args, make_trainer
+from tests.helpers.trainers import Examples, make_args, make_trainer
 
 
 def learned(trainer):

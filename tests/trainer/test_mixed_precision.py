@@ -15,7 +15,7 @@ from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_train import gradient_of_slope
 from tests.helpers.hostile import refused
 from tests.helpers.models import build_batch, build_model
-from tests.trainer.test_trainer import Examples, make_args, make_trainer
+from tests.helpers.trainers import Examples, make_args, make_trainer
 
 LEARNING_RATE = 1e-6  # so small that without a scale fp16 rounds much of the direction to zero
 MODES = [

@@ -1,4 +1,4 @@
-"""FaMUSTrainer as a Trainer: exact over a whole run, no traces, logs, checkpoints, what it refuses."""
+"""FaMUSTrainer as a Trainer, core/three_stages.py in it: exact over a whole run, no traces, logs."""
 
 import copy
 import gc
@@ -9,67 +9,11 @@ import pytest
 import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
-from famus_hf import L2R, MLC, AllLayers, FaMUSTrainer, FaMUSTrainingArguments, LearnedSampler, MWNet
-from famus_hf.core.autodiff.training_pass import TrainingPass
-from famus_hf.core.virtual_train import virtual_step_of
+from famus_hf import L2R, MLC, FaMUSTrainer, LearnedSampler, MWNet
 from famus_hf.metrics import compute_accuracy
 from tests.helpers import brute_force
-from tests.helpers.models import CLASSES, build_batch, build_model
-
-
-class Examples(torch.utils.data.Dataset):
-    """Small random images that already are model inputs, with a record column each."""
-
-    def __init__(self, size, first_index=0, seed=0, dtype=torch.float32):
-        self.batch = build_batch("batch norm", size, dtype=dtype, seed=seed)
-        self.first_index = first_index
-
-    def __len__(self):
-        return len(self.batch["labels"])
-
-    def __getitem__(self, row):
-        label = int(self.batch["labels"][row])
-        return {
-            "pixel_values": self.batch["pixel_values"][row],
-            "labels": label,
-            "index": self.first_index + row,
-            "clean_label": (label + (row % 3 == 0)) % CLASSES,
-        }
-
-
-def make_args(folder, **changes):
-    settings = {
-        "per_device_train_batch_size": 8, "max_steps": 6, "logging_steps": 2, "save_strategy": "no", "seed": 5,
-        "disable_tqdm": True, "use_cpu": True, "report_to": "none",
-    }  # fmt: skip
-    if changes.get("meta_learner") != "l2r":
-        settings |= {"meta_learning_rate": 0.05, "meta_optim": "sgd"}
-    return FaMUSTrainingArguments(str(folder), **{**settings, **changes})
-
-
-def make_trainer(folder, kind="batch norm", dtype=torch.float32, keywords=None, **changes):
-    return FaMUSTrainer(
-        build_model(kind, dtype),
-        make_args(folder, **changes),
-        train_dataset=Examples(40, dtype=dtype),
-        eval_dataset=Examples(19, 2000, seed=7, dtype=dtype),
-        meta_dataset=Examples(11, 1000, seed=8, dtype=dtype),
-        compute_metrics=compute_accuracy,
-        **(keywords or {}),
-    )
-
-
-class RecordingCollator:
-    """Keeps the batches of the training set and of the meta set apart, in order."""
-
-    def __init__(self):
-        self.train, self.meta = [], []
-
-    def __call__(self, examples):
-        batch = default_data_collator(examples)
-        which = self.meta if 1000 <= examples[0]["index"] < 2000 else self.train
-        which.append({name: batch[name] for name in ("pixel_values", "labels")})
-        return batch
+from tests.helpers.models import CLASSES, PlainModule, build_model
+from tests.helpers.trainers import Examples, RecordingCollator, make_args, make_trainer, state_of
 
 
 @pytest.mark.parametrize(
@@ -206,92 +150,6 @@ def test_evaluation_sees_the_whole_test_set_although_training_drops_the_last_bat
     assert sum(len(batch["labels"]) for batch in trainer.get_train_dataloader()) == 40
 
 
-def state_of(trainer):
-    """Everything that must come back after a resume: w, θ, η and all optimizers, flat by name."""
-    tensors = {f"w.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
-    tensors |= {f"theta.{name}": tensor for name, tensor in trainer.meta.meta_learner.state_dict().items()}
-    tensors |= {f"eta.{name}": tensor for name, tensor in trainer.meta.layer_sampler.state_dict().items()}
-    optimizers = {
-        "w": trainer.optimizer, "theta": trainer.meta.learner_optimizer, "eta": trainer.meta.sampler_optimizer
-    }  # fmt: skip
-    for owner, optimizer in optimizers.items():
-        for place, state in ({} if optimizer is None else optimizer.state_dict()["state"]).items():
-            values = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-            tensors |= {f"{owner}.state.{place}.{name}": value for name, value in values.items()}
-    return tensors
-
-
-def check_resuming(tmp_path, kind, **settings):
-    """Checkpoints fall inside and at the end of epochs of five steps (three with accumulation)."""
-    settings = {
-        "max_steps": 8, "save_strategy": "steps", "save_steps": 1, "learning_rate": 0.1, "lr_milestones": [4, 6],
-        **settings,
-    }  # fmt: skip
-    whole = make_trainer(tmp_path, kind, **settings)
-    whole.train()
-    expected = state_of(whole)
-    for step in (1, 3, 5, 7):
-        resumed = make_trainer(tmp_path, kind, **{**settings, "save_strategy": "no"})
-        torch.manual_seed(step)  # whatever a new process happens to start with
-        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
-        found = state_of(resumed)
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in expected), step
-        assert resumed.meta.steps == whole.meta.steps
-        assert resumed.meta.times_on == whole.meta.times_on
-
-
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("meta_optim, kind", [("sgd", "batch norm"), ("adam", "vit")])
-def test_resuming_after_any_checkpoint_is_bit_identical(tmp_path, accumulation, meta_optim, kind):
-    check_resuming(tmp_path, kind, meta_optim=meta_optim, gradient_accumulation_steps=accumulation)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"meta_learner": "l2r"},
-        {"meta_learner": "mlc", "mlc_form": "probabilities", "layer_sampler": "random"},
-        {"meta_learner": "mlc", "mlc_keep_matrix": False, "layer_sampler": "block", "sampler_block": 3},
-        {"meta_budget": 0.5, "sampler_relative_slopes": True},
-        {"optim": "adamw_torch", "learning_rate": 1e-3, "lr_scheduler_type": "linear"},
-        {"base_loss": "focal", "layer_sampler": "all", "candidate_layers": "4", "virtual_scope": "candidates"},
-        {"reuse_virtual_gradient": True, "meta_interval": 3, "gradient_accumulation_steps": 2, "meta_batch_size": 3},
-    ],
-    ids=str,
-)
-def test_resuming_is_bit_identical_with_every_part(tmp_path, settings):
-    """With a budget, the costs are those that were measured at the start of the run, whatever is measured later."""
-    check_resuming(tmp_path, "batch norm", **settings)
-
-
-def test_best_checkpoint_brings_back_its_own_meta_net(tmp_path):
-    class Degrade(TrainerCallback):
-        """Worsens the reported loss as training goes on, so that the first checkpoint is the best."""
-
-        def on_evaluate(self, args, state, control, metrics, **keywords):
-            metrics["eval_order"] = float(state.global_step)
-
-    trainer = make_trainer(
-        tmp_path, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2, save_total_limit=1,
-        load_best_model_at_end=True, metric_for_best_model="order", greater_is_better=False,
-        keywords={"callbacks": [Degrade()]},
-    )  # fmt: skip
-    trainer.train()
-    best = tmp_path / "checkpoint-2"
-    assert trainer.state.best_model_checkpoint == str(best)
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
-    fresh = make_trainer(tmp_path / "fresh")
-    fresh._load_from_checkpoint(str(best))
-    for module, other in (
-        (trainer.meta.meta_learner, fresh.meta.meta_learner),
-        (trainer.meta.layer_sampler, fresh.meta.layer_sampler),
-        (trainer.model, fresh.model),
-    ):
-        for name, tensor in other.state_dict().items():
-            assert torch.equal(tensor, module.state_dict()[name]), name
-
-
 def test_early_stopping_stops(tmp_path):
     trainer = make_trainer(
         tmp_path, max_steps=30, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
@@ -345,111 +203,6 @@ def test_label_smoothing_reaches_the_training_loss(tmp_path):
     assert losses[0.0] != losses[0.5]
 
 
-REFUSED = {
-    "unknown meta-learner": ({"meta_learner": "mwnet"}, "choose one of mw-net, l2r, mlc, none"),
-    "unknown sampler": ({"layer_sampler": "some"}, "choose one of learned, all, block, random"),
-    "block without its number": ({"layer_sampler": "block"}, "belong together"),
-    "number without block": ({"sampler_block": 2}, "belong together"),
-    "no such block": (
-        {"layer_sampler": "block", "sampler_block": 4},
-        r"the blocks there are 1 \(from blocks.0.bn1\), 2",
-    ),
-    "too many random layers": ({"layer_sampler": "random", "random_layers": 99}, "can't be drawn from"),
-    "budget without meta-learner": ({"meta_learner": "none", "meta_budget": 0.5}, "needs a meta_learner"),
-    "budget and sparsity": ({"meta_budget": 0.5, "sparsity_weight": 0.1}, "takes the place of Eq. 10"),
-    "optimizer of what has no parameters": ({"meta_learner": "l2r", "meta_optim": "adam"}, "does not go with"),
-    "margins of probabilities": (
-        {"meta_learner": "mlc", "mlc_form": "probabilities", "base_loss": "ldam"},
-        "does not go with mlc_form",
-    ),
-    "budget without learned sampler": ({"layer_sampler": "all", "meta_budget": 0.5}, "meta_budget needs"),
-    "budget below the cheapest layer": ({"meta_budget": 1e-6}, r"cheapest layer's cost of 0\.\d+ plain steps"),
-    "unknown base loss": ({"base_loss": "hinge"}, "choose one of ce, focal"),
-    "preconditioned step of an unknown optimizer": (
-        {"virtual_step": "optimizer", "optim": "adafactor"},
-        "does not know the step of optim='adafactor'",
-    ),
-    "unknown derivative": ({"derivative": "backward"}, "choose one of auto"),
-    "negative weight": ({"sparsity_weight": -1.0}, "must not be negative"),
-    "candidate layers": ({"candidate_layers": "0"}, "whole number from 1"),
-    "fp16 without a GPU": ({"fp16": True}, "needs a GPU"),
-    "finite differences in bf16": ({"bf16": True, "derivative": "finite"}, "differences drown"),
-    "unknown preset": ({"preset": "faster"}, "choose one of fast"),
-    "preset of plain training": ({"preset": "fast", "meta_learner": "none"}, "is about the meta step"),
-    "unknown policy": ({"nan_policy": "ignore"}, "choose one of stop, skip"),
-    "unknown scope": ({"virtual_scope": "top"}, "choose one of all, candidates"),
-    "meta interval": ({"meta_interval": 0}, "greater than 0"),
-    "a gradient of some layers reused for all": (
-        {"virtual_scope": "candidates", "reuse_virtual_gradient": True},
-        "takes the gradient of all layers",
-    ),
-    "two ways to save one backward": (
-        {"scale_example_gradients": True, "reuse_virtual_gradient": True},
-        "choose one of the three",
-    ),
-    "examples that batch norm couples": ({"scale_example_gradients": True}, "couples the examples of a batch"),
-    "gradients that do not scale": (
-        {"scale_example_gradients": True, "meta_learner": "mlc"},
-        "do not differ by example weights alone",
-    ),
-    "interval without memory": ({"meta_learner": "l2r", "meta_interval": 2}, "starts afresh in each step"),
-    "reuse before anything is known": (
-        {"meta_learner": "mlc", "mlc_keep_matrix": False, "reuse_virtual_gradient": True},
-        "starts afresh in each step",
-    ),
-    "label names": ({"label_names": ["target"]}, "rename the column"),
-    "milestones": ({"lr_milestones": [0.0]}, "greater than 0"),
-    "columns": ({"remove_unused_columns": True}, "leave it False"),
-    "pickles to the Hub": ({"hub_strategy": "all_checkpoints"}, "pickles"),
-    "batch larger than the set": ({"per_device_train_batch_size": 41}, "less than one batch of 41"),
-}
-
-
-def test_a_preset_fills_in_what_is_left_at_its_default(tmp_path):
-    fast = make_args(tmp_path, preset="fast", per_device_train_batch_size=10)
-    assert (fast.layer_sampler, fast.candidate_layers, fast.virtual_scope) == ("all", "4", "candidates")
-    assert fast.meta_batch_size == 2
-    mine = make_args(tmp_path, preset="fast", candidate_layers="2", meta_batch_size=9)
-    assert (mine.layer_sampler, mine.candidate_layers, mine.meta_batch_size) == ("all", "2", 9)
-    assert make_args(tmp_path).meta_batch_size == make_args(tmp_path).per_device_train_batch_size == 8
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_contradictions_are_refused_before_training(tmp_path, case):
-    changes, sentence = REFUSED[case]
-    with pytest.raises(ValueError, match=sentence):
-        make_trainer(tmp_path, **changes)
-
-
-def test_models_that_do_not_classify_are_refused(tmp_path):
-    model = build_model("vit", torch.float32)
-    model.config.problem_type = "multi_label_classification"
-    with pytest.raises(ValueError, match="one class each"):
-        FaMUSTrainer(model, make_args(tmp_path), train_dataset=Examples(40), meta_dataset=Examples(8))
-
-    class NoLogits(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = torch.nn.Linear(3, 2)
-
-        def forward(self, pixel_values, labels=None):
-            return self.linear(pixel_values.mean((2, 3)))
-
-    with pytest.raises(TypeError, match=r"\.logits of shape \(batch, classes\)"):
-        FaMUSTrainer(NoLogits(), make_args(tmp_path), train_dataset=Examples(40), meta_dataset=Examples(8))
-
-
-class PlainModule(torch.nn.Module):
-    """A user's own network: logits, no loss, no config."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = torch.nn.Linear(3, CLASSES)
-
-    def forward(self, pixel_values, labels=None):
-        return {"logits": self.linear(pixel_values.mean((2, 3)))}
-
-
 @pytest.mark.parametrize("meta_learner", ["mw-net", "none"])
 def test_a_users_own_module_trains_evaluates_and_resumes(tmp_path, meta_learner):
     def trainer():
@@ -499,56 +252,6 @@ def test_model_init_starts_everything_that_learns_anew(tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_auxiliary_losses_follow_the_sampler_that_is_used(tmp_path):
-    exact = make_trainer(tmp_path, keywords={"layer_sampler": AllLayers()}).meta.objective
-    assert (exact.sparsity_weight, exact.gradient_match_weight) == (0, 0)
-    learned = make_trainer(tmp_path, layer_sampler="all", keywords={"layer_sampler": LearnedSampler()}).meta.objective
-    assert (learned.sparsity_weight, learned.gradient_match_weight) == (0.1, 0.1)
-
-
-def test_a_trained_sampler_keeps_what_it_has_learned(tmp_path):
-    first = make_trainer(tmp_path)
-    first.train()
-    learned = {name: tensor.clone() for name, tensor in first.layer_sampler.state_dict().items()}
-    second = make_trainer(tmp_path, keywords={"layer_sampler": first.layer_sampler})
-    assert all(torch.equal(learned[name], tensor) for name, tensor in second.layer_sampler.state_dict().items())
-    with pytest.raises(ValueError, match="made for 17 other layers"):
-        make_trainer(tmp_path, kind="vit", keywords={"layer_sampler": first.layer_sampler})
-
-
-def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
-    make_trainer(tmp_path / "plain", meta_learner="none", save_strategy="steps", save_steps=6).train()
-    make_trainer(tmp_path / "famus", save_strategy="steps", save_steps=6).train()
-    for folder, settings in (
-        ("plain", {}),
-        ("famus", {"candidate_layers": "5"}),
-        ("famus", {"meta_learner": "l2r"}),
-        ("famus", {"layer_sampler": "random"}),
-        ("famus", {"weight_normalization": "mean"}),
-    ):
-        with pytest.raises(ValueError, match="does not fit"):
-            make_trainer(tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / folder / "checkpoint-6"))
-
-
-def test_networks_without_forward_mode_fall_back_to_finite_differences(tmp_path):
-    class Recurrent(PlainModule):
-        def __init__(self):
-            super().__init__()
-            self.recurrent = torch.nn.LSTM(8, 3, batch_first=True)
-
-        def forward(self, pixel_values, labels=None):
-            return {"logits": self.linear(self.recurrent(pixel_values.mean(1))[0][:, -1])}
-
-    trainer = FaMUSTrainer(Recurrent(), make_args(tmp_path), train_dataset=Examples(40), meta_dataset=Examples(8, 1000))
-    trainer.train()
-    assert trainer.meta.objective.derivative == "finite"
-    with pytest.raises(ValueError, match="does not work with this network"):
-        FaMUSTrainer(
-            Recurrent(), make_args(tmp_path, derivative="forward"), train_dataset=Examples(40),
-            meta_dataset=Examples(8, 1000),
-        )  # fmt: skip
-
-
 def test_meta_examples_that_draw_random_numbers_leave_the_training_alone(tmp_path):
     """The network's dropout draws the same masks, whether or not the meta set draws for itself."""
 
@@ -566,38 +269,6 @@ def test_meta_examples_that_draw_random_numbers_leave_the_training_alone(tmp_pat
         trainer.train()
         weights.append(trainer.model.classifier.weight)
     assert torch.equal(*weights)
-
-
-def test_labels_that_are_no_classes_are_refused_in_ready_made_inputs(tmp_path):
-    class Ignored(Examples):
-        def __getitem__(self, row):
-            return {**super().__getitem__(row), "labels": -100 if row == self.where else 0}
-
-    for where in (0, 39):  # seen before training, or in the batch that holds it
-        dataset = Ignored(40)
-        dataset.where = where
-        with pytest.raises(ValueError, match="-100"):
-            FaMUSTrainer(
-                build_model("batch norm", torch.float32), make_args(tmp_path), train_dataset=dataset,
-                meta_dataset=Examples(8, 1000),
-            ).train()  # fmt: skip
-
-
-def test_a_trainer_for_evaluation_alone_needs_no_training_data(tmp_path):
-    trainer = FaMUSTrainer(
-        build_model("batch norm", torch.float32), make_args(tmp_path), compute_metrics=compute_accuracy
-    )
-    assert 0 <= trainer.evaluate(Examples(19))["eval_accuracy"] <= 1
-
-
-def test_an_empty_meta_set_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="meta_dataset is empty"):
-        FaMUSTrainer(
-            build_model("vit", torch.float32),
-            make_args(tmp_path),
-            train_dataset=Examples(40),
-            meta_dataset=Examples(0),
-        )
 
 
 @pytest.mark.parametrize("meta_learner", ["l2r", "mlc"])
@@ -639,48 +310,6 @@ def test_twenty_steps_with_all_layers_equal_the_published_method(tmp_path, meta_
     if meta_learner == "mlc":
         torch.testing.assert_close(trainer.meta_learner.matrix.detach(), matrix, rtol=1e-8, atol=1e-10)
         assert (matrix - torch.eye(CLASSES)).abs().max() > 0.01, "the matrix must have moved"
-
-
-@pytest.mark.parametrize("sampler", ["all", "random", "learned"])
-def test_l2r_skips_the_virtual_backward_that_it_does_not_need(tmp_path, monkeypatch, sampler):
-    asked = []
-
-    virtual_gradient = TrainingPass.virtual_gradient
-
-    def spy(training_pass, loss, names):
-        asked.append({name.rpartition(".")[0] for name in names})
-        return virtual_gradient(training_pass, loss, names)
-
-    monkeypatch.setattr(TrainingPass, "virtual_gradient", spy)
-    make_trainer(
-        tmp_path, meta_learner="l2r", layer_sampler=sampler, candidate_layers="4", max_steps=2, random_layers=2
-    ).train()
-    top_four = {"bn", "blocks.2.bn2", "blocks.2.conv2", "classifier"}
-    assert asked == ([top_four] * 2 if sampler == "learned" else [])
-
-
-def test_adamw_takes_its_own_step_virtually_unless_told_otherwise(tmp_path):
-    """The first step has no second moment yet; the second one is preconditioned, and θ moves differently."""
-    thetas = []
-    for virtual_step in (None, "optimizer", "sgd"):
-        settings = {} if virtual_step is None else {"virtual_step": virtual_step}
-        trainer = make_trainer(tmp_path, optim="adamw_torch", learning_rate=1e-3, max_steps=3, **settings)
-        trainer.train()
-        thetas.append(torch.cat([p.detach().flatten() for p in trainer.meta_learner.parameters()]))
-    assert torch.equal(thetas[0], thetas[1]), "the default for AdamW"
-    assert not torch.equal(thetas[1], thetas[2])
-
-
-def test_an_optimizer_object_decides_the_virtual_step_too(tmp_path):
-    model = build_model("batch norm", torch.float32)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    trainer = FaMUSTrainer(
-        model, make_args(tmp_path, max_steps=2), train_dataset=Examples(40), meta_dataset=Examples(11, 1000),
-        optimizers=(optimizer, None),
-    )  # fmt: skip
-    trainer.train()
-    step = virtual_step_of(trainer.model, trainer.optimizer, trainer.args.virtual_step or "optimizer")
-    assert step.preconditioners.keys() == dict(model.named_parameters()).keys()
 
 
 def test_a_budget_is_calibrated_by_the_clock_and_comes_back_after_a_resume(tmp_path):

@@ -22,8 +22,8 @@ from famus_hf.two_networks.semi_supervised import (
     sharpened,
     squared_errors,
 )
-from tests.core.test_meta_train import LEARNING_RATE, assert_exact, flat
 from tests.helpers import brute_force
+from tests.helpers.exact_meta_gradients import LEARNING_RATE, assert_exact, flat
 from tests.helpers.models import CLASSES, build_batch, build_model
 
 

@@ -1,6 +1,6 @@
 """TwoNetworkTrainer: each step against brute force, divisions, exact resumes, what it survives and leaves.
 
-test_processes.py has its runs in two processes.
+tests/processes/test_processes.py has its runs in two processes.
 """
 
 import copy
@@ -12,77 +12,16 @@ from datasets import Dataset
 from torch.nn.functional import one_hot
 from transformers import ViTForImageClassification
 
-from famus_hf import L2R, MLC, LearnedSampler, MWNet, build_backbone, load_famus
+from famus_hf import L2R, MLC, MWNet, build_backbone, load_famus
 from famus_hf.core.losses import LDAMLoss
 from famus_hf.models.two_networks import TwoNetworksForImageClassification
 from famus_hf.storage import checkpoints
 from famus_hf.two_networks.peer import LABELLED, rows_of_epoch
 from famus_hf.two_networks.trainer import TwoNetworkTrainer
 from tests.helpers import brute_force
-from tests.helpers.models import CLASSES, TwoModels, build_batch, build_model
-from tests.trainer.test_trainer import make_args
-
-PLAIN = {"meta_learner": "none"}
-EXACT = {"layer_sampler": "all"}
-
-
-class Learnable(torch.utils.data.Dataset):
-    """Random images whose label can be learned, 30 % of the labels wrong."""
-
-    def __init__(self, size=96, dtype=torch.float32, wrong=0.3, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        self.images = build_batch("batch norm", size, dtype=dtype, seed=3)["pixel_values"]
-        self.clean = torch.arange(size) % CLASSES
-        self.images += 2 * one_hot(self.clean, CLASSES)[:, :3, None, None].to(dtype)
-        is_wrong = torch.rand(size, generator=generator) < wrong
-        self.labels = torch.where(is_wrong, (self.clean + 1) % CLASSES, self.clean)
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, row):
-        return {"pixel_values": self.images[row], "labels": int(self.labels[row]), "index": row,
-                "clean_label": int(self.clean[row])}  # fmt: skip
-
-
-def make(folder, kind="called group norm", dtype=torch.float64, train=None, keywords=None, processes=1, **changes):
-    """A trainer of two networks with a global batch of 8 labelled and 8 unlabelled examples: 6 steps an epoch."""
-    torch.manual_seed(1)
-    settings = {
-        "per_device_train_batch_size": 8 // processes, "meta_batch_size": 8 // processes, "max_steps": 15,
-        "plain_warmup_epochs": 1, "ramp_up_epochs": 1, "unlabelled_weight": 2.0, "learning_rate": 0.05,
-        "unlabelled_share": "half", "calibrate_division": False,
-    }  # fmt: skip
-    keywords = dict(keywords or {})
-    if changes.get("meta_learner") != "none" and "meta_learner" not in keywords:
-        keywords["meta_learner"] = MWNet().to(dtype)
-        if changes.get("layer_sampler", "learned") == "learned":
-            keywords["layer_sampler"] = LearnedSampler().to(dtype)
-    model = TwoModels(build_model(kind, dtype, seed=1), build_model(kind, dtype, seed=2))
-    args = make_args(folder, **{**settings, **changes})
-    return TwoNetworkTrainer(model, args, train_dataset=train or Learnable(dtype=dtype), **keywords)
-
-
-def learned(trainer):
-    """Everything that moves, by name."""
-    parts = {"w": trainer.model}
-    for peer in trainer.peers:
-        division = peer.division.state_dict()
-        tensors = {name: value for name, value in division.items() if isinstance(value, torch.Tensor)}
-        parts |= {f"{peer.name}.theta": peer.meta.meta_learner, f"{peer.name}.eta": peer.meta.layer_sampler}
-        parts[f"{peer.name}.division"] = tensors
-    found = {}
-    for part, own in parts.items():
-        tensors = own if isinstance(own, dict) else own.state_dict()
-        found |= {f"{part}.{name}": tensor.clone() for name, tensor in tensors.items()}
-    return found
-
-
-def assert_equal(one, other, tolerance=0.0):
-    assert one.keys() == other.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=tolerance, atol=tolerance, msg=name)
-
+from tests.helpers.models import CLASSES, TwoModels, build_model
+from tests.helpers.trainers import make_args
+from tests.helpers.two_network_runs import EXACT, PLAIN, RUNS, Learnable, assert_equal, learned, make
 
 # ---- The step ----
 
@@ -251,18 +190,6 @@ def test_a_division_leaves_out_about_as_many_labels_as_seem_wrong_after_the_warm
 # ---- Runs ----
 
 
-RUNS = {
-    "DivideMix": PLAIN,
-    "MW-Net": EXACT,
-    "FaMUS, crops": {"augmentation": "pad-crop"},
-    "by the division": {"augmentation": "pad-crop", "unlabelled_share": "division", "calibrate_division": True},
-    "accumulation": {"gradient_accumulation_steps": 2, "max_steps": 9},
-    "history": {**PLAIN, "division_history": 3, "augmentation": "pad-crop"},
-    "fast": {"preset": "fast", "max_steps": 9},
-    "confident warm-up": {**PLAIN, "warmup_confidence_penalty": True, "max_steps": 8},
-}
-
-
 @pytest.mark.parametrize("step", [4, 9, 12], ids=["in the warm-up", "within an epoch", "at its end"])
 @pytest.mark.parametrize("name", ["by the division", "history", "accumulation"])
 def test_a_resumed_run_is_bit_identical(tmp_path, name, step):
@@ -280,13 +207,6 @@ def test_a_resumed_run_is_bit_identical(tmp_path, name, step):
     for peer, other in zip(again.peers, whole.peers, strict=True):
         for name in ("purity", "recall", "noise_rate", "mixture_noise_rate", "epoch"):
             assert getattr(peer.division, name) == getattr(other.division, name) is not None
-
-
-def run(folder, name, processes):
-    trainer = make(folder, processes=processes, keywords=None, **RUNS[name])
-    assert trainer.args.world_size == processes
-    trainer.train()
-    return learned(trainer)
 
 
 def test_a_second_training_divides_anew(tmp_path):

@@ -3,20 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import Features, Image, Value
 from transformers import TrainerCallback, ViTImageProcessorPil
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_famus, load_noisy_dataset
 from famus_hf.data.inputs.augmentation import META_STREAM, TRAIN_STREAM, Augmentation, make_generator
+from famus_hf.data.inputs.image_inputs import ImageInputs
 from famus_hf.data.inputs.image_processors import default_image_processor
-
-NAMES = ["ant", "bee", "cow"]
-
-
-def pictures(size, seed, height=12, width=16):
-    pixels = np.random.default_rng(seed).integers(256, size=(size, height, width, 3), dtype=np.uint8)
-    features = Features({"image": Image(), "label": ClassLabel(names=NAMES)})
-    return Dataset.from_dict({"image": list(pixels), "label": [row % 3 for row in range(size)]}, features)
+from tests.helpers.datasets import IMAGE_CLASSES, pictures
+from tests.helpers.trainers import make_image_trainer
 
 
 class Seen(torch.nn.Module):
@@ -24,7 +19,7 @@ class Seen(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.network, self.images = build_backbone("tiny", NAMES), []
+        self.network, self.images = build_backbone("tiny", IMAGE_CLASSES), []
 
     def forward(self, pixel_values, labels=None):
         if self.training:
@@ -32,26 +27,9 @@ class Seen(torch.nn.Module):
         return self.network(pixel_values, labels=labels)
 
 
-def make_trainer(folder, model=None, callbacks=(), processing_class=None, **changes):
-    settings = {
-        "per_device_train_batch_size": 8, "max_steps": 6, "save_strategy": "no", "seed": 5, "disable_tqdm": True,
-        "use_cpu": True, "report_to": "none", "augmentation": "pad-crop", "layer_sampler": "all",
-    }  # fmt: skip
-    torch.manual_seed(1)
-    return FaMUSTrainer(
-        model or build_backbone("tiny", NAMES),
-        FaMUSTrainingArguments(str(folder), **{**settings, **changes}),
-        train_dataset=pictures(48, 0),
-        meta_dataset=pictures(24, 1),
-        eval_dataset=pictures(9, 2),
-        processing_class=processing_class,
-        callbacks=list(callbacks),
-    )
-
-
 def test_training_and_meta_images_are_cropped_as_seed_and_step_say(tmp_path):
     model = Seen()
-    trainer = make_trainer(tmp_path, model, augmentation_padding_mode="reflect", gradient_accumulation_steps=2)
+    trainer = make_image_trainer(tmp_path, model, augmentation_padding_mode="reflect", gradient_accumulation_steps=2)
     processor = trainer.processing_class
     crop = Augmentation("pad-crop", padding_mode="reflect")
     untouched = {}
@@ -76,7 +54,7 @@ def test_training_and_meta_images_are_cropped_as_seed_and_step_say(tmp_path):
 
 
 def test_padding_is_black_in_raw_pixels(tmp_path):
-    trainer = make_trainer(tmp_path)
+    trainer = make_image_trainer(tmp_path)
     processor = trainer.processing_class
     black = processor([np.zeros((12, 16, 3), np.uint8)], return_tensors="pt")["pixel_values"][0, :, 0, 0]
     assert torch.allclose(torch.tensor(trainer.augmentation.fill), black.double().float(), atol=1e-5)
@@ -94,24 +72,26 @@ class StopAt(TrainerCallback):
 @pytest.mark.parametrize("meta_learner", ["mw-net", "none"])
 def test_resuming_with_augmentation_is_exact(tmp_path, meta_learner):
     settings = {"meta_learner": meta_learner, "gradient_accumulation_steps": 2}
-    whole = make_trainer(tmp_path / "whole", **settings)
+    whole = make_image_trainer(tmp_path / "whole", **settings)
     whole.train()
-    make_trainer(tmp_path / "parts", callbacks=[StopAt(4)], **settings).train()
-    second = make_trainer(tmp_path / "parts", **settings)
+    make_image_trainer(tmp_path / "parts", callbacks=[StopAt(4)], **settings).train()
+    second = make_image_trainer(tmp_path / "parts", **settings)
     second.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-4"))
     for (name, one), other in zip(whole.model.state_dict().items(), second.model.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
 
 
 def test_evaluation_is_not_augmented(tmp_path):
-    plain, cropped = make_trainer(tmp_path, augmentation="none"), make_trainer(tmp_path)
+    plain, cropped = make_image_trainer(tmp_path, augmentation="none"), make_image_trainer(tmp_path)
     assert plain.evaluate()["eval_loss"] == cropped.evaluate()["eval_loss"]
 
 
 @pytest.mark.parametrize("augmentation", ["random-crop", "resized-crop"])
 def test_crops_come_out_of_larger_images_and_evaluation_sees_the_centre(tmp_path, augmentation):
     model = Seen()
-    trainer = make_trainer(tmp_path, model, augmentation=augmentation, resize_size=10, image_size=8, meta_budget=None)
+    trainer = make_image_trainer(
+        tmp_path, model, augmentation=augmentation, resize_size=10, image_size=8, meta_budget=None
+    )
     assert (
         trainer.train_dataset[0]["pixel_values"].shape == trainer.meta_dataset[0]["pixel_values"].shape == (3, 10, 10)
     )
@@ -126,7 +106,7 @@ def test_crops_come_out_of_larger_images_and_evaluation_sees_the_centre(tmp_path
 
 def test_the_processor_that_was_asked_for_travels_with_the_network(tmp_path):
     settings = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2]}
-    trainer = make_trainer(tmp_path, augmentation="resized-crop", resize_size=10, image_size=8, **settings)
+    trainer = make_image_trainer(tmp_path, augmentation="resized-crop", resize_size=10, image_size=8, **settings)
     trainer.save_model()
     _, _, _, processor = load_famus(tmp_path)
     image = pictures(1, 0)[0]["image"]
@@ -139,7 +119,7 @@ def test_the_processor_that_was_asked_for_travels_with_the_network(tmp_path):
 @pytest.mark.parametrize("given", [None, ViTImageProcessorPil(size={"height": 20, "width": 20})])
 def test_settings_reach_a_processor_that_was_given_as_well(tmp_path, given):
     def shapes(**changes):
-        trainer = make_trainer(tmp_path, processing_class=given, **changes)
+        trainer = make_image_trainer(tmp_path, processing_class=given, **changes)
         return trainer, [
             tuple(own[0]["pixel_values"].shape[1:]) for own in (trainer.train_dataset, trainer.eval_dataset)
         ]
@@ -173,7 +153,7 @@ def test_raw_images_without_a_single_row_are_refused_by_name(tmp_path, empty):
     sets[empty] = sets[empty].select([])
     with pytest.raises(ValueError, match=f"{empty} is empty: give at least a few examples of every class"):
         FaMUSTrainer(
-            build_backbone("tiny", NAMES),
+            build_backbone("tiny", IMAGE_CLASSES),
             FaMUSTrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=8),
             **sets,
         )
@@ -181,7 +161,7 @@ def test_raw_images_without_a_single_row_are_refused_by_name(tmp_path, empty):
 
 def test_balanced_epochs_reach_the_network(tmp_path):
     model = Seen()
-    trainer = make_trainer(tmp_path, model, meta_learner="none", balanced_batches_per_epoch=4, num_train_epochs=3,
+    trainer = make_image_trainer(tmp_path, model, meta_learner="none", balanced_batches_per_epoch=4, num_train_epochs=3,
                            max_steps=-1, augmentation="none")  # fmt: skip
     trainer.train()
     assert trainer.state.global_step == 12 and trainer.state.epoch == 3
@@ -195,10 +175,10 @@ def test_balanced_epochs_reach_the_network(tmp_path):
 
 def test_balanced_epochs_resume_exactly(tmp_path):
     settings = {"balanced_batches_per_epoch": 3, "max_steps": 8}
-    whole = make_trainer(tmp_path / "whole", **settings)
+    whole = make_image_trainer(tmp_path / "whole", **settings)
     whole.train()
-    make_trainer(tmp_path / "parts", callbacks=[StopAt(5)], **settings).train()
-    second = make_trainer(tmp_path / "parts", **settings)
+    make_image_trainer(tmp_path / "parts", callbacks=[StopAt(5)], **settings).train()
+    second = make_image_trainer(tmp_path / "parts", **settings)
     second.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-5"))
     for (name, one), other in zip(whole.model.state_dict().items(), second.model.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
@@ -214,7 +194,7 @@ def test_balanced_epochs_need_to_know_the_labels(tmp_path):
 
     with pytest.raises(ValueError, match="balanced_batches_per_epoch needs the labels of all training examples"):
         FaMUSTrainer(
-            build_backbone("tiny", NAMES),
+            build_backbone("tiny", IMAGE_CLASSES),
             FaMUSTrainingArguments(
                 str(tmp_path), use_cpu=True, meta_learner="none", per_device_train_batch_size=8,
                 balanced_batches_per_epoch=2,
@@ -228,19 +208,19 @@ def test_balanced_epochs_need_to_know_the_labels(tmp_path):
 )
 def test_larger_images_than_the_backbone_s_own_are_shrunk(height, width, sizes):
     """ResNet-50 names 224."""
-    model = build_backbone("resnet-50", NAMES, depths=[1, 1, 1, 1])
+    model = build_backbone("resnet-50", IMAGE_CLASSES, depths=[1, 1, 1, 1])
     processor = default_image_processor(model, pictures(3, 0, height, width))
     assert processor(pictures(1, 0, height, width)["image"][:], return_tensors="pt")["pixel_values"].shape[2:] == sizes
 
 
 def test_a_resnet_of_transformers_trains_on_small_images_and_loads_again(tmp_path):
-    model = build_backbone("resnet-50", NAMES, depths=[1, 1, 1, 1])
-    trainer = make_trainer(tmp_path, model, layer_sampler="learned", max_steps=2)
+    model = build_backbone("resnet-50", IMAGE_CLASSES, depths=[1, 1, 1, 1])
+    trainer = make_image_trainer(tmp_path, model, layer_sampler="learned", max_steps=2)
     trainer.train()
     trainer.save_model()
     loaded, _, layer_sampler, processor = load_famus(tmp_path)
     assert (processor.size["height"], processor.size["width"]) == (12, 16)
-    assert loaded.config.id2label == dict(enumerate(NAMES)) and layer_sampler.layers[-1].name == "classifier.1"
+    assert loaded.config.id2label == dict(enumerate(IMAGE_CLASSES)) and layer_sampler.layers[-1].name == "classifier.1"
     pixels = processor(pictures(2, 3)["image"][:], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         torch.testing.assert_close(loaded(pixels).logits, trainer.model.eval()(pixels).logits)
@@ -252,4 +232,46 @@ def test_images_that_are_too_small_for_the_network_are_refused_before_training(t
     model.network.register_forward_pre_hook(lambda network, arguments: (network.wide_stem(*arguments),))
     sentence = r"pixel_values \(3, 12, 16\) \(RuntimeError: .* set image_size; if texts are too long, max_seq_length$"
     with pytest.raises(ValueError, match=sentence):
-        make_trainer(tmp_path, model, augmentation="none")
+        make_image_trainer(tmp_path, model, augmentation="none")
+
+
+def test_unreadable_images_are_counted_and_named():
+    data = load_noisy_dataset("digits", num_meta=0, max_train_samples=300)["train"]
+    broken = data.cast_column("image", Image(decode=False)).map(
+        lambda example, row: {
+            "image": {"bytes": b"GIF?" if row in (5, 270) else example["image"]["bytes"], "path": None}
+        },
+        with_indices=True,
+        features=Features({**data.features, "image": {"bytes": Value("binary"), "path": Value("string")}}),
+    )
+    broken = broken.cast_column("image", Image())
+    processor = default_image_processor(build_backbone("tiny", list("0123456789")), data)
+    names = f"{data[5]['index']}, {data[270]['index']}"
+    with pytest.raises(ValueError, match=rf"2 of 300 images can't be read \(index {names}\)"):
+        ImageInputs(broken, processor)
+
+
+def test_model_inputs_equal_the_processor_in_memory_and_on_the_fly(monkeypatch):
+    data = load_noisy_dataset("digits", num_meta=0, max_train_samples=20)["train"]
+    processor = default_image_processor(build_backbone("tiny", list("0123456789")), data)
+    kept = ImageInputs(data, processor)
+    monkeypatch.setattr("famus_hf.data.inputs.model_inputs.MEMORY_LIMIT", 0)
+    fresh = ImageInputs(data, processor)
+    assert kept.pixel_values is not None and fresh.pixel_values is None
+    for row in range(20):
+        expected = processor(data[row]["image"].convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        assert (kept[row]["pixel_values"] == expected).all() and (fresh[row]["pixel_values"] == expected).all()
+        assert kept[row]["labels"] == data[row]["label"] and kept[row]["index"] == data[row]["index"]
+
+
+def test_images_of_sets_too_large_for_memory_are_checked_before_training(monkeypatch):
+    data = load_noisy_dataset("digits", num_meta=0, max_train_samples=30)["train"]
+    processor = default_image_processor(build_backbone("tiny", list("0123456789")), data)
+    broken = data.cast_column("image", Image(decode=False)).map(
+        lambda example, row: {"image": {"bytes": b"GIF?" if row == 7 else example["image"]["bytes"], "path": None}},
+        with_indices=True,
+        features=Features({**data.features, "image": {"bytes": Value("binary"), "path": Value("string")}}),
+    )
+    monkeypatch.setattr("famus_hf.data.inputs.model_inputs.MEMORY_LIMIT", 0)
+    with pytest.raises(ValueError, match=rf"1 of 30 images can't be read \(index {data[7]['index']}\)"):
+        ImageInputs(broken.cast_column("image", Image()), processor)

@@ -1,17 +1,13 @@
-"""Noise models against their definitions, the noise file, long tails."""
+"""Noise models against their definitions, and, of class_maps.py, which classes are mistaken for which."""
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from scipy.stats import chisquare, kstest
 
-from famus_hf import corrupt_labels, load_noisy_dataset
+from famus_hf import corrupt_labels
 from famus_hf.data.labels.class_maps import CIFAR10_CLASSES, known_class_map
-from famus_hf.data.labels.long_tail import long_tail_counts, long_tail_rows
 from famus_hf.data.labels.noise import NOISE_TYPES
-from famus_hf.data.labels.noise_file import read_noise_file, write_noise_file
 
 LABELS = np.repeat(np.arange(10), 2000)
 CLASS_MAP = np.array([0, 1, 0, 5, 7, 3, 6, 7, 8, 1])
@@ -145,136 +141,3 @@ def test_cifar_classes_are_mistaken_as_in_the_literature():
     assert known_class_map(rows).tolist() == [2, 3, 4, 1, 0, 5], "the next of the superclass, round and round"
     with pytest.raises(ValueError, match=r"1 classes are in more than one superclass \(a\)"):
         known_class_map(Dataset.from_dict({"label": fine, "superclass": [1, 0, 1, 0, 1, 2, 0]}, features))
-
-
-def test_noise_file_comes_back(tmp_path):
-    path = tmp_path / "noise.parquet"
-    write_noise_file(path, [4, 7], [1, 0], [1, 2], {"seed": 3, "realised_noise_rate": 0.5})
-    found = read_noise_file(path)
-    assert (found.index.tolist(), found.labels.tolist(), found.clean_labels.tolist()) == ([4, 7], [1, 0], [1, 2])
-    assert found.metadata == {"seed": 3, "realised_noise_rate": 0.5}
-    assert [file.name for file in tmp_path.iterdir()] == ["noise.parquet"]
-
-
-def test_another_run_gets_the_very_same_labels_rows_and_meta_set(tmp_path):
-    first = load_noisy_dataset("digits", noise=0.4, noise_type="flip", imbalance_factor=10, num_meta=30, seed=3)
-    train, meta = first["train"], first["meta"]
-    path = tmp_path / "noise.parquet"
-    metadata = {"meta_index": meta["index"][:]}
-    write_noise_file(path, train["index"][:], train["label"][:], train["clean_label"][:], metadata)
-    again = load_noisy_dataset("digits", noise_file=str(path), seed=99)
-    for split in ("train", "meta"):
-        for column in ("index", "label", "clean_label"):
-            assert again[split][column][:] == first[split][column][:]
-    smaller = load_noisy_dataset("digits", noise_file=str(path), num_meta=20)
-    assert len(smaller["meta"]) == 20 and not set(smaller["meta"]["index"][:]) & set(train["index"][:])
-    assert "meta" not in load_noisy_dataset("digits", noise_file=str(path), num_meta=0)
-
-
-@pytest.mark.parametrize(
-    "columns, sentence",
-    [
-        ({"index": [1, 1, 2, 2, 5], "label": [0] * 5}, r"2 rows more than once \(index 1, 2\)"),
-        (
-            {"index": [1, 5000, -1], "label": [0] * 3},
-            r"2 rows of the noise file are not in the training.*5000, -1",
-        ),
-        ({"index": [1, 2], "label": [0, 10]}, r"1 values of label in the noise file are no class of the data.*\(10\)"),
-        ({"index": [0, 1], "label": [0, 0], "clean_label": [9, 9]}, "clean labels of the noise file are not those"),
-        ({"index": [1, 2]}, "no column 'label'"),
-        ({"index": [0.5, 2.5], "label": [0, 1]}, "no column 'index' of whole numbers"),
-        ({"index": [1, None], "label": [0, 1]}, "no column 'index' of whole numbers"),
-    ],
-)
-def test_noise_files_of_other_data_are_refused(tmp_path, columns, sentence):
-    path = tmp_path / "noise.parquet"
-    pq.write_table(pa.table(columns), path)
-    with pytest.raises(ValueError, match=sentence):
-        load_noisy_dataset("digits", noise_file=str(path))
-
-
-@pytest.mark.parametrize("settings", [[], {"meta_index": ["a"]}, {"meta_index": [3, 3]}, {"meta_index": [1]}, "x"])
-def test_noise_files_with_settings_that_no_run_writes_are_refused(tmp_path, settings):
-    path = tmp_path / "noise.parquet"
-    write_noise_file(path, [0, 1], [0, 1], None, settings)
-    with pytest.raises(ValueError, match="has settings that no run writes"):
-        read_noise_file(path)
-
-
-@pytest.mark.parametrize("row", [-1, 99_999])
-def test_meta_rows_of_other_data_are_refused(tmp_path, row):
-    path = tmp_path / "noise.parquet"
-    write_noise_file(path, [0, 1], [0, 1], None, {"meta_index": [row]})
-    with pytest.raises(ValueError, match=rf"1 rows of the noise file are not in the training.*index {row}"):
-        load_noisy_dataset("digits", noise_file=str(path))
-
-
-def test_a_noise_file_of_a_folder_that_has_changed_is_refused(tmp_path):
-    """Labels of an own folder counted as clean when noise was drawn: they must still be what they were."""
-    labels = np.arange(40) % 2
-    for split in ("train", "test"):
-        Dataset.from_dict({"text": [f"{split} {row}" for row in range(40)], "label": labels}).to_csv(
-            str(tmp_path / f"{split}.csv")
-        )
-    data = load_noisy_dataset(str(tmp_path), noise=0.4, num_meta=4)["train"]
-    path = tmp_path / "noise.parquet"
-    write_noise_file(path, data["index"][:], data["label"][:], data["clean_label"][:], {"noise": 0.4})
-    again = load_noisy_dataset(str(tmp_path), noise_file=str(path))["train"]
-    assert again["label"][:] == data["label"][:]
-    path.replace(tmp_path.with_suffix(".parquet"))
-    Dataset.from_dict({"text": [f"other {row}" for row in range(40)], "label": labels[::-1]}).to_csv(
-        str(tmp_path / "train.csv")
-    )
-    with pytest.raises(ValueError, match="36 of 36 clean labels of the noise file are not those of the data"):
-        load_noisy_dataset(str(tmp_path), noise_file=str(tmp_path.with_suffix(".parquet")))
-
-
-def test_a_noise_file_without_clean_labels_gives_no_clean_meta_set(tmp_path):
-    Dataset.from_dict({"text": list("abcdef"), "label": [0, 1] * 3}).to_csv(str(tmp_path / "train.csv"))
-    Dataset.from_dict({"text": list("xy"), "label": [0, 1]}).to_csv(str(tmp_path / "test.csv"))
-    path = tmp_path.with_suffix(".parquet")
-    write_noise_file(path, [0, 1], [0, 1], None, {})
-    with pytest.raises(ValueError, match="not known to be clean"):
-        load_noisy_dataset(str(tmp_path), noise_file=str(path), num_meta=2)
-    assert set(load_noisy_dataset(str(tmp_path), noise_file=str(path))) == {"train", "test"}
-
-
-def test_noise_files_that_are_none_are_refused(tmp_path):
-    path = tmp_path / "noise.parquet"
-    for content in (None, b"PAR1 but no more"):
-        if content is not None:
-            path.write_bytes(content)
-        with pytest.raises(ValueError, match="can't be read as parquet"):
-            load_noisy_dataset("digits", noise_file=str(path))
-    with pytest.raises(ValueError, match=r"noise=0\.2 and noise_file contradict each other"):
-        load_noisy_dataset("digits", noise_file=str(path), noise=0.2)
-
-
-def test_long_tails_have_the_sizes_of_the_literature():
-    assert long_tail_counts(50_000, 10, 100) == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
-    assert sum(long_tail_counts(50_000, 100, 100)) == 10_847  # CIFAR-100-LT of Cao et al. 2019
-    assert long_tail_counts(1000, 10, 1) == [100] * 10
-    for factor, sentence in ((0.5, "at least 1"), (1000, "choose at most 100"), (float("nan"), "at least 1")):
-        with pytest.raises(ValueError, match=sentence):
-            long_tail_counts(1000, 10, factor)
-
-
-def test_long_tails_are_drawn_within_classes():
-    rows = long_tail_rows(LABELS, 10, 50, seed=0)
-    assert np.bincount(LABELS[rows]).tolist() == long_tail_counts(len(LABELS), 10, 50)
-    assert np.array_equal(rows, np.unique(rows))
-    assert not np.array_equal(rows, long_tail_rows(LABELS, 10, 50, seed=1))
-
-
-def test_long_tailed_data_keep_the_first_ten_of_each_class_as_meta_set():
-    data = load_noisy_dataset("digits", imbalance_factor=20, seed=1)
-    whole = load_noisy_dataset("digits", num_meta=0)["train"]
-    labels = np.array(whole["label"][:])
-    expected = sorted(row for label in range(10) for row in np.flatnonzero(labels == label)[:10])
-    assert data["meta"]["index"][:] == expected
-    available = np.bincount(labels) - 10
-    assert (
-        np.bincount(data["train"]["label"][:]).tolist()
-        == np.minimum(long_tail_counts(1437 - 100, 10, 20), available).tolist()
-    )
-    assert len(data["test"]) == 360, "the test split is unchanged"

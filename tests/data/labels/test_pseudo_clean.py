@@ -5,14 +5,14 @@ import pytest
 import torch
 from sklearn.mixture import GaussianMixture
 from torch.nn import functional as F
-from transformers import TrainerCallback
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, load_noisy_dataset
 from famus_hf.core.losses import cross_entropy
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet, clean_probabilities, pseudo_clean_rows
 from famus_hf.storage.checkpoints import write_manifest
 from famus_hf.storage.run_folder import META_STATE
-from tests.helpers.models import CLASSES, build_batch, build_model
+from tests.helpers.models import build_model
+from tests.helpers.pseudo_clean_runs import Learnable, make_trainer
 
 
 def two_groups(small=300, large=200, seed=0):
@@ -48,52 +48,6 @@ def test_too_few_and_nearly_all_fall_back_on_the_median():
         probabilities = (losses < chosen).astype(float)
         assert np.array_equal(pseudo_clean_rows(losses, probabilities, batch_size=8), half)
     assert len(pseudo_clean_rows(losses, (losses < 20).astype(float), batch_size=8)) == 20
-
-
-class Learnable(torch.utils.data.Dataset):
-    """Random images whose label can be learned, 30 % of the labels wrong."""
-
-    def __init__(self, size=64):
-        self.batch = build_batch("batch norm", size, seed=3)
-        generator = torch.Generator().manual_seed(0)
-        self.clean = torch.arange(size) % CLASSES
-        self.batch["pixel_values"] += 2 * self.clean[:, None, None, None].float()
-        wrong = torch.rand(size, generator=generator) < 0.3
-        self.labels = torch.where(wrong, (self.clean + 1) % CLASSES, self.clean)
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, row):
-        return {"pixel_values": self.batch["pixel_values"][row], "labels": int(self.labels[row]), "index": row,
-                "clean_label": int(self.clean[row])}  # fmt: skip
-
-
-class Recorder(TrainerCallback):
-    """The pseudo-clean rows at the end of each step, and a stop on demand."""
-
-    def __init__(self, stop_at=None):
-        self.rows, self.stop_at = [], stop_at
-
-    def on_step_end(self, args, state, control, **keywords):
-        self.rows.append(tuple(self.trainer.meta_dataset.rows))
-        if state.global_step == self.stop_at:
-            control.should_save = control.should_training_stop = True
-
-
-def make_trainer(folder, stop_at=None, **changes):
-    settings = {
-        "per_device_train_batch_size": 8, "per_device_eval_batch_size": 20, "num_train_epochs": 4, "logging_steps": 4,
-        "save_strategy": "no", "seed": 5, "disable_tqdm": True, "use_cpu": True, "report_to": "none",
-    }  # fmt: skip
-    recorder = Recorder(stop_at)
-    recorder.trainer = FaMUSTrainer(
-        build_model("batch norm"),
-        FaMUSTrainingArguments(str(folder), **{**settings, **changes}),
-        train_dataset=Learnable(),
-        callbacks=[recorder],
-    )
-    return recorder.trainer, recorder
 
 
 def test_the_set_is_chosen_after_the_warm_up_and_anew_in_each_epoch(tmp_path):

@@ -1,26 +1,21 @@
-"""Checkpoints and noise files of somebody else: refused in one sentence before training goes on."""
+"""The meta state of somebody else's checkpoint: refused in one sentence before training goes on."""
 
 import copy
-import json
 import pickle
 import zipfile
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
 from safetensors.torch import load_file, save_file
 
-from famus_hf.data.labels.noise_file import check_noise_file, read_noise_file, write_noise_file
 from famus_hf.storage import checkpoints
 from famus_hf.storage.meta_state import read_meta_state
 from famus_hf.storage.run_folder import META_STATE
 from famus_hf.trainer.checkpointing import take_checked
-from tests.data.labels.test_pseudo_clean import make_trainer as make_pseudo_clean_trainer
-from tests.helpers.hostile import Canary, damaged, fuzz, is_a_sentence, peak_growth, refused
-from tests.trainer.test_trainer import make_trainer
+from tests.helpers.hostile import Canary, damaged, fuzz, peak_growth, refused
+from tests.helpers.pseudo_clean_runs import make_trainer as make_pseudo_clean_trainer
+from tests.helpers.trainers import make_trainer
 
 NAN = torch.tensor(float("nan"))
 
@@ -180,66 +175,3 @@ def test_a_pseudo_clean_set_of_other_rows_is_refused(tmp_path, change):
     state = {**chosen.state_dict(), "epoch": 1}
     chosen.load_state_dict(state)
     refused("the pseudo-clean set has", chosen.load_state_dict, {**state, **change})
-
-
-# ---- noise.parquet ----
-
-
-def write_table(path, columns, settings=b"{}"):
-    pq.write_table(pa.table(columns).replace_schema_metadata({"famus_hf": settings}), path)
-
-
-NOISE = {
-    "settings nested deeply": ({"index": [1], "label": [0]}, b"[" * 10**5, "has settings that no run writes"),
-    "a row beyond 64 bits": ({"index": [1], "label": [0]}, b'{"meta_index": [%d]}' % 10**30, "has settings that"),
-    "a text of rows": ({"index": [1], "label": [0]}, b'{"meta_index": ""}', "has settings that"),
-    "a rate that is NaN": ({"index": [1], "label": [0]}, b'{"noise": NaN}', "has settings that"),
-    "an index beyond 63 bits": ({"index": pa.array([2**64 - 1], pa.uint64()), "label": [0]}, b"{}", "can't be read"),
-    "clean labels that are text": (
-        {"index": [1], "label": [0], "clean_label": ["a"]},
-        b"{}",
-        "no column 'clean_label'",
-    ),
-    "lists for labels": ({"index": [1], "label": [[0]]}, b"{}", "no column 'label' of whole numbers"),
-}
-
-
-@pytest.mark.parametrize("kind", NOISE)
-def test_a_noise_file_that_no_run_writes_is_refused(tmp_path, kind):
-    columns, settings, words = NOISE[kind]
-    write_table(tmp_path / "noise.parquet", columns, settings)
-    refused(words, read_noise_file, tmp_path / "noise.parquet")
-
-
-def test_unsigned_rows_outside_of_the_data_are_refused(tmp_path):
-    path = tmp_path / "noise.parquet"
-    write_table(path, {"index": pa.array([1], pa.uint8()), "label": [0]}, json.dumps({"meta_index": [-5]}).encode())
-    refused("not in the training split", check_noise_file, read_noise_file(path), 10, 2, None)
-
-
-def test_a_noise_file_takes_no_more_memory_than_its_size_warrants(tmp_path):
-    """Equal values take next to nothing on disk, and so does a column that nobody reads."""
-    path, rows = tmp_path / "noise.parquet", 5 * 10**6
-    write_table(path, {"index": np.zeros(rows, int), "label": np.zeros(rows, int)})
-    assert path.stat().st_size < 10**5
-    assert peak_growth(lambda: refused("claims 5000000 rows in", read_noise_file, path)) < 32
-    write_table(path, {"index": [1, 2], "label": [0, 0], "text": ["a" * 5 * 10**7] * 2})
-    assert peak_growth(lambda: read_noise_file(path)) < 32
-
-
-def test_no_damage_to_a_noise_file_does_more_than_being_refused(tmp_path):
-    path = tmp_path / "noise.parquet"
-    write_noise_file(path, range(20), [0, 1] * 10, [0] * 20, {"seed": 0, "noise": 0.5, "meta_index": [30]})
-
-    @fuzz(300)
-    @given(damaged(path.read_bytes()))
-    def check(content):
-        path.write_bytes(content)
-        try:
-            found = read_noise_file(path)
-        except ValueError as error:
-            assert is_a_sentence(str(error)), str(error)
-        else:
-            assert len(found.index) == len(found.labels)
-
-    assert peak_growth(check) < 200

@@ -1,0 +1,44 @@
+"""What a trainer is set up with: the sampler and its losses, and the derivative that works with the network."""
+
+import pytest
+import torch
+
+from famus_hf import AllLayers, FaMUSTrainer, LearnedSampler
+from tests.helpers.models import PlainModule
+from tests.helpers.trainers import Examples, make_args, make_trainer
+
+
+def test_auxiliary_losses_follow_the_sampler_that_is_used(tmp_path):
+    exact = make_trainer(tmp_path, keywords={"layer_sampler": AllLayers()}).meta.objective
+    assert (exact.sparsity_weight, exact.gradient_match_weight) == (0, 0)
+    learned = make_trainer(tmp_path, layer_sampler="all", keywords={"layer_sampler": LearnedSampler()}).meta.objective
+    assert (learned.sparsity_weight, learned.gradient_match_weight) == (0.1, 0.1)
+
+
+def test_a_trained_sampler_keeps_what_it_has_learned(tmp_path):
+    first = make_trainer(tmp_path)
+    first.train()
+    learned = {name: tensor.clone() for name, tensor in first.layer_sampler.state_dict().items()}
+    second = make_trainer(tmp_path, keywords={"layer_sampler": first.layer_sampler})
+    assert all(torch.equal(learned[name], tensor) for name, tensor in second.layer_sampler.state_dict().items())
+    with pytest.raises(ValueError, match="made for 17 other layers"):
+        make_trainer(tmp_path, kind="vit", keywords={"layer_sampler": first.layer_sampler})
+
+
+def test_networks_without_forward_mode_fall_back_to_finite_differences(tmp_path):
+    class Recurrent(PlainModule):
+        def __init__(self):
+            super().__init__()
+            self.recurrent = torch.nn.LSTM(8, 3, batch_first=True)
+
+        def forward(self, pixel_values, labels=None):
+            return {"logits": self.linear(self.recurrent(pixel_values.mean(1))[0][:, -1])}
+
+    trainer = FaMUSTrainer(Recurrent(), make_args(tmp_path), train_dataset=Examples(40), meta_dataset=Examples(8, 1000))
+    trainer.train()
+    assert trainer.meta.objective.derivative == "finite"
+    with pytest.raises(ValueError, match="does not work with this network"):
+        FaMUSTrainer(
+            Recurrent(), make_args(tmp_path, derivative="forward"), train_dataset=Examples(40),
+            meta_dataset=Examples(8, 1000),
+        )  # fmt: skip

@@ -1,0 +1,134 @@
+"""What is refused before training: trainer/preflight.py, training_args_checks.py, and settings of training_args.py."""
+
+import pytest
+import torch
+
+from famus_hf import FaMUSTrainer
+from famus_hf.metrics import compute_accuracy
+from tests.helpers.models import build_model
+from tests.helpers.trainers import Examples, make_args, make_trainer
+
+REFUSED = {
+    "unknown meta-learner": ({"meta_learner": "mwnet"}, "choose one of mw-net, l2r, mlc, none"),
+    "unknown sampler": ({"layer_sampler": "some"}, "choose one of learned, all, block, random"),
+    "block without its number": ({"layer_sampler": "block"}, "belong together"),
+    "number without block": ({"sampler_block": 2}, "belong together"),
+    "no such block": (
+        {"layer_sampler": "block", "sampler_block": 4},
+        r"the blocks there are 1 \(from blocks.0.bn1\), 2",
+    ),
+    "too many random layers": ({"layer_sampler": "random", "random_layers": 99}, "can't be drawn from"),
+    "budget without meta-learner": ({"meta_learner": "none", "meta_budget": 0.5}, "needs a meta_learner"),
+    "budget and sparsity": ({"meta_budget": 0.5, "sparsity_weight": 0.1}, "takes the place of Eq. 10"),
+    "optimizer of what has no parameters": ({"meta_learner": "l2r", "meta_optim": "adam"}, "does not go with"),
+    "margins of probabilities": (
+        {"meta_learner": "mlc", "mlc_form": "probabilities", "base_loss": "ldam"},
+        "does not go with mlc_form",
+    ),
+    "budget without learned sampler": ({"layer_sampler": "all", "meta_budget": 0.5}, "meta_budget needs"),
+    "budget below the cheapest layer": ({"meta_budget": 1e-6}, r"cheapest layer's cost of 0\.\d+ plain steps"),
+    "unknown base loss": ({"base_loss": "hinge"}, "choose one of ce, focal"),
+    "preconditioned step of an unknown optimizer": (
+        {"virtual_step": "optimizer", "optim": "adafactor"},
+        "does not know the step of optim='adafactor'",
+    ),
+    "unknown derivative": ({"derivative": "backward"}, "choose one of auto"),
+    "negative weight": ({"sparsity_weight": -1.0}, "must not be negative"),
+    "candidate layers": ({"candidate_layers": "0"}, "whole number from 1"),
+    "fp16 without a GPU": ({"fp16": True}, "needs a GPU"),
+    "finite differences in bf16": ({"bf16": True, "derivative": "finite"}, "differences drown"),
+    "unknown preset": ({"preset": "faster"}, "choose one of fast"),
+    "preset of plain training": ({"preset": "fast", "meta_learner": "none"}, "is about the meta step"),
+    "unknown policy": ({"nan_policy": "ignore"}, "choose one of stop, skip"),
+    "unknown scope": ({"virtual_scope": "top"}, "choose one of all, candidates"),
+    "meta interval": ({"meta_interval": 0}, "greater than 0"),
+    "a gradient of some layers reused for all": (
+        {"virtual_scope": "candidates", "reuse_virtual_gradient": True},
+        "takes the gradient of all layers",
+    ),
+    "two ways to save one backward": (
+        {"scale_example_gradients": True, "reuse_virtual_gradient": True},
+        "choose one of the three",
+    ),
+    "examples that batch norm couples": ({"scale_example_gradients": True}, "couples the examples of a batch"),
+    "gradients that do not scale": (
+        {"scale_example_gradients": True, "meta_learner": "mlc"},
+        "do not differ by example weights alone",
+    ),
+    "interval without memory": ({"meta_learner": "l2r", "meta_interval": 2}, "starts afresh in each step"),
+    "reuse before anything is known": (
+        {"meta_learner": "mlc", "mlc_keep_matrix": False, "reuse_virtual_gradient": True},
+        "starts afresh in each step",
+    ),
+    "label names": ({"label_names": ["target"]}, "rename the column"),
+    "milestones": ({"lr_milestones": [0.0]}, "greater than 0"),
+    "columns": ({"remove_unused_columns": True}, "leave it False"),
+    "pickles to the Hub": ({"hub_strategy": "all_checkpoints"}, "pickles"),
+    "batch larger than the set": ({"per_device_train_batch_size": 41}, "less than one batch of 41"),
+}
+
+
+def test_a_preset_fills_in_what_is_left_at_its_default(tmp_path):
+    fast = make_args(tmp_path, preset="fast", per_device_train_batch_size=10)
+    assert (fast.layer_sampler, fast.candidate_layers, fast.virtual_scope) == ("all", "4", "candidates")
+    assert fast.meta_batch_size == 2
+    mine = make_args(tmp_path, preset="fast", candidate_layers="2", meta_batch_size=9)
+    assert (mine.layer_sampler, mine.candidate_layers, mine.meta_batch_size) == ("all", "2", 9)
+    assert make_args(tmp_path).meta_batch_size == make_args(tmp_path).per_device_train_batch_size == 8
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_contradictions_are_refused_before_training(tmp_path, case):
+    changes, sentence = REFUSED[case]
+    with pytest.raises(ValueError, match=sentence):
+        make_trainer(tmp_path, **changes)
+
+
+def test_models_that_do_not_classify_are_refused(tmp_path):
+    model = build_model("vit", torch.float32)
+    model.config.problem_type = "multi_label_classification"
+    with pytest.raises(ValueError, match="one class each"):
+        FaMUSTrainer(model, make_args(tmp_path), train_dataset=Examples(40), meta_dataset=Examples(8))
+
+    class NoLogits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(3, 2)
+
+        def forward(self, pixel_values, labels=None):
+            return self.linear(pixel_values.mean((2, 3)))
+
+    with pytest.raises(TypeError, match=r"\.logits of shape \(batch, classes\)"):
+        FaMUSTrainer(NoLogits(), make_args(tmp_path), train_dataset=Examples(40), meta_dataset=Examples(8))
+
+
+def test_labels_that_are_no_classes_are_refused_in_ready_made_inputs(tmp_path):
+    class Ignored(Examples):
+        def __getitem__(self, row):
+            return {**super().__getitem__(row), "labels": -100 if row == self.where else 0}
+
+    for where in (0, 39):  # seen before training, or in the batch that holds it
+        dataset = Ignored(40)
+        dataset.where = where
+        with pytest.raises(ValueError, match="-100"):
+            FaMUSTrainer(
+                build_model("batch norm", torch.float32), make_args(tmp_path), train_dataset=dataset,
+                meta_dataset=Examples(8, 1000),
+            ).train()  # fmt: skip
+
+
+def test_a_trainer_for_evaluation_alone_needs_no_training_data(tmp_path):
+    trainer = FaMUSTrainer(
+        build_model("batch norm", torch.float32), make_args(tmp_path), compute_metrics=compute_accuracy
+    )
+    assert 0 <= trainer.evaluate(Examples(19))["eval_accuracy"] <= 1
+
+
+def test_an_empty_meta_set_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="meta_dataset is empty"):
+        FaMUSTrainer(
+            build_model("vit", torch.float32),
+            make_args(tmp_path),
+            train_dataset=Examples(40),
+            meta_dataset=Examples(0),
+        )
