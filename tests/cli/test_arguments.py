@@ -17,7 +17,7 @@ from famus_hf.data.labels.noise import NOISE_TYPES
 from famus_hf.data.sources.benchmarks import BUILDERS
 from famus_hf.data.sources.load_source import HUB_DATASETS
 from famus_hf.models import BACKBONES
-from tests.cli.test_run import SMALL
+from tests.helpers.command_line import SMALL
 
 
 def test_config_file_sets_defaults_and_flags_win(tmp_path):

@@ -6,7 +6,7 @@ from transformers.utils import logging
 from famus_hf.cli import main as command
 from famus_hf.cli import run as run_famus
 from famus_hf.cli.program import fail, started_as
-from tests.cli.test_run import SMALL
+from tests.helpers.command_line import SMALL
 
 
 def ended(capsys, *argv):
