@@ -1,12 +1,25 @@
 """FaMUSTrainingArguments: transformers' TrainingArguments with the paper's defaults and its own settings."""
 
 from dataclasses import dataclass, field, fields
+from typing import Annotated, Literal
 
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames, SchedulerType
 
-from famus_hf.core.losses import BASE_LOSSES
-from famus_hf.training_args_checks import check_arguments, check_fsdp_engages, check_preset
+from famus_hf.core.autodiff.training_pass import Derivative
+from famus_hf.core.losses import BaseLoss
+from famus_hf.core.non_finite import NanPolicy
+from famus_hf.core.validation import Above, AtLeast, Between
+from famus_hf.core.virtual_train import VirtualStepKind
+from famus_hf.training_args_checks import (
+    AugmentationName,
+    MetaSet,
+    PaddingMode,
+    check_arguments,
+    check_fields,
+    check_fsdp_engages,
+    check_preset,
+)
 
 PRESETS = {"fast": {"layer_sampler": "all", "candidate_layers": "4", "virtual_scope": "candidates"}}
 
@@ -48,7 +61,7 @@ class FaMUSTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "See transformers' TrainingArguments."}
     )
-    lr_milestones: list[float] = field(
+    lr_milestones: Annotated[list[float], Above(0)] = field(
         default_factory=lambda: [0.5, 0.75],
         metadata={
             "help": "With the constant schedule, when the learning rate is divided by ten: below 1 a share of the run, "
@@ -62,11 +75,11 @@ class FaMUSTrainingArguments(TrainingArguments):
             "matrix of wrong labels), or none for plain training."
         },
     )
-    mlc_form: str = field(
+    mlc_form: Literal["logits", "probabilities"] = field(
         default="logits",
         metadata={"help": "What mlc multiplies by its matrix: logits (its authors' code) or probabilities."},
     )
-    mlc_reduction: str = field(
+    mlc_reduction: Literal["mean", "sum"] = field(
         default="mean", metadata={"help": "mlc's training loss: mean of the batch, or sum (its authors' code)."}
     )
     mlc_keep_matrix: bool = field(
@@ -85,38 +98,40 @@ class FaMUSTrainingArguments(TrainingArguments):
     sampler_block: int | None = field(
         default=None, metadata={"help": "Residual block of layer_sampler block, from 1 for the lowest."}
     )
-    random_layers: int = field(default=4, metadata={"help": "Layers of layer_sampler random."})
-    expected_layers: float = field(default=4.0, metadata={"help": "K of Eq. 10: layers to be on, on average."})
+    random_layers: Annotated[int, Above(0)] = field(default=4, metadata={"help": "Layers of layer_sampler random."})
+    expected_layers: Annotated[float, Above(0)] = field(
+        default=4.0, metadata={"help": "K of Eq. 10: layers to be on, on average."}
+    )
     candidate_layers: str = field(
         default="all", metadata={"help": "Layers that the sampler may switch on: all, or a number N for the top N."}
     )
-    meta_budget: float | None = field(
+    meta_budget: Annotated[float | None, Above(0)] = field(
         default=None,
         metadata={
             "help": "Instead of expected_layers: what the sampler's choice may cost, in plain steps (0.2: a fifth of "
             "one), on average. Costs of layers are measured at the start."
         },
     )
-    sparsity_weight: float | None = field(
+    sparsity_weight: Annotated[float | None, AtLeast(0)] = field(
         default=None, metadata={"help": "λ1 of Eq. 12. Default: 0.1 for the learned sampler, else 0."}
     )
-    gradient_match_weight: float | None = field(
+    gradient_match_weight: Annotated[float | None, AtLeast(0)] = field(
         default=None, metadata={"help": "λ2 of Eq. 12. Default: 0.1 for the learned sampler, else 0."}
     )
-    meta_learning_rate: float | None = field(
+    meta_learning_rate: Annotated[float | None, AtLeast(0)] = field(
         default=None,
         metadata={
             "help": "Learning rate β of the meta-learner. Default: 1e-3 for mw-net; for mlc 1, or 0.11 if not kept."
         },
     )
-    meta_optim: str | None = field(
+    meta_optim: Literal["adam", "sgd"] | None = field(
         default=None,
         metadata={"help": "Optimizer of the meta-learner, adam or sgd. Default: adam for mw-net, sgd for mlc."},
     )
-    sampler_learning_rate: float = field(
+    sampler_learning_rate: Annotated[float, AtLeast(0)] = field(
         default=0.1, metadata={"help": "Learning rate δ of the layer sampler (SGD, momentum 0.9)."}
     )
-    sampler_temperature: float = field(
+    sampler_temperature: Annotated[float, Above(0)] = field(
         default=1.0, metadata={"help": "Temperature of the sampler's Gumbel-softmax (not stated in the paper)."}
     )
     sampler_initial_bias: float | None = field(
@@ -133,48 +148,48 @@ class FaMUSTrainingArguments(TrainingArguments):
             "Eq. 10 (paper: not)."
         },
     )
-    weight_normalization: str = field(
+    weight_normalization: Literal["sum", "mean"] = field(
         default="sum",
         metadata={"help": "Example weights divided by their sum over the batch (sum) or by its size (mean)."},
     )
-    meta_batch_size: int | None = field(
+    meta_batch_size: Annotated[int | None, Above(0)] = field(
         default=None, metadata={"help": "Meta examples per step and device. Default: per_device_train_batch_size."}
     )
-    meta_set: str | None = field(
+    meta_set: MetaSet | None = field(
         default=None,
         metadata={
             "help": "clean: held out examples with trusted labels; pseudo-clean: training examples with small losses, "
             "chosen anew in each epoch. Default: clean where there are any, else pseudo-clean."
         },
     )
-    plain_warmup_epochs: float | None = field(
+    plain_warmup_epochs: Annotated[float | None, AtLeast(0)] = field(
         default=None,
         metadata={
             "help": "Epochs of plain training before the first meta step. Default: 0; with a pseudo-clean meta set a "
             "tenth of the run, at least two epochs and at most half of the run."
         },
     )
-    balanced_batches_per_epoch: int | None = field(
+    balanced_batches_per_epoch: Annotated[int | None, Above(0)] = field(
         default=None,
         metadata={
             "help": "An epoch is so many batches, with the same number of examples of each class (Clothing1M: 1000)."
         },
     )
-    augmentation: str = field(
+    augmentation: AugmentationName = field(
         default="none",
         metadata={
             "help": "Random crops and flips of training and meta images: pad-crop (4 pixels around, cropped back), "
             "random-crop (image_size out of resize_size), resized-crop (a random box, made image_size) or none."
         },
     )
-    augmentation_padding_mode: str = field(
+    augmentation_padding_mode: PaddingMode = field(
         default="zero", metadata={"help": "What pad-crop pads with: zero (black) or reflect."}
     )
-    image_size: int | None = field(
+    image_size: Annotated[int | None, Above(0)] = field(
         default=None,
         metadata={"help": "Height and width that the network sees. Default: of the pretrained model, or of the data."},
     )
-    resize_size: int | None = field(
+    resize_size: Annotated[int | None, Above(0)] = field(
         default=None, metadata={"help": "Shorter side that images are resized to before image_size is cropped out."}
     )
     image_mean: list[float] | None = field(
@@ -183,21 +198,21 @@ class FaMUSTrainingArguments(TrainingArguments):
     image_std: list[float] | None = field(
         default=None, metadata={"help": "Standard deviation of each colour channel. Default: as image_size."}
     )
-    max_seq_length: int | None = field(
+    max_seq_length: Annotated[int | None, Above(0)] = field(
         default=None,
         metadata={"help": "Tokens after which texts are cut. Default: what tokenizer and network take, or else 512."},
     )
-    max_length_seconds: float | None = field(
+    max_length_seconds: Annotated[float | None, Above(0)] = field(
         default=None, metadata={"help": "Seconds after which recordings are cut. Default: 20."}
     )
-    virtual_step: str | None = field(
+    virtual_step: VirtualStepKind | None = field(
         default=None,
         metadata={
             "help": "Virtual-Train's step: sgd (the plain gradient step of the paper) or optimizer (preconditioned as "
             "the optimizer's own). Default: the latter for torch's Adam and AdamW, else sgd."
         },
     )
-    virtual_scope: str = field(
+    virtual_scope: Literal["all", "candidates"] = field(
         default="all",
         metadata={
             "help": "Layers that Virtual-Train moves: all (the paper), or only the candidates of the sampler (see "
@@ -218,13 +233,13 @@ class FaMUSTrainingArguments(TrainingArguments):
             "once for virtual and actual gradient. Exact, faster, takes the memory of all activations once more."
         },
     )
-    meta_interval: int = field(
+    meta_interval: Annotated[int, Above(0)] = field(
         default=1,
         metadata={
             "help": "Steps from one meta step to the next (paper: 1); between them the meta-learner stays as it is."
         },
     )
-    preset: str | None = field(
+    preset: Literal["fast"] | None = field(
         default=None,
         metadata={
             "help": "fast: settings for a step of little more than a plain one, in place of those that are left at "
@@ -232,7 +247,7 @@ class FaMUSTrainingArguments(TrainingArguments):
             "quarter of the training batch."
         },
     )
-    nan_policy: str = field(
+    nan_policy: NanPolicy = field(
         default="stop",
         metadata={
             "help": "Where logits, a loss or a gradient is not finite: stop, or skip the step, in which then nothing "
@@ -246,7 +261,7 @@ class FaMUSTrainingArguments(TrainingArguments):
             "and pictures in figures/."
         },
     )
-    clean_threshold: float = field(
+    clean_threshold: Annotated[float, Between(0, 1)] = field(
         default=0.5,
         metadata={"help": "Two networks: examples are labelled whose probability of a right label is above it."},
     )
@@ -257,30 +272,30 @@ class FaMUSTrainingArguments(TrainingArguments):
             "warm-up, whatever share the mixture of losses finds (DivideMix: the mixture's)."
         },
     )
-    unlabelled_share: str = field(
+    unlabelled_share: Literal["division", "half"] = field(
         default="division",
         metadata={
             "help": "Two networks: share of unlabelled examples in a batch, and of λ_u that counts: division (in "
             "proportion to the division) or half (DivideMix)."
         },
     )
-    division_history: int = field(
+    division_history: Annotated[int, Above(0)] = field(
         default=1, metadata={"help": "Two networks: epochs whose losses are averaged before examples are divided."}
     )
-    sharpening_temperature: float = field(
+    sharpening_temperature: Annotated[float, Above(0)] = field(
         default=0.5, metadata={"help": "Two networks: temperature T of refined and guessed labels."}
     )
-    mixup_alpha: float = field(
+    mixup_alpha: Annotated[float, AtLeast(0)] = field(
         default=0.5,
         metadata={
             "help": "Two networks: α of the Beta(α, α) by which examples are mixed, 0 mixes none (DivideMix: 4 on "
             "CIFAR, 0.5 on WebVision and Clothing1M; short runs need little of it)."
         },
     )
-    unlabelled_weight: float = field(
+    unlabelled_weight: Annotated[float, AtLeast(0)] = field(
         default=5.0, metadata={"help": "Two networks: weight λ_u of the loss of unlabelled examples."}
     )
-    ramp_up_epochs: float = field(
+    ramp_up_epochs: Annotated[float, AtLeast(0)] = field(
         default=16.0, metadata={"help": "Two networks: epochs after the warm-up in which λ_u grows linearly from zero."}
     )
     warmup_confidence_penalty: bool = field(
@@ -289,63 +304,68 @@ class FaMUSTrainingArguments(TrainingArguments):
             "help": "Two networks: the warm-up also penalises confident predictions (DivideMix, on asymmetric noise)."
         },
     )
-    base_loss: str = field(
+    base_loss: BaseLoss = field(
         default="ce",
         metadata={
-            "help": f"Loss of an example, with or without a meta-learner: {', '.join(BASE_LOSSES)}. "
+            "help": "Loss of an example, with or without a meta-learner: ce, focal, class-balanced or ldam. "
             "label_smoothing_factor goes with all but ldam."
         },
     )
-    focal_gamma: float = field(default=2.0, metadata={"help": "γ of the focal loss."})
+    focal_gamma: Annotated[float, AtLeast(0)] = field(default=2.0, metadata={"help": "γ of the focal loss."})
     class_balance_beta: float = field(
         default=0.9999, metadata={"help": "β of class-balanced weights (class-balanced, and ldam's re-weighting)."}
     )
-    ldam_max_margin: float = field(default=0.5, metadata={"help": "Margin of the rarest class in ldam."})
-    ldam_scale: float = field(default=30.0, metadata={"help": "Scale s of the logits in ldam."})
-    ldam_reweight_from: float = field(
+    ldam_max_margin: Annotated[float, Above(0)] = field(
+        default=0.5, metadata={"help": "Margin of the rarest class in ldam."}
+    )
+    ldam_scale: Annotated[float, Above(0)] = field(default=30.0, metadata={"help": "Scale s of the logits in ldam."})
+    ldam_reweight_from: Annotated[float, AtLeast(0)] = field(
         default=0.8,
         metadata={"help": "Share of the run after which ldam weighs classes (deferred re-weighting); 1 is never."},
     )
-    log_stage_times: int = field(
+    log_stage_times: Annotated[int, AtLeast(0, "a number of steps, or 0 for never")] = field(
         default=0,
         metadata={
             "help": "Every so many steps: seconds of each stage of a step (diagnostics/stage_times.parquet); 0 is off."
         },
     )
-    log_meta_gradient: int = field(
+    log_meta_gradient: Annotated[int, AtLeast(0, "a number of steps, or 0 for never")] = field(
         default=0,
         metadata={
             "help": "Every so many steps: mean and variance of the meta gradient over re-drawn meta batches, and how "
             "far it is from the exact one (diagnostics/meta_gradient.parquet); 0 is off."
         },
     )
-    meta_gradient_draws: int = field(default=8, metadata={"help": "Re-drawn meta batches of log_meta_gradient."})
-    log_weights: int = field(
+    meta_gradient_draws: Annotated[int, AtLeast(2, "at least 2, as one has no variance")] = field(
+        default=8, metadata={"help": "Re-drawn meta batches of log_meta_gradient."}
+    )
+    log_weights: Annotated[int, AtLeast(0, "a number of steps, or 0 for never")] = field(
         default=0,
         metadata={
             "help": "Every so many steps and at the end: weights of clean and of wrong training examples, of each "
             "class, and as a function of the loss (diagnostics/weights.parquet); 0 is off."
         },
     )
-    log_layers: int = field(
+    log_layers: Annotated[int, AtLeast(0, "a number of steps, or 0 for never")] = field(
         default=0,
         metadata={
             "help": "Every so many steps: in which share of them each layer was on (diagnostics/layers.parquet); 0 is "
             "off."
         },
     )
-    derivative: str = field(
+    derivative: Derivative = field(
         default="auto",
         metadata={"help": "How the directional derivative is taken: auto, forward, reverse or finite (differences)."},
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self._apply_preset()
         check_arguments(self)
         if OptimizerNames(self.optim) == OptimizerNames.SGD and self.optim_args is None:
             self.optim_args = "momentum=0.9"
         if self.data_seed is None:
-            self.data_seed = self.seed  # else the order of the data hangs on whoever last seeded torch
+            self.data_seed = self.seed  # else the order of the data depends on whoever last seeded torch
         if self.meta_batch_size is None:
             self.meta_batch_size = self.per_device_train_batch_size
         super().__post_init__()
@@ -361,7 +381,7 @@ class FaMUSTrainingArguments(TrainingArguments):
     def _apply_preset(self) -> None:
         if self.preset is None:
             return
-        check_preset(self, tuple(PRESETS))
+        check_preset(self)
         defaults = {setting.name: setting.default for setting in fields(self)}
         quarter = max(1, self.per_device_train_batch_size // 4)
         for name, value in {**PRESETS[self.preset], "meta_batch_size": quarter}.items():

@@ -1,27 +1,22 @@
 """Checks of FaMUSTrainingArguments by themselves, each in one sentence: what was seen, what is allowed."""
 
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from accelerate.utils import DistributedType, is_deepspeed_available, parse_flag_from_env
+from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from famus_hf.core.autodiff.training_pass import DERIVATIVES
-from famus_hf.core.losses import BASE_LOSSES
-from famus_hf.core.non_finite import NAN_POLICIES
-from famus_hf.core.virtual_train import VIRTUAL_STEPS
+from famus_hf.core.layer_samplers import LAYER_SAMPLERS
+from famus_hf.core.meta_learners import META_LEARNERS
+from famus_hf.core.validation import check_bound, check_choice
 from famus_hf.errors import SettingsError
 
-if TYPE_CHECKING:
-    from famus_hf.training_args import FaMUSTrainingArguments
-
-AUGMENTATIONS = ("none", "pad-crop", "random-crop", "resized-crop")
-PADDING_MODES = ("zero", "reflect")
-META_SETS = ("clean", "pseudo-clean")
-UNLABELLED_SHARES = ("division", "half")
-VIRTUAL_SCOPES = ("all", "candidates")
-META_LEARNERS = ("mw-net", "l2r", "mlc", "none")
-LAYER_SAMPLERS = ("learned", "all", "block", "random")
-META_OPTIMIZERS = ("adam", "sgd")
+AugmentationName = Literal["none", "pad-crop", "random-crop", "resized-crop"]
+PaddingMode = Literal["zero", "reflect"]
+MetaSet = Literal["clean", "pseudo-clean"]
+AUGMENTATIONS, PADDING_MODES, META_SETS = map(get_args, (AugmentationName, PaddingMode, MetaSet))
 SHARDING = {  # set by `accelerate launch` → the flag that asks for it
     "ACCELERATE_USE_DEEPSPEED": "--use_deepspeed",
     "ACCELERATE_USE_MEGATRON_LM": "--use_megatron_lm",
@@ -31,35 +26,44 @@ DIAGNOSTICS = ("log_stage_times", "log_meta_gradient", "log_weights", "log_layer
 KNOWN_STEPS = (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED, OptimizerNames.SGD)
 
 
-def check_preset(args: "FaMUSTrainingArguments", presets: tuple[str, ...]) -> None:
-    """Raises ValueError on a preset that is unknown or of no use."""
-    _check_choice(args, "preset", presets)
+def check_fields(args: Any) -> None:
+    """Raise SettingsError on a word that its field does not allow, or a number outside of the field's bounds.
+
+    Both stand in the annotations of the fields, as `Literal[…]` and `Annotated[…, bound]`.
+    """
+    hints = get_type_hints(type(args), include_extras=True)
+    for name in {field.name for field in fields(args)} - {field.name for field in fields(TrainingArguments)}:
+        value = getattr(args, name)
+        for part in _parts_of(hints[name]):
+            if get_origin(part) is Annotated:
+                for bound in part.__metadata__:
+                    check_bound(name, value, bound)
+            elif get_origin(part) is Literal and value is not None:
+                check_choice(name, value, get_args(part))
+    check_choice("meta_learner", args.meta_learner, (*META_LEARNERS, "none"))
+    check_choice("layer_sampler", args.layer_sampler, LAYER_SAMPLERS)
+
+
+def _parts_of(hint: Any) -> tuple[Any, ...]:
+    """Return a hint, or those of a union."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def check_preset(args: Any) -> None:
+    """Raise SettingsError on a preset that is of no use."""
     if args.meta_learner == "none":
         raise SettingsError(f"preset={args.preset!r} is about the meta step, and meta_learner 'none' has none")
 
 
-def check_arguments(args: "FaMUSTrainingArguments") -> None:
-    """Raises ValueError on settings that are unknown, out of range or contradict each other, before they take effect.
+def check_arguments(args: Any) -> None:
+    """Raise SettingsError on settings that contradict each other, before they take effect; no setting is changed.
 
-    No setting is changed. `check_fsdp_engages` follows once the devices are known.
+    `check_fields` comes before, and `check_fsdp_engages` follows once the devices are known.
     """
-    _check_choice(args, "meta_learner", META_LEARNERS)
-    _check_choice(args, "layer_sampler", LAYER_SAMPLERS)
-    _check_choice(args, "base_loss", BASE_LOSSES)
-    _check_choice(args, "mlc_form", ("logits", "probabilities"))
-    _check_choice(args, "mlc_reduction", ("mean", "sum"))
     if args.meta_learner == "mlc" and args.mlc_form == "probabilities" and args.base_loss == "ldam":
         raise SettingsError("base_loss 'ldam' scales logits and does not go with mlc_form 'probabilities': use logits")
-    if args.meta_optim is not None:
-        _check_choice(args, "meta_optim", META_OPTIMIZERS)
-    _check_choice(args, "unlabelled_share", UNLABELLED_SHARES)
-    _check_choice(args, "virtual_scope", VIRTUAL_SCOPES)
-    _check_choice(args, "nan_policy", NAN_POLICIES)
     _check_virtual_step(args)
-    _check_choice(args, "derivative", DERIVATIVES)
     _check_data_settings(args)
-    _check_choice(args, "weight_normalization", ("sum", "mean"))
-    _check_numbers(args)
     _check_sampler(args)
     _check_diagnostics(args)
     if args.meta_learner != "none":
@@ -67,8 +71,8 @@ def check_arguments(args: "FaMUSTrainingArguments") -> None:
     _check_transformers_settings(args)
 
 
-def check_meta_learning_is_supported(args: "FaMUSTrainingArguments") -> None:
-    """Raises ValueError on settings that do not go with a meta-learner."""
+def check_meta_learning_is_supported(args: Any) -> None:
+    """Raise SettingsError on settings that do not go with a meta-learner."""
     refused = {
         "deepspeed": "leave it out",
         "parallelism_config": "leave it out",
@@ -91,8 +95,8 @@ def check_meta_learning_is_supported(args: "FaMUSTrainingArguments") -> None:
         raise SettingsError(f"label_names={args.label_names} can't be used: rename the column to 'labels'")
 
 
-def check_fsdp_engages(args: "FaMUSTrainingArguments") -> None:
-    """Raises ValueError on FSDP that shards nothing.
+def check_fsdp_engages(args: Any) -> None:
+    """Raise SettingsError on FSDP that shards nothing.
 
     accelerate 1.15 shards nothing on CPU or outside of a distributed run, and says so in some cases only.
     """
@@ -105,16 +109,8 @@ def check_fsdp_engages(args: "FaMUSTrainingArguments") -> None:
         )
 
 
-def _check_choice(args: "FaMUSTrainingArguments", name: str, allowed: tuple[str, ...]) -> None:
-    value = getattr(args, name)
-    if value not in allowed:
-        raise SettingsError(f"{name}={value!r} is unknown: choose one of {', '.join(allowed)}")
-
-
-def _check_virtual_step(args: "FaMUSTrainingArguments") -> None:
+def _check_virtual_step(args: Any) -> None:
     optimizer = OptimizerNames(args.optim)
-    if args.virtual_step is not None:
-        _check_choice(args, "virtual_step", VIRTUAL_STEPS)
     if args.virtual_step == "optimizer" and optimizer not in KNOWN_STEPS:
         raise SettingsError(
             f"virtual_step='optimizer' does not know the step of optim={optimizer.value!r}: choose virtual_step "
@@ -131,11 +127,7 @@ def _check_virtual_step(args: "FaMUSTrainingArguments") -> None:
         )
 
 
-def _check_data_settings(args: "FaMUSTrainingArguments") -> None:
-    if args.meta_set is not None:
-        _check_choice(args, "meta_set", META_SETS)
-    _check_choice(args, "augmentation", AUGMENTATIONS)
-    _check_choice(args, "augmentation_padding_mode", PADDING_MODES)
+def _check_data_settings(args: Any) -> None:
     for name, lowest in (("image_mean", 0.0), ("image_std", 1e-3)):
         value = getattr(args, name)
         if value is not None and (len(value) != 3 or not all(lowest <= number <= 1 for number in value)):
@@ -148,52 +140,9 @@ def _check_data_settings(args: "FaMUSTrainingArguments") -> None:
         )
 
 
-def _check_numbers(args: "FaMUSTrainingArguments") -> None:
+def _check_sampler(args: Any) -> None:
     if args.candidate_layers != "all" and not (args.candidate_layers.isdigit() and int(args.candidate_layers) > 0):
         raise SettingsError(f"candidate_layers={args.candidate_layers!r} must be 'all' or a whole number from 1")
-    at_least_zero = (
-        "sparsity_weight",
-        "gradient_match_weight",
-        "meta_learning_rate",
-        "sampler_learning_rate",
-        "focal_gamma",
-        "ldam_reweight_from",
-        "plain_warmup_epochs",
-        "mixup_alpha",
-        "unlabelled_weight",
-        "ramp_up_epochs",
-    )
-    for name in at_least_zero:
-        value = getattr(args, name)
-        if value is not None and not value >= 0:
-            raise SettingsError(f"{name}={value} must not be negative")
-    for name in (
-        "expected_layers",
-        "sampler_temperature",
-        "meta_batch_size",
-        "meta_interval",
-        "random_layers",
-        "meta_budget",
-        "ldam_max_margin",
-        "ldam_scale",
-        "balanced_batches_per_epoch",
-        "image_size",
-        "resize_size",
-        "max_seq_length",
-        "max_length_seconds",
-        "sharpening_temperature",
-        "division_history",
-    ):
-        value = getattr(args, name)
-        if value is not None and not value > 0:
-            raise SettingsError(f"{name}={value} must be greater than 0")
-    if not 0 < args.clean_threshold < 1:
-        raise SettingsError(f"clean_threshold={args.clean_threshold} must lie between 0 and 1")
-    if any(not milestone > 0 for milestone in args.lr_milestones):
-        raise SettingsError(f"lr_milestones={args.lr_milestones} must all be greater than 0")
-
-
-def _check_sampler(args: "FaMUSTrainingArguments") -> None:
     if args.meta_budget is not None and args.layer_sampler != "learned":
         raise SettingsError(f"meta_budget needs layer_sampler 'learned': {args.layer_sampler!r} chooses by itself")
     if args.meta_budget is not None and args.meta_learner == "none":
@@ -210,20 +159,13 @@ def _check_sampler(args: "FaMUSTrainingArguments") -> None:
         )
 
 
-def _check_diagnostics(args: "FaMUSTrainingArguments") -> None:
+def _check_diagnostics(args: Any) -> None:
     for name in DIAGNOSTICS:
-        value = getattr(args, name)
-        if value < 0:
-            raise SettingsError(f"{name}={value} must be a number of steps, or 0 for never")
-        if value and args.meta_learner == "none":
+        if getattr(args, name) and args.meta_learner == "none":
             raise SettingsError(f"{name} needs a meta_learner: plain training has no meta step to look into")
-    if args.meta_gradient_draws < 2:
-        raise SettingsError(
-            f"meta_gradient_draws={args.meta_gradient_draws} must be at least 2, as one has no variance"
-        )
 
 
-def _check_transformers_settings(args: "FaMUSTrainingArguments") -> None:
+def _check_transformers_settings(args: Any) -> None:
     deepspeed = args.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
     if deepspeed and not is_deepspeed_available():
         raise SettingsError("DeepSpeed was asked for and is not installed: leave it out, or pip install deepspeed")

@@ -1,7 +1,7 @@
 """The cost of a set of layers in Meta-Train, in plain steps (forward and backward), and gates that keep to a budget.
 
 The gates decide the validation backward and the directional derivative. Both run down to the lowest layer that is on,
-and take a little more for each other layer that is on. `layer_costs` measures them.
+and take a little more for each other layer that is on. `measure_layer_costs` measures them.
 """
 
 import math
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
 from famus_hf.core.autodiff.forward_pass import cloned_buffers, model_logits, preserve_rng_state
@@ -23,6 +22,9 @@ from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_train import choose_derivative
 from famus_hf.core.timer import Timer
 from famus_hf.errors import SettingsError
+
+MAX_DEPTHS = 12  # at which sets of all layers above are measured, beside each layer alone
+ROUNDS = 3  # of all measurements, of which the median counts
 
 
 @dataclass(frozen=True)
@@ -96,28 +98,25 @@ class Budget:
         self.scale = 1.0
 
     def calibrate(self, measured: float, predicted: float) -> None:
-        """Learns from what the steps so far really took and what the costs say they should have taken."""
+        """Learn from what the steps so far really took and what the costs say they should have taken."""
         if predicted > 0 and measured > 0:
             self.scale = min(measured / predicted, self.share / self.costs.cheapest)
 
     def shift(self, log_odds: Tensor) -> Tensor:
-        """−μ·cost_l, shape (L,). log_odds: of each layer being on, shape (L,)."""
-        own = log_odds.detach().double().cpu().numpy()
+        """Return −μ·cost_l, shape (L,). log_odds: of each layer being on, shape (L,)."""
+        from scipy.optimize import brentq  # slow to import, and only a budget needs it
+
+        start = log_odds.detach().double().cpu().numpy()
         direction = -np.array(self.costs.alone) / max(self.costs.alone)
-        low, high = -1e3 / self.share, 1e3 / self.share  # of μ, in units of the dearest layer
-        for _ in range(8):  # the expected cost falls with μ; each round narrows it down 32 times
-            grid = np.linspace(low, high, 33)
-            logits = np.clip(own + grid[:, None] * direction, -500, 500)
-            affordable = self.costs.expected(1 / (1 + np.exp(-logits))) <= self.share / self.scale
-            first = int(affordable.argmax()) if affordable.any() else 32
-            low, high = grid[max(first - 1, 0)], grid[first]
-        return torch.as_tensor(high * direction).to(log_odds)
 
+        def excess(shift: float) -> float:
+            """Of the expected cost over the budget; falls with μ, in units of the dearest layer."""
+            logits = np.clip(start + shift * direction, -500, 500)
+            return float(self.costs.expected(1 / (1 + np.exp(-logits[None])))[0] - self.share / self.scale)
 
-MAX_DEPTHS = 12  # at which sets of all layers above are measured, beside each layer alone
-
-
-ROUNDS = 3  # of all measurements, of which the median counts
+        end = 1e3 / self.share
+        shift = -end if excess(-end) <= 0 else end if excess(end) > 0 else brentq(excess, -end, end, xtol=1e-9)
+        return torch.as_tensor(shift * direction).to(log_odds)
 
 
 def measure_layer_costs(
@@ -204,6 +203,8 @@ def _own_costs(
             targets.append(cost - alone[dearest])
     if not rows:
         return [0.0] * len(candidates)
+    from scipy.optimize import nnls  # as above
+
     (per_operation, per_layer), _ = nnls(np.array(rows), np.array(targets).clip(0))
     return [float(per_operation * own + per_layer) for own in operations]
 

@@ -5,6 +5,7 @@ serves alone (its mean is then the training loss) or below any meta-learner.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from famus_hf.errors import SettingsError
 
-BASE_LOSSES = ("ce", "focal", "class-balanced", "ldam")
+BaseLoss = Literal["ce", "focal", "class-balanced", "ldam"]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

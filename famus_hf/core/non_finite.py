@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from famus_hf.core.autodiff.forward_pass import cloned_buffers
 from famus_hf.core.parallel.dtensor import abandon_passes, own_part
 from famus_hf.core.parallel.processes import Processes
 
-NAN_POLICIES = ("stop", "skip")
+NanPolicy = Literal["stop", "skip"]
 LOGITS = "the network's logits"
 MOST_IN_A_ROW = 100  # faults of one kind, after which nothing is to be hoped for
 

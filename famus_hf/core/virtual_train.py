@@ -1,14 +1,14 @@
 """Virtual-Train (Eq. 3): ŵ = w − α·P·∇_w J(w, θ); P is 1 or the preconditioner of an Adam-like optimizer."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from famus_hf.core.autodiff.virtual_weights import VirtualStep
 from famus_hf.core.non_finite import log_once
 
-VIRTUAL_STEPS = ("sgd", "optimizer")
+VirtualStepKind = Literal["sgd", "optimizer"]
 
 
 def virtual_step_of(model: nn.Module, optimizer: Any, kind: str, moved: Collection[str] | None = None) -> VirtualStep:

@@ -24,10 +24,10 @@ from famus_hf.core.autodiff.forward_pass import (
 )
 from famus_hf.core.autodiff.training_pass import TrainingPass, training_pass_without_trace
 from famus_hf.core.budget import Budget, LayerCosts, measure_layer_costs, num_timings
-from famus_hf.core.layer_samplers import AllLayers, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
+from famus_hf.core.layer_samplers import LAYER_SAMPLERS, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
 from famus_hf.core.layers import Layer, find_layers
 from famus_hf.core.losses import ClassBalancedLoss, CrossEntropyLoss, FocalLoss, LDAMLoss, cross_entropy
-from famus_hf.core.meta_learners import L2R, MLC, MetaLearner, MWNet, PerExampleLoss
+from famus_hf.core.meta_learners import META_LEARNERS, MLC, MetaLearner, MWNet, PerExampleLoss
 from famus_hf.core.meta_train import MetaObjective
 from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.core.parallel.processes import Processes
@@ -179,12 +179,17 @@ def make_base_loss(args: FaMUSTrainingArguments, model: Any, train: Any) -> PerE
 
 
 def make_meta_learner(args: FaMUSTrainingArguments, num_labels: int = 0) -> MetaLearner:
-    """Return the one that `args.meta_learner` names; mlc alone needs the number of classes."""
-    if args.meta_learner == "l2r":
-        return L2R()
+    """Return the one that `args.meta_learner` names, made with its settings; one of your own with its defaults.
+
+    Args:
+        args: The settings.
+        num_labels: C, which mlc alone needs.
+    """
     if args.meta_learner == "mlc":
         return MLC(num_labels, args.mlc_form, args.mlc_keep_matrix, args.mlc_reduction)
-    return MWNet(weight_normalization=args.weight_normalization)
+    if args.meta_learner == "mw-net":
+        return MWNet(weight_normalization=args.weight_normalization)
+    return META_LEARNERS[args.meta_learner]()
 
 
 def _make_layer_sampler(args: FaMUSTrainingArguments) -> LayerSampler:
@@ -197,7 +202,7 @@ def _make_layer_sampler(args: FaMUSTrainingArguments) -> LayerSampler:
         return BlockSampler(int(args.sampler_block or 0))
     if args.layer_sampler == "random":
         return RandomLayers(args.random_layers)
-    return AllLayers()
+    return LAYER_SAMPLERS[args.layer_sampler]()
 
 
 def _usable_derivative(environment: Environment, probe: TrainingPass) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
 from torch.utils.data import Dataset
 
 from famus_hf.data.labels.pseudo_clean import (
@@ -62,11 +63,13 @@ def calibrated(clean_probabilities: np.ndarray, noise_rate: float) -> np.ndarray
     def shifted(shift: float) -> np.ndarray:
         return np.exp(-np.logaddexp(0, -(odds + shift)))
 
-    low, high = -800.0, 800.0  # of the logarithm of the factor
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if np.mean(1 - shifted(middle)) > noise_rate else (low, middle)
-    return shifted((low + high) / 2)
+    def excess(shift: float) -> float:
+        """Of the mean of 1 − c over the noise rate; falls with the shift, the logarithm of the factor."""
+        return float(np.mean(1 - shifted(shift)) - noise_rate)
+
+    if excess(800.0) >= 0:  # more of c than that is exactly 0
+        return shifted(800.0)
+    return shifted(-800.0 if excess(-800.0) <= 0 else brentq(excess, -800.0, 800.0, xtol=1e-13))
 
 
 def labelled_examples(

@@ -61,7 +61,7 @@ def test_weights_that_sum_to_zero_give_zero_and_no_nan():
 
 
 def test_unknown_normalisation_is_refused():
-    with pytest.raises(ValueError, match="choose 'sum' or 'mean'"):
+    with pytest.raises(ValueError, match="choose one of sum, mean"):
         MWNet(weight_normalization="softmax")
 
 
@@ -126,8 +126,8 @@ def test_mlc_matrix_is_kept_or_made_afresh_in_each_step():
 @pytest.mark.parametrize(
     "wrong, words",
     [
-        (lambda: MLC(3, form="log"), "choose 'logits' or 'probabilities'"),
-        (lambda: MLC(3, reduction="max"), "choose 'mean' or 'sum'"),
+        (lambda: MLC(3, form="log"), "choose one of logits, probabilities"),
+        (lambda: MLC(3, reduction="max"), "choose one of mean, sum"),
         (lambda: MLC(1), "at least 2"),
         (lambda: MLC(3)(torch.zeros(2, 5)), "made for 3 classes"),
     ],

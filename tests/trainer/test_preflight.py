@@ -33,7 +33,7 @@ REFUSED = {
         "does not know the step of optim='adafactor'",
     ),
     "unknown derivative": ({"derivative": "backward"}, "choose one of auto"),
-    "negative weight": ({"sparsity_weight": -1.0}, "must not be negative"),
+    "negative weight": ({"sparsity_weight": -1.0}, "must be at least 0"),
     "candidate layers": ({"candidate_layers": "0"}, "whole number from 1"),
     "fp16 without a GPU": ({"fp16": True}, "needs a GPU"),
     "finite differences in bf16": ({"bf16": True, "derivative": "finite"}, "differences drown"),

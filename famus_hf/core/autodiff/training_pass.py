@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,8 @@ from famus_hf.core.autodiff.virtual_weights import VirtualStep, virtual_paramete
 from famus_hf.core.parallel.processes import Processes
 
 CUT = "torch::autograd::Error"  # the node that stands behind a once_differentiable backward
-DERIVATIVES = ("auto", "forward", "reverse", "finite")
+Derivative = Literal["auto", "forward", "reverse", "finite"]
+DERIVATIVES = get_args(Derivative)
 LOSS = " loss"  # no parameter's name
 Clock = Callable[[str], AbstractContextManager[None]]  # `with clock(part): …` takes the time of the part
 

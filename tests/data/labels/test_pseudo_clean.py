@@ -145,7 +145,7 @@ def test_contradictions_are_refused(tmp_path):
             train_dataset=Learnable(),
             meta_dataset=Learnable(16),
         )
-    with pytest.raises(ValueError, match="plain_warmup_epochs=-1 must not be negative"):
+    with pytest.raises(ValueError, match="plain_warmup_epochs=-1 must be at least 0"):
         make_trainer(tmp_path, plain_warmup_epochs=-1)
 
 
