@@ -2,14 +2,15 @@
 
 import shlex
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
-from famus_hf import FaMUSTrainer, TwoNetworkTrainer
 from famus_hf.cli.arguments import SOURCE, TOPICS, DataArguments
+from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.data.sources.idx import is_called_fashion, is_idx_folder
 from famus_hf.data.sources.load_source import DATA_LICENSES, HUB_DATASETS
 from famus_hf.metrics import AveragePrecision
@@ -31,9 +32,8 @@ def summary_of(report: Dataset) -> dict[str, Any]:
     return summary
 
 
-def layers_of(trainer: FaMUSTrainer) -> dict[str, Any]:
+def layers_of(metas: Sequence[MetaUpdate]) -> dict[str, Any]:
     """Return which layers carried the meta gradient; of two networks the mean of both."""
-    metas = [peer.meta for peer in peers_of(trainer)] or [meta for meta in [trainer.meta] if meta is not None]
     shares = [meta.share_of_steps_on for meta in metas]
     names = dict.fromkeys(name for share in shares for name in share)
     return {
@@ -44,30 +44,19 @@ def layers_of(trainer: FaMUSTrainer) -> dict[str, Any]:
     }
 
 
-def peers_of(trainer: FaMUSTrainer) -> tuple[Peer, ...]:
-    """Return the two networks and what belongs to each; nothing where there is one network."""
-    return trainer.peers if isinstance(trainer, TwoNetworkTrainer) else ()
-
-
-def two_network_facts(trainer: FaMUSTrainer) -> dict[str, Any]:
-    """Return what all_results.json says of two networks and of how they last divided the training set."""
-    if not isinstance(trainer, TwoNetworkTrainer):
-        return {}
+def divisions_of(peers: Sequence[Peer]) -> dict[str, dict[str, Any]]:
+    """Return how two networks last divided the training set, by network; nothing before they have."""
     return {
-        "estimated_noise_rate": trainer.noise_rate,
-        "division": {
-            peer.name: {
-                "labelled": len(peer.division),
-                "unlabelled": len(peer.division.unlabelled),
-                "precision": peer.division.purity,
-                "recall": peer.division.recall,
-                "estimated_noise_rate": peer.division.noise_rate,
-                "mixture_noise_rate": peer.division.mixture_noise_rate,
-            }
-            for peer in trainer.peers
-            if peer.division.epoch >= 0
-        },
-        "time_shares": trainer.time_shares,
+        peer.name: {
+            "labelled": len(peer.division),
+            "unlabelled": len(peer.division.unlabelled),
+            "precision": peer.division.purity,
+            "recall": peer.division.recall,
+            "estimated_noise_rate": peer.division.noise_rate,
+            "mixture_noise_rate": peer.division.mixture_noise_rate,
+        }
+        for peer in peers
+        if peer.division.epoch >= 0
     }
 
 

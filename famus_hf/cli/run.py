@@ -23,10 +23,10 @@ from famus_hf.cli.results import (
     as_baseline,
     command_of,
     data_facts,
+    divisions_of,
     layers_of,
     release_command,
     summary_of,
-    two_network_facts,
 )
 from famus_hf.cli.run_setup import (
     baselines_of,
@@ -105,8 +105,8 @@ class Run:
             "seconds_per_epoch": seconds / trainer.state.epoch if seconds and trainer.state.epoch else None,
             "peak_memory_mb": peak_memory_mb(self.args.device),
             "realised_noise_rate": self.realised_noise_rate,
-            **two_network_facts(trainer),
-            **layers_of(trainer),
+            **self.two_network_facts,
+            **layers_of([stages.meta for stages in trainer.networks.values()]),
             "mean_meta_cost": trainer.mean_meta_cost,
             "mean_fixed_meta_cost": trainer.mean_fixed_meta_cost,
             "global_step": trainer.state.global_step,
@@ -125,6 +125,18 @@ class Run:
     def is_first_process(self) -> bool:
         """Whether this process is the one of several that writes and prints."""
         return self.args.process_index == 0
+
+    @property
+    def two_network_facts(self) -> dict[str, Any]:
+        """What all_results.json says of two networks; nothing of one."""
+        trainer = self.trainer
+        if not isinstance(trainer, TwoNetworkTrainer):
+            return {}
+        return {
+            "estimated_noise_rate": trainer.noise_rate,
+            "division": divisions_of(trainer.peers),
+            "time_shares": trainer.time_shares,
+        }
 
     @property
     def can_report(self) -> bool:

@@ -9,23 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.utils.data import DataLoader
 from transformers import Trainer
-from transformers.trainer_utils import has_length
 
-from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS, differentiable_attention
-from famus_hf.core.autodiff.training_pass import TrainingPass
+from famus_hf.core.autodiff.forward_pass import differentiable_attention
 from famus_hf.core.fsdp import ShardedStages
 from famus_hf.core.layer_samplers import LayerSampler
-from famus_hf.core.losses import LDAMLoss, cross_entropy
+from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
-from famus_hf.core.meta_train import MetaTrain
 from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.core.non_finite import GuardedStep, NonFiniteGuard
 from famus_hf.core.parallel.processes import Processes
-from famus_hf.core.three_stages import Precision, StepSettings, ThreeStages, VirtualTrain
+from famus_hf.core.three_stages import Precision, StepSettings, ThreeStages
 from famus_hf.data.inputs.audio_inputs import RecordingCollator, RecordingInputs
-from famus_hf.data.inputs.augmentation import META_STREAM, REDRAWN_STREAM, TRAIN_STREAM, make_generator
 from famus_hf.data.inputs.convert import as_model_inputs, check_settings, processor_for, raw_modality
 from famus_hf.data.inputs.image_processors import make_augmentation, training_processor
 from famus_hf.data.inputs.meta_batches import MetaBatches
@@ -37,15 +32,17 @@ from famus_hf.reporting.diagnostics.callback import Diagnostics
 from famus_hf.reporting.diagnostics.mean_metrics import MeanMetrics
 from famus_hf.reporting.diagnostics.training_time import TrainingTime
 from famus_hf.trainer import factory, preflight
+from famus_hf.trainer.batches_mixin import BatchesMixin
 from famus_hf.trainer.checkpointing import CheckpointingMixin
 from famus_hf.trainer.classifier_mixin import ClassifierMixin
 from famus_hf.trainer.hub_mixin import HubMixin
+from famus_hf.trainer.logs_mixin import LogsMixin
 from famus_hf.trainer.meta_set_schedule import MetaSetSchedule
 from famus_hf.trainer.records_mixin import RecordsMixin
 from famus_hf.training_args import FaMUSTrainingArguments
 
 
-class FaMUSTrainer(RecordsMixin, CheckpointingMixin, HubMixin, ClassifierMixin, Trainer):
+class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, HubMixin, ClassifierMixin, Trainer):
     """Trains a classifier on noisy labels; a meta-learner, taught by a clean meta set, weighs the examples.
 
     Paper: Xu, Zhu, Jiang, Yang, "Faster Meta Update Strategy for Noise-Robust Deep Learning", CVPR 2021,
@@ -123,7 +120,6 @@ class FaMUSTrainer(RecordsMixin, CheckpointingMixin, HubMixin, ClassifierMixin, 
         self.metrics = MeanMetrics()
         self.evaluate_examples = self._make_evaluator()
         self.diagnostics = self._make_diagnostics()
-        self._micro_batch = (-1, 0)  # step and place of the batch within it, where gradients are accumulated
         self._given = (meta_learner, layer_sampler)
         self.base_loss = cross_entropy if base_loss is None else base_loss
         self.schedule = MetaSetSchedule(args, judges_by_losses=self._judges_by_losses)
@@ -319,20 +315,6 @@ class FaMUSTrainer(RecordsMixin, CheckpointingMixin, HubMixin, ClassifierMixin, 
         if is_summed_later and self.accelerator.sync_gradients:
             self._average_gradients()
 
-    def _training_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Return this process's rows on the device, augmented."""
-        if isinstance(self.base_loss, LDAMLoss):
-            self.base_loss.progress = self.state.global_step / max(self.state.max_steps, 1)
-        if self.is_fsdp_enabled:  # running statistics are then shared as in DDP, which broadcasts them likewise
-            self.processes.take_from_first(self.model.buffers())
-        return self.augmented(self._prepare_inputs(inputs), TRAIN_STREAM, *self._place_of_batch())
-
-    def _place_of_batch(self) -> tuple[int, int]:
-        """Return the optimizer step, and the place within it where gradients are accumulated."""
-        step, place = self._micro_batch
-        self._micro_batch = (self.state.global_step, place + 1 if step == self.state.global_step else 0)
-        return self._micro_batch
-
     @property
     def _accumulated(self) -> int:
         """Batches of the present step of the optimizer."""
@@ -353,54 +335,6 @@ class FaMUSTrainer(RecordsMixin, CheckpointingMixin, HubMixin, ClassifierMixin, 
         for name, total in self.processes.summed(gradients).items():
             gradients[name].copy_(total / self.processes.count)
 
-    # ---- Batches ----
-
-    def augmented(self, inputs: dict[str, Any], *numbers: int) -> dict[str, Any]:
-        """Return a batch cropped and flipped as a function of the seed and these numbers, so that resuming is exact."""
-        if self.augmentation.name == "none" or "pixel_values" not in inputs:
-            return inputs
-        generator = make_generator(self.args.seed, *numbers, self.args.process_index)
-        return {**inputs, "pixel_values": self.augmentation(inputs["pixel_values"], generator)}
-
-    def _evaluation_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Return a batch on the device, of images that were kept larger for random crops their central part."""
-        inputs = self._prepare_inputs(inputs)
-        size = self.augmentation.size
-        if size is None or "pixel_values" not in inputs:
-            return inputs
-        top, left = ((side - size) // 2 for side in inputs["pixel_values"].shape[2:])
-        return {**inputs, "pixel_values": inputs["pixel_values"][:, :, top : top + size, left : left + size]}
-
-    def _next_meta_batch(self) -> dict[str, Any]:
-        """Return this process's part of the meta batch of the present meta step."""
-        assert self.meta is not None
-        with self.meta.clock("meta data"):
-            batch = self._prepare_inputs(self._meta_batches.next(self.meta.steps))
-            return self.augmented(batch, META_STREAM, self.meta.steps)
-
-    def redrawn_meta_batch(self, network: str, draw: int) -> dict[str, Any]:
-        """Return a meta batch like the one that comes next, but drawn beside them all, anew for each number of a draw.
-
-        Args:
-            network: Its name in `networks`.
-            draw: The number.
-        """
-        numbers = (REDRAWN_STREAM, self.networks[network].meta.steps, draw)
-        return self.augmented(self._prepare_inputs(self._meta_batches.redrawn(*numbers)), *numbers)
-
-    def get_batch_samples(self, *arguments: Any, **keywords: Any) -> Any:
-        with self.diagnostics.loading():
-            return super().get_batch_samples(*arguments, **keywords)
-
-    def _prepare_inputs(self, inputs: Any) -> Any:
-        return super()._prepare_inputs({name: value for name, value in inputs.items() if name not in RECORD_COLUMNS})
-
-    def get_train_dataloader(self) -> DataLoader:
-        loader = super().get_train_dataloader()
-        if has_length(self.train_dataset):
-            self.schedule.steps_per_epoch = max(1, -(-len(loader) // self.args.gradient_accumulation_steps))
-        return loader
-
     # ---- The pseudo-clean meta set ----
 
     @property
@@ -420,55 +354,6 @@ class FaMUSTrainer(RecordsMixin, CheckpointingMixin, HubMixin, ClassifierMixin, 
         for name, value in self.schedule.choose(self.meta_dataset, found, self.state).items():
             self.metrics.add(name, torch.tensor(value))
         self._meta_batches.restart()
-
-    # ---- Logs ----
-
-    def _note_meta_step(self, found: MetaTrain) -> None:
-        what = "the meta gradient"
-        if found.is_finite:
-            self.guard.passed(what)
-        elif self.accelerator.scaler is None:
-            self.guard.failed(what, self.state.global_step)
-        self.metrics.add("mean_active_layers", torch.tensor(float(sum(found.switched_on))))
-        if found.meta_loss is not None:
-            self.metrics.add("meta_loss", found.meta_loss)
-
-    @torch.no_grad()
-    def _note_weights(
-        self, stages: ThreeStages, train: TrainingPass, virtual: VirtualTrain | None, clean_labels: Tensor | None
-    ) -> None:
-        """Log the weights of this step's clean and wrong examples, relative to those of plain training."""
-        if clean_labels is None:
-            return
-        is_reused = virtual is not None and stages.settings.reuse_virtual_gradient
-        weights = virtual.weights if virtual is not None and is_reused else stages.example_weights(train)
-        if weights is None:
-            return
-        relative = self.processes.own(weights * len(weights))  # 1 is what plain training gives every example
-        labels = train.labels
-        wrong = (labels if labels.dim() == 1 else labels.argmax(1)) != clean_labels.to(labels.device)
-        for name, group in (("mean_weight_clean", relative[~wrong]), ("mean_weight_noisy", relative[wrong])):
-            if len(group):
-                self.metrics.add(name, group.mean())
-
-    @property
-    def mean_meta_cost(self) -> float | None:
-        """With a `meta_budget`: seconds that the gates' choice took so far, in plain steps (forward and backward)."""
-        return None if self.meta is None else self.meta.measured_cost
-
-    @property
-    def mean_fixed_meta_cost(self) -> float | None:
-        """With a `meta_budget`: what the rest of Virtual- and Meta-Train took, likewise."""
-        return None if self.meta is None else self.meta.in_plain_steps("virtual backward", "validation forward")
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs.update(self.metrics.take(self.processes))
-            if self.guard.count:
-                logs["steps_left_out"] = self.guard.count  # since the start of this training
-        if self.training_time.seconds is not None:
-            logs["train_seconds"] = round(self.training_time.seconds, 3)
-        super().log(logs, start_time)
 
     # ---- Training ----
 

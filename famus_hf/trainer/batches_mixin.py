@@ -1,0 +1,114 @@
+"""Which batches a step is given: training and meta batches, augmented so that any resume sees the same ones."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import has_length
+
+from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS
+from famus_hf.core.losses import LDAMLoss
+from famus_hf.core.meta_update import MetaUpdate
+from famus_hf.core.parallel.processes import Processes
+from famus_hf.core.three_stages import ThreeStages
+from famus_hf.data.inputs.augmentation import META_STREAM, REDRAWN_STREAM, TRAIN_STREAM, Augmentation, make_generator
+from famus_hf.data.inputs.meta_batches import MetaBatches
+from famus_hf.reporting.diagnostics.callback import Diagnostics
+from famus_hf.trainer.meta_set_schedule import MetaSetSchedule
+from famus_hf.training_args import FaMUSTrainingArguments
+
+if TYPE_CHECKING:
+    from transformers import Trainer as Base
+else:
+    Base = object
+
+
+class BatchesMixin(Base):
+    """Beside a Trainer.
+
+    Attributes:
+        augmentation: Of images.
+        schedule: Which is told how long an epoch is.
+    """
+
+    args: FaMUSTrainingArguments
+    model: nn.Module
+    train_dataset: Any
+    base_loss: Any
+    augmentation: Augmentation
+    schedule: MetaSetSchedule
+    processes: Processes
+    diagnostics: Diagnostics
+    _meta_batches: MetaBatches
+    _micro_batch = (-1, 0)  # step and place of the batch within it, where gradients are accumulated
+
+    @property
+    def meta(self) -> MetaUpdate | None:
+        """Meta-learner and layer sampler with their optimizers, or None in plain training."""
+        raise NotImplementedError
+
+    @property
+    def networks(self) -> Mapping[str, ThreeStages]:
+        """What is trained with a meta-learner, by its name in records."""
+        raise NotImplementedError
+
+    def _training_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return this process's rows on the device, augmented."""
+        if isinstance(self.base_loss, LDAMLoss):
+            self.base_loss.progress = self.state.global_step / max(self.state.max_steps, 1)
+        if self.is_fsdp_enabled:  # running statistics are then shared as in DDP, which broadcasts them likewise
+            self.processes.take_from_first(self.model.buffers())
+        return self.augmented(self._prepare_inputs(inputs), TRAIN_STREAM, *self._place_of_batch())
+
+    def _place_of_batch(self) -> tuple[int, int]:
+        """Return the optimizer step, and the place within it where gradients are accumulated."""
+        step, place = self._micro_batch
+        self._micro_batch = (self.state.global_step, place + 1 if step == self.state.global_step else 0)
+        return self._micro_batch
+
+    def augmented(self, inputs: dict[str, Any], *numbers: int) -> dict[str, Any]:
+        """Return a batch cropped and flipped as a function of the seed and these numbers, so that resuming is exact."""
+        if self.augmentation.name == "none" or "pixel_values" not in inputs:
+            return inputs
+        generator = make_generator(self.args.seed, *numbers, self.args.process_index)
+        return {**inputs, "pixel_values": self.augmentation(inputs["pixel_values"], generator)}
+
+    def _evaluation_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Return a batch on the device, of images that were kept larger for random crops their central part."""
+        inputs = self._prepare_inputs(inputs)
+        size = self.augmentation.size
+        if size is None or "pixel_values" not in inputs:
+            return inputs
+        top, left = ((side - size) // 2 for side in inputs["pixel_values"].shape[2:])
+        return {**inputs, "pixel_values": inputs["pixel_values"][:, :, top : top + size, left : left + size]}
+
+    def _next_meta_batch(self) -> dict[str, Any]:
+        """Return this process's part of the meta batch of the present meta step."""
+        assert self.meta is not None
+        with self.meta.clock("meta data"):
+            batch = self._prepare_inputs(self._meta_batches.next(self.meta.steps))
+            return self.augmented(batch, META_STREAM, self.meta.steps)
+
+    def redrawn_meta_batch(self, network: str, draw: int) -> dict[str, Any]:
+        """Return a meta batch like the one that comes next, but drawn beside them all, anew for each number of a draw.
+
+        Args:
+            network: Its name in `networks`.
+            draw: The number.
+        """
+        numbers = (REDRAWN_STREAM, self.networks[network].meta.steps, draw)
+        return self.augmented(self._prepare_inputs(self._meta_batches.redrawn(*numbers)), *numbers)
+
+    def get_batch_samples(self, *arguments: Any, **keywords: Any) -> Any:
+        with self.diagnostics.loading():
+            return super().get_batch_samples(*arguments, **keywords)
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return super()._prepare_inputs({name: value for name, value in inputs.items() if name not in RECORD_COLUMNS})
+
+    def get_train_dataloader(self) -> DataLoader:
+        loader = super().get_train_dataloader()
+        if has_length(self.train_dataset):
+            self.schedule.steps_per_epoch = max(1, -(-len(loader) // self.args.gradient_accumulation_steps))
+        return loader
