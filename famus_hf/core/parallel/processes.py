@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from famus_hf.errors import SettingsError
-
 BUCKET_BYTES = 25 * 2**20  # gradients are summed in parts of about this size
 
 
@@ -112,17 +110,17 @@ class Processes:
         return holder[0]
 
     def of_first(self, action: Callable[[], Any]) -> Any:
-        """What the action returns in the first process, which alone takes it; all raise its ValueError."""
-        found, problem = None, None
+        """Return what the action returns in the first process, which alone takes it; all raise its ValueError."""
+        result, problem = None, None
         if self.rank == 0:
             try:
-                found = action()
+                result = action()
             except ValueError as error:
-                problem = str(error)
-        found, problem = self.first_object((found, problem))
+                problem = error
+        result, problem = self.first_object((result, problem))
         if problem is not None:
-            raise SettingsError(problem)
-        return found
+            raise problem
+        return result
 
     def objects(self, value: Any) -> list[Any]:
         """What each process has, in order of their ranks."""
