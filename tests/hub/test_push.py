@@ -133,7 +133,7 @@ def test_a_repository_without_a_checkpoint_of_sound_size_is_refused(hub, client,
     hub.files["user/unsound"] = {"config.json": b"{}"} if name is None else {name: content}
     hub.requests.clear()
     answer = client.call("train", folder=tmp_path, repo="user/unsound-2", resume="user/unsound")
-    assert_a_sentence(answer.error, "ValueError: no run can go on from 'user/unsound' on the Hub", words)
+    assert_a_sentence(answer.error, "SettingsError: no run can go on from 'user/unsound' on the Hub", words)
     assert not [line for line in hub.requests if "resolve" in line]
     hub.files.pop("user/unsound")
 
@@ -258,7 +258,7 @@ def test_a_repository_that_can_not_be_pushed_to_is_found_before_training(hub, cl
     hub.faults.append([method, path, fault, 10**6])
     repo = "user/there" if method == "GET" else "user/absent"
     answer = client.call("make", folder=tmp_path, repo=repo)
-    assert_a_sentence(answer.error, f"ValueError: '{repo}' on the Hub can't be pushed to", words)
+    assert_a_sentence(answer.error, f"SettingsError: '{repo}' on the Hub can't be pushed to", words)
 
 
 def test_a_branch_and_a_name_that_are_none_are_found_before_training(hub, client, tmp_path):
@@ -426,7 +426,7 @@ def test_a_private_repository_is_private_and_opens_with_a_token_alone(hub, clien
     hub.tokens["hf_reader"] = "read"
     nobody = {"HF_TOKEN": "hf_nobody"}
     answer = client.call("load", repo="user/hidden", environment=nobody)
-    assert_a_sentence(answer.error, "ValueError: 'user/hidden' is no folder, and can't be loaded from the Hub", "(401)",
+    assert_a_sentence(answer.error, "HubError: 'user/hidden' is no folder, and can't be loaded from the Hub", "(401)",
                       "`hf auth login`, set HF_TOKEN")  # fmt: skip
     answer = client.done("load", repo="user/hidden", token="hf_reader", environment=nobody)
     assert answer.result[1:3] == ["MWNet", "LearnedSampler"]
@@ -444,7 +444,7 @@ def test_a_private_repository_is_private_and_opens_with_a_token_alone(hub, clien
 def test_what_can_not_be_loaded_is_said_in_one_sentence(hub, client, repo, fault, environment, words):
     hub.faults.append(["GET", "/api/models/user/nowhere", fault, 10**6 if fault else 0])
     answer = client.call("load", repo=repo, environment=environment)
-    assert_a_sentence(answer.error, f"ValueError: '{repo}' is no folder, and can't be loaded from the Hub", words)
+    assert_a_sentence(answer.error, f"HubError: '{repo}' is no folder, and can't be loaded from the Hub", words)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Data sets that are read as they come: the same labels whatever the order, exact resuming, what a stream can't do."""
 
+import functools
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from scipy.stats import chisquare
+from transformers import TrainerCallback
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_noisy_dataset
 from famus_hf.cli import run as run_famus
@@ -94,10 +96,10 @@ def test_streams_are_read_by_one_process(folder):
         next(iter(torch.utils.data.DataLoader(stream, batch_size=2, num_workers=1)))
 
 
-def make_trainer(folder, output, **changes):
+def make_trainer(folder, output, callbacks=(), **changes):
     data = load(folder)
     settings = {
-        "per_device_train_batch_size": 20, "max_steps": 40, "save_strategy": "steps", "save_steps": 13, "seed": 3,
+        "per_device_train_batch_size": 20, "max_steps": 40, "save_strategy": "no", "seed": 3,
         "use_cpu": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 10, "augmentation": "pad-crop",
     }  # fmt: skip
     torch.manual_seed(0)
@@ -107,19 +109,44 @@ def make_trainer(folder, output, **changes):
         train_dataset=data["train"],
         meta_dataset=data["meta"],
         eval_dataset=data["test"],
+        callbacks=list(callbacks),
     )
 
 
-@pytest.mark.parametrize("accumulation, step", [(1, 13), (1, 28), (1, 39), (2, 26)])
-def test_a_stream_trains_and_resumes_exactly(folder, tmp_path, accumulation, step):
+class SaveAt(TrainerCallback):
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **keywords):
+        control.should_save = state.global_step in self.steps
+
+
+RUNS = {1: (40, (13, 28, 39)), 2: (20, (16,))}  # accumulation → steps, and after which a checkpoint is written
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """Accumulation → a trainer whose run nothing happened to."""
+
+    def train(accumulation):
+        steps, saved = RUNS[accumulation]
+        settings = {"gradient_accumulation_steps": accumulation, "max_steps": steps}
+        trainer = make_trainer(folder, tmp_path_factory.mktemp("whole"), [SaveAt(saved)], **settings)
+        trainer.train()
+        return trainer
+
+    return functools.cache(train)
+
+
+@pytest.mark.parametrize("accumulation, step", [(1, 13), (1, 28), (1, 39), (2, 16)])
+def test_a_stream_trains_and_resumes_exactly(folder, tmp_path, trained, accumulation, step):
     """Within an epoch of 28 batches, at its end, in the second one and, with accumulation, in the second one too."""
-    settings = {"gradient_accumulation_steps": accumulation, "save_steps": step}
-    whole = make_trainer(folder, tmp_path / "whole", **settings)
-    whole.train()
+    whole = trained(accumulation)
     losses = [entry["meta_loss"] for entry in whole.state.log_history if "meta_loss" in entry]
     assert losses[-1] < losses[0] and 0.2 < whole.train_dataset.realised_noise_rate < 0.35
-    parts = make_trainer(folder, tmp_path / "parts", **settings)
-    parts.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+    settings = {"gradient_accumulation_steps": accumulation, "max_steps": RUNS[accumulation][0]}
+    parts = make_trainer(folder, tmp_path, **settings)
+    parts.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-{step}")
     for (name, one), other in zip(whole.model.state_dict().items(), parts.model.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
     assert whole.evaluate()["eval_loss"] == parts.evaluate()["eval_loss"]
@@ -161,7 +188,7 @@ def test_broken_images_are_named_when_they_come(folder, tmp_path):
     ).cast_column("picture", Image())
     broken.to_parquet(str(tmp_path / "train.parquet"))
     whole.select(range(30)).cast_column("picture", Image()).to_parquet(str(tmp_path / "test.parquet"))
-    trainer = make_trainer(str(tmp_path), tmp_path / "out", save_strategy="no")
+    trainer = make_trainer(str(tmp_path), tmp_path / "out")
     with pytest.raises(ValueError, match="the image of row 50 can't be read"):
         trainer.train()
 
@@ -171,7 +198,7 @@ def test_the_command_line_trains_on_a_stream(folder, tmp_path, capsys):
         "--dataset_name", folder, "--streaming", "--noise", "0.4", "--num_meta", "30", "--backbone", "tiny",
         "--use_cpu", "--per_device_train_batch_size", "20", "--disable_tqdm", "true", "--output_dir", str(tmp_path),
     ]  # fmt: skip
-    run_famus.main([*flags, "--max_steps", "30"])
+    run_famus.main([*flags, "--max_steps", "30", "--save_strategy", "no"])
     results = json.loads((tmp_path / "all_results.json").read_text())
     assert results["global_step"] == 30 and 0.2 < results["realised_noise_rate"] < 0.35
     assert "| a stream |" in (tmp_path / "README.md").read_text()
