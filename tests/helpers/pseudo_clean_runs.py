@@ -27,27 +27,25 @@ class Learnable(torch.utils.data.Dataset):
 
 
 class Recorder(TrainerCallback):
-    """The pseudo-clean rows at the end of each step, and a stop on demand."""
+    """The pseudo-clean rows at the end of each step."""
 
-    def __init__(self, stop_at=None):
-        self.rows, self.stop_at = [], stop_at
+    def __init__(self):
+        self.rows = []
 
     def on_step_end(self, args, state, control, **keywords):
         self.rows.append(tuple(self.trainer.meta_dataset.rows))
-        if state.global_step == self.stop_at:
-            control.should_save = control.should_training_stop = True
 
 
-def make_trainer(folder, stop_at=None, **changes):
+def make_trainer(folder, *callbacks, **changes):
     settings = {
         "per_device_train_batch_size": 8, "per_device_eval_batch_size": 20, "num_train_epochs": 4, "logging_steps": 4,
         "save_strategy": "no", "seed": 5, "disable_tqdm": True, "use_cpu": True, "report_to": "none",
     }  # fmt: skip
-    recorder = Recorder(stop_at)
+    recorder = Recorder()
     recorder.trainer = FaMUSTrainer(
         build_model("batch norm"),
         FaMUSTrainingArguments(str(folder), **{**settings, **changes}),
         train_dataset=Learnable(),
-        callbacks=[recorder],
+        callbacks=[recorder, *callbacks],
     )
     return recorder.trainer, recorder

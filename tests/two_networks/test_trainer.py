@@ -4,6 +4,7 @@ tests/processes/test_processes.py has its runs in two processes.
 """
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from famus_hf.storage import checkpoints
 from famus_hf.two_networks.peer import LABELLED, rows_of_epoch
 from famus_hf.two_networks.trainer import TwoNetworkTrainer
 from tests.helpers import brute_force
+from tests.helpers.callbacks import SaveAt
 from tests.helpers.models import CLASSES, TwoModels, build_model
 from tests.helpers.trainers import make_args
 from tests.helpers.two_network_runs import EXACT, PLAIN, RUNS, Learnable, assert_equal, learned, make
@@ -190,18 +192,33 @@ def test_a_division_leaves_out_about_as_many_labels_as_seem_wrong_after_the_warm
 # ---- Runs ----
 
 
-@pytest.mark.parametrize("step", [4, 9, 12], ids=["in the warm-up", "within an epoch", "at its end"])
-@pytest.mark.parametrize("name", ["by the division", "history", "accumulation"])
-def test_a_resumed_run_is_bit_identical(tmp_path, name, step):
+RESUMED = {"by the division": "group norm", "history": "batch norm", "accumulation": "group norm"}  # and its networks
+STOPS = {"in the warm-up": 4, "within an epoch": 9, "at its end": 12}  # batches
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Name of a run → a trainer that nothing happened to."""
+
+    def train(name):
+        steps = [stop // RUNS[name].get("gradient_accumulation_steps", 1) for stop in STOPS.values()]
+        keywords = {"callbacks": [SaveAt(*steps)]}
+        folder = tmp_path_factory.mktemp("whole")
+        trainer = make(folder, RESUMED[name], torch.float32, keywords=keywords, **RUNS[name])
+        trainer.train()
+        return trainer
+
+    return functools.cache(train)
+
+
+@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_resumed_run_is_bit_identical(tmp_path, trained, name, stop):
     """Networks with batch norm and dropout; a stop in the warm-up, within an epoch and between two."""
-    if name == "accumulation":
-        step = step // 2
-    kind = "batch norm" if name == "history" else "group norm"
-    settings = {**RUNS[name], "save_strategy": "steps", "save_steps": step}
-    whole = make(tmp_path, kind, torch.float32, **settings)
-    whole.train()
-    again = make(tmp_path, kind, torch.float32, **settings)
-    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    whole = trained(name)
+    again = make(tmp_path, RESUMED[name], torch.float32, **RUNS[name])
+    step = STOPS[stop] // RUNS[name].get("gradient_accumulation_steps", 1)
+    again.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-{step}")
     assert again.state.global_step == whole.state.global_step
     assert_equal(learned(again), learned(whole))
     for peer, other in zip(again.peers, whole.peers, strict=True):

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import Features, Image, Value
-from transformers import TrainerCallback, ViTImageProcessorPil
+from transformers import ViTImageProcessorPil
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_famus, load_noisy_dataset
 from famus_hf.data.inputs.augmentation import META_STREAM, TRAIN_STREAM, Augmentation, make_generator
 from famus_hf.data.inputs.image_inputs import ImageInputs
 from famus_hf.data.inputs.image_processors import default_image_processor
+from tests.helpers.callbacks import SaveAt
 from tests.helpers.datasets import IMAGE_CLASSES, pictures
 from tests.helpers.trainers import make_image_trainer
 
@@ -60,23 +61,13 @@ def test_padding_is_black_in_raw_pixels(tmp_path):
     assert torch.allclose(torch.tensor(trainer.augmentation.fill), black.double().float(), atol=1e-5)
 
 
-class StopAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **keywords):
-        if state.global_step == self.step:
-            control.should_save = control.should_training_stop = True
-
-
 @pytest.mark.parametrize("meta_learner", ["mw-net", "none"])
 def test_resuming_with_augmentation_is_exact(tmp_path, meta_learner):
     settings = {"meta_learner": meta_learner, "gradient_accumulation_steps": 2}
-    whole = make_image_trainer(tmp_path / "whole", **settings)
+    whole = make_image_trainer(tmp_path, callbacks=[SaveAt(4)], **settings)
     whole.train()
-    make_image_trainer(tmp_path / "parts", callbacks=[StopAt(4)], **settings).train()
-    second = make_image_trainer(tmp_path / "parts", **settings)
-    second.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-4"))
+    second = make_image_trainer(tmp_path, **settings)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     for (name, one), other in zip(whole.model.state_dict().items(), second.model.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
 
@@ -175,11 +166,10 @@ def test_balanced_epochs_reach_the_network(tmp_path):
 
 def test_balanced_epochs_resume_exactly(tmp_path):
     settings = {"balanced_batches_per_epoch": 3, "max_steps": 8}
-    whole = make_image_trainer(tmp_path / "whole", **settings)
+    whole = make_image_trainer(tmp_path, callbacks=[SaveAt(5)], **settings)
     whole.train()
-    make_image_trainer(tmp_path / "parts", callbacks=[StopAt(5)], **settings).train()
-    second = make_image_trainer(tmp_path / "parts", **settings)
-    second.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-5"))
+    second = make_image_trainer(tmp_path, **settings)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
     for (name, one), other in zip(whole.model.state_dict().items(), second.model.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
 

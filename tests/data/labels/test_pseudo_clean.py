@@ -11,6 +11,7 @@ from famus_hf.core.losses import cross_entropy
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet, clean_probabilities, pseudo_clean_rows
 from famus_hf.storage.checkpoints import write_manifest
 from famus_hf.storage.run_folder import META_STATE
+from tests.helpers.callbacks import SaveAt
 from tests.helpers.models import build_model
 from tests.helpers.pseudo_clean_runs import Learnable, make_trainer
 
@@ -95,15 +96,23 @@ def test_the_choice_is_by_losses_in_eval_mode_and_leaves_no_trace(tmp_path):
     assert np.array_equal(found.correct, (data.labels == data.clean).numpy())
 
 
-@pytest.mark.parametrize("stop_at", [5, 16, 19, 24])
-def test_resuming_is_exact_in_the_warm_up_and_between_choices(tmp_path, stop_at):
-    whole, all_rows = make_trainer(tmp_path / "whole")
-    whole.train()
-    first, _ = make_trainer(tmp_path / "parts", stop_at)
-    first.train()
-    second, later_rows = make_trainer(tmp_path / "parts")
-    second.train(resume_from_checkpoint=str(tmp_path / "parts" / f"checkpoint-{stop_at}"))
-    assert later_rows.rows == all_rows.rows[stop_at:]
+STOPS = (5, 16, 19, 24)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A trainer that nothing happened to, and its record."""
+    trainer, recorder = make_trainer(tmp_path_factory.mktemp("whole"), SaveAt(*STOPS))
+    trainer.train()
+    return trainer, recorder
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_resuming_is_exact_in_the_warm_up_and_between_choices(tmp_path, whole, stop):
+    whole, all_rows = whole
+    second, later_rows = make_trainer(tmp_path)
+    second.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-{stop}")
+    assert later_rows.rows == all_rows.rows[stop:]
     for (name, one), other in zip(whole.model.state_dict().items(), second.model.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
     for one, other in zip(whole.meta_learner.parameters(), second.meta_learner.parameters(), strict=True):
@@ -111,7 +120,7 @@ def test_resuming_is_exact_in_the_warm_up_and_between_choices(tmp_path, stop_at)
 
 
 def test_a_checkpoint_of_a_given_meta_set_is_refused(tmp_path):
-    trainer, _ = make_trainer(tmp_path, stop_at=9, plain_warmup_epochs=1)
+    trainer, _ = make_trainer(tmp_path, SaveAt(9), max_steps=9, plain_warmup_epochs=1)
     trainer.train()
     path = tmp_path / "checkpoint-9" / META_STATE
     state = torch.load(path, weights_only=True)

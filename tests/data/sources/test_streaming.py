@@ -8,12 +8,12 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from scipy.stats import chisquare
-from transformers import TrainerCallback
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_noisy_dataset
 from famus_hf.cli import run as run_famus
 from famus_hf.data.inputs.image_processors import default_image_processor
 from famus_hf.data.inputs.streamed_inputs import StreamedInputs
+from tests.helpers.callbacks import SaveAt
 
 NAMES = ["ant", "bee", "cow"]
 
@@ -113,14 +113,6 @@ def make_trainer(folder, output, callbacks=(), **changes):
     )
 
 
-class SaveAt(TrainerCallback):
-    def __init__(self, steps):
-        self.steps = steps
-
-    def on_step_end(self, args, state, control, **keywords):
-        control.should_save = state.global_step in self.steps
-
-
 RUNS = {1: (40, (13, 28, 39)), 2: (20, (16,))}  # accumulation → steps, and after which a checkpoint is written
 
 
@@ -131,7 +123,7 @@ def trained(folder, tmp_path_factory):
     def train(accumulation):
         steps, saved = RUNS[accumulation]
         settings = {"gradient_accumulation_steps": accumulation, "max_steps": steps}
-        trainer = make_trainer(folder, tmp_path_factory.mktemp("whole"), [SaveAt(saved)], **settings)
+        trainer = make_trainer(folder, tmp_path_factory.mktemp("whole"), [SaveAt(*saved)], **settings)
         trainer.train()
         return trainer
 
