@@ -11,7 +11,6 @@ from experiments import recipe_cards
 from huggingface_hub import ModelCard
 
 from famus_hf.cli import results as records
-from famus_hf.cli import run as run_famus
 from tests.helpers import clean_process
 from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.trainers import make_trainer
@@ -42,15 +41,10 @@ def validated(text, folder):
         return clean_process.run(command, cwd=folder, env=environment).stderr
 
 
-def test_the_card_of_a_compared_run_has_baselines_pictures_and_licences(tmp_path):
-    folder = tmp_path / "my-run"
-    run_famus.main([
-        "--dataset_name", "digits", "--noise", "0.4", "--num_train_epochs", "2", "--max_train_samples", "400",
-        "--per_device_train_batch_size", "40", "--max_eval_samples", "60", "--use_cpu", "--compare", "--output_dir",
-        str(folder), "--disable_tqdm", "true", "--report_to", "none", "--save_strategy", "no", "--hub_token", "hf_abc",
-    ])  # fmt: skip
+def test_the_card_of_a_compared_run_has_baselines_pictures_and_licences(compared_runs, tmp_path):
+    folder = compared_runs / "own"
     results = json.loads((folder / "all_results.json").read_text())
-    plain = json.loads((tmp_path / "my-run-plain" / "all_results.json").read_text())
+    plain = json.loads((compared_runs / "own-plain" / "all_results.json").read_text())
     text = (folder / "README.md").read_text()
     for name, row in (("plain", plain), ("**this model**", results)):
         accuracies = " | ".join(f"{100 * row[key]:.2f} %" for key in ("eval_accuracy", "best_eval_accuracy"))
@@ -60,12 +54,12 @@ def test_the_card_of_a_compared_run_has_baselines_pictures_and_licences(tmp_path
     assert f"| {results['suspect_labels']} of 360 (" in text and "CC BY 4.0" in text
     pictures = [f"figures/{name}.png" for name in ("accuracy", "weight_curve", "weight_histogram", "suspect_labels")]
     assert [name for name in pictures if f"]({name})" in text and (folder / name).is_file()] == pictures
-    assert "run_famus.py --dataset_name digits --noise 0.4 --num_train_epochs 2" in text
-    assert "hf_abc" not in text and str(tmp_path) not in text
+    assert "run_famus.py --dataset_name digits --noise 0.4 --max_steps 8" in text
+    assert "hf_abc" not in text and str(compared_runs) not in text
     assert validated(text, tmp_path) == ""
     broken = text.replace("      name: digits\n", "      name: null\n", 1)
     assert "dataset lacks name" in validated(broken, tmp_path)
-    baseline = (tmp_path / "my-run-plain" / "README.md").read_text()
+    baseline = (compared_runs / "own-plain" / "README.md").read_text()
     assert "plainly and without a meta-net" in baseline
     assert re.findall(r"\]\(figures/(\w+)", baseline) == ["accuracy"], "it has weighed nothing"
 
