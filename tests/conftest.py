@@ -32,6 +32,24 @@ def uninterrupted_run(tmp_path_factory):
     return run(tmp_path_factory.mktemp("uninterrupted"))
 
 
+@pytest.fixture(scope="session")
+def hub():
+    """A Hub on the loopback interface; tests choose names of repositories that no other test takes."""
+    from tests.helpers.loopback_hub import LoopbackHub
+
+    with LoopbackHub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="session")
+def client(hub, tmp_path_factory):
+    """A process that talks to it."""
+    from tests.helpers.hub_client import HubClient
+
+    with HubClient(hub, tmp_path_factory.mktemp("home")) as client:
+        yield client
+
+
 @pytest.fixture
 def caught(caplog):
     """What is logged."""

@@ -43,9 +43,9 @@ def run(command, *, env=None, cwd=None, timeout=300, capture_output=True, text=T
         return subprocess.CompletedProcess(command, code, *(Path(output).read_text() for output in outputs))
 
 
-def run_python(code, environment, folder):
-    command = [sys.executable, "-c", code.replace("{folder!r}", repr(str(folder)))]
-    result = run(command, env={**os.environ, **environment})
+def run_python(code, environment):
+    """What it prints."""
+    result = run([sys.executable, "-c", code], env={**os.environ, **environment})
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 

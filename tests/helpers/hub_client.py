@@ -1,10 +1,10 @@
 """A process that talks to a loopback Hub and does what it is told, so that one start serves many tests.
 
-    with HubClient(hub.environment(home)) as client:
+    with HubClient(hub, home) as client:
         answer = client.call("train", folder="out", repo="user/name")
 
-An answer has `result`, `error` (class and message of what was raised, or None), `printed` (standard output and error)
-and `log` (warnings of famus_hf). The functions below run in that process.
+An answer has `result`, `error` (class and message of what was raised, or None), `printed` (standard output and error),
+`output` (standard output alone) and `log` (warnings of famus_hf). The functions below run in that process.
 """
 
 import contextlib
@@ -25,8 +25,10 @@ OWN = {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'script
 
 
 class HubClient:
-    def __init__(self, environment):
-        command, environment = [sys.executable, "-m", "tests.helpers.hub_client"], {**os.environ, **OWN, **environment}
+    def __init__(self, hub, home):
+        self.home = home
+        environment = {**os.environ, **OWN, **hub.environment(home)}
+        command = [sys.executable, "-m", "tests.helpers.hub_client"]
         self.process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -138,10 +140,23 @@ def push_folder(folder, repo):
 def load(repo, token=None, environment=(), **keywords):
     from famus_hf import load_famus
 
+    with variables(environment):
+        return [type(part).__name__ for part in load_famus(repo, token=token, **keywords)]
+
+
+def execute(code, environment=()):
+    """As a user's own script."""
+    with variables(environment):
+        exec(code, {"__name__": "__main__"})
+
+
+@contextlib.contextmanager
+def variables(environment):
+    """Of the environment, until the end of a call."""
     before = dict(os.environ)
     os.environ.update(environment)
     try:
-        return [type(part).__name__ for part in load_famus(repo, token=token, **keywords)]
+        yield
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -163,6 +178,18 @@ def release(*, argv):
     script.main(argv)
 
 
+def push_dataset(*, argv):
+    from famus_hf.cli import push_dataset as script
+
+    script.main(argv)
+
+
+def label_report(*, argv):
+    from famus_hf.cli import label_report as script
+
+    script.main(argv)
+
+
 class Records(logging.Handler):
     def __init__(self):
         super().__init__(logging.WARNING)
@@ -172,17 +199,31 @@ class Records(logging.Handler):
         self.messages.append(record.getMessage())
 
 
+class Output(io.StringIO):
+    """Keeps what is written and passes it on."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.other = other
+
+    def write(self, text):
+        self.other.write(text)
+        return super().write(text)
+
+
 def answer_to(function, keywords):
     records, printed, result, error = Records(), io.StringIO(), None, None
+    output = Output(printed)
     logging.getLogger("famus_hf").addHandler(records)
     try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(printed):
             result = globals()[function](**keywords)
     except (Exception, SystemExit) as raised:
         error = f"{type(raised).__name__}: {raised}"
     finally:
         logging.getLogger("famus_hf").removeHandler(records)
-    return {"result": result, "error": error, "printed": printed.getvalue(), "log": records.messages}
+    found = {"printed": printed.getvalue(), "output": output.getvalue(), "log": records.messages}
+    return {"result": result, "error": error, **found}
 
 
 def main():

@@ -28,7 +28,6 @@ from famus_hf.hub.load import files_to_push
 from famus_hf.hub.meta_net_files import load_meta_net, save_meta_net
 from tests.helpers.clean_process import run_python
 from tests.helpers.hostile import refused
-from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.saved_runs import SMALL_BACKBONES, assert_same_parameters, built_sampler
 from tests.helpers.trainers import make_trainer
 
@@ -157,7 +156,7 @@ from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_
 data = load_noisy_dataset("digits", noise=0.4, max_train_samples=400, max_eval_samples=50)
 model = build_backbone("tiny", data["train"].features["label"].names)
 args = FaMUSTrainingArguments(
-    {folder!r}, max_steps=2, save_steps=1, save_strategy="steps", hub_strategy="every_save", push_to_hub=True,
+    FOLDER, max_steps=2, save_steps=1, save_strategy="steps", hub_strategy="every_save", push_to_hub=True,
     hub_model_id="user/digits-famus", use_cpu=True, report_to="none", per_device_train_batch_size=20,
 )
 trainer = FaMUSTrainer(
@@ -170,7 +169,7 @@ LOAD = """
 import torch
 from famus_hf import load_famus, load_noisy_dataset
 model, meta_learner, layer_sampler, processor = load_famus("user/digits-famus")
-local = load_famus({folder!r})
+local = load_famus(FOLDER)
 for part, other in zip((model, meta_learner, layer_sampler), local):
     for name, tensor in part.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
@@ -188,48 +187,47 @@ print(len(classify(Image.new("L", (8, 8)))))
 """
 
 
-def test_push_and_load_over_http(tmp_path):
-    with LoopbackHub() as hub:
-        environment = hub.environment(tmp_path / "home")
-        output = run_python(TRAIN_AND_PUSH, environment, tmp_path / "run")
-        pushed = hub.files["user/digits-famus"]
-        assert {
-            "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "wide_resnet.py",
-            "meta_net/config.json", "meta_net/model.safetensors", "meta_net/layer_sampler.safetensors",
-        } <= set(pushed)  # fmt: skip
-        assert not [name for name in pushed if name.endswith((".bin", ".pt", ".pth", ".pkl")) or "checkpoint-" in name]
-        assert not any(b"hf_loopback" in content for content in pushed.values())
-        assert "hf_loopback" not in output
-        assert run_python(LOAD, environment, tmp_path / "run").strip().endswith("5")
-        assert run_python(LOAD_WITHOUT_FAMUS, environment, tmp_path).strip().endswith("5")
+def test_push_and_load_over_http(hub, client, tmp_path):
+    own = f"FOLDER = {str(tmp_path / 'run')!r}"
+    output = client.done("execute", code=own + TRAIN_AND_PUSH).printed
+    pushed = hub.files["user/digits-famus"]
+    assert {
+        "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "wide_resnet.py",
+        "meta_net/config.json", "meta_net/model.safetensors", "meta_net/layer_sampler.safetensors",
+    } <= set(pushed)  # fmt: skip
+    assert not [name for name in pushed if name.endswith((".bin", ".pt", ".pth", ".pkl")) or "checkpoint-" in name]
+    assert not any(b"hf_loopback" in content for content in pushed.values())
+    assert "hf_loopback" not in output
+    assert client.done("execute", code=own + LOAD).output.strip().endswith("5")
+    assert run_python(LOAD_WITHOUT_FAMUS, hub.environment(tmp_path / "home")).strip().endswith("5")
 
 
 LOAD_PARTS = """
 from famus_hf import LearnedSampler, MetaLearner, MWNet
-print(type(MetaLearner.from_pretrained("user/run", revision="main")).__name__)
-print(MWNet.from_pretrained("user/run").hidden_size)
-print(LearnedSampler.from_pretrained("user/run").layers[0].name)
-print(MWNet.from_pretrained("user/parts", subfolder="").hidden_size)
+print(type(MetaLearner.from_pretrained("user/run-with-parts", revision="main")).__name__)
+print(MWNet.from_pretrained("user/run-with-parts").hidden_size)
+print(LearnedSampler.from_pretrained("user/run-with-parts").layers[0].name)
+print(MWNet.from_pretrained("user/parts-alone", subfolder="").hidden_size)
 try:
-    MWNet.from_pretrained("user/plain")
+    MWNet.from_pretrained("user/no-parts")
 except ValueError as error:
     print(error)
 """
 
 
-def test_parts_load_over_http_and_nothing_else_is_fetched(tmp_path):
+def test_parts_load_over_http_and_nothing_else_is_fetched(hub, client, tmp_path):
     save_meta_net(tmp_path / "saved", MWNet(hidden_size=11), built_sampler())
     parts = {path.name: path.read_bytes() for path in (tmp_path / "saved" / "meta_net").iterdir()}
     others = {"config.json": b"{}", "model.safetensors": b"", "meta_net/optimizer.pt": b""}
     repositories = {
-        "user/run": {**others, **{f"meta_net/{name}": content for name, content in parts.items()}},
-        "user/parts": {**parts, "more/config.json": b"{}"},
-        "user/plain": {"config.json": b"{}"},
+        "user/run-with-parts": {**others, **{f"meta_net/{name}": content for name, content in parts.items()}},
+        "user/parts-alone": {**parts, "more/config.json": b"{}"},
+        "user/no-parts": {"config.json": b"{}"},
     }
-    with LoopbackHub(repositories) as hub:
-        lines = run_python(LOAD_PARTS, hub.environment(tmp_path / "home"), tmp_path).splitlines()
-    assert lines[:4] == ["MWNet", "11", "a", "11"] and "'user/plain' has no folder 'meta_net'" in lines[4]
-    fetched = {path.relative_to(snapshot).as_posix() for snapshot in tmp_path.glob("home/hub/*/snapshots/*")
+    hub.files |= repositories
+    lines = client.done("execute", code=LOAD_PARTS).output.splitlines()
+    assert lines[:4] == ["MWNet", "11", "a", "11"] and "'user/no-parts' has no folder 'meta_net'" in lines[4]
+    fetched = {path.relative_to(snapshot).as_posix() for snapshot in client.home.glob("hub/*parts*/snapshots/*")
                for path in snapshot.rglob("*") if path.is_file()}  # fmt: skip
     assert fetched == {*parts, *(f"meta_net/{name}" for name in parts)}
 
@@ -245,15 +243,14 @@ for name in ("wide-resnet", "preact-resnet", "cifar-resnet"):
 """
 
 
-def test_every_backbone_of_ours_loads_from_the_hub_where_famus_hf_is_not_installed(tmp_path):
-    repositories, expected = {}, []
+def test_every_backbone_of_ours_loads_from_the_hub_where_famus_hf_is_not_installed(hub, tmp_path):
+    expected = []
     for name in ("wide-resnet", "preact-resnet", "cifar-resnet"):
         model = SMALL_BACKBONES[name](num_labels=3).eval()
         model.save_pretrained(tmp_path / name)
-        repositories[f"user/{name}"] = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        hub.files[f"user/{name}"] = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
         expected += [type(model).__name__, pytest.approx(model(torch.ones(1, 3, 16, 16)).logits[0, 0].item(), abs=1e-5)]
-    with LoopbackHub(repositories) as hub:
-        words = run_python(LOAD_BACKBONES, hub.environment(tmp_path / "home"), tmp_path).split()
+    words = run_python(LOAD_BACKBONES, hub.environment(tmp_path / "home")).split()
     assert [words[0], float(words[1]), words[2], float(words[3]), words[4], float(words[5])] == expected
 
 

@@ -16,24 +16,10 @@ from famus_hf.hub.load import files_to_push
 from tests.helpers import clean_process
 from tests.helpers.command_line import SMALL
 from tests.helpers.hostile import PICKLES
-from tests.helpers.hub_client import HubClient
-from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.saved_runs import PUSHED, save_run, trained_ensemble
 from tests.helpers.trainers import make_trainer
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def hub():
-    with LoopbackHub() as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def client(hub, tmp_path_factory):
-    with HubClient(hub.environment(tmp_path_factory.mktemp("home"))) as client:
-        yield client
 
 
 @pytest.fixture(autouse=True)
@@ -69,11 +55,11 @@ def test_a_run_goes_on_from_the_hub_bit_for_bit(hub, client, tmp_path):
 def test_two_processes_go_on_from_the_hub_bit_for_bit_and_one_does_not(hub, client, tmp_path):
     whole, parts, elsewhere = tmp_path / "whole", tmp_path / "parts", tmp_path / "elsewhere"
     client.done("train_in_two", folder=whole, repo="user/whole-two")
-    client.done("train_in_two", folder=parts, repo="user/two", stop_at=3)
-    client.done("train_in_two", folder=elsewhere, repo="user/two", resume="user/two")
+    client.done("train_in_two", folder=parts, repo="user/by-two", stop_at=3)
+    client.done("train_in_two", folder=elsewhere, repo="user/by-two", resume="user/by-two")
     for rank in (0, 1):
         assert same(whole / f"final-{rank}.pt", elsewhere / f"final-{rank}.pt")
-    answer = client.call("train", folder=tmp_path / "one", repo="user/one", resume="user/two", meta_learner="none")
+    answer = client.call("train", folder=tmp_path / "one", repo="user/one", resume="user/by-two", meta_learner="none")
     assert_a_sentence(answer.error, "saved by 2 processes and this run has 1")
     assert not list((tmp_path / "one").glob("checkpoint-*"))
 

@@ -13,9 +13,7 @@ from transformers import AutoModelForImageClassification, ViTImageProcessor
 
 from famus_hf import MWNet, TwoNetworksForImageClassification, load_famus
 from famus_hf.hub.meta_net_files import save_meta_net
-from tests.helpers.clean_process import run_python
 from tests.helpers.hostile import Canary, as_json, damaged, fuzz, is_a_sentence, mutated, peak_growth, refused
-from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.models import build_model
 from tests.helpers.saved_runs import needs_timm, write_timm_folder
 
@@ -318,7 +316,7 @@ for name in ("pickles", "code", "outside"):
 """
 
 
-def test_hostile_repositories_are_refused_over_http(tmp_path):
+def test_hostile_repositories_are_refused_over_http(hub, client, tmp_path):
     write_backbone(tmp_path / "sound")
     save_meta_net(tmp_path / "sound", MWNet(), None)
     sound = {
@@ -328,16 +326,16 @@ def test_hostile_repositories_are_refused_over_http(tmp_path):
     }
     pickled = pickle.dumps(Canary(tmp_path / "ran"))
     config = {**json.loads(sound["config.json"]), "model_type": "evil", "auto_map": {"AutoConfig": "evil.C"}}
-    repositories = {
+    hub.files |= {
         "user/sound": {**sound, "meta_net/optimizer.pt": pickled},  # not fetched
         "user/pickles": {**{n: c for n, c in sound.items() if n != "model.safetensors"}, "pytorch_model.bin": pickled},
         "user/code": {**sound, "config.json": as_json(config), "evil.py": b"open('ran', 'w')"},
         "user/outside": {**sound, "../../../../evil.json": b"{}"},
     }
-    with LoopbackHub(repositories) as hub:
-        lines = run_python(LOAD_HOSTILE, hub.environment(tmp_path / "home"), tmp_path).splitlines()
+    lines = client.done("execute", code=LOAD_HOSTILE).output.splitlines()
     found = dict(line.split(" ", 1) for line in lines[-3:])
     assert lines[-4] == "MWNet" and list(found) == ["pickles", "code", "outside"]
     assert all(line.startswith("0 ") for line in found.values()), found
     assert not (tmp_path / "ran").exists() and not os.path.exists("ran")
-    assert not list(tmp_path.rglob("evil.json")) and not list(tmp_path.rglob("evil.py"))
+    for folder in (tmp_path, client.home):
+        assert not list(folder.rglob("evil.json")) and not list(folder.rglob("evil.py"))

@@ -1,7 +1,6 @@
 """The ensemble of two networks: a mean of logits in memory, a folder with two folders in it on disk and on the Hub."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from famus_hf.storage.model_folder import atomic_write_model, save_networks_apar
 from famus_hf.storage.run_folder import NETWORKS_APART
 from tests.helpers.clean_process import run_python
 from tests.helpers.hostile import refused
-from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.models import GroupNormNet
 from tests.helpers.saved_runs import (
     OF_A_FOLDER,
@@ -272,7 +270,7 @@ import torch
 from huggingface_hub import snapshot_download
 from PIL import Image
 from transformers import AutoModelForImageClassification, pipeline
-folder = snapshot_download("user/two", token="hf_reader", local_dir="{folder}/local")
+folder = snapshot_download("user/two", token="hf_reader", local_dir=FOLDER)
 for place in ("user/two", folder, folder + "/model_a", "user/vits"):
     keywords = {"trust_remote_code": True, "token": "hf_reader"}
     model = AutoModelForImageClassification.from_pretrained(place, **keywords)
@@ -304,47 +302,44 @@ show(pipeline("image-classification", "user/guarded", device="cpu", token="hf_re
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    """Private repositories with a run of two networks of ours, and a public one with two of transformers' own.
+def ensembles(hub, tmp_path_factory):
+    """Repository → its ensemble.
 
-    In `user/guarded` the code ends whatever process runs it.
+    Private repositories have a run of two networks of ours, and a public one has two of transformers' own. In
+    `user/guarded` the code ends whatever process runs it.
     """
-    repositories, ensembles = {}, {}
+    ensembles = {}
     for repository, kind in (("user/two", "two of one kind of ours"), ("user/vits", "two of transformers")):
         folder, ensembles[repository] = tmp_path_factory.mktemp("run"), trained_ensemble(kind)
         save_run(folder, ensembles[repository])
-        repositories[repository] = {name: (folder / name).read_bytes() for name in files_to_push(folder)}
+        hub.files[repository] = {name: (folder / name).read_bytes() for name in files_to_push(folder)}
     trap = b"raise SystemExit('the code of the repository was run')"
-    repositories["user/guarded"] = {
-        name: trap if name.endswith(".py") else content for name, content in repositories["user/two"].items()
+    hub.files["user/guarded"] = {
+        name: trap if name.endswith(".py") else content for name, content in hub.files["user/two"].items()
     }
-    with LoopbackHub(repositories) as hub:
-        hub.private |= {"user/two", "user/guarded"}
-        hub.tokens["hf_reader"] = "read"
-        yield hub, ensembles
+    hub.private |= {"user/two", "user/guarded"}
+    hub.tokens["hf_reader"] = "read"
+    return ensembles
 
 
 def first_logit(model):
     return pytest.approx(model(torch.ones(1, 3, 16, 16)).logits[0, 0].item(), abs=1e-5)
 
 
-def test_two_networks_load_from_the_hub_where_famus_hf_is_not_installed(tmp_path, hub):
-    hub, ensembles = hub
+def test_two_networks_load_from_the_hub_where_famus_hf_is_not_installed(hub, tmp_path, ensembles):
     environment = {**hub.environment(tmp_path / "home"), "HF_TOKEN": "hf_nobody"}
-    code = WITHOUT_FAMUS.replace("{folder}", str(tmp_path))
-    numbers = [float(line) for line in run_python(code, environment, tmp_path).split()]
+    own = f"FOLDER = {str(tmp_path / 'local')!r}"
+    numbers = [float(line) for line in run_python(own + WITHOUT_FAMUS, environment).split()]
     two = ensembles["user/two"]
     assert numbers == [first_logit(model) for model in (two, two, two.model_a, ensembles["user/vits"])]
 
 
-def test_two_networks_load_from_the_hub_with_famus_hf_and_none_of_their_code_runs(tmp_path, hub):
-    hub, ensembles = hub
-    environment = {**hub.environment(tmp_path / "home"), "HF_TOKEN": "hf_nobody"}
-    lines = run_python(WITH_FAMUS, environment, tmp_path).splitlines()
+def test_two_networks_load_from_the_hub_with_famus_hf_and_none_of_their_code_runs(client, ensembles):
+    lines = client.done("execute", code=WITH_FAMUS, environment={"HF_TOKEN": "hf_nobody"}).output.splitlines()
     two = ensembles["user/two"]
     assert [float(lines[number]) for number in (0, 2, 5, 6, 7)] == [
         first_logit(model) for model in (two, two.model_a, two, two.model_a, two)
     ]
     assert lines[1] == "['NoneType', 'NoneType'] 1"  # the ensemble's weights alone were fetched
     assert lines[3] == "['MWNet', 'LearnedSampler'] 3" and lines[4] == "11"
-    assert not list(Path(tmp_path / "home").rglob("*.py"))
+    assert not [path for path in client.home.rglob("*.py") if "guarded" in str(path)]

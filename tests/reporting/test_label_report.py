@@ -1,7 +1,6 @@
 """Which labels are wrong: the score against brute force, the report of a run, its pictures, the script."""
 
 import json
-import os
 import sys
 import time
 import warnings
@@ -15,13 +14,14 @@ from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from PIL import Image
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, MWNet, build_backbone, load_noisy_dataset
+from famus_hf.cli import label_report as label_report_script
+from famus_hf.cli import run as run_famus
 from famus_hf.data.inputs.image_processors import default_image_processor
 from famus_hf.hub.load import files_to_push
 from famus_hf.metrics import AveragePrecision
 from famus_hf.reporting.figures.label_report import draw_contact_sheet, draw_report
 from famus_hf.reporting.label_report import class_names, clean_label_probabilities, label_report, transition_matrix
 from tests.helpers import clean_process
-from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.trainers import make_trainer
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -219,23 +219,15 @@ def test_a_loaded_model_judges_other_examples(tmp_path):
         trainer.label_report(data["test"].to_iterable_dataset())
 
 
-def run_script(*flags, environment=None):
-    command = [sys.executable, str(SCRIPTS / "label_report.py"), "--use_cpu", *flags]
-    return clean_process.run(command, env=environment)
-
-
-def test_the_script_judges_the_labels_that_a_run_was_trained_on(tmp_path):
-    from famus_hf.cli import run as run_famus
-
+def test_the_script_judges_the_labels_that_a_run_was_trained_on(tmp_path, capsys):
     run = tmp_path / "run"
     run_famus.main([
         "--dataset_name", "digits", "--noise", "0.4", "--num_train_epochs", "3", "--use_cpu", "--output_dir", str(run),
         "--disable_tqdm", "true", "--report_to", "none", "--save_strategy", "no",
     ])  # fmt: skip
     flags = ["--model", str(run), "--dataset_name", "digits", "--csv", "--output_dir", str(tmp_path / "report")]
-    done = run_script(*flags, "--noise_file", str(run / "noise.parquet"))
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "of 1297 labels are more likely wrong than right" in done.stdout
+    label_report_script.main([*flags, "--noise_file", str(run / "noise.parquet"), "--use_cpu"])
+    assert "of 1297 labels are more likely wrong than right" in capsys.readouterr().out
     first, second = (Dataset.from_parquet(str(f / "label_report.parquet"), cache_dir=str(tmp_path / "c"))
                      for f in (run, tmp_path / "report"))  # fmt: skip
     for name in ("index", "label", "predicted_label", "clean_label"):
@@ -248,31 +240,28 @@ def test_the_script_judges_the_labels_that_a_run_was_trained_on(tmp_path):
     assert results["wrong_label_average_precision"] > 0.6 and 0 < results["estimated_noise_rate_by_label_report"] < 1
 
 
-def test_data_of_other_classes_are_refused_in_one_sentence(tmp_path):
+def test_data_of_other_classes_are_refused_in_one_sentence(tmp_path, capsys):
     model = build_backbone("tiny", NAMES)
     model.save_pretrained(tmp_path)
-    done = run_script("--model", str(tmp_path), "--dataset_name", "digits")
-    assert done.returncode != 0 and "Traceback" not in done.stderr
-    assert "the model knows 3 classes and the data have 10, which differ in 0, 1, 2" in done.stderr
+    with pytest.raises(SystemExit) as end:
+        label_report_script.main(["--model", str(tmp_path), "--dataset_name", "digits", "--use_cpu"])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and "Traceback" not in error
+    assert "the model knows 3 classes and the data have 10, which differ in 0, 1, 2" in error
 
 
-def test_a_report_is_pushed_as_a_data_set(tmp_path):
+def test_a_report_is_pushed_as_a_data_set(hub, client, tmp_path):
     build_backbone("tiny", [str(digit) for digit in range(10)]).save_pretrained(tmp_path / "model")
     processor = default_image_processor(None, load_noisy_dataset("digits", num_meta=0)["train"])
     processor.save_pretrained(tmp_path / "model")
     flags = ["--model", str(tmp_path / "model"), "--dataset_name", "digits", "--split", "test"]
-    with LoopbackHub() as hub:
-        environment = {**os.environ, **hub.environment(tmp_path / "home")}
-        done = run_script(
-            *flags, "--output_dir", str(tmp_path / "out"), "--push_to_hub", "user/suspects", "--private",
-            environment=environment,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-        code = "from datasets import load_dataset; print(load_dataset('user/suspects', split='test').to_dict())"
-        loaded = clean_process.run([sys.executable, "-c", code], env=environment)
-        assert hub.private == {"user/suspects"}
+    push = ["--push_to_hub", "user/suspects", "--private", "--use_cpu", "--output_dir", str(tmp_path / "out")]
+    client.done("label_report", argv=[*flags, *push])
+    code = "from datasets import load_dataset; print(load_dataset('user/suspects', split='test').to_dict())"
+    loaded = client.done("execute", code=code).output
+    assert "user/suspects" in hub.private
     report = Dataset.from_parquet(str(tmp_path / "out" / "label_report.parquet"), cache_dir=str(tmp_path / "c"))
-    assert loaded.stdout.strip() == str(report.to_dict()), loaded.stderr[-2000:]
+    assert loaded.strip() == str(report.to_dict())
 
 
 def test_the_comparison_with_cleanlab_keeps_its_records(tmp_path):
