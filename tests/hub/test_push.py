@@ -119,7 +119,7 @@ def test_a_repository_without_a_checkpoint_of_sound_size_is_refused(hub, client,
     hub.files["user/unsound"] = {"config.json": b"{}"} if name is None else {name: content}
     hub.requests.clear()
     answer = client.call("train", folder=tmp_path, repo="user/unsound-2", resume="user/unsound")
-    assert_a_sentence(answer.error, "SettingsError: no run can go on from 'user/unsound' on the Hub", words)
+    assert_a_sentence(answer.error, "HubError: no run can go on from 'user/unsound' on the Hub", words)
     assert not [line for line in hub.requests if "resolve" in line]
     hub.files.pop("user/unsound")
 
@@ -244,7 +244,7 @@ def test_a_repository_that_can_not_be_pushed_to_is_found_before_training(hub, cl
     hub.faults.append([method, path, fault, 10**6])
     repo = "user/there" if method == "GET" else "user/absent"
     answer = client.call("make", folder=tmp_path, repo=repo)
-    assert_a_sentence(answer.error, f"SettingsError: '{repo}' on the Hub can't be pushed to", words)
+    assert_a_sentence(answer.error, f"HubError: '{repo}' on the Hub can't be pushed to", words)
 
 
 def test_a_branch_and_a_name_that_are_none_are_found_before_training(hub, client, tmp_path):
