@@ -42,7 +42,7 @@ class AveragePrecision(evaluate.Metric):
 
 
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """`compute_metrics` of a Trainer: top-1 accuracy in [0, 1] of logits of shape (n, C)."""
+    """Return top-1 accuracy in [0, 1] of logits of shape (n, C), as `compute_metrics` of a Trainer."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     result = Accuracy().compute(predictions=np.argmax(logits, axis=1), references=prediction.label_ids)
     return dict(result or {})

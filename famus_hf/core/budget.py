@@ -29,11 +29,11 @@ ROUNDS = 3  # of all measurements, of which the median counts
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """cost(S) = alone of the dearest layer in S, which is as a rule the lowest, + Σ of the others' own costs.
+    """cost(S) = `alone` of the dearest layer in S, which is as a rule the lowest, + Σ of what the others add.
 
     Attributes:
         alone: Cost of each candidate layer being the only one on, in order of the layers; shape (L,).
-        beside: Own cost of each layer where a dearer one is on: way of the derivative → shape (L,).
+        beside: What each layer adds where a dearer one is on: way of the derivative → shape (L,).
         ways: Way of the derivative (`"forward"`, …) where each layer is the dearest.
         always: Whether the last layer is evaluated even where it is off (Eq. 11).
     """
@@ -45,15 +45,15 @@ class LayerCosts:
 
     @property
     def cheapest(self) -> float:
-        """Of all sets that hold a layer."""
+        """The least cost of a set that holds a layer."""
         return self.alone[-1] if self.always else min(self.alone)
 
     def cost(self, on: Sequence[bool]) -> float:
-        """Of the set of layers that are on. on: shape (L,)."""
+        """Return the cost of the set of layers that are on. on: shape (L,)."""
         return float(self.expected(np.array([on], dtype=np.float64))[0])
 
     def expected(self, probabilities: np.ndarray) -> np.ndarray:
-        """Expected cost of independent gates. probabilities: of being on, shape (k, L). Returns shape (k,)."""
+        """Return the expected cost of independent gates, (k,). probabilities: Of being on, shape (k, L)."""
         p = probabilities.copy()
         if self.always:
             p[:, -1] = 1.0
@@ -63,8 +63,8 @@ class LayerCosts:
         none_dearer = np.cumprod(1 - p, axis=1)
         dearest = p * np.concatenate([np.ones((len(p), 1)), none_dearer[:, :-1]], axis=1)
         total = dearest @ alone
-        for way, own in self.beside.items():
-            others = p * np.array(own)[order]
+        for way, added in self.beside.items():
+            others = p * np.array(added)[order]
             cheaper = np.cumsum(others[:, ::-1], axis=1)[:, ::-1] - others
             total += (dearest * (ways == way) * cheaper).sum(1)
         return total
@@ -84,7 +84,7 @@ class Budget:
         scale: How much dearer than that they turn out to be in training.
 
     Raises:
-        ValueError: The budget does not pay for the cheapest layer.
+        SettingsError: The budget does not pay for the cheapest layer.
     """
 
     def __init__(self, share: float, costs: LayerCosts):
@@ -110,7 +110,7 @@ class Budget:
         direction = -np.array(self.costs.alone) / max(self.costs.alone)
 
         def excess(shift: float) -> float:
-            """Of the expected cost over the budget; falls with μ, in units of the dearest layer."""
+            """Return the expected cost beyond the budget; falls with μ, in units of the dearest layer."""
             logits = np.clip(start + shift * direction, -500, 500)
             return float(self.costs.expected(1 / (1 + np.exp(-logits[None])))[0] - self.share / self.scale)
 
@@ -129,7 +129,7 @@ def measure_layer_costs(
     always: bool = False,
     on_progress: Callable[[], None] = lambda: None,
 ) -> LayerCosts:
-    """Times each candidate layer alone, and all layers above a dozen depths, on the batches given. Leaves no trace.
+    """Time each candidate layer alone, and all layers above a dozen depths, on the batches given. Leave no trace.
 
     Args:
         training_pass: A training batch's forward pass, with its graph.
@@ -157,12 +157,12 @@ def measure_layer_costs(
     alone = costs[: len(candidates)]
     together = dict(zip(depths, costs[len(candidates) :], strict=True))
     ways = [choose_derivative(derivative, [layer]) for layer in candidates]
-    beside = {way: _own_costs(way, candidates, alone, together, ways) for way in sorted(set(ways))}
+    beside = {way: _added_costs(way, candidates, alone, together, ways) for way in sorted(set(ways))}
     return LayerCosts(alone, beside, ways, always)
 
 
 def num_timings(num_candidates: int) -> int:
-    """How often `measure_layer_costs` reports progress."""
+    """Return how often `measure_layer_costs` reports progress."""
     return ROUNDS * (num_candidates + len(_depths(num_candidates)))
 
 
@@ -177,7 +177,7 @@ def _seconds_of_layers(
     layers: Sequence[Layer],
     derivative: str,
 ) -> float:
-    """Seconds of the validation backward and of the derivative with these layers on."""
+    """Return the seconds of the validation backward and of the derivative with these layers on."""
     clock = Timer(training_pass.logits.device)
     names = parameters_of(layers)
     _, direction = training_pass.validation_gradient(
@@ -188,11 +188,11 @@ def _seconds_of_layers(
     return clock.seconds["validation backward"] + clock.seconds["derivative"]
 
 
-def _own_costs(
+def _added_costs(
     way: str, candidates: Sequence[Layer], alone: list[float], together: Mapping[int, float], ways: list[str]
 ) -> list[float]:
-    """What each layer adds where a dearer one is on: a part for its operations and one for being a layer, fitted to
-    what all layers above a depth cost beyond the dearest of them."""
+    """Return what each layer adds where a dearer one is on: an amount for its operations and one for being a layer,
+    fitted to what all layers above a depth cost beyond the dearest of them."""
     shares = [layer.share for layer in candidates]
     operations = [here - above for here, above in zip(shares, [*shares[1:], 0.0], strict=True)]
     rows, targets = [], []
@@ -203,14 +203,14 @@ def _own_costs(
             targets.append(cost - alone[dearest])
     if not rows:
         return [0.0] * len(candidates)
-    from scipy.optimize import nnls  # as above
+    from scipy.optimize import nnls  # slow to import, as brentq
 
     (per_operation, per_layer), _ = nnls(np.array(rows), np.array(targets).clip(0))
-    return [float(per_operation * own + per_layer) for own in operations]
+    return [float(per_operation * share + per_layer) for share in operations]
 
 
 def _seconds_of_plain_step(training_pass: TrainingPass) -> float:
-    """Forward and backward of the training batch with mean cross-entropy, gradients thrown away."""
+    """Return the seconds of forward and backward of the training batch, mean cross-entropy, gradients thrown away."""
     model, labels = training_pass.model, training_pass.labels
     clock = Timer(training_pass.logits.device)
     with clock("plain"), preserve_rng_state(labels.device):

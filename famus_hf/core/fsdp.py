@@ -9,12 +9,12 @@ whole passes alone, and with changes of the shards in place that are taken back 
 3. two forward passes of the training batch at w ± εd, d = −α·P·v on the layers that are on → ż = (∂z/∂w)·d;
 4. the gradient by θ of ⟨∂J/∂z (z; θ), ż⟩ on the logits of all processes, in each of them the same.
 
-Together eight forward passes' worth of work, of which layers that are off spare nothing. An ordinary module, in one
-process or replicated in several, takes the same way.
+Together they cost as much as eight forward passes, and layers that are off save nothing. An ordinary module, in one
+process or replicated in several, can be used in the same way.
 
-`sharded_meta_gradient` is for a loop of one's own. In FaMUSTrainer, where accelerate has engaged FSDP2, `ShardedStages`
-puts these passes into the one Meta-Train of `meta_train`. Tests show both in two CPU processes over gloo, and no GPU
-has yet.
+`sharded_meta_gradient` is for a training loop of your own. In FaMUSTrainer, where accelerate has engaged FSDP2,
+`ShardedStages` puts these passes into the one Meta-Train of `meta_train`. Tests run both in two CPU processes over
+gloo; neither has been run on GPUs yet.
 
 Symbols as in `meta_train`. Each process holds its own n rows of the training batch and m of the meta batch; N and M
 count those of all processes, whose J and L_c are meant.
@@ -61,7 +61,7 @@ def sharded_meta_gradient(
     learning_rate: float,
     layers: Sequence[str] | None = None,
 ) -> dict[str, Tensor]:
-    """`famus_hf.meta_gradient` by whole passes, so that it goes with `torch.distributed.fsdp.fully_shard`.
+    """Return `famus_hf.meta_gradient`, by whole passes, so that it works with `torch.distributed.fsdp.fully_shard`.
 
     All processes call it together, each with its own rows of both batches. Weights, buffers, `.grad` and random state
     stay as they were, also where a pass raises; the model's own train or eval mode is used. The meta-learner, the same
@@ -80,13 +80,13 @@ def sharded_meta_gradient(
 
     Returns:
         The gradient by name in `meta_learner.named_parameters()`, the same in every process and within 1 % of the
-        exact one (in float32 not so for a ReLU network's lowest layer alone, which kinks put off by some per cent,
-        seldom by tens); for `L2R`, which has none, its weights of shape (N,), in order of the processes, under the key
+        exact one (but in float32, through a ReLU network's lowest layer alone, its kinks cost some per cent, seldom
+        tens); for `L2R`, which has none, its weights of shape (N,), in order of the processes, under the key
         `"weights"`.
 
     Raises:
-        ValueError: An unknown layer; layers that compute in less than float32, in whose rounding differences drown; a
-            model in `FullyShardedDataParallel`; gradients that are not reduced.
+        SettingsError: An unknown layer; layers that compute in less than float32, in whose rounding differences drown;
+            a model in `FullyShardedDataParallel`; gradients that are not reduced.
     """
     on = parameters_by_layer(model) if layers is None else select_layers(model, layers)
     inputs, labels, _ = split_inputs(train_inputs)
@@ -114,7 +114,7 @@ class ShardedPass(TrainingPass):
 
     @cached_property
     def all_logits(self) -> Tensor:
-        """Of the global batch, shape (N, C); a leaf, as FSDP takes what goes back to `logits` for its one backward."""
+        """Logits of the global batch, (N, C); a leaf, as FSDP takes what goes back to `logits` for its one backward."""
         return self.processes.gathered_unevenly(self.logits).requires_grad_(self.logits.requires_grad)
 
     @cached_property
@@ -130,8 +130,8 @@ class ShardedPass(TrainingPass):
         θ gets no `.grad`.
         """
         (by_logits,) = torch.autograd.grad(loss, self.all_logits)
-        own = self.processes.own_of(by_logits, self.logits)
-        return _gradient_of_sum(self.model, (self.logits * own).sum())
+        cotangent = self.processes.own_of(by_logits, self.logits)
+        return _gradient_of_sum(self.model, (self.logits * cotangent).sum())
 
     def validation_gradient(
         self,
@@ -176,10 +176,10 @@ class ShardedPass(TrainingPass):
 def sharded_training_pass(
     model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, with_graph: bool = True
 ) -> ShardedPass:
-    """A pass of this process's training rows that leaves buffers as they are; the generators move on.
+    """Run a pass of this process's training rows that leaves buffers as they are; the generators move on.
 
     Raises:
-        ValueError: A layer computes in less than float32.
+        SettingsError: A layer computes in less than float32.
     """
     random_state = get_random_state(labels.device)
     with torch.set_grad_enabled(with_graph), _full_precision(model):
@@ -210,9 +210,9 @@ class ShardedStages(ThreeStages):
         return train
 
     def meta_train(self, train: TrainingPass, virtual: VirtualTrain, meta_batch: Mapping[str, Any]) -> MetaTrain:
-        found = super().meta_train(train, virtual, meta_batch)
+        outcome = super().meta_train(train, virtual, meta_batch)
         self._open.close()
-        return found
+        return outcome
 
     def actual_train(self, train: TrainingPass, virtual: VirtualTrain | None, accumulated: int = 1) -> Tensor:
         if virtual is not None:
@@ -224,10 +224,10 @@ class ShardedStages(ThreeStages):
 
 @contextmanager
 def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """In the body `.grad` is empty; after it `.grad`, generators and FSDP stand where they stood, whatever it raised.
+    """Empty `.grad` for the body; put `.grad`, generators and FSDP back after it, whatever it raised.
 
     Raises:
-        ValueError: The model is in `FullyShardedDataParallel`, whose parameters are flattened.
+        SettingsError: The model is in `FullyShardedDataParallel`, whose parameters are flattened.
     """
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         raise SettingsError(
@@ -249,7 +249,7 @@ def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _gradient_of_sum(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    """∇_w of the sum of all processes' losses, by parameter name."""
+    """Return ∇_w of the sum of all processes' losses, by parameter name."""
     (loss * Processes.present().count).backward()  # type: ignore[no-untyped-call]  # FSDP takes the mean over the processes
     reshard(model)
     parameters = _trainable(model)
@@ -259,23 +259,23 @@ def _gradient_of_sum(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
             "into: the meta gradient needs gradients that are reduced in each backward pass, and FSDP a network that "
             "returns a tensor, tuple, dict or ModelOutput"
         )
-    found = {}
+    gradients = {}
     for name, parameter in parameters:
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         parameter.grad = None
         if not isinstance(parameter, DTensor):  # in DDP that is the mean of equal ones
             gradient = _summed(gradient) / Processes.present().count
-        found[name] = gradient
-    return found
+        gradients[name] = gradient
+    return gradients
 
 
 @contextmanager
 def _full_precision(model: nn.Module) -> Iterator[None]:
-    """Raises ValueError in the body's forward pass where a layer computes in less than float32."""
+    """Raise SettingsError in the body's forward pass where a layer computes in less than float32."""
 
     def check(module: nn.Module, arguments: Any) -> None:
-        own = list(module.parameters(recurse=False))  # under FSDP gathered by now, and cast
-        if any(p.dtype in LOW_PRECISION or torch.is_autocast_enabled(p.device.type) for p in own):
+        parameters = module.parameters(recurse=False)  # under FSDP gathered by now, and cast
+        if any(p.dtype in LOW_PRECISION or torch.is_autocast_enabled(p.device.type) for p in parameters):
             raise SettingsError(
                 f"a {type(module).__name__} computes in half precision, in whose rounding the finite differences of "
                 "sharded parameters drown: use float32"
@@ -301,7 +301,7 @@ def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def _shard(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor: its memory, with a version counter of its own."""
+    """Return this process's part of a tensor: its memory, with a version counter of its own."""
     return own_part(tensor).data
 
 

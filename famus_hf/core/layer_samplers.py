@@ -36,15 +36,15 @@ class LayerSampler(Pretrained, nn.Module):
         self.layers: list[Layer] = []
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, for `meta_net/config.json`."""
+        """Return the constructor's arguments, for `meta_net/config.json`."""
         return {}
 
     def build(self, layers: Sequence[Layer]) -> None:
-        """Tells the sampler its candidate layers, in order. Raises ValueError where it can't choose among them."""
+        """Tell the sampler its candidate layers, in order. Raise SettingsError where it can't choose among them."""
         self.layers = list(layers)
 
     def forward(self, pooled: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
-        """Gates r of shape (L,), 0 or 1.
+        """Return gates r of shape (L,), 0 or 1.
 
         Args:
             pooled: Candidate layer → its pooled virtual gradient ḡ of shape (D_out,).
@@ -162,24 +162,24 @@ class LearnedSampler(LayerSampler):
         for width in sorted(counts):
             self.stacks[str(width)] = _StackedGates(counts[width], width, self.hidden_size, self.initial_bias)
 
-    def _members(self, width: int) -> list[str]:
+    def _names_of_width(self, width: int) -> list[str]:
         return [layer.name for layer in self.layers if min(layer.width, MAX_WIDTH) == width]
 
     def log_odds(self, pooled: Mapping[str, Tensor]) -> Tensor:
-        """Unnormalised log-probabilities (off, on) of each candidate layer, shape (L, 2).
+        """Return unnormalised log-probabilities (off, on) of each candidate layer, shape (L, 2).
 
         Args:
             pooled: Candidate layer → its pooled virtual gradient ḡ of shape (D_out,).
         """
         rows: dict[str, Tensor] = {}
         for width, stack in self.stacks.items():
-            members = self._members(int(width))
-            inputs = torch.stack([sampler_input(pooled[layer]) for layer in members])
-            rows.update(zip(members, stack(inputs).unbind(), strict=True))
+            names = self._names_of_width(int(width))
+            inputs = torch.stack([sampler_input(pooled[name]) for name in names])
+            rows.update(zip(names, stack(inputs).unbind(), strict=True))
         return torch.stack([rows[layer.name] for layer in self.layers])
 
     def forward(self, pooled: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
-        """Hard samples, whose gradient is that of the soft ones (straight-through)."""
+        """Return hard samples, whose gradient is that of the soft ones (straight-through)."""
         scores = self.log_odds(pooled)
         if self.budget is not None:
             shift = self.budget.shift(scores[:, 1] - scores[:, 0])
@@ -204,14 +204,14 @@ class _StackedGates(nn.Module):
         self.output_bias = nn.Parameter(torch.tensor([-initial_bias / 2, initial_bias / 2]).repeat(count, 1, 1))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """inputs: (count, width). Returns (count, 2)."""
+        """Return log-probabilities (off, on), shape (count, 2). inputs: Shape (count, width)."""
         hidden = torch.baddbmm(self.hidden_bias, inputs.unsqueeze(1), self.hidden_weight)  # (count, 1, hidden)
         hidden = torch.where(hidden >= 0, hidden, self.slope * hidden)
         return torch.baddbmm(self.output_bias, hidden, self.output_weight).squeeze(1)
 
 
 def sampler_input(pooled: Tensor) -> Tensor:
-    """A layer's pooled virtual gradient, ready for its sampler: detached, standardised, at most `MAX_WIDTH` values.
+    """Return a layer's pooled virtual gradient, ready for its sampler: detached, standardised, `MAX_WIDTH` at most.
 
     Paper: not standardised; raw values near 1e-4 carry no signal through the first layer.
 
@@ -227,7 +227,7 @@ def sampler_input(pooled: Tensor) -> Tensor:
 
 
 def sparsity_gradient(gates: Tensor, *, expected_layers: float, sparsity_weight: float) -> Tensor:
-    """The gradient of λ1·(Σ_l r_l − K)² (Eq. 10) by each gate, shape (L,).
+    """Return the gradient of λ1·(Σ_l r_l − K)² (Eq. 10) by each gate, shape (L,).
 
     Args:
         gates: r, shape (L,), 0 or 1.
@@ -239,12 +239,12 @@ def sparsity_gradient(gates: Tensor, *, expected_layers: float, sparsity_weight:
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """A CPU generator that is a function of (seed, step) alone, the same on all processes."""
+    """Return a CPU generator that is a function of (seed, step) alone, the same on all processes."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
 def pooled_gradients(layers: Sequence[Layer], gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """ḡ of Eq. (8) for each layer: name → shape (D_out,). gradient: g by parameter name."""
+    """Return ḡ of Eq. (8) for each layer: name → shape (D_out,). gradient: g by parameter name."""
     return {layer.name: pool_gradient([gradient[name] for name in layer.parameters]) for layer in layers}
 
 
@@ -257,6 +257,6 @@ LAYER_SAMPLERS: dict[str, type[LayerSampler]] = {
 
 
 def register_layer_sampler(kind: type[LayerSampler]) -> type[LayerSampler]:
-    """The same for a layer sampler of your own."""
+    """Make `load_famus` know a layer sampler of your own, as `register_meta_learner` does for a meta-learner."""
     LAYER_SAMPLERS[kind.__name__] = kind
     return kind

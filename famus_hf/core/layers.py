@@ -36,7 +36,7 @@ class Layer:
 
 
 def parameters_by_layer(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Layer name → full names of its trainable tensors, in order of registration."""
+    """Return layer name → full names of its trainable tensors, in order of registration."""
     owned: dict[str, tuple[str, ...]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -46,9 +46,9 @@ def parameters_by_layer(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def find_layers(model: nn.Module, inputs: Mapping[str, Any]) -> list[Layer]:
-    """The layers in the order of their first call, found by one forward pass that leaves no trace.
+    """Return the layers in the order of their first call, by one forward pass that leaves no trace.
 
-    A module whose parameters are used without a call of its own (`nn.MultiheadAttention.out_proj`) stands right behind
+    A module whose parameters are used without a call of its own (`nn.MultiheadAttention.out_proj`) comes right after
     the nearest module around it that is called.
 
     Args:
@@ -96,8 +96,11 @@ def find_layers(model: nn.Module, inputs: Mapping[str, Any]) -> list[Layer]:
 
 
 def _residual_blocks(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
-    """Layer name → index of its block from 1. A block is the innermost numbered module (an element of a ModuleList or
-    Sequential) around at least two layers that hold a matrix or a kernel: `blocks.3`, `encoder.layer.0`."""
+    """Return layer name → index of its block from 1.
+
+    A block is the innermost numbered module (an element of a ModuleList or Sequential) around at least two layers that
+    hold a matrix or a kernel: `blocks.3`, `encoder.layer.0`.
+    """
 
     def is_numbered(path: str) -> bool:
         return path.rpartition(".")[2].isdigit()
@@ -120,12 +123,12 @@ def _residual_blocks(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
 
 
 def parameters_of(layers: Sequence[Layer]) -> list[str]:
-    """Full names of all tensors of the given layers."""
+    """Return the full names of all tensors of the given layers."""
     return [name for layer in layers for name in layer.parameters]
 
 
 def select_layers(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The named entries of `parameters_by_layer`. Raises ValueError on a name that is no layer."""
+    """Return the named entries of `parameters_by_layer`. Raise SettingsError on a name that is no layer."""
     owned = parameters_by_layer(model)
     unknown = [name for name in names if name not in owned]
     if unknown:
@@ -137,7 +140,7 @@ def select_layers(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str
 
 
 def pool_gradient(gradients: Sequence[Tensor]) -> Tensor:
-    """Avg-Pool of Eq. (8): each tensor averaged over all but its first dimension, biases as they are, concatenated.
+    """Return Avg-Pool of Eq. (8): tensors averaged over all but their first dimension, biases as they are, joined.
 
     Args:
         gradients: The gradients of one layer's tensors, each of shape (D, …), (D,) or (), sharded or not.
@@ -149,16 +152,16 @@ def pool_gradient(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def pooled_width(shapes: Sequence[torch.Size]) -> int:
-    """D_out, the length of the pooled gradient of a layer whose tensors have these shapes."""
+    """Return D_out, the length of the pooled gradient of a layer whose tensors have these shapes."""
     return sum(shape[0] if shape else 1 for shape in shapes)
 
 
 def unpool_gradient(pooled: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """The transpose of `pool_gradient`: spreads a vector (D_out,) over tensors shaped and sharded as `like`."""
+    """Spread a vector (D_out,) over tensors shaped and sharded as `like`: the transpose of `pool_gradient`."""
     widths = [tensor.shape[0] if tensor.dim() else 1 for tensor in like]
     spread = []
-    for part, tensor in zip(pooled.split(widths), like, strict=True):
-        averaged = tensor.numel() // len(part)
-        even = (part / averaged).unsqueeze(1).expand(-1, averaged).reshape(tensor.shape)
+    for values, tensor in zip(pooled.split(widths), like, strict=True):
+        averaged = tensor.numel() // len(values)
+        even = (values / averaged).unsqueeze(1).expand(-1, averaged).reshape(tensor.shape)
         spread.append(spread_like(even, tensor))
     return spread

@@ -17,7 +17,7 @@ BaseLoss = Literal["ce", "focal", "class-balanced", "ldam"]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of each example.
+    """Return the cross-entropy of each example.
 
     Args:
         logits: Shape (n, C).
@@ -136,8 +136,8 @@ class LDAMLoss:
 
 
 def class_balanced_weights(class_counts: Sequence[int], beta: float) -> Tensor:
-    """(1 − β)/(1 − β^n) of each class, scaled to a mean of 1 over the classes that have examples; shape (C,). A class
-    without examples gets the weight of one with one."""
+    """Return (1 − β)/(1 − β^n) of each class, scaled to a mean of 1 over the classes that have examples; shape (C,).
+    A class without examples gets the weight of a class with one example."""
     if not 0 <= beta < 1:
         raise SettingsError(f"beta={beta} must lie in [0, 1)")
     counts = torch.tensor(class_counts, dtype=torch.float64)
@@ -148,17 +148,17 @@ def class_balanced_weights(class_counts: Sequence[int], beta: float) -> Tensor:
 
 
 def weights_of_labels(class_weights: Tensor, labels: Tensor) -> Tensor:
-    """The weight of each example's label, or its mean under soft targets; shape (n,)."""
+    """Return the weight of each example's label, or its mean under soft targets; shape (n,)."""
     return class_weights[labels] if labels.dim() == 1 else labels @ class_weights.to(labels.dtype)
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """Logits of 16 bits in float32, others as they are."""
+    """Return logits of 16 bits in float32, others as they are."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def one_hot(labels: Tensor, num_labels: int) -> Tensor:
-    """Class indices (n,) as targets (n, C) in float32; soft targets stay as they are."""
+    """Return class indices (n,) as targets (n, C) in float32; soft targets stay as they are."""
     return labels if labels.dim() == 2 else F.one_hot(labels, num_labels).float()
 
 

@@ -38,26 +38,26 @@ class MetaLearner(Pretrained, nn.Module):
     momentum = 0.9
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, for `meta_net/config.json`."""
+        """Return the constructor's arguments, for `meta_net/config.json`."""
         return {}
 
     def begin_step(self, logits: Tensor) -> None:
-        """Called before each training step, for a θ that lives for one step. logits: of the training batch, (n, C)."""
+        """Begin a training step, where θ lives for one step only. logits: Of the training batch, shape (n, C)."""
 
     def theta(self) -> dict[str, Tensor]:
-        """θ by name: what the meta gradient is taken of. Default: the module's parameters."""
+        """Return θ by name: what the meta gradient is taken of. Default: the module's parameters."""
         return dict(self.named_parameters())
 
     def example_weights(self, losses: Tensor) -> Tensor | None:
-        """V̂ of a batch for the logs, shape (n,), from losses of shape (n,); None where there are no such weights."""
+        """Return V̂ of a batch for the logs, shape (n,), from losses of shape (n,); None where there are none."""
         return None
 
     def raw_weights(self, losses: Tensor) -> Tensor | None:
-        """V of single examples, for reports, shape (n,), from losses of shape (n,); None where V hangs on more."""
+        """Return V of single examples, for reports, shape (n,), from losses (n,); None where V depends on more."""
         return None
 
     def training_loss(self, logits: Tensor, labels: Tensor, per_example_loss: PerExampleLoss) -> Tensor:
-        """J(w, θ), a scalar that reaches w only through the logits.
+        """Return J(w, θ), a scalar that reaches w only through the logits.
 
         Args:
             logits: Shape (n, C).
@@ -67,7 +67,7 @@ class MetaLearner(Pretrained, nn.Module):
         raise NotImplementedError
 
     def move(self, gradient: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None) -> None:
-        """θ ← θ − β·g' by the optimizer. gradient: g' by name in `theta()`."""
+        """Move θ ← θ − β·g' by the optimizer. gradient: g' by name in `theta()`."""
         if optimizer is None:
             return
         for name, parameter in self.named_parameters():
@@ -76,11 +76,11 @@ class MetaLearner(Pretrained, nn.Module):
         optimizer.zero_grad()
 
     def outcome(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What `famus_hf.meta_gradient` returns. Default: the gradient itself."""
+        """Return what `famus_hf.meta_gradient` returns. Default: the gradient itself."""
         return dict(gradient)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Writes `meta_net/` below the folder, in place of one that is there, its layer sampler included."""
+        """Write `meta_net/` below the folder, in place of one that is there, its layer sampler included."""
         type(self).files().save_meta_net(folder, self, None)
 
 
@@ -137,7 +137,7 @@ class MWNet(MetaLearner):
         }
 
     def forward(self, losses: Tensor) -> Tensor:
-        """losses: shape (n,). Returns the raw weights V in (0, 1), shape (n,), before normalisation."""
+        """Return the raw weights V in (0, 1), shape (n,), before normalisation. losses: Shape (n,)."""
         losses = losses.to(self.hidden.weight.dtype)
         hidden = torch.relu(self.hidden(losses.unsqueeze(1)))  # (n, hidden_size)
         return torch.sigmoid(self.output(hidden)).squeeze(1)
@@ -146,14 +146,14 @@ class MWNet(MetaLearner):
         return self(losses)
 
     def example_weights(self, losses: Tensor) -> Tensor:
-        """The normalised weights V̂ of a batch, shape (n,); all zero where the raw weights sum to zero."""
+        """Return the normalised weights V̂ of a batch, shape (n,); all zero where the raw weights sum to zero."""
         weights = self(losses)
         if self.weight_normalization == "mean":
             return weights / len(weights)
         return divided_by_sum(weights)
 
     def training_loss(self, logits: Tensor, labels: Tensor, per_example_loss: PerExampleLoss) -> Tensor:
-        """J(w, θ) = Σ_i V̂_i(θ) ℓ_i(w) (Eq. 1)."""
+        """Return J(w, θ) = Σ_i V̂_i(θ) ℓ_i(w) (Eq. 1)."""
         losses = per_example_loss(logits, labels)
         return (self.example_weights(losses.detach() if self.detach_losses else losses) * losses).sum()
 
@@ -185,7 +185,7 @@ class L2R(MetaLearner):
         return self.weights.detach()
 
     def training_loss(self, logits: Tensor, labels: Tensor, per_example_loss: PerExampleLoss) -> Tensor:
-        """J = Σ_i ε_i ℓ_i(w); linear in ε, so its gradient by ε is the same at ε = 0 and at the present weights."""
+        """Return J = Σ_i ε_i ℓ_i(w); linear in ε, so that its gradient by ε is that at ε = 0 whatever ε is now."""
         losses = per_example_loss(logits, labels)
         return (self.weights.to(losses) * losses).sum()
 
@@ -193,7 +193,7 @@ class L2R(MetaLearner):
         self.weights = self.outcome(gradient)["weights"].requires_grad_()
 
     def outcome(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights V̂ that follow from the gradient by ε."""
+        """Return the weights V̂ that follow from the gradient by ε."""
         return {"weights": divided_by_sum((-gradient["weights"]).clamp(min=0))}
 
 
@@ -244,7 +244,7 @@ class MLC(MetaLearner):
                 self.matrix.copy_(torch.eye(self.num_labels))
 
     def forward(self, logits: Tensor) -> Tensor:
-        """logits: shape (n, C). Returns the logits of the given, possibly wrong, labels; shape (n, C)."""
+        """Return the logits of the given, possibly wrong, labels; shape (n, C). logits: Shape (n, C)."""
         if logits.shape[1] != self.num_labels:
             raise SettingsError(f"MLC was made for {self.num_labels} classes, and the network has {logits.shape[1]}")
         if logits.dtype in (torch.float16, torch.bfloat16):
@@ -274,13 +274,13 @@ class MLC(MetaLearner):
 
 
 def divided_by_sum(weights: Tensor) -> Tensor:
-    """weights / Σ weights, all zero if the sum is zero. weights: shape (n,), at least 0."""
+    """Return weights / Σ weights, all zero if the sum is zero. weights: Shape (n,), at least 0."""
     total = weights.sum()
     return weights / torch.where(total == 0, torch.ones_like(total), total)
 
 
 def raw_weights(meta_learner: MetaLearner | None, losses: np.ndarray) -> np.ndarray | None:
-    """V by losses alone, both of shape (n,); None where there are no such weights."""
+    """Return V by losses alone, both of shape (n,); None where there are no such weights."""
     if meta_learner is None:
         return None
     device = next((parameter.device for parameter in meta_learner.parameters()), torch.device("cpu"))
@@ -293,11 +293,11 @@ META_LEARNERS: dict[str, type[MetaLearner]] = {"mw-net": MWNet, "l2r": L2R, "mlc
 
 
 def register_meta_learner(kind: type[MetaLearner]) -> type[MetaLearner]:
-    """Makes `load_famus` know a meta-learner of your own, by its class name; also a decorator of the class.
+    """Make `load_famus` know a meta-learner of your own, by its class name; also a decorator of the class.
 
     Its `config()` must give the arguments of its constructor. Nothing of it is taken from the folder that is loaded but
-    these arguments and tensors. The constructor must therefore bear any JSON as arguments; what it makes of tensors is
-    held to four times the size of its tensor file and 16 MiB.
+    these arguments and tensors. The constructor must therefore be safe with any JSON as arguments; the tensors that it
+    makes may have at most four times the size of its tensor file and 16 MiB.
     """
     META_LEARNERS[kind.__name__] = kind
     return kind

@@ -1,4 +1,4 @@
-"""Meta-Train as functions of tensors (torch only); Virtual-Train is in `virtual_step`.
+"""Meta-Train as functions of tensors (torch only); Virtual-Train is in `virtual_train`.
 
 Symbols: n training batch, m meta batch, C classes, w weights of the network, θ of the meta-learner, α learning rate
 of w, J(w, θ) the meta-learner's training loss, ŵ the virtual weights, L_c the mean cross-entropy of the meta batch at
@@ -47,7 +47,7 @@ from famus_hf.errors import SettingsError
 def gradient_of_slope(
     meta_learner: MetaLearner, logits: Tensor, tangent: Tensor, labels: Tensor, per_example_loss: PerExampleLoss
 ) -> dict[str, Tensor]:
-    """∂/∂θ of the slope of J along a direction d, ⟨∂J/∂z (z; θ), ż⟩: first order in θ, on tensors of n × C.
+    """Return ∂/∂θ of the slope of J along a direction d, ⟨∂J/∂z (z; θ), ż⟩: first order in θ, on tensors of n × C.
 
     Args:
         meta_learner: Ψ.
@@ -64,15 +64,15 @@ def gradient_of_slope(
         loss = meta_learner.training_loss(z, labels, per_example_loss)
         (loss_gradient,) = torch.autograd.grad(loss, z, create_graph=True)
         slope = (loss_gradient * tangent).sum()
-        named = meta_learner.theta()
-        if not named:
+        theta = meta_learner.theta()
+        if not theta:
             return {}
-        gradients = torch.autograd.grad(slope, list(named.values()), materialize_grads=True)
-    return dict(zip(named, gradients, strict=True))
+        gradients = torch.autograd.grad(slope, list(theta.values()), materialize_grads=True)
+    return dict(zip(theta, gradients, strict=True))
 
 
 def choose_derivative(derivative: str, layers: Sequence[Layer]) -> str:
-    """Resolves `"auto"` by how much of the network lies above the lowest of the given layers."""
+    """Resolve `"auto"` by how much of the network lies above the lowest of the given layers."""
     if derivative != "auto":
         return derivative
     return "reverse" if max(layer.share for layer in layers) <= REVERSE_SHARE else "forward"
@@ -86,7 +86,7 @@ class MetaObjective:
         expected_layers: K.
         sparsity_weight: λ1.
         gradient_match_weight: λ2.
-        derivative: A key of `famus_hf.core.autodiff.training_pass.DERIVATIVES`.
+        derivative: One of `famus_hf.core.autodiff.training_pass.DERIVATIVES`.
     """
 
     expected_layers: float = 4.0
@@ -130,7 +130,9 @@ def meta_train(
     clock: Timer = NO_TIMER,
     keep_gradient: bool = True,
 ) -> MetaTrain:
-    """The gradients of Eq. (12) w.r.t. θ and, but for Eq. (10), the gates. A layer that is off is not computed.
+    """Return the gradients of Eq. (12) w.r.t. θ and, but for Eq. (10), the gates.
+
+    Nothing is computed for a layer that is off.
 
     Args:
         training_pass: The training batch's forward pass at w, with its graph.
@@ -197,13 +199,13 @@ def _add_matching_direction(
     validation: Mapping[str, Tensor],
     weight: float,
 ) -> None:
-    """Adds 2λ2·Poolᵀ(ḡ^tra − ḡ^val) on layer L: the slope of J along it has the θ-gradient of λ2·L_g (Eq. 11).
+    """Add 2λ2·Poolᵀ(ḡ^tra − ḡ^val) on layer L: the slope of J along it has the θ-gradient of λ2·L_g (Eq. 11).
 
     Paper: ḡ^val is held constant here, though it too depends on θ through ŵ.
     """
-    own = [gradient[name] for name in layer.parameters]
-    difference = pool_gradient(own) - pool_gradient([validation[name] for name in layer.parameters])
-    for name, spread in zip(layer.parameters, unpool_gradient(2 * weight * difference, own), strict=True):
+    gradients = [gradient[name] for name in layer.parameters]
+    difference = pool_gradient(gradients) - pool_gradient([validation[name] for name in layer.parameters])
+    for name, spread in zip(layer.parameters, unpool_gradient(2 * weight * difference, gradients), strict=True):
         direction[name] = direction[name] + spread if name in direction else spread
 
 
@@ -217,7 +219,7 @@ def meta_gradient(
     layers: Sequence[str] | None = None,
     derivative: str = "auto",
 ) -> dict[str, Tensor]:
-    """The gradient of L_c w.r.t. the meta-learner's parameters through the named layers (Eq. 7, 9), usable alone.
+    """Return the gradient of L_c w.r.t. the meta-learner's θ through the named layers (Eq. 7, 9), usable alone.
 
     Model, buffers, `.grad` and random state stay as they were; the model's own train or eval mode is used. The
     meta-learner's `begin_step` is called: what lives for one step (L2R, `MLC(keep_matrix=False)`) starts afresh.
@@ -237,7 +239,7 @@ def meta_gradient(
         under the key `"weights"`.
 
     Raises:
-        ValueError: An unknown layer or derivative, or parameters that are sharded.
+        SettingsError: An unknown layer or derivative, or parameters that are sharded.
     """
     if derivative not in DERIVATIVES:
         raise SettingsError(f"derivative={derivative!r} is unknown: choose one of {', '.join(DERIVATIVES)}")
@@ -252,7 +254,7 @@ def meta_gradient(
         if layers is None:
             derivative = "forward"
         else:
-            derivative = choose_derivative("auto", [la for la in find_layers(model, inputs) if la.name in on])
+            derivative = choose_derivative("auto", [layer for layer in find_layers(model, inputs) if layer.name in on])
     device = next(model.parameters()).device
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     step = VirtualStep(dict.fromkeys(parameters, learning_rate))
@@ -267,6 +269,6 @@ def meta_gradient(
         names = [name for tensors in on.values() for name in tensors]
         meta_batch, meta_labels, _ = split_inputs(meta_inputs)
         _, validation = training_pass.validation_gradient(gradient, step, meta_batch, meta_labels, names, cross_entropy)
-        direction = {name: step.displacement(name, own) for name, own in validation.items()}
+        direction = {name: step.displacement(name, value) for name, value in validation.items()}
         tangent = training_pass.logit_tangent(direction, derivative)
     return meta_learner.outcome(gradient_of_slope(meta_learner, logits, tangent, labels, cross_entropy))

@@ -104,7 +104,7 @@ class MetaUpdate:
         self.clock = NO_TIMER
 
     def set_budget(self, budget: Budget, clock: Timer) -> None:
-        """Replaces Eq. (10) by the budget, and has the clock measure what it really takes."""
+        """Replace Eq. (10) by the budget, and have the clock measure what it really takes."""
         if not isinstance(self.layer_sampler, LearnedSampler):
             raise SettingsError(
                 f"a budget needs a LearnedSampler: {type(self.layer_sampler).__name__} chooses by itself"
@@ -125,14 +125,14 @@ class MetaUpdate:
         }
 
     def virtual_names(self, network: nn.Module) -> list[str]:
-        """Parameters by which Virtual-Train differentiates: all, or those of the candidates, or none."""
+        """Return the parameters by which Virtual-Train differentiates: all, or those of the candidates, or none."""
         has_step = self.meta_learner.has_virtual_step
         if has_step and self.virtual_scope == "all":
             return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         return parameters_of(self.candidates) if has_step or self.layer_sampler.needs_gradients else []
 
     def gates(self, gradient: Mapping[str, Tensor], processes: Processes) -> Tensor:
-        """r of the present step, shape (L,), 0 or 1: a function of η, g and (seed, steps), the same in all processes.
+        """Return r of the present step, (L,), 0 or 1: a function of η, g and (seed, steps), the same in all processes.
 
         Args:
             gradient: g by parameter name.
@@ -140,7 +140,7 @@ class MetaUpdate:
         """
         pooled = pooled_gradients(self.candidates, gradient) if self.layer_sampler.needs_gradients else {}
         gates: Tensor = self.layer_sampler(pooled, step_generator(self.seed, self.steps))
-        agreed = processes.first(gates)  # whatever the last bit of each process says
+        agreed = processes.first(gates)  # as processes may differ in the last bit of g, and then in a gate
         return gates + (agreed - gates.detach())
 
     def step(
@@ -153,10 +153,10 @@ class MetaUpdate:
         virtual_step: VirtualStep,
         keep_gradient: bool = True,
     ) -> MetaTrain:
-        """One Meta-Train step: moves θ and η, unless its gradient is not finite. Arguments: see `meta_train`."""
+        """Take one Meta-Train step: move θ and η, unless its gradient is not finite. Arguments: see `meta_train`."""
         with self.clock("sampler"):
             gates = self.gates(gradient, training_pass.processes)
-        found = meta_train(
+        outcome = meta_train(
             training_pass,
             self.meta_learner,
             per_example_loss,
@@ -171,23 +171,23 @@ class MetaUpdate:
             self.clock,
             keep_gradient,
         )
-        if found.is_finite:
-            if found.learner_gradient:
-                self.meta_learner.move(found.learner_gradient, self.learner_optimizer)
+        if outcome.is_finite:
+            if outcome.learner_gradient:
+                self.meta_learner.move(outcome.learner_gradient, self.learner_optimizer)
             if self.sampler_optimizer is not None:
                 with self.clock("sampler"):
-                    gates.backward(self._scaled(found.gate_slopes) + self._sparsity_gradient(gates))
+                    gates.backward(self._scaled(outcome.gate_slopes) + self._sparsity_gradient(gates))
                     self.sampler_optimizer.step()
                     self.sampler_optimizer.zero_grad()
         self.steps += 1
-        self.times_on = [times + on for times, on in zip(self.times_on, found.switched_on, strict=True)]
+        self.times_on = [times + on for times, on in zip(self.times_on, outcome.switched_on, strict=True)]
         if self.budget is not None:
-            self.spent += self.budget.costs.cost(found.switched_on)
+            self.spent += self.budget.costs.cost(outcome.switched_on)
             rounds, rest = divmod(self.steps, CALIBRATION_STEPS)
             if rest == 0 and rounds & (rounds - 1) == 0:  # after 50, 100, 200, 400, … steps
                 measured = training_pass.processes.first_object(self.measured_cost or 0.0)
                 self.budget.calibrate(measured * self.steps, self.spent)
-        return found
+        return outcome
 
     @property
     def measured_cost(self) -> float | None:
@@ -195,7 +195,7 @@ class MetaUpdate:
         return self.in_plain_steps("validation backward", "derivative")
 
     def in_plain_steps(self, *parts: str) -> float | None:
-        """Seconds of these parts in a meta step, in those of forward and backward; None where no time is taken."""
+        """Return the seconds of these parts in a meta step, in plain steps; None where no time is taken."""
         seconds = self.clock.seconds
         backward = "actual backward" if "actual backward" in seconds else "virtual backward"
         if self.steps == 0 or not seconds.get(backward):
@@ -204,11 +204,11 @@ class MetaUpdate:
         return spent / (self.clock.mean("forward") + self.clock.mean(backward))
 
     def copy_of_learned(self) -> list[dict[str, Any]]:
-        """Of θ, η and their optimizers, for `take_back`."""
+        """Return copies of θ, η and their optimizers' states, for `take_back`."""
         return copy.deepcopy([part.state_dict() for part in self._learning_parts()])
 
     def take_back(self, learned: Sequence[dict[str, Any]]) -> None:
-        """θ, η and their optimizers are again what they were when they were copied."""
+        """Make θ, η and their optimizers again what they were when they were copied."""
         for part, state in zip(self._learning_parts(), learned, strict=True):
             part.load_state_dict(state)
 
@@ -232,7 +232,7 @@ class MetaUpdate:
         return sparsity_gradient(gates, expected_layers=self.objective.expected_layers, sparsity_weight=weight)
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizers and counters; the parameters themselves are in `meta_net/`."""
+        """Return optimizers and counters; the parameters themselves are in `meta_net/`."""
         return {
             "learner_optimizer": self.learner_optimizer and self.learner_optimizer.state_dict(),
             "sampler_optimizer": self.sampler_optimizer and self.sampler_optimizer.state_dict(),
@@ -266,7 +266,7 @@ class MetaUpdate:
 def _make_optimizer(
     module: nn.Module, name: str, learning_rate: float, momentum: float
 ) -> torch.optim.Optimizer | None:
-    """None for a module without parameters."""
+    """Return the optimizer of a module; None where it has no parameters."""
     parameters = list(module.parameters())
     if not parameters:
         return None

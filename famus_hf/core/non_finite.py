@@ -59,9 +59,10 @@ class NonFiniteGuard:
     def step(
         self, network: nn.Module, number: int, what: str = "the gradient", undo: Callable[[], None] = lambda: None
     ) -> Iterator[GuardedStep]:
-        """In the body the network gets its gradients. Where loss or gradients are not finite, it is as it was before.
+        """Guard the body, in which the network gets its gradients: where they or the loss are not finite, undo it.
 
-        Running statistics included; gradients are emptied, and with them those of micro-batches accumulated before.
+        The network is then as it was, running statistics included; gradients are emptied, and with them those of
+        micro-batches accumulated before.
 
         Args:
             network: That is trained.
@@ -132,7 +133,7 @@ def log_once(message: str) -> None:
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Return whether no value is infinite or NaN, of sharded tensors in this process's part. One synchronisation."""
-    values = [part for part in (own_part(tensor.detach()) for tensor in tensors) if part.numel()]
+    values = [shard for shard in (own_part(tensor.detach()) for tensor in tensors) if shard.numel()]
     if not values:
         return True
     norms = torch._foreach_norm(values)  # carries infinities and NaN along, and is the fastest way over the values

@@ -43,6 +43,7 @@ class Pretrained:
             token: For private repositories; default: where huggingface_hub looks.
 
         Raises:
-            ValueError: There is none, it is of another kind, or its files are damaged, absurd or lead elsewhere.
+            LoadError: It is of another kind, or its files are missing, damaged, absurd or lead elsewhere.
+            HubError: There is no such folder or repository, or the Hub does not give it.
         """
         return cls.files().load_kind(cls, repo_or_folder, subfolder, revision, token)

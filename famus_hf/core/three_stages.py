@@ -4,7 +4,7 @@ Where batches come from, and what is logged, is left to the caller:
 
     train = stages.forward(model, batch, is_meta_step=True)
     virtual = stages.virtual_train(train, optimizer)               # Eq. (3)
-    found = stages.meta_train(train, virtual, meta_batch)          # Eq. (4), (6)–(12)
+    outcome = stages.meta_train(train, virtual, meta_batch)        # Eq. (4), (6)–(12)
     loss = stages.actual_train(train, virtual)                     # Eq. (5); then the optimizer steps
 
 Symbols as in `meta_train`; k processes share the batches, each with its own n rows.
@@ -122,6 +122,7 @@ class ThreeStages:
 
         Raises:
             NotFiniteError: The logits are not finite in every process.
+            DataError: A label is negative.
         """
         self._learned = None
         train = self._forward(model, batch, is_meta_step)
@@ -161,7 +162,7 @@ class ThreeStages:
     # ---- The stages ----
 
     def virtual_train(self, train: TrainingPass, optimizer: Any) -> VirtualTrain:
-        """Virtual-Train, Eq. (3): J(w, θ) and ∇_w J(w, θ) over the global batch.
+        """Return what Virtual-Train, Eq. (3), finds: J(w, θ) and ∇_w J(w, θ) over the global batch.
 
         Where the meta-learner has no virtual step, the sampler alone may need a gradient: that of the mean loss, by the
         candidate layers.
@@ -192,7 +193,7 @@ class ThreeStages:
         return self.processes.summed(train.scaled.first)
 
     def meta_train(self, train: TrainingPass, virtual: VirtualTrain, meta_batch: Mapping[str, Any]) -> MetaTrain:
-        """Meta-Train, Eq. (4) and (6)–(12): one step of θ and of the layer sampler on a meta batch at ŵ.
+        """Take the step of Meta-Train, Eq. (4) and (6)–(12), of θ and of the layer sampler, on a meta batch at ŵ.
 
         Args:
             train: Of `forward`.
@@ -203,13 +204,13 @@ class ThreeStages:
             self._learned = self.meta.copy_of_learned()
         inputs, labels, _ = split_inputs(meta_batch)
         keep = self.settings.reuse_virtual_gradient
-        found = self.meta.step(train, self.base_loss, inputs, labels, virtual.gradient, virtual.step, keep)
+        outcome = self.meta.step(train, self.base_loss, inputs, labels, virtual.gradient, virtual.step, keep)
         if not keep:
             virtual.gradient.clear()
-        return found
+        return outcome
 
     def actual_train(self, train: TrainingPass, virtual: VirtualTrain | None, accumulated: int = 1) -> Tensor:
-        """Actual-Train, Eq. (5): ∇_w J(w, θ') into `.grad`, on the graph of the shared forward pass. Return J.
+        """Add Actual-Train's ∇_w J(w, θ'), Eq. (5), to `.grad`, on the graph of the shared forward pass. Return J.
 
         Args:
             train: Of `forward`.
@@ -234,7 +235,7 @@ class ThreeStages:
         return loss.detach()
 
     def __enter__(self) -> "ThreeStages":
-        """A step begins, and what is opened for it is closed at its end, whatever is raised."""
+        """Begin a step, at whose end what was opened for it is closed, whatever is raised."""
         self._open = ExitStack()
         return self
 
@@ -261,8 +262,8 @@ class ThreeStages:
     def _add_gradient(self, gradient: Mapping[str, Tensor], loss_scale: float, accumulated: int) -> None:
         """Do what the backward of Actual-Train would have done, with a gradient that is known."""
         factor = loss_scale / accumulated
-        own_memory = names_with_own_memory(gradient)
+        reusable = names_with_own_memory(gradient)
         for name, value in gradient.items():
             parameter = self.network.get_parameter(name)
-            share = value if factor == 1 and name in own_memory else value * factor
+            share = value if factor == 1 and name in reusable else value * factor
             parameter.grad = share if parameter.grad is None else parameter.grad.add_(share)

@@ -8,7 +8,7 @@ import torch
 
 
 class Timer:
-    """`with stopwatch("derivative"): …` adds to the seconds of that part, the device synchronised before and after.
+    """`with timer("derivative"): …` adds to the seconds of that part, the device synchronised before and after.
 
     Args:
         device: Where the parts compute; None takes no time and synchronises nothing.
@@ -34,11 +34,11 @@ class Timer:
         self.times[part] = self.times.get(part, 0) + 1
 
     def mean(self, part: str) -> float:
-        """Seconds of the part each time."""
+        """Return the seconds of the part each time."""
         return self.seconds[part] / self.times[part]
 
     def now(self) -> float:
-        """Seconds on the clock once the device has done what it was told."""
+        """Return the seconds on the clock once the device has done what it was told."""
         if self.device is not None and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()

@@ -12,7 +12,7 @@ VirtualStepKind = Literal["sgd", "optimizer"]
 
 
 def virtual_step_of(model: nn.Module, optimizer: Any, kind: str, moved: Collection[str] | None = None) -> VirtualStep:
-    """The virtual step that belongs to the optimizer as it stands before its coming step.
+    """Return the virtual step that belongs to the optimizer as it stands before its coming step.
 
     Args:
         model: The network.

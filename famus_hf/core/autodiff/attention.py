@@ -37,7 +37,7 @@ def report_attention(model: nn.Module, inputs: Mapping[str, Any], now: Callable[
         now: Returns the seconds on a clock that waits for the device.
     """
 
-    def seconds() -> float:
+    def shortest_pass() -> float:
         timings = []
         for _ in range(TIMINGS):
             started = now()
@@ -50,11 +50,11 @@ def report_attention(model: nn.Module, inputs: Mapping[str, Any], now: Callable[
             logits = logits_without_trace(model, inputs)
         if not calls.count:
             return None
-        fused = seconds()
+        fused_seconds = shortest_pass()
         with differentiable_attention():
-            math = seconds()
+            math_seconds = shortest_pass()
     return (
         "attention is computed by torch's math kernel in the training pass and the derivative of a meta step, as the "
         f"fused ones have no derivatives that these need: a forward pass of {len(logits)} examples takes "
-        f"{1000 * math:.1f} ms by it and {1000 * fused:.1f} ms by those; all other passes keep them"
+        f"{1000 * math_seconds:.1f} ms by it and {1000 * fused_seconds:.1f} ms by those; all other passes keep them"
     )

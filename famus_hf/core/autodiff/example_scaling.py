@@ -1,8 +1,9 @@
 """The gradient of a weighted loss for new example weights, from the backward pass for old ones (torch only).
 
 Where no operation couples the examples of a batch (group or layer norm, but no batch norm), the gradient of Σ c_i ℓ_i
-by what a layer gives out is, row by row, c_i times that of ℓ_i. Virtual-Train and Actual-Train differ in c alone: so
-the first pass keeps these gradients, and for the second only the products that form the layers' own ones are left.
+with respect to a layer's output is, row by row, c_i times that of ℓ_i. Virtual-Train and Actual-Train differ in c
+alone: so the first pass keeps these gradients, and for the second only the products that form the gradients of the
+layers' parameters are left.
 """
 
 from collections.abc import Mapping
@@ -49,27 +50,27 @@ class ScaledGradients:
         self._rows: dict[Call, Tensor] = dict(zip(self._names_of, gradients[len(parameters) :], strict=True))
 
     def can_scale_to(self, weights: Tensor) -> bool:
-        """Whether the new weights are a finite multiple of the old ones. One host synchronisation."""
+        """Return whether the new weights are a finite multiple of the old ones. One host synchronisation."""
         return bool((weights / self._weights).isfinite().all())
 
     def scaled_to(self, weights: Tensor) -> dict[str, Tensor]:
-        """∇_w Σ c_i ℓ_i for new weights c of shape (n,), by parameter name; once only, as what was kept is set free."""
+        """Return ∇_w Σ c_i ℓ_i for new weights c of shape (n,), by name; once only, as what was kept is set free."""
         factors = weights / self._weights
-        found: dict[str, Tensor] = {}
+        gradients: dict[str, Tensor] = {}
         for call in list(self._rows):
             rows = self._rows.pop(call)
             rows = rows * factors.to(rows).view(-1, *[1] * (rows.dim() - 1))
             names = self._names_of[call]
-            own = [self._parameters[name] for name in names]
+            parameters = [self._parameters[name] for name in names]
             edges: list[Any] = [call.edge]
-            found.update(zip(names, torch.autograd.grad(edges, own, [rows], retain_graph=True), strict=True))
-        return without_scale(found, self._loss_scale)
+            gradients.update(zip(names, torch.autograd.grad(edges, parameters, [rows], retain_graph=True), strict=True))
+        return without_scale(gradients, self._loss_scale)
 
 
 def why_gradients_do_not_scale(
     losses: Tensor, parameters: Mapping[str, nn.Parameter], record: ForwardRecord
 ) -> str | None:
-    """Compares scaled gradients with those of autograd, for two different sets of weights.
+    """Return why scaled gradients differ from those of autograd, compared for two different sets of weights.
 
     Args:
         losses: ℓ of at least two examples, with graph.
@@ -88,10 +89,10 @@ def why_gradients_do_not_scale(
     scaled = ScaledGradients((old * losses).sum(), old, parameters, record)
     if any(len(rows) != len(losses) for rows in scaled._rows.values()):
         return "a layer's output has not one row for each example"
-    found = scaled.scaled_to(new)
+    actual = scaled.scaled_to(new)
     expected = torch.autograd.grad((new * losses).sum(), list(parameters.values()), retain_graph=True)
     size = torch.stack([gradient.norm() for gradient in expected]).norm()
     for name, gradient in zip(parameters, expected, strict=True):
-        if (found[name] - gradient).norm() > TOLERANCE * size:
+        if (actual[name] - gradient).norm() > TOLERANCE * size:
             return f"the gradient of {name!r} couples the examples of a batch, as batch norm does"
     return None

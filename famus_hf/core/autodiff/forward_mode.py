@@ -68,7 +68,7 @@ class Call:
     autocast: tuple[str, bool, torch.dtype]
 
     def moved_output(self, tangents: Mapping[int, Tensor]) -> Tensor | None:
-        """(∂output/∂parameters)·d, or None where the input is gone. tangents: id of a parameter → d."""
+        """Return (∂output/∂parameters)·d, or None where the input is gone. tangents: id of a parameter → d."""
         value = self.input.get()
         if value is None:
             return None
@@ -110,12 +110,13 @@ class ForwardRecord(TorchFunctionMode):
             device_type = result.device.type
             autocast = (device_type, torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type))
             self.calls.append(Call(func, _Weak(value), _Weak(result), edge, arguments, autocast))
+        # A look at a shape or a dtype comes through here too, but uses no values of the parameter.
         if not isinstance(result, bool | int | torch.Size | torch.dtype | torch.device):
-            self._uses.update(id(value) for value in _flat([*args, *keywords.values()]))
+            self._uses.update(id(parameter) for parameter in _parameters_in([*args, *keywords.values()]))
         return result
 
     def captured(self, parameters: Mapping[str, nn.Parameter]) -> dict[Call, list[str]]:
-        """Call → names of those of the given parameters that enter it, which is linear in them, and no other."""
+        """Return call → names of those of the given parameters that enter it, which is linear in them, and no other."""
         call_of = {
             id(parameter): call
             for call in self.calls
@@ -123,21 +124,21 @@ class ForwardRecord(TorchFunctionMode):
             for parameter in (call.arguments.get("weight"), call.arguments.get("bias"))
             if parameter is not None
         }
-        found: dict[Call, list[str]] = {}
+        names_of: dict[Call, list[str]] = {}
         for name, parameter in parameters.items():
             if self._uses[id(parameter)] == 1 and id(parameter) in call_of:
-                found.setdefault(call_of[id(parameter)], []).append(name)
-        return found
+                names_of.setdefault(call_of[id(parameter)], []).append(name)
+        return names_of
 
 
-def _flat(values: Sequence[Any]) -> list[nn.Parameter]:
-    found = []
+def _parameters_in(values: Sequence[Any]) -> list[nn.Parameter]:
+    parameters = []
     for value in values:
         if isinstance(value, list | tuple):
-            found += _flat(value)
+            parameters += _parameters_in(value)
         elif isinstance(value, nn.Parameter):
-            found.append(value)
-    return found
+            parameters.append(value)
+    return parameters
 
 
 class TangentRules(TorchFunctionMode):
@@ -199,7 +200,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """In training, the running statistics stay as they are."""
+    """Return batch norm of dual tensors. In training, the running statistics stay as they are."""
     if not training:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     x, x_tangent = _unpack(input)

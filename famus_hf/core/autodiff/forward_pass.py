@@ -16,13 +16,13 @@ RECORD_COLUMNS = ("index", "clean_label")  # travel with a batch for the logs; n
 
 
 def split_inputs(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor, dict[str, Any]]:
-    """A Trainer's batch → keyword arguments of the model, labels (n,), record columns."""
+    """Split a Trainer's batch into keyword arguments of the model, labels (n,) and record columns."""
     model_inputs = {name: value for name, value in inputs.items() if name not in ("labels", *RECORD_COLUMNS)}
     return model_inputs, inputs["labels"], {name: inputs[name] for name in RECORD_COLUMNS if name in inputs}
 
 
 def get_random_state(device: torch.device) -> RandomState:
-    """State of the generators that a pass on this device draws from.
+    """Return the state of the generators that a pass on this device draws from.
 
     Not all draw from torch's: Wav2Vec2 and its like mask their inputs (SpecAugment) by numpy's.
     """
@@ -33,7 +33,7 @@ def get_random_state(device: torch.device) -> RandomState:
 
 
 def set_random_state(device: torch.device, states: RandomState) -> None:
-    """Puts back what `get_random_state` returned."""
+    """Put back what `get_random_state` returned."""
     torch.set_rng_state(states[0])
     np.random.set_state(states[1])
     random.setstate(states[2])
@@ -43,7 +43,7 @@ def set_random_state(device: torch.device, states: RandomState) -> None:
 
 @contextmanager
 def preserve_rng_state(device: torch.device, start: RandomState | None = None) -> Iterator[None]:
-    """Whatever the body draws, the generators stand afterwards where they stood before.
+    """Put the generators back, after the body, to where they stood before it, whatever it draws.
 
     Args:
         device: Where the body computes.
@@ -59,12 +59,12 @@ def preserve_rng_state(device: torch.device, start: RandomState | None = None) -
 
 
 def differentiable_attention() -> Any:
-    """Selects the only attention kernel that has forward mode and double backward (no effect on other operations)."""
+    """Select the only attention kernel that has forward mode and double backward (no effect on other operations)."""
     return sdpa_kernel(SDPBackend.MATH)
 
 
 def model_logits(model: nn.Module, inputs: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Tensor:
-    """Logits of shape (n, C), optionally with some parameters and buffers replaced by `tensors`.
+    """Return logits of shape (n, C), optionally with some parameters and buffers replaced by `tensors`.
 
     Raises:
         TypeError: The output has no `logits` of shape (n, C).
@@ -89,26 +89,26 @@ class _Substituted(nn.Module):
 
 
 def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor], compute: Callable[[nn.Module], Any]) -> Any:
-    """`compute(model)` while some parameters and buffers are replaced by `tensors`.
+    """Return `compute(model)`, during which some parameters and buffers are replaced by `tensors`.
 
-    Also in a backward pass inside of it: there checkpointed layers run again, with whatever weights they then have.
+    A backward pass belongs inside of it: there checkpointed layers run again, with whatever weights they then have.
     """
     named = {f"model.{name}": tensor for name, tensor in tensors.items()}
     return functional_call(_Substituted(model, compute), named, ())
 
 
 def cloned_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the buffers, for a pass whose running statistics are thrown away."""
+    """Return copies of the buffers, for a pass whose running statistics are thrown away."""
     return {name: buffer.clone() for name, buffer in model.named_buffers()}
 
 
 def logits_without_trace(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """Logits (n, C) of a pass that leaves buffers and random state as they were."""
+    """Return logits (n, C) of a pass that leaves buffers and random state as they were."""
     device = next(model.parameters()).device
     with preserve_rng_state(device):
         return model_logits(model, inputs, cloned_buffers(model))
 
 
 def without_scale(gradients: dict[str, Tensor], loss_scale: float) -> dict[str, Tensor]:
-    """What comes of a loss that went through backward times `loss_scale`, as fp16 needs it, without that factor."""
+    """Return the gradients of a loss that went through backward times `loss_scale`, as fp16 needs, without it."""
     return gradients if loss_scale == 1 else {name: gradient / loss_scale for name, gradient in gradients.items()}

@@ -1,6 +1,6 @@
 """The derivative of a training batch's logits along a direction in weight space: ż = (∂z/∂w)·d (torch only).
 
-It is all that the meta gradient needs from the network beside ordinary gradients. Three ways to get the same numbers:
+It is all that the meta gradient needs from the network besides ordinary gradients. Three ways to get the same numbers:
 
 | way | how | good when |
 |---|---|---|
@@ -46,7 +46,7 @@ REVERSE_SHARE = 0.28
 
 
 def untimed(part: str) -> AbstractContextManager[None]:
-    """Take no time."""
+    """Return a context that measures nothing."""
     return nullcontext()
 
 
@@ -78,12 +78,12 @@ class TrainingPass:
 
     @cached_property
     def all_logits(self) -> Tensor:
-        """Of the global batch, shape (k·n, C), with the graph of this process's own."""
+        """Logits of the global batch, shape (k·n, C), with the graph of this process's rows."""
         return self.processes.gathered_with_graph(self.logits)
 
     @cached_property
     def all_labels(self) -> Tensor:
-        """Of the global batch, shape (k·n,) or (k·n, C)."""
+        """Labels of the global batch, shape (k·n,) or (k·n, C)."""
         return self.processes.gathered(self.labels)
 
     def gathered(self, rows: Tensor) -> Tensor:
@@ -144,8 +144,8 @@ class TrainingPass:
         with preserve_rng_state(labels.device), torch.enable_grad():
             tensors = {**virtual, **leaves, **cloned_buffers(model)}
             loss, gradients = with_tensors(model, tensors, loss_and_gradients)
-        found = self.processes.mean({**gradients, LOSS: loss}, len(labels))
-        return found.pop(LOSS), found
+        means = self.processes.mean({**gradients, LOSS: loss}, len(labels))
+        return means.pop(LOSS), means
 
     def logit_tangent(self, direction: Mapping[str, Tensor], derivative: str) -> Tensor:
         """Return ż = (∂z/∂w)·d of this process's logits, shape (n, C), detached.
@@ -164,7 +164,7 @@ class TrainingPass:
 
 
 def training_pass_without_trace(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> TrainingPass:
-    """A training pass outside of a Trainer: buffers stay as they are, the generators move on as in any pass."""
+    """Run a training pass outside of a Trainer: buffers stay as they are, generators move on as in any pass."""
     random_state = get_random_state(labels.device)
     with ForwardRecord() as record:
         logits = model_logits(model, inputs, cloned_buffers(model))
@@ -209,7 +209,7 @@ def _reverse_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor
 
 
 def _refuse_cut_graphs(products: Sequence[Tensor | None]) -> None:
-    """Raises RuntimeError where a backward is `once_differentiable`.
+    """Raise RuntimeError where a backward is `once_differentiable`.
 
     Its result is cut off from the cotangent, and torch would leave that part out without a word.
     """
@@ -226,7 +226,7 @@ def _refuse_cut_graphs(products: Sequence[Tensor | None]) -> None:
 
 
 def _starts_of_reverse(training_pass: TrainingPass, direction: Mapping[str, Tensor]) -> tuple[list[Any], list[Tensor]]:
-    """Places in the graph, and how far the direction moves what stands there: outputs of layers, else parameters."""
+    """Return places in the graph (outputs of layers, else parameters) and how far the direction moves each of them."""
     parameters = {name: training_pass.model.get_parameter(name) for name in direction}
     starts: list[Any] = []
     tangents: list[Tensor] = []
@@ -257,14 +257,14 @@ def _finite_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]
 
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of all their values, a scalar."""
+    """Return the Euclidean norm of all their values, a scalar."""
     return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors]))
 
 
 def central_difference(
     weights: Sequence[Tensor], tangents: Sequence[Tensor], norm: Tensor, logits: Callable[[], Tensor]
 ) -> Tensor:
-    """ż = (∂z/∂w)·d, shape (n, C), from the logits at w + εd and w − εd.
+    """Return ż = (∂z/∂w)·d, shape (n, C), from the logits at w + εd and w − εd.
 
     Args:
         weights: w, changed in place, and restored bit for bit whatever happens in between.
@@ -287,7 +287,7 @@ def central_difference(
 
 @contextmanager
 def restored(weights: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Gives the body copies of the weights; after it they are again what they were, bit for bit."""
+    """Give the body copies of the weights; restore them after it, bit for bit."""
     originals = [weight.clone() for weight in weights]
     try:
         yield originals

@@ -21,7 +21,7 @@ class VirtualStep:
     preconditioners: Mapping[str, Tensor] = field(default_factory=dict)
 
     def displacement(self, name: str, gradient: Tensor) -> Tensor:
-        """−α·P·gradient."""
+        """Return −α·P·gradient."""
         preconditioner = self.preconditioners.get(name)
         scaled = gradient if preconditioner is None else preconditioner * gradient
         return scaled * -self.learning_rates[name]
@@ -33,7 +33,7 @@ def virtual_parameters(
     step: VirtualStep,
     reusable: Set[str] = frozenset(),
 ) -> dict[str, Tensor]:
-    """ŵ = w − α·P·g of Eq. (3), by parameter name: no momentum, no weight decay.
+    """Return ŵ = w − α·P·g of Eq. (3), by parameter name: no momentum, no weight decay.
 
     Args:
         parameters: w.
@@ -49,10 +49,10 @@ def virtual_parameters(
         in_place = reusable & parameters.keys() & names_with_own_memory(gradient)
         if in_place:
             names = list(in_place)
-            own = [gradient[name] for name in names]
-            torch._foreach_mul_(own, -alpha)
-            torch._foreach_add_(own, [parameters[name] for name in names])
-            virtual = dict(zip(names, own, strict=True))
+            reused = [gradient[name] for name in names]
+            torch._foreach_mul_(reused, -alpha)
+            torch._foreach_add_(reused, [parameters[name] for name in names])
+            virtual = dict(zip(names, reused, strict=True))
         others = [name for name in parameters if name not in in_place]
         if others:
             values = torch._foreach_add(
@@ -63,7 +63,7 @@ def virtual_parameters(
 
 
 def names_with_own_memory(gradient: Mapping[str, Tensor]) -> set[str]:
-    """Which tensors of autograd may be changed in place: contiguous ones that share their memory with no other."""
+    """Return which tensors of autograd may be changed in place: contiguous ones whose memory no other shares."""
     holders = Counter(tensor.untyped_storage().data_ptr() for tensor in gradient.values())
     return {
         name

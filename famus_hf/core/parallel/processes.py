@@ -29,13 +29,13 @@ class Processes:
 
     @classmethod
     def present(cls, device: torch.device | None = None) -> "Processes":
-        """Those of torch.distributed's default group; one where it is not in use."""
+        """Return those of torch.distributed's default group; one where it is not in use."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size(), device)
         return cls(device=device)
 
     def gathered(self, rows: Tensor) -> Tensor:
-        """The rows of all processes in order of their ranks, detached. (n, …) → (k·n, …); every process gives n."""
+        """Return the rows of all processes in order of their ranks, detached. (n, …) → (k·n, …); each gives n."""
         if self.count == 1:
             return rows
         rows = rows.detach().contiguous()
@@ -44,7 +44,7 @@ class Processes:
         return torch.cat(parts)
 
     def gathered_with_graph(self, rows: Tensor) -> Tensor:
-        """The same, with the graph of this process's own rows."""
+        """Return the rows of all processes, as `gathered`, with the graph of this process's own."""
         if self.count == 1:
             return rows
         parts = list(self.gathered(rows).chunk(self.count))
@@ -52,11 +52,11 @@ class Processes:
         return torch.cat(parts)
 
     def own(self, rows: Tensor) -> Tensor:
-        """This process's part of what was gathered. (k·n, …) → (n, …)"""
+        """Return this process's part of what was gathered. (k·n, …) → (n, …)"""
         return rows.chunk(self.count)[self.rank]
 
     def gathered_unevenly(self, rows: Tensor) -> Tensor:
-        """As `gathered`, where processes have different numbers of rows. (n, …) → (N, …)"""
+        """Return what `gathered` does, where processes have different numbers of rows. (n, …) → (N, …)"""
         if self.count == 1:
             return rows.detach()
         counts = self._row_counts(rows)
@@ -67,26 +67,26 @@ class Processes:
         )
 
     def own_of(self, gathered: Tensor, own: Tensor) -> Tensor:
-        """The part of what was gathered unevenly that has the place of this process's rows. (N, …), (n, …) → (n, …)"""
+        """Return the part of what was gathered unevenly in the place of this process's rows. (N, …), (n, …) → (n, …)"""
         return gathered if self.count == 1 else gathered.split(self._row_counts(own))[self.rank]
 
     def _row_counts(self, rows: Tensor) -> list[int]:
         return self.gathered(torch.tensor([len(rows)], device=rows.device)).tolist()
 
     def summed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over the processes, by name; all give the same names and shapes."""
+        """Return sums over the processes, by name; all give the same names and shapes."""
         if self.count == 1:
             return dict(tensors)
-        found: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
         for names in _buckets(tensors):
             flat = torch.cat([tensors[name].detach().reshape(-1) for name in names])
             dist.all_reduce(flat)
-            parts = flat.split([tensors[name].numel() for name in names])
-            found.update((name, part.view(tensors[name].shape)) for name, part in zip(names, parts, strict=True))
-        return {name: found[name] for name in tensors}
+            values = flat.split([tensors[name].numel() for name in names])
+            sums.update((name, value.view(tensors[name].shape)) for name, value in zip(names, values, strict=True))
+        return {name: sums[name] for name in tensors}
 
     def mean(self, tensors: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
-        """The mean over all rows of what each process gives as the mean over its own ones, by name."""
+        """Return the mean over all rows of what each process gives as the mean over its own ones, by name."""
         if self.count == 1:
             return dict(tensors)
         weighted = {name: rows * tensor.detach() for name, tensor in tensors.items()}
@@ -94,7 +94,7 @@ class Processes:
         return {name: total[name] / total[" rows"].to(total[name]) for name in tensors}
 
     def first(self, tensor: Tensor) -> Tensor:
-        """The first process's values of a tensor that all have, detached."""
+        """Return the first process's values of a tensor that all have, detached."""
         if self.count == 1:
             return tensor.detach()
         values = tensor.detach().to(self.device, copy=True)
@@ -102,7 +102,7 @@ class Processes:
         return values.to(tensor.device)
 
     def first_object(self, value: Any) -> Any:
-        """What the first process has."""
+        """Return what the first process has."""
         if self.count == 1:
             return value
         holder = [value]
@@ -123,15 +123,15 @@ class Processes:
         return result
 
     def objects(self, value: Any) -> list[Any]:
-        """What each process has, in order of their ranks."""
+        """Return what each process has, in order of their ranks."""
         if self.count == 1:
             return [value]
-        found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
 
     def all_true(self, condition: bool) -> bool:
-        """Whether it holds in every process."""
+        """Return whether it holds in every process."""
         if self.count == 1:
             return condition
         flag = torch.tensor(float(condition), device=self.device)
@@ -139,7 +139,7 @@ class Processes:
         return bool(flag)
 
     def take_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """The values become those of the first process."""
+        """Replace the values by those of the first process."""
         if self.count == 1:
             return
         with torch.no_grad():
@@ -148,7 +148,7 @@ class Processes:
 
 
 def _buckets(tensors: Mapping[str, Tensor]) -> list[list[str]]:
-    """Names in order, in groups of one kind of number and about `BUCKET_BYTES`."""
+    """Return the names in order, in groups of one kind of number and about `BUCKET_BYTES`."""
     buckets: list[list[str]] = []
     held, kind = 0, None
     for name, tensor in tensors.items():
