@@ -33,7 +33,7 @@ class FaMUSTrainingArguments(TrainingArguments):
     removed from the data.
 
     Raises:
-        ValueError: One sentence: what was seen, what is allowed.
+        SettingsError: One sentence: what was seen, what is allowed.
     """
 
     per_device_train_batch_size: int = field(default=100, metadata={"help": "Training examples per step and device."})
@@ -371,7 +371,7 @@ class FaMUSTrainingArguments(TrainingArguments):
         super().__post_init__()
         check_fsdp_engages(self)
         if self.device.type == "cpu":
-            self.dataloader_pin_memory = False
+            self.dataloader_pin_memory = False  # without an accelerator torch only warns about it
 
     @property
     def num_candidate_layers(self) -> int | None:

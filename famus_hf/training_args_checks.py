@@ -34,18 +34,18 @@ def check_fields(args: Any) -> None:
     hints = get_type_hints(type(args), include_extras=True)
     for name in {field.name for field in fields(args)} - {field.name for field in fields(TrainingArguments)}:
         value = getattr(args, name)
-        for part in _parts_of(hints[name]):
-            if get_origin(part) is Annotated:
-                for bound in part.__metadata__:
+        for member in _members_of(hints[name]):
+            if get_origin(member) is Annotated:
+                for bound in member.__metadata__:
                     check_bound(name, value, bound)
-            elif get_origin(part) is Literal and value is not None:
-                check_choice(name, value, get_args(part))
+            elif get_origin(member) is Literal and value is not None:
+                check_choice(name, value, get_args(member))
     check_choice("meta_learner", args.meta_learner, (*META_LEARNERS, "none"))
     check_choice("layer_sampler", args.layer_sampler, LAYER_SAMPLERS)
 
 
-def _parts_of(hint: Any) -> tuple[Any, ...]:
-    """Return a hint, or those of a union."""
+def _members_of(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union; of another hint itself."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 

@@ -111,7 +111,7 @@ class Budget:
 
         def excess(shift: float) -> float:
             """Return the expected cost beyond the budget; falls with μ, in units of the dearest layer."""
-            logits = np.clip(start + shift * direction, -500, 500)
+            logits = np.clip(start + shift * direction, -500, 500)  # exp overflows beyond 709
             return float(self.costs.expected(1 / (1 + np.exp(-logits[None])))[0] - self.share / self.scale)
 
         end = 1e3 / self.share

@@ -184,6 +184,7 @@ class LearnedSampler(LayerSampler):
         if self.budget is not None:
             shift = self.budget.shift(scores[:, 1] - scores[:, 0])
             scores = scores + torch.stack([torch.zeros_like(shift), shift], dim=1)
+        # Drawn on the CPU, so that gates are the same on any device.
         exponential = torch.empty(scores.shape).exponential_(generator=generator)
         noise = -exponential.clamp_min(torch.finfo(torch.float32).tiny).log()  # Gumbel(0, 1)
         soft = F.softmax((scores + noise.to(scores)) / self.temperature, dim=1)[:, 1]

@@ -249,7 +249,7 @@ class MLC(MetaLearner):
             raise SettingsError(f"MLC was made for {self.num_labels} classes, and the network has {logits.shape[1]}")
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
-        with torch.autocast(logits.device.type, enabled=False):
+        with torch.autocast(logits.device.type, enabled=False):  # which would take the products in 16 bits again
             if self.form == "logits":
                 return logits @ self.matrix.to(logits)
             probabilities = logits.softmax(1) @ self.matrix.to(logits)

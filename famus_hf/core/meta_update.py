@@ -205,6 +205,7 @@ class MetaUpdate:
 
     def copy_of_learned(self) -> list[dict[str, Any]]:
         """Return copies of θ, η and their optimizers' states, for `take_back`."""
+        # A state_dict holds the tensors themselves, which the step changes in place.
         return copy.deepcopy([part.state_dict() for part in self._learning_parts()])
 
     def take_back(self, learned: Sequence[dict[str, Any]]) -> None:

@@ -132,7 +132,7 @@ class ThreeStages:
     def _forward(self, model: nn.Module, batch: Mapping[str, Any], is_meta_step: bool) -> TrainingPass:
         inputs, labels, _ = split_inputs(batch)
         random_state = get_random_state(labels.device)
-        if labels.min() < 0:
+        if labels.min() < 0:  # cross_entropy leaves out −100, its ignore_index, without a word
             raise DataError(f"a training batch holds the label {int(labels.min())}: every example needs a class")
         exact = is_meta_step and self.meta.objective.derivative != "finite"
         record = ForwardRecord()

@@ -25,11 +25,11 @@ else:
 
 
 class BatchesMixin(Base):
-    """Beside a Trainer.
+    """What a Trainer needs to make its training and meta batches.
 
     Attributes:
         augmentation: Of images.
-        schedule: Which is told how long an epoch is.
+        schedule: Told, by the train data loader, how long an epoch is.
     """
 
     args: FaMUSTrainingArguments
@@ -91,7 +91,7 @@ class BatchesMixin(Base):
             return self.augmented(batch, META_STREAM, self.meta.steps)
 
     def redrawn_meta_batch(self, network: str, draw: int) -> dict[str, Any]:
-        """Return a meta batch like the one that comes next, but drawn beside them all, anew for each number of a draw.
+        """Return a meta batch like the next one, but drawn apart from those of training, anew for each number.
 
         Args:
             network: Its name in `networks`.

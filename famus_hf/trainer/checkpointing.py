@@ -47,9 +47,9 @@ class CheckpointingMixin(HubMixin):
     """Checkpoints of a Trainer that are whole or not there, and from which a run goes on exactly.
 
     Attributes:
-        stages: With what there is of Meta-Train; None in plain training.
-        diagnostics: Whose tables go with each checkpoint.
-        training_time: Which checkpoints stop.
+        stages: The three stages of a step; None in plain training.
+        diagnostics: What is measured, whose tables are written with each checkpoint.
+        training_time: Stopped while a checkpoint is written.
     """
 
     args: FaMUSTrainingArguments
@@ -63,10 +63,10 @@ class CheckpointingMixin(HubMixin):
     # ---- Checkpoints ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **keywords: Any) -> Any:
-        """As Trainer's; True resumes from the newest whole checkpoint in `output_dir`, `user/name` from the Hub's.
+        """Train; True resumes from the newest whole checkpoint in `output_dir`, `user/name` from the one on the Hub.
 
         Raises:
-            ValueError: The checkpoint is damaged, or there is none.
+            LoadError: The checkpoint is damaged, or there is none.
             SaveError: A checkpoint can't be written.
         """
         output_dir = Path(str(self.args.output_dir))
@@ -95,20 +95,20 @@ class CheckpointingMixin(HubMixin):
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, num_epochs: int, checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
-        """Epochs that are done, and batches of the next one.
+        """Return the epochs that are done, and the batches of the next one.
 
         transformers 5.23 takes a stream for a single epoch of `max_steps` when it resumes, and so skips batches of the
         first epoch where it should skip some of a later one, which is shuffled differently.
         """
-        found = super()._init_training_state(max_steps, steps_per_epoch, num_epochs, checkpoint, trial)
+        progress = super()._init_training_state(max_steps, steps_per_epoch, num_epochs, checkpoint, trial)
         if checkpoint is None or has_length(self.train_dataset) or self.args.ignore_data_skip:
-            return found
+            return progress
         saved = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE))
         epochs, share = divmod(float(saved.epoch or 0), 1)
         return int(epochs), round(share * saved.max_steps * self.args.gradient_accumulation_steps)
 
     def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
-        """transformers 5.23 trains on where a run is resumed that had ended within an epoch, or stopped early."""
+        """Stop where a resumed run had ended within an epoch, or stopped early; transformers 5.23 would train on."""
         if self._is_resumed and (self.state.global_step >= self.state.max_steps or self._has_stopped_early):
             self.control.should_training_stop = True
         else:
@@ -123,7 +123,7 @@ class CheckpointingMixin(HubMixin):
         )
 
     def _load_callback_state(self) -> None:
-        """What callbacks have counted comes back; transformers 5.23 puts back their settings too, whatever is asked."""
+        """Put back what callbacks have counted; transformers 5.23 puts back their settings too, whatever is asked."""
         if not self.args.restore_callback_states_from_checkpoint:
             return
         saved: Any = self.state.stateful_callbacks
@@ -138,7 +138,7 @@ class CheckpointingMixin(HubMixin):
             self._save_whole_checkpoint(trial)
 
     def _save_whole_checkpoint(self, trial: Any) -> None:
-        """Everything goes into a folder beside, which becomes `checkpoint-N` once it is whole; then older ones go.
+        """Write everything into a folder beside, which becomes `checkpoint-N` once it is whole; then remove older ones.
 
         transformers 5.23 writes into `checkpoint-N` itself, and its barrier in the middle would wait for ever for a
         process whose disk is full.
@@ -148,8 +148,8 @@ class CheckpointingMixin(HubMixin):
         run_dir = Path(self._get_output_dir(trial))
         checkpoint = run_dir / f"checkpoint-{self.state.global_step}"
         self._note_best_checkpoint(checkpoint)
-        for part in (self._empty_folder, self._write_checkpoint, self._publish_checkpoint):
-            self._on_every_process(part, run_dir / UNFINISHED / checkpoint.name, checkpoint)
+        for action in (self._empty_folder, self._write_checkpoint, self._publish_checkpoint):
+            self._on_every_process(action, run_dir / UNFINISHED / checkpoint.name, checkpoint)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(checkpoint))
         if self.args.should_save:
@@ -157,14 +157,14 @@ class CheckpointingMixin(HubMixin):
             checkpoints.rotate(run_dir, self.args.save_total_limit, keep={checkpoint} | best)
             shutil.rmtree(run_dir / UNFINISHED, ignore_errors=True)
 
-    def _on_every_process(self, part: Callable[[Path, Path], None], written: Path, checkpoint: Path) -> None:
-        """A part of saving; where it fails on one process, all end with that one's error. Waits for all."""
+    def _on_every_process(self, action: Callable[[Path, Path], None], written: Path, checkpoint: Path) -> None:
+        """Take one action of saving, and wait for all; where it fails on one process, all end with that one's error."""
         cause, sentence = None, None
         try:
-            part(written, checkpoint)
+            action(written, checkpoint)
         except WRITE_ERRORS as error:
             cause, sentence = error, str(save_error(checkpoint, error))
-        sentences = [found for found in gather_object([sentence]) if found is not None]
+        sentences = [failure for failure in gather_object([sentence]) if failure is not None]
         if sentences:
             shutil.rmtree(written.parent, ignore_errors=True)
             raise SaveError(sentences[0]) from cause
@@ -175,7 +175,7 @@ class CheckpointingMixin(HubMixin):
             written.mkdir(parents=True)
 
     def _write_checkpoint(self, written: Path, checkpoint: Path) -> None:
-        super().save_model(str(written), _internal_call=True)
+        super().save_model(str(written), _internal_call=True)  # Trainer's: the folder becomes visible as a whole anyway
         if not self.args.save_only_model:
             self._save_optimizer_and_scheduler(str(written))
             self._save_scaler(str(written))
@@ -192,13 +192,13 @@ class CheckpointingMixin(HubMixin):
             checkpoints.publish(written, checkpoint)
 
     def _note_best_checkpoint(self, checkpoint: Path) -> None:
-        """transformers 5.23 also takes a `checkpoint-N` for the best one that an earlier run left in the folder."""
+        """Note the best one if it is of this run; transformers 5.23 also takes one that an earlier run left there."""
         best = checkpoint.with_name(f"checkpoint-{self.state.best_global_step}")
         if best == checkpoint or (best.is_dir() and checkpoints.run_of(best) == self._run):
             self.state.best_model_checkpoint = str(best)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Trainer's; the files take the place of an earlier model's when all are written.
+        """Save as Trainer does; the files take the place of an earlier model's when all are written.
 
         Raises:
             SaveError: They can't be written.
@@ -212,10 +212,10 @@ class CheckpointingMixin(HubMixin):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_beside_model(self, folder: Path) -> None:
-        """Writes what a saved model has beside its own files, and a checkpoint does without."""
+        """Write what a saved model has beside its own files, and a checkpoint does without."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """transformers 5.23 pickles the arguments with all tokens in clear text, into training_args.bin."""
+        """Save without tokens: transformers 5.23 pickles the arguments with them in clear text (training_args.bin)."""
         tokens = {name: value for name, value in vars(self.args).items() if name.endswith("_token")}
         try:
             for name in tokens:
@@ -234,7 +234,7 @@ class CheckpointingMixin(HubMixin):
                 self.state.save_to_json(str(path))
 
     def _load_network(self, network: PreTrainedModel, checkpoint: str) -> None:
-        """Reads the weights as `from_pretrained` does.
+        """Read the weights as `from_pretrained` does.
 
         transformers 5.23 saves some networks (ViT among them) under names that only `from_pretrained` translates back;
         its own Trainer leaves those weights as they are, with a warning. Weights that are missing, of other shapes or
@@ -276,12 +276,12 @@ class CheckpointingMixin(HubMixin):
     # ---- What learns beside the network ----
 
     def _save_meta_net(self, folder: Path) -> None:
-        learner, sampler = (None, None) if self.stages is None else _parts(self.stages)
+        learner, sampler = (None, None) if self.stages is None else _learner_and_sampler(self.stages)
         save_meta_net(folder, learner, sampler)
 
     def _load_meta_net(self, checkpoint: str) -> None:
         if self.stages is not None:
-            load_into(checkpoint, *_parts(self.stages))
+            load_into(checkpoint, *_learner_and_sampler(self.stages))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -317,7 +317,7 @@ class CheckpointingMixin(HubMixin):
         return state
 
     def _take_meta_state(self, state: dict[str, Any]) -> None:
-        """Raise ValueError where it is of another run, before anything is changed."""
+        """Take a state back. Raise LoadError where it is of another run, before anything is changed."""
         assert self.stages is not None
         is_pseudo_clean = isinstance(self.meta_dataset, PseudoCleanSet)
         if is_pseudo_clean and "pseudo_clean" not in state:
@@ -328,11 +328,11 @@ class CheckpointingMixin(HubMixin):
 
 
 def take_checked(meta: MetaUpdate, state: dict[str, Any]) -> None:
-    """Give a state to what it is of. Raise ValueError where it can't be, before anything is changed."""
+    """Give a state to what it is of. Raise LoadError where it can't be, before anything is changed."""
     optimizers = {"learner_optimizer": meta.learner_optimizer, "sampler_optimizer": meta.sampler_optimizer}
     check_meta_state(state, meta.state_dict(), optimizers, len(meta.candidates))
     meta.load_state_dict(state)
 
 
-def _parts(stages: ThreeStages) -> tuple[MetaLearner, LayerSampler]:
+def _learner_and_sampler(stages: ThreeStages) -> tuple[MetaLearner, LayerSampler]:
     return stages.meta.meta_learner, stages.meta.layer_sampler

@@ -32,11 +32,11 @@ def step_decay(milestones: list[int], step: int) -> float:
 
 
 class ClassifierMixin(Base):
-    """Beside a Trainer.
+    """What a Trainer needs beside its own to train classifiers well.
 
     Attributes:
         base_loss: ℓ, a per-example loss: logits (n, C), labels → (n,).
-        training_time: Which evaluations stop.
+        training_time: Stopped during evaluations.
     """
 
     args: FaMUSTrainingArguments
@@ -59,7 +59,7 @@ class ClassifierMixin(Base):
             steps = [round(m * num_training_steps) if m < 1 else round(m) for m in self.args.lr_milestones]
             target: Any = optimizer or self.optimizer
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(target, partial(step_decay, sorted(steps)))
-            self._created_lr_scheduler = True
+            self._created_lr_scheduler = True  # else the next train() would go on with this one, at its end
         return super().create_scheduler(num_training_steps, optimizer)
 
     # ---- Batches ----
@@ -93,7 +93,7 @@ class ClassifierMixin(Base):
         )
 
     def _get_dataloader(self, dataset: Any, *arguments: Any, **keywords: Any) -> DataLoader:
-        """transformers drops the last batch of evaluation sets too, and so would judge on a part of the test set."""
+        """Keep evaluation sets whole: transformers drops their last batch too, and so would judge on a part of them."""
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last and keywords.get("is_training", False)
         try:

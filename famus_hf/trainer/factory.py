@@ -46,7 +46,7 @@ class Environment:
 
     Attributes:
         args: The settings.
-        train_examples: Returns the first so many training examples as a batch on the device.
+        train_examples: Returns the first training examples, of a given number, as a batch on the device.
         meta_examples: Likewise of the meta set.
         processes: That train together.
         autocast: Returns a context for passes of a network that accelerate has not prepared yet.
@@ -72,10 +72,10 @@ def make_meta_update(
     layer_sampler: LayerSampler | None = None,
     seed: int | None = None,
 ) -> MetaUpdate:
-    """Return the objects given, else those that the settings name, told of the network's layers.
+    """Return what learns from meta batches: the objects given, else those that the settings name.
 
     Args:
-        network: Whose layers they are.
+        network: Of whose layers they are told.
         environment: What it is trained in.
         meta_learner: Ψ.
         layer_sampler: Γ.
@@ -133,10 +133,10 @@ def _objective(args: FaMUSTrainingArguments, layer_sampler: LayerSampler, deriva
 
 
 def _find_layers(model: nn.Module, inputs: dict[str, Any]) -> list[Layer]:
-    """Find them. Raise ValueError where the network fails on its inputs, as many do on images too small for it."""
+    """Return them. Raise SettingsError where the network fails on its inputs, as many do on images too small."""
     try:
         return find_layers(model, inputs)
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError:  # a RuntimeError too, of which the images are not to blame
         raise
     except (RuntimeError, IndexError) as error:
         shapes = ", ".join(
@@ -152,7 +152,7 @@ def make_base_loss(args: FaMUSTrainingArguments, model: Any, train: Any) -> PerE
     """Return the per-example loss that the settings name.
 
     Raises:
-        ValueError: It needs class counts, and the training set does not tell them.
+        SettingsError: It needs class counts, and the training set does not tell them.
     """
     smoothing = args.label_smoothing_factor
     if args.base_loss == "ce":
@@ -179,7 +179,7 @@ def make_base_loss(args: FaMUSTrainingArguments, model: Any, train: Any) -> PerE
 
 
 def make_meta_learner(args: FaMUSTrainingArguments, num_labels: int = 0) -> MetaLearner:
-    """Return the one that `args.meta_learner` names, made with its settings; one of your own with its defaults.
+    """Return the meta-learner that `args.meta_learner` names, with its settings; one of your own with its defaults.
 
     Args:
         args: The settings.
@@ -217,7 +217,7 @@ def _usable_derivative(environment: Environment, probe: TrainingPass) -> str:
     try:
         with environment.autocast():
             probe.logit_tangent(_ones(probe.model), "forward")
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError:  # a RuntimeError too, which does not mean that there is no forward mode
         raise
     except RuntimeError as error:
         return _instead_of_forward(environment, probe, error)
@@ -278,7 +278,7 @@ def _fault_of_reverse(environment: Environment, probe: TrainingPass) -> str | No
 
 
 def _check_scaling(network: nn.Module, environment: Environment) -> None:
-    """Raise ValueError where the examples of a batch are coupled, or gradients have several sources."""
+    """Raise SettingsError where the examples of a batch are coupled, or gradients have several sources."""
     inputs, labels, _ = split_inputs(environment.train_examples(3))
     with _train_mode(network), environment.autocast():
         training_pass = training_pass_without_trace(network, inputs, labels)
@@ -290,7 +290,7 @@ def _check_scaling(network: nn.Module, environment: Environment) -> None:
 
 
 def _measure_costs(network: nn.Module, environment: Environment, meta: MetaUpdate) -> LayerCosts:
-    """Measure on a training batch and a meta batch of the sizes that training will see."""
+    """Measure costs on a training batch and a meta batch of the sizes that training will see."""
     args = environment.args
     inputs, labels, _ = split_inputs(environment.train_examples(args.train_batch_size))
     meta_inputs, meta_labels, _ = split_inputs(environment.meta_examples(args.meta_batch_size or 1))
@@ -322,7 +322,7 @@ def _train_mode(model: nn.Module) -> Iterator[None]:
 
 
 def first_examples(dataset: Any, count: int) -> list[Any]:
-    """Return the first of a data set, or of a stream; fewer where it has fewer."""
+    """Return the first examples of a data set, or of a stream; fewer where it has fewer."""
     if isinstance(dataset, IterableDataset):
         return list(islice(dataset, count))
     return [dataset[row] for row in range(min(count, len(dataset)))]

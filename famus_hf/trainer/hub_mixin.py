@@ -1,4 +1,4 @@
-"""HubMixin: for a Trainer whose pushes are single commits without pickles, and do not end a training."""
+"""HubMixin: for a Trainer that pushes single commits without pickles, and trains on where a push fails."""
 
 import logging
 from collections.abc import Iterator
@@ -43,10 +43,10 @@ class HubMixin(Base):
     _started = 0.0  # when it was, in seconds as of time.time()
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Creates the repository, and finds out before any training whether it can be pushed to.
+        """Create the repository, and find out before any training whether it can be pushed to.
 
         Raises:
-            ValueError: It can't, in every process.
+            FaMUSError: It can't, in every process.
         """
         self.hub_model_id = Processes.present().of_first(
             lambda: pushes.prepare_repository(
@@ -66,7 +66,7 @@ class HubMixin(Base):
         private: bool | None = None,
         **facts: Any,
     ) -> Any:
-        """Saves the run and uploads it: backbone, processor, `meta_net/`, noise, label report, model card.
+        """Save the run and upload it: backbone, processor, `meta_net/`, noise, label report, model card.
 
         All processes call it.
 
@@ -75,7 +75,7 @@ class HubMixin(Base):
         go to `create_model_card`.
 
         Raises:
-            ValueError: The repository can't be pushed to.
+            FaMUSError: The repository can't be pushed to.
             PushError: The push failed.
         """
         if self.hub_model_id is None:
@@ -103,7 +103,7 @@ class HubMixin(Base):
             ) from error
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """After a save. A Hub that does not take it is no reason to stop training."""
+        """Push after a save. A Hub that does not take it is no reason to stop training."""
         if self.args.hub_strategy == "end":
             return
         self.save_model(_internal_call=True)
@@ -135,38 +135,38 @@ class HubMixin(Base):
             )
 
     @contextmanager
-    def _packed_checkpoint(self, folder: Path, wanted: bool) -> Iterator[dict[str, Path]]:
-        """Name in the repository → file of this run's newest checkpoint, if checkpoints are to be pushed."""
-        own = [found for found in checkpoints.by_age(folder) if self._run and checkpoints.run_of(found) == self._run]
-        if self.args.hub_strategy != "checkpoint" or not own or not wanted:
+    def _packed_checkpoint(self, folder: Path, with_checkpoint: bool) -> Iterator[dict[str, Path]]:
+        """Give name in the repository → file of this run's newest checkpoint, if checkpoints are to be pushed."""
+        of_run = [path for path in checkpoints.by_age(folder) if self._run and checkpoints.run_of(path) == self._run]
+        if self.args.hub_strategy != "checkpoint" or not of_run or not with_checkpoint:
             yield {}
             return
         with TemporaryDirectory(dir=folder, prefix=".push-") as name:  # a push in the background may take a while
             packed = Path(name)
             try:
-                pack(own[-1], packed)
+                pack(of_run[-1], packed)
             except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-                raise UnpackableError(f"{own[-1].name} can't be pushed: {reason_of(error)}") from error
+                raise UnpackableError(f"{of_run[-1].name} can't be pushed: {reason_of(error)}") from error
             files = [path for path in packed.rglob("*") if path.is_file()]
             yield {f"{LAST_CHECKPOINT}/{path.relative_to(packed).as_posix()}": path for path in files}
 
     def save_records(self) -> None:
-        """Writes what else is pushed at the end of a training. All processes call it."""
+        """Write what else is pushed at the end of a training. All processes call it."""
 
     def is_of_this_run(self, path: Path) -> bool:
-        """Whether a file is there and was not left by an earlier training in the same folder."""
+        """Return whether a file is there and was not left by an earlier training in the same folder."""
         return path.is_file() and path.stat().st_mtime >= self._started
 
     def fetch_checkpoint(self, repo_id: str) -> str:
-        """Downloads the checkpoint that a run with `hub_strategy="checkpoint"` has pushed, into `output_dir`.
+        """Download the checkpoint that a run with `hub_strategy="checkpoint"` has pushed, into `output_dir`.
 
-        All processes call it. Returns the folder, from which `train` resumes.
+        All processes call it. Return the folder, from which `train` resumes.
 
         Raises:
-            ValueError: There is none, it is damaged, or it belongs to another network or number of processes.
+            FaMUSError: There is none, it is damaged, or it belongs to another network or number of processes.
         """
         numbers = sum(tensor.numel() for tensor in self.model.state_dict().values())
-        found = Processes.present().of_first(
+        checkpoint = Processes.present().of_first(
             lambda: pushes.fetch_checkpoint(
                 repo_id,
                 Path(str(self.args.output_dir)),
@@ -176,4 +176,4 @@ class HubMixin(Base):
                 processes=self.args.world_size,
             )
         )
-        return str(found)
+        return str(checkpoint)

@@ -21,11 +21,11 @@ else:
 
 
 class LogsMixin(Base):
-    """Beside a Trainer.
+    """What a Trainer needs to log its meta steps.
 
     Attributes:
         metrics: Of the next log entry.
-        guard: Which counts the steps that were left out.
+        guard: Counts the steps that were left out.
         training_time: Seconds that were spent in training.
     """
 
@@ -39,15 +39,15 @@ class LogsMixin(Base):
         """Meta-learner and layer sampler with their optimizers, or None in plain training."""
         raise NotImplementedError
 
-    def _note_meta_step(self, found: MetaTrain) -> None:
+    def _note_meta_step(self, outcome: MetaTrain) -> None:
         what = "the meta gradient"
-        if found.is_finite:
+        if outcome.is_finite:
             self.guard.passed(what)
         elif self.accelerator.scaler is None:
             self.guard.failed(what, self.state.global_step)
-        self.metrics.add("mean_active_layers", torch.tensor(float(sum(found.switched_on))))
-        if found.meta_loss is not None:
-            self.metrics.add("meta_loss", found.meta_loss)
+        self.metrics.add("mean_active_layers", torch.tensor(float(sum(outcome.switched_on))))
+        if outcome.meta_loss is not None:
+            self.metrics.add("meta_loss", outcome.meta_loss)
 
     @torch.no_grad()
     def _note_weights(

@@ -25,7 +25,7 @@ class MetaSetSchedule:
         self.steps_per_epoch = 0
 
     def warmup_steps(self, max_steps: int) -> int:
-        """Return the plain steps before the first meta step, in a run of so many steps."""
+        """Return the number of plain steps before the first meta step, in a run of `max_steps`."""
         epochs = self.args.plain_warmup_epochs
         if epochs is not None:
             return round(epochs * self.steps_per_epoch)
@@ -49,15 +49,15 @@ class MetaSetSchedule:
         """Return whether a set is to be chosen before this step: the first meta step, or the first of an epoch."""
         return isinstance(chosen, PseudoCleanSet) and chosen.epoch < self.epoch(state)
 
-    def choose(self, chosen: PseudoCleanSet, found: PerExample, state: TrainerState) -> dict[str, float]:
+    def choose(self, chosen: PseudoCleanSet, examples: PerExample, state: TrainerState) -> dict[str, float]:
         """Choose the pseudo-clean examples for this epoch. Return what is logged of the choice.
 
         Args:
             chosen: The meta set.
-            found: What the network makes of all training examples.
+            examples: What the network makes of all training examples.
             state: Of the training.
         """
         fewest = (self.args.meta_batch_size or 1) * self.args.world_size
-        chosen.choose(found.losses, found.correct, fewest, self.args.seed, self.epoch(state))
+        chosen.choose(examples.losses, examples.correct, fewest, self.args.seed, self.epoch(state))
         purity = {} if chosen.purity is None else {"meta_set_purity": chosen.purity}
         return {**purity, "meta_set_size": float(len(chosen))}

@@ -27,13 +27,13 @@ from famus_hf.training_args_checks import check_meta_learning_is_supported
 
 
 def check_not_empty(name: str, dataset: Any) -> None:
-    """Raise ValueError on a data set that is known to have no examples."""
+    """Raise SettingsError on a data set that is known to have no examples."""
     if has_length(dataset) and len(dataset) == 0:
         raise SettingsError(f"{name} is empty: give at least a few examples of every class")
 
 
 def check_batch_size(args: FaMUSTrainingArguments, train: Any) -> None:
-    """Raise ValueError if dropping the last incomplete batch would drop everything."""
+    """Raise SettingsError if dropping the last incomplete batch would drop everything."""
     if args.dataloader_drop_last and hasattr(train, "__len__") and len(train) < args.train_batch_size:
         raise SettingsError(
             f"the training set has {len(train)} examples, less than one batch of {args.train_batch_size}: "
@@ -42,7 +42,7 @@ def check_batch_size(args: FaMUSTrainingArguments, train: Any) -> None:
 
 
 def check_balanced_epochs(args: FaMUSTrainingArguments, train: Any) -> None:
-    """Raise ValueError if epochs are to be balanced over labels that are not known."""
+    """Raise SettingsError if epochs are to be balanced over labels that are not known."""
     if args.balanced_batches_per_epoch is not None and not known_labels(train):
         raise SettingsError(
             "balanced_batches_per_epoch needs the labels of all training examples, which this train_dataset does not "
@@ -51,23 +51,23 @@ def check_balanced_epochs(args: FaMUSTrainingArguments, train: Any) -> None:
 
 
 def check_problem_type(model: Any) -> None:
-    """Raise ValueError on a network that learns numbers, or several classes of an example."""
+    """Raise SettingsError on a network that learns numbers, or several classes of an example."""
     problem = getattr(getattr(model, "config", None), "problem_type", None)
     if problem in ("multi_label_classification", "regression"):
         raise SettingsError(f"the model's problem_type is {problem!r}: FaMUS weighs examples of one class each")
 
 
 def check_recordings(model: Any, train: Any, meta: Any, tests: Any) -> None:
-    """Raise ValueError on recordings that are too short for the network."""
+    """Raise DataError on recordings that are too short for the network."""
     check_long_enough([train, meta, *(tests.values() if isinstance(tests, dict) else [tests])], model)
 
 
 def check_meta_set(args: FaMUSTrainingArguments, train: Any, given: Any) -> None:
-    """Raise ValueError if `meta_set` and the data sets contradict each other."""
-    wanted = args.meta_set
-    if wanted == "clean" and given is None:
+    """Raise SettingsError if `meta_set` and the data sets contradict each other."""
+    meta_set = args.meta_set
+    if meta_set == "clean" and given is None:
         raise SettingsError("meta_set 'clean' needs a meta_dataset: give a small set of examples with trusted labels")
-    if wanted == "pseudo-clean" and given is not None:
+    if meta_set == "pseudo-clean" and given is not None:
         raise SettingsError("meta_set 'pseudo-clean' is found in train_dataset: leave meta_dataset out")
     if given is None and not (hasattr(train, "__len__") and hasattr(train, "__getitem__")):
         raise SettingsError(
@@ -81,7 +81,7 @@ def check_meta_set(args: FaMUSTrainingArguments, train: Any, given: Any) -> None
 def check_meta_learning_is_possible(
     args: FaMUSTrainingArguments, model: Any, train: Any, meta: Any, accelerator: Accelerator
 ) -> None:
-    """Raise ValueError on settings, devices, models and data sets that do not go with a meta-learner."""
+    """Raise FaMUSError on settings, devices, models and data sets that do not go with a meta-learner."""
     check_meta_learning_is_supported(args)
     _check_processes(args, model, train, meta, accelerator)
     if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
@@ -97,7 +97,7 @@ def check_meta_learning_is_possible(
 
 
 def check_loss_function(compute_loss_func: Any) -> None:
-    """Raise ValueError on a loss of Trainer's that has no part for each example."""
+    """Raise SettingsError on a loss of Trainer's that has no value for each example."""
     if compute_loss_func is not None:
         raise SettingsError("compute_loss_func returns one number, but FaMUS weighs examples: leave it out")
 
@@ -113,7 +113,7 @@ def is_compiled(accelerator: Accelerator) -> bool:
 
 
 def _check_sharding(args: FaMUSTrainingArguments, model: Any, accelerator: Accelerator) -> None:
-    """Raise ValueError on a model that others have sharded, and on what does not go with FSDP."""
+    """Raise SettingsError on a model that others have sharded, and on what does not go with FSDP."""
     if is_sharded(model):
         raise SettingsError(
             "the model's parameters are sharded already (DTensor): give it whole and have accelerate launch --use_fsdp "
@@ -163,7 +163,7 @@ def _check_sharding(args: FaMUSTrainingArguments, model: Any, accelerator: Accel
 
 
 def _check_processes(args: FaMUSTrainingArguments, model: Any, train: Any, meta: Any, accelerator: Accelerator) -> None:
-    """Raise ValueError on several devices that are not used as the meta step needs it."""
+    """Raise SettingsError on several devices that are not used as the meta step needs it."""
     if args.n_gpu > 1:
         raise SettingsError(
             f"one process sees {args.n_gpu} devices, and the meta step runs on one in each process: start with "
@@ -192,7 +192,7 @@ def _check_processes(args: FaMUSTrainingArguments, model: Any, train: Any, meta:
 def check_two_networks(
     args: FaMUSTrainingArguments, model: Any, train: Any, collate: Any, base_loss: Any, accelerator: Accelerator
 ) -> None:
-    """Raise ValueError on what two networks that divide the data for each other can't be trained with."""
+    """Raise SettingsError on what two networks that divide the data for each other can't be trained with."""
     networks = [getattr(model, name, None) for name in NETWORKS_APART]
     if not all(isinstance(network, nn.Module) for network in networks) or networks[0] is networks[1]:
         raise SettingsError(
@@ -233,7 +233,7 @@ def check_two_networks(
 
 
 def check_weighs_by_losses(meta_learner: MetaLearner) -> None:
-    """Raise ValueError on a meta-learner whose weights are no function of the losses alone."""
+    """Raise SettingsError on a meta-learner whose weights are no function of the losses alone."""
     if not meta_learner.keeps_theta or meta_learner.example_weights(torch.ones(2)) is None:
         raise SettingsError(
             f"{type(meta_learner).__name__} gives an example no weight by its loss, which the halves of a mixed batch "
@@ -244,7 +244,7 @@ def check_weighs_by_losses(meta_learner: MetaLearner) -> None:
 
 
 def check_meta_learner(args: FaMUSTrainingArguments, meta_learner: MetaLearner) -> None:
-    """Raise ValueError on settings that do not go with a meta-learner whose θ is new in each step."""
+    """Raise SettingsError on settings that do not go with a meta-learner whose θ is new in each step."""
     name = type(meta_learner).__name__
     if args.meta_interval > 1 and not meta_learner.keeps_theta:
         raise SettingsError(
@@ -264,7 +264,7 @@ def check_meta_learner(args: FaMUSTrainingArguments, meta_learner: MetaLearner) 
 
 
 def check_diagnostics(args: FaMUSTrainingArguments, train: Any, learners: Iterable[MetaLearner]) -> None:
-    """Raise ValueError where `log_weights` asks for weights that there are not."""
+    """Raise SettingsError where `log_weights` asks for weights that there are not."""
     if not args.log_weights:
         return
     if not has_length(train):
@@ -296,7 +296,7 @@ def _check_data_sets(train: Any, meta: Any) -> None:
 
 
 def check_labels(batch_labels: Tensor, model: Any, base_loss: Any, train: Any, meta: Any) -> None:
-    """Raise ValueError on labels that are neither one class index per example nor soft targets.
+    """Raise SettingsError on labels that are neither one class index per example nor soft targets.
 
     Args:
         batch_labels: The labels of a few training examples, as they reach the model.
@@ -331,14 +331,14 @@ def check_labels(batch_labels: Tensor, model: Any, base_loss: Any, train: Any, m
 
 
 def check_no_copies(train: ModelInputs, meta: ModelInputs) -> None:
-    """Raise ValueError if an example of the training set (but a placeholder) is in the meta set as well.
+    """Raise SettingsError if an example of the training set (but a placeholder) is in the meta set as well.
 
     What is not in memory is not compared.
     """
-    own, others = train.contents(), meta.contents()
-    if own is None or others is None:
+    train_contents, meta_contents = train.contents(), meta.contents()
+    if train_contents is None or meta_contents is None:
         return
-    copies = rows_of_copies(own, set(others))
+    copies = rows_of_copies(train_contents, set(meta_contents))
     if copies:
         index = train.records.get("index")
         raise SettingsError(

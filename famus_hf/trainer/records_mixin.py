@@ -28,7 +28,7 @@ OF_ONE_TRAINING = ("metrics", "suspects", "seconds_per_step", "baselines", "comp
 
 
 class RecordsMixin(HubMixin):
-    """Beside a Trainer.
+    """What a Trainer needs to write label report, noise file and model card.
 
     Attributes:
         modality: Whether it learns from images, texts or recordings.
@@ -59,7 +59,7 @@ class RecordsMixin(HubMixin):
         raise NotImplementedError
 
     def forget_earlier_training(self) -> None:
-        """A training begins, which the model card will be about."""
+        """Forget what is of an earlier training: one begins, which the model card will be about."""
         for name in OF_ONE_TRAINING:
             self._card.pop(name, None)
 
@@ -78,13 +78,13 @@ class RecordsMixin(HubMixin):
             `famus_hf.reporting.label_report` has more.
 
         Raises:
-            ValueError: The data set is a stream, or empty, or of other classes.
+            DataError: The data set is a stream, or empty, or of other classes.
         """
         inputs = self.train_dataset if dataset is None else as_model_inputs(dataset, self.processing_class)
-        found = self.evaluate_examples(
+        examples = self.evaluate_examples(
             self.model, inputs, self.base_loss, with_probabilities=True, progress="Examining labels"
         )
-        return report_of(found, inputs, self.model, self.meta_learner)
+        return report_of(examples, inputs, self.model, self.meta_learner)
 
     def save_label_report(self, dataset: Any = None, folder: str | Path | None = None) -> Dataset:
         """Write `label_report` to label_report.parquet in the output folder or another; pictures in `figures/`.
@@ -93,7 +93,7 @@ class RecordsMixin(HubMixin):
         processes call it.
 
         Raises:
-            ValueError: As `label_report`.
+            DataError: As `label_report`.
             SaveError: It can't be written.
         """
         report = self.label_report(dataset)

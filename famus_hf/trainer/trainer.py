@@ -72,7 +72,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         evaluate_examples: Network, data set, loss → what the network makes of each example.
 
     Raises:
-        ValueError, TypeError: One sentence, before training starts.
+        FaMUSError, TypeError: One sentence, before training starts.
     """
 
     train_dataset: Any
@@ -165,6 +165,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         preflight.check_labels(labels, self.model, self.base_loss, train, meta)
 
     def _make_stages(self) -> None:
+        # With model_init each training begins anew, and so from what was given as it was.
         given = self._given if self.model_init is None else copy.deepcopy(self._given)
         self.stages = self._stages_of(self.model, *given)
 
@@ -266,7 +267,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
     # ---- The training step ----
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One batch: Virtual-Train (Eq. 3), Meta-Train (Eq. 4, 6–12), Actual-Train (Eq. 5). Return its loss."""
+        """Take Virtual-Train (Eq. 3), Meta-Train (Eq. 4, 6–12), Actual-Train (Eq. 5) on a batch. Return its loss."""
         batch = self._training_batch(inputs)
         if self.stages is None or self.schedule.is_warmup(self.state):
             return self._plain_step(model, batch, self.model)
@@ -279,8 +280,8 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
             if is_meta_step:
                 virtual = self.stages.virtual_train(train, self.optimizer)  # g = ∇_w J(w, θ), ŵ = w − αPg: Eq. (3)
                 self.diagnostics.measure_meta_gradient(self.stages, train, virtual)
-                found = self.stages.meta_train(train, virtual, self._next_meta_batch())  # θ, η: Eq. (4), (6)–(12)
-                self._note_meta_step(found)
+                outcome = self.stages.meta_train(train, virtual, self._next_meta_batch())  # θ, η: Eq. (4), (6)–(12)
+                self._note_meta_step(outcome)
             step.loss = self.stages.actual_train(train, virtual, self._accumulated)  # ∇_w J(w, θ'): Eq. (5)
             self._note_weights(self.stages, train, virtual, inputs.get("clean_label"))
         return step.loss / self._accumulated
@@ -293,11 +294,11 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
 
     @contextmanager
     def _guarded_step(self, model: nn.Module, stages: ThreeStages) -> Iterator[GuardedStep]:
-        """In the body a network learns; where something is not finite, everything is as it was before.
+        """Guard the body, in which a network learns: where something is not finite, all is as it was before.
 
         Args:
             model: The network, or DDP around it.
-            stages: Its.
+            stages: Of the network.
         """
         if isinstance(stages.network, FSDPModule):  # which reduces the passes of Meta-Train at once, each by itself
             stages.network.set_requires_gradient_sync(True)
@@ -321,7 +322,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         return int(self.current_gradient_accumulation_steps)
 
     def _attention_of_checkpoints(self) -> Any:
-        """A checkpointed layer runs again in the backward pass, and must take the same attention kernel there."""
+        """Return what has a checkpointed layer take the same attention kernel when it runs again in backward."""
         return differentiable_attention() if self.args.gradient_checkpointing else nullcontext()
 
     def _loss_scale(self) -> float:
@@ -350,18 +351,18 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         """Choose the pseudo-clean examples where that is due."""
         if not self.schedule.is_due(self.meta_dataset, self.state):
             return
-        found = self.evaluate_examples(self.model, self.train_dataset, cross_entropy)
-        for name, value in self.schedule.choose(self.meta_dataset, found, self.state).items():
+        examples = self.evaluate_examples(self.model, self.train_dataset, cross_entropy)
+        for name, value in self.schedule.choose(self.meta_dataset, examples, self.state).items():
             self.metrics.add(name, torch.tensor(value))
         self._meta_batches.restart()
 
     # ---- Training ----
 
     def train(self, *arguments: Any, **keywords: Any) -> Any:
-        """As Trainer's; `resume_from_checkpoint` may be a folder, True for the newest whole one, or a Hub repository.
+        """Train; `resume_from_checkpoint` may be a folder, True for the newest whole one, or a Hub repository.
 
         Raises:
-            ValueError: The checkpoint is damaged, or there is none.
+            LoadError: The checkpoint is damaged, or there is none.
             FloatingPointError: Numbers are not finite, see `nan_policy`.
             SaveError: A checkpoint can't be written.
         """

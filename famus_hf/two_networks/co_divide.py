@@ -1,7 +1,7 @@
 """The training set as the losses of one network divide it, for the other network to learn from.
 
-Paper: §5.3, after DivideMix (Li, Socher, Hoi, ICLR 2020). Labelled examples keep a part in their labels, the labels of
-unlabelled ones are guessed anew in each step; the labelled ones are the meta set, too.
+Paper: §5.3, after DivideMix (Li, Socher, Hoi, ICLR 2020). The given labels of labelled examples still count, those of
+unlabelled ones are replaced by guesses, anew in each step; the labelled ones are the meta set, too.
 """
 
 from typing import Any
@@ -34,12 +34,12 @@ LABELLED_OF_A_CLASS = 0.1  # share of a class's examples that are labelled where
 
 
 def noise_rate_by_anchors(probabilities: np.ndarray) -> float:
-    """The share of wrong labels by the surest predictions of a network that has learned the given labels, but not yet
-    by heart.
+    """Return the share of wrong labels by a network's surest predictions.
 
-    What looks most like a class is of that class, so that the network gives it the share of right labels in the class
-    (anchor points: Liu and Tao 2016, arXiv:1411.7718; Patrini et al., CVPR 2017, arXiv:1609.03683). Here: one minus
-    the `ANCHOR_QUANTILE` of the largest probability among the examples of a predicted class, averaged over examples.
+    The network has learned from the given labels, but not yet memorised the wrong ones. What looks most like a class is
+    of that class, so that the network gives it the share of right labels in the class (anchor points: Liu and Tao 2016,
+    arXiv:1411.7718; Patrini et al., CVPR 2017, arXiv:1609.03683). Here: one minus the `ANCHOR_QUANTILE` of the largest
+    probability among the examples of a predicted class, averaged over examples.
 
     Args:
         probabilities: Predictions for the training examples, shape (N, C); those that are not finite do not count.
@@ -53,7 +53,7 @@ def noise_rate_by_anchors(probabilities: np.ndarray) -> float:
 
 
 def calibrated(clean_probabilities: np.ndarray, noise_rate: float) -> np.ndarray:
-    """c with all odds multiplied by one factor, so that the mean of 1 − c is the noise rate; shape (N,).
+    """Return c with all odds multiplied by one factor, so that the mean of 1 − c is the noise rate; shape (N,).
 
     That is the posterior of the same mixture with another share of wrong labels. c of exactly 0 stays.
     """
@@ -64,7 +64,7 @@ def calibrated(clean_probabilities: np.ndarray, noise_rate: float) -> np.ndarray
         return np.exp(-np.logaddexp(0, -(odds + shift)))
 
     def excess(shift: float) -> float:
-        """Of the mean of 1 − c over the noise rate; falls with the shift, the logarithm of the factor."""
+        """Return the mean of 1 − c beyond the noise rate; falls with the shift, the logarithm of the factor."""
         return float(np.mean(1 - shifted(shift)) - noise_rate)
 
     if excess(800.0) >= 0:  # more of c than that is exactly 0
@@ -80,7 +80,7 @@ def labelled_examples(
     threshold: float = 0.5,
     tells_apart: bool | None = None,
 ) -> np.ndarray:
-    """Which examples are labelled: those with c > threshold, but for four cases that training could not bear.
+    """Return which examples are labelled: those with c > threshold, but for four cases that training could not bear.
 
     Fewer than one batch of them, or all equal: the half with the smaller losses. Fewer than one batch of others: that
     many examples with the largest losses are unlabelled. A class without any: a tenth of it, with the smallest losses,
@@ -107,8 +107,8 @@ def labelled_examples(
         labelled = _first(order, len(losses) - batch_size)
     spare = int((~labelled).sum()) - batch_size
     for label in np.setdiff1d(labels, labels[labelled]):
-        own = order[labels[order] == label]
-        added = own[: min(spare, max(1, round(LABELLED_OF_A_CLASS * len(own))))]
+        of_class = order[labels[order] == label]
+        added = of_class[: min(spare, max(1, round(LABELLED_OF_A_CLASS * len(of_class))))]
         labelled[added] = True
         spare -= len(added)
     return labelled
@@ -149,7 +149,7 @@ class CoDivide(PseudoCleanSet):
 
     def divide(
         self,
-        found: PerExample,
+        examples: PerExample,
         judged: np.ndarray | None,
         *,
         batch_size: int,
@@ -159,10 +159,10 @@ class CoDivide(PseudoCleanSet):
         seed: int,
         epoch: int,
     ) -> None:
-        """Divides anew.
+        """Divide the training set anew.
 
         Args:
-            found: What the network makes of the judged examples; at the first division with probabilities.
+            examples: What the network makes of the judged examples; at the first division with probabilities.
             judged: Their rows, all different; None means all of the training set, in order.
             batch_size: Over all processes; see `labelled_examples`.
             threshold: Likewise.
@@ -172,10 +172,10 @@ class CoDivide(PseudoCleanSet):
             seed: Of the mixture.
             epoch: Of the division.
         """
-        if self.noise_rate is None and found.probabilities is not None:
-            self.noise_rate = noise_rate_by_anchors(found.probabilities)
+        if self.noise_rate is None and examples.probabilities is not None:
+            self.noise_rate = noise_rate_by_anchors(examples.probabilities)
         rows = np.arange(len(self.train_dataset)) if judged is None else judged
-        losses = found.losses.astype(np.float64)
+        losses = examples.losses.astype(np.float64)
         if history > 1:
             self.history = np.concatenate((self.history, scaled_to_one(losses)[None]))[-history:]
             losses = self.history.mean(0)
@@ -186,14 +186,14 @@ class CoDivide(PseudoCleanSet):
             most = min(1.0, CAUTION * rate)
             plausible = float(np.clip(self.mixture_noise_rate, min(rate, MOST_BY_ESTIMATE), most))
             c = c if plausible == self.mixture_noise_rate else calibrated(c, plausible)
-        labelled = labelled_examples(losses, c, found.labels, batch_size, threshold, tells_apart)
+        labelled = labelled_examples(losses, c, examples.labels, batch_size, threshold, tells_apart)
         self.rows, self.unlabelled = rows[labelled], rows[~labelled]
         self.clean_probabilities = np.zeros(len(self.train_dataset))
         self.clean_probabilities[rows] = c
         self.purity = self.recall = None
-        if found.correct is not None:
-            self.purity = float(found.correct[labelled].mean())
-            self.recall = float(labelled[found.correct].mean()) if found.correct.any() else None
+        if examples.correct is not None:
+            self.purity = float(examples.correct[labelled].mean())
+            self.recall = float(labelled[examples.correct].mean()) if examples.correct.any() else None
         self.epoch = epoch
 
     def state_dict(self) -> dict[str, Any]:
@@ -208,7 +208,7 @@ class CoDivide(PseudoCleanSet):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave. Raise LoadError where that is no division of this training set."""
+        """Take back what `state_dict` gave. Raise LoadError where that is no division of this training set."""
         check_state("the division", state, self.state_fields())
         if bool(torch.isin(state["unlabelled"], state["rows"]).any()):
             raise LoadError("the division has rows that are both labelled and unlabelled: it is of no run")
@@ -246,12 +246,12 @@ class Part(Dataset):
 
     def __getitems__(self, places: list[int]) -> list[tuple[Any, float]]:
         rows = [int(self.rows[place]) for place in places]
-        whole = getattr(self.train_dataset, "__getitems__", None)  # a batch at once costs less, where that is known
-        examples = [self.train_dataset[row] for row in rows] if whole is None else whole(rows)
+        get_batch = getattr(self.train_dataset, "__getitems__", None)  # faster than one by one
+        examples = [self.train_dataset[row] for row in rows] if get_batch is None else get_batch(rows)
         return [(example, float(self.clean_probabilities[row])) for example, row in zip(examples, rows, strict=True)]
 
 
 def collated(collate: Any, examples: list[tuple[Any, float]]) -> dict[str, Any]:
-    """A batch of a `Part`: what the trainer's collator makes of the examples, and `clean_probability`, shape (n,)."""
+    """Return a batch of a `Part`: what the trainer's collator makes of it, and `clean_probability`, shape (n,)."""
     batch = dict(collate([example for example, _ in examples]))
     return {**batch, "clean_probability": torch.tensor([c for _, c in examples])}

@@ -130,7 +130,7 @@ class Peer:
         return bool(self.loss.theta()) or not self.loss.keeps_theta
 
     def seed(self, stream: int = EVERYTHING) -> int:
-        """For each stream of the network's draws another one."""
+        """Return a seed, a different one for each stream of the network's draws."""
         sequence = np.random.SeedSequence((self.args.seed, self.number, stream))
         return int(sequence.generate_state(1, np.uint32)[0])
 
@@ -143,24 +143,24 @@ class Peer:
         size = int(self.args.per_device_train_batch_size)
         if self.args.unlabelled_share == "half":
             return size
-        seen = self.other.division
-        share = len(seen.unlabelled) / max(1, len(seen.rows) + len(seen.unlabelled))
+        division = self.other.division
+        share = len(division.unlabelled) / max(1, len(division.rows) + len(division.unlabelled))
         return min(max(1, round(2 * size * min(max(1, round(8 * share)), 7) / 8)), 2 * size - 1)
 
     @property
     def unlabelled_weight(self) -> float:
         """What λ_u is multiplied by: at most 1, and less where there are fewer unlabelled than labelled examples."""
-        seen = self.other.division
-        return 1.0 if self.args.unlabelled_share == "half" else min(1.0, len(seen.unlabelled) / len(seen.rows))
+        division = self.other.division
+        return 1.0 if self.args.unlabelled_share == "half" else min(1.0, len(division.unlabelled) / len(division.rows))
 
     # ---- Batches ----
 
     def end_loading(self) -> None:
-        """The next batches are of whatever the divisions are then."""
+        """Drop loaded batches, so that the next ones are of whatever the divisions are then."""
         self._batches.clear()
 
     def drawn(self, source: int, number: int, num_views: int) -> Drawn:
-        """This process's part of a batch.
+        """Return this process's part of a batch.
 
         Args:
             source: `EVERYTHING`, `LABELLED` or `UNLABELLED`.
@@ -176,19 +176,19 @@ class Peer:
         return Drawn(views, labels, batch["clean_probability"], inputs.get("clean_label"))
 
     def meta_batch(self) -> dict[str, Any]:
-        """This process's part of the meta batch of its present meta step."""
+        """Return this process's part of the meta batch of the present meta step."""
         batch = self.prepare(self._batches_of(TRUSTED).next(self.meta.steps))
         return {**batch, "pixel_values": self._view(batch["pixel_values"], META_STREAM, self.number, self.meta.steps)}
 
     def redrawn_meta_batch(self, draw: int) -> dict[str, Any]:
-        """Like `meta_batch`, but drawn beside them all, anew for each number of a draw."""
+        """Return a batch like `meta_batch`, but drawn apart from those, anew for each number of a draw."""
         batches = self._batches_of(TRUSTED)
         batch = self.prepare(batches.redrawn(REDRAWN_STREAM, self.meta.steps, draw))
         view = self._view(batch["pixel_values"], REDRAWN_STREAM, self.number, self.meta.steps, draw)
         return {**batch, "pixel_values": view}
 
     def mixed_batch(self, number: int, clock: Timer) -> tuple[dict[str, Any], Tensor | None]:
-        """This process's mixed images and targets, and the right labels of their larger parts where known.
+        """Return this process's mixed images and targets, and the right labels of their larger parts where known.
 
         Their order: the labelled examples once for each view, then the unlabelled ones.
 
@@ -200,9 +200,9 @@ class Peer:
         views = num_views(self.augmentation)
         labelled, unlabelled = self.drawn(LABELLED, number, views), self.drawn(UNLABELLED, number, views)
         with clock("guessing"):
-            of_labelled, of_unlabelled = self._targets(labelled, unlabelled)
+            refined, guessed = self._targets(labelled, unlabelled)
         images = torch.cat([*labelled.views, *unlabelled.views])
-        targets = torch.cat([of_labelled] * views + [of_unlabelled] * views)
+        targets = torch.cat([refined] * views + [guessed] * views)
         is_labelled = torch.arange(len(images), device=images.device) < views * len(labelled.labels)
         self.loss.is_labelled = processes.gathered(is_labelled)
         draws = make_generator(args.seed, MIX_STREAM, self.number, number)
@@ -219,7 +219,7 @@ class Peer:
         return batch, clean
 
     def _partners(self, sizes: list[int], draws: torch.Generator) -> Tensor:
-        """For each of this process's examples another one's place among those of all processes; shape (n,).
+        """Return, for each of this process's examples, another one's place among those of all processes; shape (n,).
 
         A permutation of what one process with all of them has, block by block.
 
@@ -236,29 +236,29 @@ class Peer:
 
     @torch.no_grad()
     def _targets(self, labelled: Drawn, unlabelled: Drawn) -> tuple[Tensor, Tensor]:
-        """Refined labels of the labelled and guessed labels of the unlabelled examples, each of shape (n, C).
+        """Return refined labels of the labelled and guessed labels of the unlabelled examples, each of shape (n, C).
 
-        The network in training sees the examples as in training, running statistics included, as in DivideMix's code;
-        of mixed images alone these would not be those of the images that it is to classify. The other one judges in
-        evaluation mode.
+        The network in training sees the examples as in training, running statistics included, as in DivideMix's code:
+        statistics of mixed images alone would not be those of the images that it is to classify. The other one judges
+        in evaluation mode.
         """
         other = self.other.network
-        of_both = [len(part.views) * len(part.labels) for part in (labelled, unlabelled)]
-        of_labelled, of_unlabelled = _predictions(self.network, [*labelled.views, *unlabelled.views]).split(of_both)
+        sizes = [len(drawn.views) * len(drawn.labels) for drawn in (labelled, unlabelled)]
+        of_labelled, of_unlabelled = _predictions(self.network, [*labelled.views, *unlabelled.views]).split(sizes)
         other.eval()
         of_other = _predictions(other, unlabelled.views)
         other.train()
         views, temperature = len(labelled.views), self.args.sharpening_temperature
         guesses = torch.cat([of_unlabelled, of_other]).unflatten(0, (2 * views, -1))
-        seen = of_labelled.unflatten(0, (views, -1)).mean(0)
-        targets = one_hot(labelled.labels, seen.shape[1])
+        predictions = of_labelled.unflatten(0, (views, -1)).mean(0)
+        targets = one_hot(labelled.labels, predictions.shape[1])
         return (
-            refined_labels(targets, seen, labelled.clean_probabilities, temperature),
+            refined_labels(targets, predictions, labelled.clean_probabilities, temperature),
             guessed_labels(guesses, temperature),
         )
 
     def _view(self, images: Tensor, *numbers: int) -> Tensor:
-        """This process's part of the global batch's random crops and flips, the same for any number of processes."""
+        """Return this process's part of the global batch, cropped and flipped the same for any number of processes."""
         augmentation, processes = self.augmentation, self.processes
         if augmentation.name == "none":
             return images
@@ -285,18 +285,19 @@ class Peer:
         return self._batches[source]
 
     def _dataset_of(self, source: int) -> Any:
-        train, seen = self.train_dataset, self.other.division
+        train, division = self.train_dataset, self.other.division
         if source == TRUSTED:
-            return seen if self.trusted is None else self.trusted
+            return division if self.trusted is None else self.trusted
         if source == EVERYTHING:
             self._epoch_of_rows = self.epoch
             rows = rows_of_epoch(train, self.args, self.processes.count, self.epoch)
-            return Part(train, np.arange(len(train)) if rows is None else rows, seen.clean_probabilities)
-        return Part(train, seen.rows if source == LABELLED else seen.unlabelled, seen.clean_probabilities)
+            return Part(train, np.arange(len(train)) if rows is None else rows, division.clean_probabilities)
+        rows = division.rows if source == LABELLED else division.unlabelled
+        return Part(train, rows, division.clean_probabilities)
 
 
 def _predictions(network: nn.Module, views: list[Tensor]) -> Tensor:
-    """Probabilities of one view after another, shape (views · n, C)."""
+    """Return the probabilities of one view after another, shape (views · n, C)."""
     return model_logits(network, {"pixel_values": torch.cat(views)}).softmax(1)
 
 

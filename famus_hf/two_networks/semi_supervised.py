@@ -17,12 +17,12 @@ from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
 
 
 def sharpened(probabilities: Tensor, temperature: float) -> Tensor:
-    """p_c^(1/T) / Σ_k p_k^(1/T), row by row. (n, C) → (n, C); T below 1 makes the largest larger."""
+    """Return p_c^(1/T) / Σ_k p_k^(1/T), row by row. (n, C) → (n, C); T below 1 makes the largest larger."""
     return ((probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny)).log() / temperature).softmax(1)
 
 
 def refined_labels(targets: Tensor, predictions: Tensor, clean_probabilities: Tensor, temperature: float) -> Tensor:
-    """Of labelled examples: c·y + (1 − c)·p, sharpened.
+    """Return c·y + (1 − c)·p of labelled examples, sharpened.
 
     Args:
         targets: y, the given labels; shape (n, C).
@@ -38,7 +38,7 @@ def refined_labels(targets: Tensor, predictions: Tensor, clean_probabilities: Te
 
 
 def guessed_labels(predictions: Tensor, temperature: float) -> Tensor:
-    """Of unlabelled examples: the mean of all predictions of an example, sharpened.
+    """Return the mean of all predictions of each unlabelled example, sharpened.
 
     Args:
         predictions: Of both networks for each view; shape (predictions of an example, n, C).
@@ -51,7 +51,7 @@ def guessed_labels(predictions: Tensor, temperature: float) -> Tensor:
 
 
 def mixing_share(alpha: float, generator: np.random.Generator) -> float:
-    """λ' = max(λ, 1 − λ) with λ ~ Beta(α, α); 1, which mixes nothing, for α = 0."""
+    """Return λ' = max(λ, 1 − λ) with λ ~ Beta(α, α); 1, which mixes nothing, for α = 0."""
     if alpha == 0:
         return 1.0
     share = float(generator.beta(alpha, alpha))
@@ -59,25 +59,25 @@ def mixing_share(alpha: float, generator: np.random.Generator) -> float:
 
 
 def mixed(values: Tensor, partners: Tensor, share: float) -> Tensor:
-    """λ'·x_i + (1 − λ')·x_j: images or targets with those of their partners, of one shape."""
+    """Return λ'·x_i + (1 − λ')·x_j: images or targets with those of their partners, of one shape."""
     return share * values + (1 - share) * partners
 
 
 def ramped_up(weight: float, epochs: float, ramp_up_epochs: float) -> float:
-    """λ_u: from zero to `weight`, linearly over `ramp_up_epochs`, after so many `epochs` beyond the warm-up."""
+    """Return λ_u at `epochs` after the warm-up: it grows linearly from zero to `weight` within `ramp_up_epochs`."""
     return weight if ramp_up_epochs == 0 else weight * min(max(epochs / ramp_up_epochs, 0.0), 1.0)
 
 
 def squared_errors(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the classes of (softmax(z)_c − t_c)², as in MixMatch and DivideMix's code. (n, C), (n, C) → (n,)
+    """Return the mean of (softmax(z)_c − t_c)² over the classes, as in MixMatch. (n, C), (n, C) → (n,)
 
-    Paper: DivideMix writes the sum, C times as much; the values of λ_u that it gives are for the mean.
+    Paper: DivideMix writes the sum, C times as much; its code takes the mean, and its values of λ_u are for that.
     """
     return (at_least_float32(logits).softmax(1) - targets).square().mean(1)
 
 
 def prior_term(logits: Tensor) -> Tensor:
-    """KL(uniform ‖ mean prediction of the batch), a scalar of at least 0: keeps all classes in use. logits: (n, C)."""
+    """Return KL(uniform ‖ mean prediction of the batch), a scalar ≥ 0 that keeps all classes in use. logits: (n, C)."""
     n, num_labels = logits.shape
     # In logarithms throughout: a class whose probabilities are 0 in floating point is what this is there to bring back.
     log_mean = at_least_float32(logits).log_softmax(1).logsumexp(0) - math.log(n)
@@ -85,7 +85,7 @@ def prior_term(logits: Tensor) -> Tensor:
 
 
 def confidence_penalty(logits: Tensor) -> Tensor:
-    """Negative entropy of each prediction, (n, C) → (n,): DivideMix's addition to the warm-up on asymmetric noise."""
+    """Return each prediction's negative entropy, (n, C) → (n,), which DivideMix's warm-up on asymmetric noise adds."""
     log_p = at_least_float32(logits).log_softmax(1)
     return (log_p.exp() * log_p).sum(1)
 
@@ -136,10 +136,10 @@ class SemiSupervisedLoss(MetaLearner):
         return self.meta_learner.config()
 
     def example_weights(self, losses: Tensor) -> Tensor:
-        """V̂ of both parts, whose sums are as their sizes; shape (n,), from cross-entropies of shape (n,)."""
+        """Return V̂ of both parts, (n,), from cross-entropies (n,); the parts' sums are in proportion to their sizes."""
         weights = torch.zeros_like(losses)
-        for part in (self.is_labelled, ~self.is_labelled):
-            weights[part] = self._weights(losses[part]).to(losses) * part.sum() / len(part)
+        for mask in (self.is_labelled, ~self.is_labelled):
+            weights[mask] = self._weights(losses[mask]).to(losses) * mask.sum() / len(mask)
         return weights
 
     def training_loss(self, logits: Tensor, labels: Tensor, per_example_loss: PerExampleLoss) -> Tensor:

@@ -113,7 +113,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
         """Have accelerate prepare each network too, as the model's own forward is not what is trained."""
         for peer in self.peers:
             peer.network = peer.stages.network = self.model.get_submodule(peer.name)
-            if not hasattr(peer.network, "_original_forward"):
+            if not hasattr(peer.network, "_original_forward"):  # else accelerate would wrap its forward again
                 self.accelerator.prepare_model(peer.network, device_placement=False, evaluation_mode=True)
 
     @property
@@ -152,10 +152,11 @@ class TwoNetworkTrainer(FaMUSTrainer):
     # ---- What the Trainer's loop sees ----
 
     def get_train_dataloader(self) -> DataLoader:
-        """Nothing but a count of steps: each network draws its own batches, by the division of the day."""
+        """Return nothing but a count of steps: each network draws its own batches, by the present division."""
         batches = self.args.balanced_batches_per_epoch or max(1, len(self.train_dataset) // (2 * self._fewest))
         self._batches_per_epoch = batches
         self.schedule.steps_per_epoch = -(-batches // self.args.gradient_accumulation_steps)
+        # Its own generator, as a loader else draws a seed from torch's in each epoch.
         return DataLoader(range(batches), batch_size=1, collate_fn=_no_batch, generator=torch.Generator())  # type: ignore[arg-type]
 
     def num_examples(self, dataloader: DataLoader) -> int:
@@ -175,7 +176,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
     # ---- The training step ----
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One batch for each network, of its own. Return the mean of both training losses, detached."""
+        """Train each network on a batch of its own. Return the mean of both training losses, detached."""
         self.processes.take_from_first(self.model.buffers())  # as DDP does, whose forward is not called here
         self.model.train()
         number = self._number_of_batch()
@@ -197,7 +198,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
         return torch.stack(losses).mean()
 
     def _number_of_batch(self) -> int:
-        """Return it, counted since the start of training."""
+        """Return the number of the present batch since the start of training."""
         step, place = self._place_of_batch()
         epochs, step_of_epoch = divmod(step, self.schedule.steps_per_epoch)  # an epoch's last one may have less batches
         return epochs * self._batches_per_epoch + step_of_epoch * self.args.gradient_accumulation_steps + place
@@ -208,7 +209,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
         return self._plain_step(peer.network, {"pixel_values": drawn.views[0], "labels": drawn.labels}, peer.network)
 
     def _learn(self, peer: Peer, number: int, clock: Timer) -> Tensor:
-        """Virtual-Train (Eq. 3), Meta-Train (Eq. 4, 6–12) and Actual-Train (Eq. 5) of a network on a mixed batch."""
+        """Take a network's Virtual-Train (Eq. 3), Meta-Train (4, 6–12) and Actual-Train (5) on a mixed batch."""
         stages = peer.stages
         if stages.meta.budget is None:  # which measures every step
             stages.meta.clock = peer.clock if clock is self.clock else NO_TIMER
@@ -226,7 +227,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
 
     @contextmanager
     def _guarded_step(self, model: nn.Module, stages: ThreeStages) -> Iterator[GuardedStep]:
-        """As with one network, but that DDP has no part in it."""
+        """Guard the body as with one network, but without DDP, which has no part in it."""
         with (
             self.diagnostics.timed(stages.meta),
             self.guard.step(stages.network, self.state.global_step, undo=stages.take_back) as step,
@@ -266,9 +267,9 @@ class TwoNetworkTrainer(FaMUSTrainer):
         with self.clock("division"):
             for peer in self.peers:
                 is_first = peer.division.noise_rate is None
-                found = self.evaluate_examples(peer.network, dataset, cross_entropy, with_probabilities=is_first)
+                examples = self.evaluate_examples(peer.network, dataset, cross_entropy, with_probabilities=is_first)
                 peer.division.divide(
-                    found,
+                    examples,
                     judged,
                     batch_size=self._fewest,
                     threshold=self.args.clean_threshold,
@@ -298,7 +299,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """In training, which is the warm-up, with the penalty on confident predictions where that is asked for."""
+        """Return the loss; in training, which is the warm-up, with the confidence penalty where that is asked for."""
         if not (model.training and self.args.warmup_confidence_penalty):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         batch, labels, _ = split_inputs(inputs)
@@ -330,7 +331,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
 
     def _take_meta_state(self, state: dict[str, Any]) -> None:
         if set(state) != set(NETWORKS_APART) or not all(
-            isinstance(of_one, dict) and "pseudo_clean" in of_one for of_one in state.values()
+            isinstance(peer_state, dict) and "pseudo_clean" in peer_state for peer_state in state.values()
         ):
             raise LoadError("it is of a run with one network: resume that with FaMUSTrainer")
         for peer in self.peers:
@@ -341,14 +342,16 @@ class TwoNetworkTrainer(FaMUSTrainer):
 
     def model_card_facts(self) -> dict[str, Any]:
         rate = self.noise_rate
-        shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in self.time_shares.items())
+        shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in self.time_shares.items())
         divisions = {peer.name: peer.division for peer in self.peers if peer.division.epoch >= 0}
         return {
             **super().model_card_facts(),
             "base_model": source_of_network(self.model.get_submodule(NETWORKS_APART[0])),
             "two_networks": True,
             "estimated_noise": "not estimated, as the warm-up did not end" if rate is None else f"{100 * rate:.1f} %",
-            "division": {f"the division by `{name}`": describe_division(own) for name, own in divisions.items()},
+            "division": {
+                f"the division by `{name}`": describe_division(division) for name, division in divisions.items()
+            },
             "time_shares": shares or None,
         }
 

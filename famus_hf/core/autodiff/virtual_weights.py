@@ -50,6 +50,7 @@ def virtual_parameters(
         if in_place:
             names = list(in_place)
             reused = [gradient[name] for name in names]
+            # `_foreach` takes a few kernels for all tensors, not two for each.
             torch._foreach_mul_(reused, -alpha)
             torch._foreach_add_(reused, [parameters[name] for name in names])
             virtual = dict(zip(names, reused, strict=True))

@@ -31,6 +31,7 @@ def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Spread a tensor that every process has whole over the processes, as `like` is."""
     if not isinstance(like, DTensor):
         return tensor
+    # With a source rank, the values would be sent from there, though all have them.
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 

@@ -38,7 +38,7 @@ class Processes:
         """Return the rows of all processes in order of their ranks, detached. (n, …) → (k·n, …); each gives n."""
         if self.count == 1:
             return rows
-        rows = rows.detach().contiguous()
+        rows = rows.detach().contiguous()  # as NCCL demands
         parts = [torch.empty_like(rows) for _ in range(self.count)]
         dist.all_gather(parts, rows)
         return torch.cat(parts)
@@ -63,7 +63,7 @@ class Processes:
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows.detach()
         return torch.cat(
-            [part[:count] for part, count in zip(self.gathered(padded).chunk(self.count), counts, strict=True)]
+            [block[:count] for block, count in zip(self.gathered(padded).chunk(self.count), counts, strict=True)]
         )
 
     def own_of(self, gathered: Tensor, own: Tensor) -> Tensor:
@@ -90,6 +90,7 @@ class Processes:
         if self.count == 1:
             return dict(tensors)
         weighted = {name: rows * tensor.detach() for name, tensor in tensors.items()}
+        # " rows" is no parameter's name; summed with the others, it takes no message of its own.
         total = self.summed({**weighted, " rows": torch.tensor(float(rows), device=self.device)})
         return {name: total[name] / total[" rows"].to(total[name]) for name in tensors}
 
