@@ -67,6 +67,7 @@ class CheckpointingMixin(HubMixin):
 
         Raises:
             LoadError: The checkpoint is damaged, or there is none.
+            HubError: Likewise, of one on the Hub.
             SaveError: A checkpoint can't be written.
         """
         output_dir = Path(str(self.args.output_dir))

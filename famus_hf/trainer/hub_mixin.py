@@ -46,7 +46,7 @@ class HubMixin(Base):
         """Create the repository, and find out before any training whether it can be pushed to.
 
         Raises:
-            FaMUSError: It can't, in every process.
+            HubError: It can't, in every process.
         """
         self.hub_model_id = Processes.present().of_first(
             lambda: pushes.prepare_repository(
@@ -75,7 +75,7 @@ class HubMixin(Base):
         go to `create_model_card`.
 
         Raises:
-            FaMUSError: The repository can't be pushed to.
+            HubError: The repository can't be pushed to.
             PushError: The push failed.
         """
         if self.hub_model_id is None:
@@ -163,7 +163,7 @@ class HubMixin(Base):
         All processes call it. Return the folder, from which `train` resumes.
 
         Raises:
-            FaMUSError: There is none, it is damaged, or it belongs to another network or number of processes.
+            HubError: There is none, it is damaged, or it belongs to another network or number of processes.
         """
         numbers = sum(tensor.numel() for tensor in self.model.state_dict().values())
         checkpoint = Processes.present().of_first(

@@ -363,6 +363,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
 
         Raises:
             LoadError: The checkpoint is damaged, or there is none.
+            HubError: Likewise, of one on the Hub.
             FloatingPointError: Numbers are not finite, see `nan_policy`.
             SaveError: A checkpoint can't be written.
         """
