@@ -46,7 +46,7 @@ class RecordingInputs(model_inputs.ModelInputs):
         extractor: From transformers.
 
     Raises:
-        ValueError: Some recordings can't be read, are empty or hold no numbers; says how many and which.
+        DataError: Some recordings can't be read, are empty or hold no numbers; says how many and which.
     """
 
     modality = AUDIO
@@ -57,7 +57,7 @@ class RecordingInputs(model_inputs.ModelInputs):
         feature = dataset.features["audio"]
         if not isinstance(feature, Audio):
             raise DataError(f"column 'audio' holds {feature}, which is no recording: cast it to datasets.Audio")
-        self.raw = self.raw.cast_column("audio", Audio(decode=False))
+        self.raw = self.raw.cast_column("audio", Audio(decode=False))  # datasets 5.2 would decode by torchcodec
         self._kept: list[dict[str, Any]] | None = []
         self.lengths: list[int] = []  # samples of each recording, at the extractor's rate and cut
         self._check_and_keep()
@@ -68,7 +68,7 @@ class RecordingInputs(model_inputs.ModelInputs):
         return (b"".join(np.asarray(value).tobytes() for value in inputs.values()) for inputs in self._kept)
 
     def waves(self) -> list[np.ndarray]:
-        """The samples of each recording, at the extractor's rate and cut."""
+        """Return the samples of each recording, at the extractor's rate and cut."""
         return [self._wave(row)[0] for row in range(len(self))]
 
     def _check_and_keep(self) -> None:
@@ -100,14 +100,14 @@ class RecordingInputs(model_inputs.ModelInputs):
             )
 
     def _wave(self, row: int) -> tuple[np.ndarray, bool]:
-        """The samples at the extractor's rate, shape (T,), float32, and whether there were more."""
+        """Return the samples at the extractor's rate, shape (T,), float32, and whether there were more."""
         samples, rate = decode(content_of(self.raw[row]["audio"]))
-        wanted = round(self.processor.max_length_seconds * rate)
-        return resample(samples[:wanted], rate, self.processor.sampling_rate), len(samples) > wanted
+        limit = round(self.processor.max_length_seconds * rate)
+        return resample(samples[:limit], rate, self.processor.sampling_rate), len(samples) > limit
 
     def _extract(self, wave: np.ndarray) -> dict[str, Any]:
-        found = self.processor(wave, sampling_rate=self.processor.sampling_rate)
-        return {name: np.asarray(value[0]) for name, value in found.items()}
+        batch = self.processor(wave, sampling_rate=self.processor.sampling_rate)  # of one recording
+        return {name: np.asarray(value[0]) for name, value in batch.items()}
 
     def _inputs(self, rows: list[int]) -> list[dict[str, Any]]:
         if self._kept is not None:
@@ -116,7 +116,7 @@ class RecordingInputs(model_inputs.ModelInputs):
 
 
 class RecordingCollator(DataCollatorWithPadding):
-    """Pads a batch to its longest recording, and to what SpecAugment needs where even that is shorter.
+    """A collator that pads a batch to its longest recording, and to what SpecAugment needs where even that is shorter.
 
     Args:
         extractor: A feature extractor of transformers.
@@ -134,7 +134,7 @@ class RecordingCollator(DataCollatorWithPadding):
 
 
 def fewest_samples(network: Any) -> int:
-    """Samples of a recording that SpecAugment can mask a stretch of; 0 for a network without it."""
+    """Return the fewest samples of a recording that SpecAugment can mask a stretch of; 0 for a network without it."""
     config: Any = getattr(network, "config", None)
     is_masked = getattr(config, "apply_spec_augment", False) and getattr(config, "mask_time_prob", 0) > 0
     count_frames = getattr(network, "_get_feat_extract_output_lengths", None)
@@ -145,7 +145,7 @@ def fewest_samples(network: Any) -> int:
 
 
 def check_long_enough(datasets: Iterable[Any], network: Any) -> None:
-    """Raises ValueError on recordings of which a network that reads waves by convolutions would see nothing."""
+    """Raise DataError on recordings of which a network that reads waves by convolutions would see nothing."""
     count_frames = getattr(network, "_get_feat_extract_output_lengths", None)
     for dataset in datasets:
         if count_frames is not None and isinstance(dataset, RecordingInputs):
@@ -160,14 +160,14 @@ def check_long_enough(datasets: Iterable[Any], network: Any) -> None:
 
 
 def content_of(file: dict[str, Any] | None) -> bytes:
-    """The bytes of a recording as a data set stores it. Raises one of UNREADABLE where there is none."""
+    """Return the bytes of a recording as a data set stores it. Raise one of UNREADABLE where there is none."""
     if file is None:
         raise DataError("there is none")
     return Path(file["path"]).read_bytes() if file["bytes"] is None else file["bytes"]
 
 
 def decode(content: bytes) -> tuple[np.ndarray, int]:
-    """A file's samples, mixed down to one channel, shape (T,), float32 in [−1, 1], and their rate in Hz.
+    """Return a file's samples, mixed down to one channel, shape (T,), float32 in [−1, 1], and their rate in Hz.
 
     WAV is read by scipy; every other format by soundfile, where that is installed.
 
@@ -180,7 +180,7 @@ def decode(content: bytes) -> tuple[np.ndarray, int]:
             rate, samples = wavfile.read(io.BytesIO(content))
         if samples.dtype == np.uint8:
             samples = (samples.astype(np.float32) - 128) / 128
-        elif samples.dtype.kind == "i":
+        elif samples.dtype.kind == "i":  # of 24 bits too: scipy shifts them to the top of an int32
             samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
     else:
         samples, rate = _soundfile().read(io.BytesIO(content), dtype="float32")
@@ -202,7 +202,7 @@ def _soundfile() -> Any:
 
 
 def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """Samples (T,) at `rate` Hz as (T·wanted/rate,) at `wanted` Hz, by a polyphase filter."""
+    """Resample (T,) at `rate` Hz to (T·wanted/rate,) at `wanted` Hz, by a polyphase filter."""
     if rate == wanted:
         return samples
     common = gcd(rate, wanted)
@@ -210,10 +210,10 @@ def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
 
 
 def adapted_extractor(extractor: Any, args: "FaMUSTrainingArguments") -> Any:
-    """A feature extractor that knows, and saves, after how many seconds recordings are cut.
+    """Return a feature extractor that knows, and saves, after how many seconds recordings are cut.
 
     Raises:
-        ValueError: It names what is no such number.
+        DataError: Its `max_length_seconds` is no number of seconds.
     """
     extractor = copy.deepcopy(extractor)
     seconds = args.max_length_seconds or getattr(extractor, "max_length_seconds", LONGEST)

@@ -37,7 +37,7 @@ class Augmentation:
         fill: What a black pixel is in the images, one number or c of them: −mean/std where they are normalised.
 
     Raises:
-        ValueError: An argument is impossible.
+        SettingsError: An argument is impossible.
     """
 
     name: str
@@ -79,8 +79,8 @@ class Augmentation:
             Shape (n, c, h, w), with the dtype and on the device of the images.
 
         Raises:
-            ValueError: The images don't have four dimensions, or are too small for the crop or the padding, or `fill`
-                doesn't fit their channels.
+            SettingsError: The images don't have four dimensions, or are too small for the crop or the padding, or
+                `fill` doesn't fit their channels.
         """
         if images.dim() != 4:
             raise SettingsError(f"images of shape {tuple(images.shape)}: give a batch (n, channels, height, width)")
@@ -118,13 +118,13 @@ class Augmentation:
 
 
 def make_generator(*numbers: int) -> torch.Generator:
-    """A generator on the CPU for each list of numbers, say (seed, stream, step, micro-step, rank).
+    """Make a generator on the CPU from a list of numbers, say (seed, stream, step, micro-step, rank).
 
     Lists that differ anywhere, or only in length, give independent streams (torch seeds this generator with
     32 bits: two of them coincide by chance once in 2**32).
 
     Raises:
-        ValueError: A number is negative or needs more than 64 bits.
+        SettingsError: A number is negative or needs more than 64 bits.
     """
     if not all(0 <= number < 2**64 for number in numbers):
         raise SettingsError(f"numbers={numbers} seed a generator: each must be an integer from 0 to 2**64 − 1")
@@ -134,7 +134,7 @@ def make_generator(*numbers: int) -> torch.Generator:
 
 
 def random_windows(images: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """A window of height × width pixels at a uniformly random place of each image; shape (n, c, height, width)."""
+    """Cut a window of height × width pixels out of each image, at a uniformly random place; (n, c, height, width)."""
     n, _, full_height, full_width = images.shape
     if height > full_height or width > full_width:
         raise SettingsError(
@@ -151,7 +151,7 @@ def random_windows(images: Tensor, height: int, width: int, generator: torch.Gen
 def random_boxes(
     shape: tuple[int, ...], scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
 ) -> Tensor:
-    """Top, left, height and width of a box in each image of shape (n, c, H, W); shape (n, 4), on the CPU.
+    """Draw top, left, height and width of a box in each image of shape (n, c, H, W); shape (n, 4), on the CPU.
 
     The first of `TRIALS` draws that fits into the image counts; where none does, the box is the largest central one
     whose width/height lies in `ratio`.
@@ -162,17 +162,17 @@ def random_boxes(
     heights, widths = (areas / ratios).sqrt().round().long(), (areas * ratios).sqrt().round().long()
     fits = (heights > 0) & (heights <= full_height) & (widths > 0) & (widths <= full_width)
     first = fits.int().argmax(1, keepdim=True)
-    drawn, found = torch.cat((heights.gather(1, first), widths.gather(1, first)), 1), fits.any(1, keepdim=True)
+    drawn, any_fits = torch.cat((heights.gather(1, first), widths.gather(1, first)), 1), fits.any(1, keepdim=True)
     central_height = min(full_height, max(1, round(full_width / ratio[0])))
     central_width = min(full_width, max(1, round(full_height * ratio[1])))
-    sides = torch.where(found, drawn, torch.tensor((central_height, central_width)))
+    sides = torch.where(any_fits, drawn, torch.tensor((central_height, central_width)))
     room = torch.tensor((full_height, full_width)) - sides
-    corners = torch.where(found, (_uniform((n, 2), 0.0, 1.0, generator) * (room + 1)).long(), room // 2)
+    corners = torch.where(any_fits, (_uniform((n, 2), 0.0, 1.0, generator) * (room + 1)).long(), room // 2)
     return torch.cat((corners, sides), 1)
 
 
 def resample(images: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """The box of each image, resized bilinearly with antialiasing; shape (n, c, height, width).
+    """Resize the box of each image bilinearly, with antialiasing; shape (n, c, height, width).
 
     Args:
         images: Shape (n, c, H, W).
@@ -191,7 +191,7 @@ def resample(images: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def _flip_half_of(crops: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrors left and right, in place, each image with probability 1/2."""
+    """Mirror left and right, in place, each image with probability 1/2."""
     flipped = _moved(torch.randint(2, (len(crops),), generator=generator).nonzero().flatten(), crops.device)
     crops[flipped] = crops[flipped].flip(-1)
     return crops

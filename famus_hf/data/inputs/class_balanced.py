@@ -25,7 +25,7 @@ class ClassBalancedSampler(Sampler[int]):
         self.size, self.seed, self.epoch = size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate before each epoch, and after resuming."""
+        """Set the epoch; accelerate calls this before each one, and after resuming."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -40,6 +40,6 @@ class ClassBalancedSampler(Sampler[int]):
 
 
 def _draw(generator: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
-    """So many rows, each as often as another or once more."""
+    """Draw so many rows, each as often as another or once more."""
     rounds = [generator.permutation(rows) for _ in range(-(-count // len(rows)))]
-    return np.concatenate([*rounds, rows[:0]])[:count]
+    return np.concatenate([*rounds, rows[:0]])[:count]  # rows[:0]: of no arrays at all, numpy raises

@@ -23,7 +23,7 @@ _in_use: WeakValueDictionary[tuple[str, str], ModelInputs] = WeakValueDictionary
 
 
 def raw_modality(dataset: Any) -> Modality | None:
-    """Of a `datasets.Dataset` (or stream) with a raw column that nothing has been done to yet; None of all others."""
+    """Return the modality of a `datasets.Dataset` (or stream) that nothing has been done to yet; None of all others."""
     if isinstance(dataset, IterableDataset):
         return modality_of_columns(dataset.features or {})
     if isinstance(dataset, Dataset) and dataset.format["type"] is None:
@@ -32,7 +32,7 @@ def raw_modality(dataset: Any) -> Modality | None:
 
 
 def as_model_inputs(dataset: Any, processor: Any, shuffle_seed: int | None = None) -> Any:
-    """`ModelInputs` of a raw data set; anything else is returned as it is.
+    """Return `ModelInputs` of a raw data set, and anything else as it is.
 
     The same data set under the same settings is processed once, for as long as somebody holds the result.
     `shuffle_seed` is for streams, which no sampler shuffles.
@@ -57,7 +57,7 @@ def as_model_inputs(dataset: Any, processor: Any, shuffle_seed: int | None = Non
 
 
 def _settings_of(processor: Any) -> str | None:
-    """All that the inputs hang on beside the data, of processors that can tell it."""
+    """Return all that the inputs depend on beside the data, of processors that can tell it."""
     if isinstance(processor, BaseImageProcessor | SequenceFeatureExtractor):
         return processor.to_json_string()
     if isinstance(processor, PreTrainedTokenizerFast):
@@ -68,10 +68,10 @@ def _settings_of(processor: Any) -> str | None:
 
 
 def processor_for(processor: Any, model: Any, dataset: Any, args: "FaMUSTrainingArguments") -> Any:
-    """The one given, else the model's own or, of images, one made from the data; adapted to the settings.
+    """Return the one given, else the model's own or, of images, one made from the data; adapted to the settings.
 
     Raises:
-        ValueError: There is none, or it does not go with the settings.
+        DataError: There is none, or it does not go with the settings.
     """
     modality = raw_modality(dataset)
     if processor is None and modality is not None:
@@ -89,7 +89,7 @@ def processor_for(processor: Any, model: Any, dataset: Any, args: "FaMUSTraining
 
 
 def _processor_of(model: Any, dataset: Any) -> Any:
-    """The tokenizer or feature extractor that came with the model."""
+    """Load the tokenizer or feature extractor that came with the model."""
     modality = raw_modality(dataset)
     assert modality is not None
     source = getattr(getattr(model, "config", None), "_name_or_path", "")
@@ -103,7 +103,7 @@ def _processor_of(model: Any, dataset: Any) -> Any:
 
 
 def check_settings(modality: Modality, args: "FaMUSTrainingArguments") -> None:
-    """Raises ValueError on settings that are about another modality."""
+    """Raise DataError on settings that are about another modality."""
     for other in INPUTS:
         for name in other.settings if other is not modality else ():
             value = getattr(args, name)

@@ -24,7 +24,7 @@ class ImageInputs(model_inputs.ModelInputs):
         image_processor: From transformers, or any callable with its signature.
 
     Raises:
-        ValueError: Some images can't be read; says how many and which.
+        DataError: Some images can't be read; says how many and which.
     """
 
     modality = IMAGE

@@ -28,7 +28,7 @@ STATISTICS_SAMPLES = 1000
 
 
 def default_image_processor(model: Any, dataset: Dataset | IterableDataset) -> BaseImageProcessor:
-    """The processor that came with a pretrained model, else one made from the data.
+    """Return the processor that came with a pretrained model, else make one from the data.
 
     The latter normalises each colour channel to zero mean and unit variance over (at most 1000) training images, and
     keeps the size of the first of them; a larger one than the `image_size` that the network's configuration names is
@@ -51,7 +51,7 @@ def default_image_processor(model: Any, dataset: Dataset | IterableDataset) -> B
 
 
 def sample_images(dataset: Dataset | IterableDataset) -> list[PILImage]:
-    """At most 1000 images that can be read: a fixed draw, or the first ones of a stream."""
+    """Return at most 1000 images that can be read: a fixed draw, or the first ones of a stream."""
     if isinstance(dataset, IterableDataset):
         first = list(dataset.take(STATISTICS_SAMPLES))
         dataset = Dataset.from_list(first, features=dataset.features).cast_column("image", Image())
@@ -60,7 +60,7 @@ def sample_images(dataset: Dataset | IterableDataset) -> list[PILImage]:
 
 
 def adapted_processor(processor: Any, args: "FaMUSTrainingArguments", model: Any = None) -> Any:
-    """The processor with the mean, standard deviation and sizes that the settings name; a callable stays as it is.
+    """Return the processor with the mean, standard deviation and sizes of the settings; a callable stays as it is.
 
     timm's is replaced by one that gives the same images, since it is not saved with a run and can't be adapted; the
     `pretrained_cfg` that it is made from leaves the model's configuration, where transformers would prefer it.
@@ -85,19 +85,20 @@ def adapted_processor(processor: Any, args: "FaMUSTrainingArguments", model: Any
 
 
 def _resize_processor(height: int, width: int, mean: list[float], std: list[float]) -> BaseImageProcessor:
-    """The whole image, at `height` × `width` pixels."""
+    """Make a processor that takes the whole image, at `height` × `width` pixels."""
     size = {"height": height, "width": width}
+    # The PIL classes: transformers 5 takes torchvision by default, which is no requirement here.
     return ViTImageProcessorPil(size=size, do_resize=True, do_convert_rgb=True, image_mean=mean, image_std=std)
 
 
 def _crop_processor(resize: int, crop: int, mean: list[float], std: list[float]) -> BaseImageProcessor:
-    """Shorter side to `resize`, then the centre of `crop` × `crop` pixels."""
+    """Make a processor that resizes the shorter side to `resize`, then takes the centre of `crop` × `crop` pixels."""
     size, crop_size = {"shortest_edge": resize}, {"height": crop, "width": crop}
     return CLIPImageProcessorPil(size=size, crop_size=crop_size, image_mean=mean, image_std=std)
 
 
 def _as_in_timm(data_config: Mapping[str, Any]) -> BaseImageProcessor:
-    """timm's evaluation: the centre of an image of which `crop_pct` of the side is cropped."""
+    """Make a processor as timm evaluates: it takes the centre, whose side is `crop_pct` of the resized image's."""
     crop = min(data_config["input_size"][1:])
     resize = math.floor(crop / data_config["crop_pct"])
     processor: Any = _crop_processor(resize, crop, list(data_config["mean"]), list(data_config["std"]))
@@ -106,14 +107,14 @@ def _as_in_timm(data_config: Mapping[str, Any]) -> BaseImageProcessor:
 
 
 def training_processor(processor: Any, args: "FaMUSTrainingArguments") -> Any:
-    """The processor of training images: they stay as large as random crops need them."""
+    """Return the processor of training images: they stay as large as random crops need them."""
     if args.resize_size is None or args.augmentation not in ("random-crop", "resized-crop"):
         return processor
     return _crop_processor(args.resize_size, args.resize_size, processor.image_mean, processor.image_std)
 
 
 def make_augmentation(args: "FaMUSTrainingArguments", processor: Any) -> Augmentation:
-    """The random crops and flips that the settings name, padding with what black becomes in the processor."""
+    """Make the random crops and flips that the settings name, padding with what black becomes in the processor."""
     mean, std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     fill = 0.0 if mean is None or std is None else tuple(-m / s for m, s in zip(mean, std, strict=True))
     size = args.image_size if args.augmentation in ("random-crop", "resized-crop") else None

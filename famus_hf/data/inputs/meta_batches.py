@@ -41,13 +41,13 @@ class MetaBatches:
         self._batches: Iterator[Any] | None = None
 
     def next(self, step: int) -> Any:
-        """The batch of the step that follows the one asked for before, or of any step after `restart`."""
+        """Return the batch of the step that follows the one asked for before, or of any step after `restart`."""
         if self._batches is None:
-            wanted = self.batch_size * self.processes.count
-            part = (self.processes.rank, self.processes.count)
+            global_batch_size = self.batch_size * self.processes.count
+            share = (self.processes.rank, self.processes.count)
             loader = DataLoader(
                 self.dataset,
-                batch_sampler=MetaBatchSampler(len(self.dataset), wanted, self.seed, step, part),
+                batch_sampler=MetaBatchSampler(len(self.dataset), global_batch_size, self.seed, step, share),
                 collate_fn=self.collate,
                 num_workers=self.args.dataloader_num_workers,
                 pin_memory=self.args.dataloader_pin_memory,
@@ -58,19 +58,19 @@ class MetaBatches:
             return next(self._batches)
 
     def redrawn(self, *numbers: int) -> Any:
-        """A batch beside those of the steps, all examples different: a function of the seed and these numbers."""
+        """Draw a batch beside those of the steps, all examples different: a function of the seed and these numbers."""
         order = torch.randperm(len(self.dataset), generator=make_generator(self.seed, *numbers)).numpy()
-        parts = np.array_split(order[: self.batch_size * self.processes.count], self.processes.count)
+        shares = np.array_split(order[: self.batch_size * self.processes.count], self.processes.count)
         with preserve_rng_state(self.args.device):
-            return self.collate([self.dataset[int(row)] for row in parts[self.processes.rank]])
+            return self.collate([self.dataset[int(row)] for row in shares[self.processes.rank]])
 
     def restart(self) -> None:
-        """Ends the workers; the next batch is of whatever the meta set is then."""
+        """End the workers; the next batch is of whatever the meta set is then."""
         self._batches = None
 
 
 def in_order(dataset: Any, args: FaMUSTrainingArguments, collate: Callable[[list[Any]], Any]) -> Iterator[Any]:
-    """All examples once, in batches for evaluation; draws nothing from the global generators."""
+    """Yield all examples once, in batches for evaluation; draw nothing from the global generators."""
     loader = DataLoader(
         dataset,
         batch_size=args.per_device_eval_batch_size,
@@ -103,12 +103,12 @@ class MetaBatchSampler:
         self.start = start
 
     def batch(self, step: int) -> list[int]:
-        """Rows of the meta set for this step (of its part), all different."""
+        """Return the rows of the meta set for this step (of its part), all different."""
         round_, place = divmod(step, self.size // self.batch_size)
         order = np.random.default_rng((self.seed, round_)).permutation(self.size)
         batch = order[place * self.batch_size : (place + 1) * self.batch_size]
-        own, parts = self.part
-        return np.array_split(batch, parts)[own].tolist()
+        rank, count = self.part
+        return np.array_split(batch, count)[rank].tolist()
 
     def __iter__(self) -> Iterator[list[int]]:
         step = self.start

@@ -1,4 +1,4 @@
-"""A raw data set as what a model takes; each modality has its own kind (`image_inputs`, `texts`, `recordings`)."""
+"""A raw data set as what a model takes; each modality has a class (`image_inputs`, `text_inputs`, `audio_inputs`)."""
 
 from collections.abc import Hashable, Iterable
 from typing import Any
@@ -31,8 +31,8 @@ class ModelInputs(torch.utils.data.Dataset):
 
     def __init__(self, dataset: Dataset, processor: Any):
         self.processor = processor
-        kind = self.modality.column
-        self.raw = dataset.select_columns([name for name in (kind, f"{kind}_pair") if name in dataset.column_names])
+        column = self.modality.column
+        self.raw = dataset.select_columns([name for name in (column, f"{column}_pair") if name in dataset.column_names])
         columns = {"labels": "label", "index": "index", "clean_label": "clean_label"}
         self.records = {new: dataset[old][:] for new, old in columns.items() if old in dataset.column_names}
 
@@ -44,11 +44,11 @@ class ModelInputs(torch.utils.data.Dataset):
         return realised_noise_rate(np.asarray(self.records["labels"]), np.asarray(self.records["clean_label"]))
 
     def contents(self) -> Iterable[Hashable] | None:
-        """What each example is, to tell the same ones by; None where that is not at hand."""
+        """Return the content of each example, by which the same ones are told; None where it is not at hand."""
         raise NotImplementedError
 
     def _inputs(self, rows: list[int]) -> list[dict[str, Any]]:
-        """The network's inputs of these examples."""
+        """Return the network's inputs of these examples."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class ModelInputs(torch.utils.data.Dataset):
         return self.__getitems__([row])[0]
 
     def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
-        """The examples of a batch, which a DataLoader asks for at once: processed together they cost less."""
+        """Return the examples of a batch, which a DataLoader asks for at once: processed together they cost less."""
         return [
             {**inputs, **{name: values[row] for name, values in self.records.items()}}
             for row, inputs in zip(rows, self._inputs(rows), strict=True)
@@ -81,7 +81,7 @@ class Ragged:
 
 
 def known_labels(dataset: Any) -> list[int]:
-    """The labels of a data set that can tell them without being read through, else none."""
+    """Return the labels of a data set that can tell them without being read through, else none."""
     if isinstance(dataset, ModelInputs):
         return dataset.records["labels"]
     if isinstance(dataset, Dataset) and "labels" in dataset.column_names:

@@ -15,7 +15,7 @@ SHUFFLE_BUFFER = 10_000  # examples in memory that the next one is drawn from
 
 
 def _shuffled(stream: IterableDataset, seed: tuple[int, int]) -> Iterator[dict[str, Any]]:
-    """Each example once, drawn from a buffer that the stream refills."""
+    """Yield each example once, drawn from a buffer that the stream refills."""
     generator = np.random.default_rng(seed)
     buffer: list[dict[str, Any]] = []
     for example in stream:

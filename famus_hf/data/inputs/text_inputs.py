@@ -37,7 +37,7 @@ class TextInputs(ModelInputs):
         tokenizer: From transformers.
 
     Raises:
-        ValueError: All texts are empty.
+        DataError: All texts are empty.
     """
 
     modality = TEXT
@@ -46,14 +46,14 @@ class TextInputs(ModelInputs):
     def __init__(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase):
         super().__init__(dataset, tokenizer)
         self._report_empty()
-        parts: dict[str, list[np.ndarray]] = {}
+        arrays: dict[str, list[np.ndarray]] = {}
         lengths: list[int] = []
         chunks = range(0, len(self), CHUNK)
         for start in tqdm(chunks, desc="Tokenizing texts", unit_scale=CHUNK, disable=len(self) < SHOW_FROM):
-            found = self._tokenize(self._texts(start, start + CHUNK), lengths)
-            for name, rows in found.items():
-                parts.setdefault(name, []).extend(np.asarray(row, dtype=np.int32) for row in rows)
-        self._tokens = {name: Ragged(rows) for name, rows in parts.items()}
+            tokenized = self._tokenize(self._texts(start, start + CHUNK), lengths)
+            for name, rows in tokenized.items():
+                arrays.setdefault(name, []).extend(np.asarray(row, dtype=np.int32) for row in rows)
+        self._tokens = {name: Ragged(rows) for name, rows in arrays.items()}
         cut = sum(length > tokenizer.model_max_length for length in lengths)
         if cut:
             logger.warning(
@@ -65,12 +65,13 @@ class TextInputs(ModelInputs):
         return zip(*(self.raw[name] for name in self.raw.column_names), strict=True)
 
     def _texts(self, start: int, end: int) -> list[list[str]]:
-        """The first texts of these examples and, of pairs, the second ones; what is missing counts as empty."""
+        """Return the first texts of these examples and, of pairs, the second ones; what is missing counts as empty."""
         rows = self.raw[start:end]
         return [[text or "" for text in rows[name]] for name in self.raw.column_names]
 
     def _report_empty(self) -> None:
-        empty = {row for name in self.raw.column_names for row, text in enumerate(self.raw[name]) if not _words(text)}
+        texts = ((row, text) for name in self.raw.column_names for row, text in enumerate(self.raw[name]))
+        empty = {row for row, text in texts if not _has_words(text)}
         if not empty:
             return
         if len(empty) == len(self):
@@ -80,36 +81,36 @@ class TextInputs(ModelInputs):
         logger.warning(f"{len(empty)} of {len(self)} texts are empty (index {names}): nothing can be learned from them")
 
     def _tokenize(self, texts: list[list[str]], lengths: list[int]) -> dict[str, list[list[int]]]:
-        """Name of an input → tokens of each text, cut. Their numbers before they were cut go to `lengths`."""
+        """Return input name → tokens of each text, cut. Their numbers before they were cut go to `lengths`."""
         limit = self.processor.model_max_length
-        found = dict(self.processor(*texts, padding=False, truncation=False, verbose=False))
-        own = [len(tokens) for tokens in found["input_ids"]]
-        for row, length in enumerate(own):
+        inputs = dict(self.processor(*texts, padding=False, truncation=False, verbose=False))
+        uncut = [len(tokens) for tokens in inputs["input_ids"]]
+        for row, length in enumerate(uncut):
             if length > limit:
-                pair = [side[row] for side in texts]
+                pair = [column[row] for column in texts]
                 for name, tokens in self.processor(*pair, truncation=True, max_length=limit).items():
-                    found[name][row] = tokens
+                    inputs[name][row] = tokens
             elif length == 0:  # by a tokenizer that adds no token of its own
                 for name, value in self.processor.pad([{"input_ids": []}], padding="max_length", max_length=1).items():
-                    if name in found:
-                        found[name][row] = [1] if name == "attention_mask" else value[0]
-        lengths += own
-        return found
+                    if name in inputs:
+                        inputs[name][row] = [1] if name == "attention_mask" else value[0]
+        lengths += uncut
+        return inputs
 
     def _inputs(self, rows: list[int]) -> list[dict[str, Any]]:
         return [{name: tokens[row].tolist() for name, tokens in self._tokens.items()} for row in rows]
 
 
-def _words(text: str | None) -> bool:
-    """Whether there is anything in it."""
+def _has_words(text: str | None) -> bool:
+    """Return whether there is anything in it."""
     return bool(text and text.strip())
 
 
 def adapted_tokenizer(tokenizer: Any, args: "FaMUSTrainingArguments", model: Any) -> Any:
-    """A tokenizer whose `model_max_length` is where texts are cut, and that can pad; the network learns with what.
+    """Return a tokenizer that cuts texts at its `model_max_length` and can pad; tell the network its padding token.
 
     Raises:
-        ValueError: It has no token to pad with, or texts would be longer than the network takes.
+        DataError: It has no words or no token to pad with, or it or `max_seq_length` does not go with the network.
     """
     tokenizer, config = copy.deepcopy(tokenizer), getattr(model, "config", None)
     _check_vocabulary(tokenizer, model)
@@ -121,20 +122,19 @@ def adapted_tokenizer(tokenizer: Any, args: "FaMUSTrainingArguments", model: Any
     if config is not None:
         config.pad_token_id = tokenizer.pad_token_id
     tokenizer.model_max_length = _limit(tokenizer, args, config)
-    known = inspect.signature(getattr(model, "forward", None) or _any).parameters
-    if "input_ids" in known:  # else it does not say by name what it takes
-        names = [name for name in tokenizer.model_input_names if name in known]
+    parameters = inspect.signature(getattr(model, "forward", None) or _no_network).parameters
+    if "input_ids" in parameters:  # else it does not say by name what it takes
+        names = [name for name in tokenizer.model_input_names if name in parameters]
         tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
     return tokenizer
 
 
-def _any(**inputs: Any) -> None:
-    """Stands for a network that is not there."""
+def _no_network(**inputs: Any) -> None:
+    """Stand in for a network that is not there."""
 
 
 def _check_vocabulary(tokenizer: Any, model: Any) -> None:
-    """Raises ValueError on a tokenizer without one, which transformers makes where files are missing, or of another
-    network."""
+    """Raise DataError on a tokenizer without one, as transformers makes where files lack, or of another network."""
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise DataError("the tokenizer knows no words: its files are not there, give those of the model")
     try:
@@ -149,8 +149,8 @@ def _limit(tokenizer: Any, args: "FaMUSTrainingArguments", config: Any) -> int:
     positions = getattr(config, "max_position_embeddings", None)
     positions = positions if isinstance(positions, int) and positions > 0 else NO_LIMIT
     if args.max_seq_length is None:
-        own = tokenizer.model_max_length
-        return min(positions, own if own < NO_LIMIT else LONGEST)
+        named = tokenizer.model_max_length
+        return min(positions, named if named < NO_LIMIT else LONGEST)
     if args.max_seq_length > positions:
         raise DataError(
             f"max_seq_length={args.max_seq_length} exceeds the {positions} tokens that the network has places for: "
