@@ -47,7 +47,7 @@ def load_noisy_dataset(
     max_eval_samples: int | None = None,
     streaming: bool = False,
 ) -> DatasetDict | IterableDatasetDict:
-    """Loads a data set, holds a clean meta set out of its training split and corrupts the labels of the rest.
+    """Load a data set, hold a clean meta set out of its training split and corrupt the labels of the rest.
 
     Args:
         name: `digits`, `cifar10`, `cifar100`, `fashion_mnist`; a benchmark that lies in `data_dir` (`cifar10n`,
@@ -87,7 +87,8 @@ def load_noisy_dataset(
         of its own, beyond the rows of train).
 
     Raises:
-        ValueError: One sentence that says what is wrong and what to do.
+        DataError: One sentence that says what is wrong and what to do.
+        ValueError: Likewise, where files of a benchmark are missing.
     """
     check_source(name, data_dir, train_dir, validation_dir)
     check_noise(noise, noise_type, noise_exact_count)
@@ -135,17 +136,17 @@ def load_noisy_dataset(
     if noise > 0:
         corrupt(division, train, noise, noise_type, noise_exact_count, class_map, seed)
     train = _with_labels(train, division)
-    parts = {"train": train.select(division.train)}
+    splits = {"train": train.select(division.train)}
     if has_own_meta:
-        parts["meta"] = _own_meta_set(source["meta"], num_meta, len(train), seed)
-        parts["train"] = parts["train"].select(rows_without_copies(parts["train"], parts["meta"]))
+        splits["meta"] = _own_meta_set(source["meta"], num_meta, len(train), seed)
+        splits["train"] = splits["train"].select(rows_without_copies(splits["train"], splits["meta"]))
     elif len(division.meta):
-        parts["meta"] = train.select(division.meta)
-        check_no_overlap(parts["train"]["index"][:], parts["meta"]["index"][:])
+        splits["meta"] = train.select(division.meta)
+        check_no_overlap(splits["train"]["index"][:], splits["meta"]["index"][:])
     for split in [split for split in source if split not in ("train", "meta")]:
         dataset = _evaluation_split(_with_index(source[split]), known_clean)
-        parts[split] = dataset.select(_subset_rows(len(dataset), max_eval_samples, "max_eval_samples"))
-    return DatasetDict(parts)
+        splits[split] = dataset.select(_subset_rows(len(dataset), max_eval_samples, "max_eval_samples"))
+    return DatasetDict(splits)
 
 
 def _check_contradictions(
@@ -182,7 +183,7 @@ def _check_streaming(exact_count: bool, noise_file: str | None, imbalance_factor
 
 
 def _chosen_meta_set(meta_set: str | None, num_meta: int | None, known_clean: bool, name: str | None) -> str:
-    """`clean` or `pseudo-clean`. Raises ValueError where a clean one was asked for and none can be had."""
+    """Return `clean` or `pseudo-clean`. Raise DataError where a clean one was asked for and none can be had."""
     if meta_set not in (None, *META_SETS):
         raise DataError(f"meta_set={meta_set!r} is unknown: choose one of {', '.join(META_SETS)}")
     if num_meta is not None and num_meta < 0:
@@ -209,14 +210,14 @@ def _divided(
     imbalance_factor: float | None,
     seed: int,
 ) -> LabelSplit:
-    """The training split as another run divided it, else these rows of it anew, without copies of meta examples."""
+    """Divide the training split as another run did, else these rows of it anew, without copies of meta examples."""
     labels = np.asarray(train["label"][:])
     clean = np.asarray(train["clean_label"][:]) if "clean_label" in train.features else labels if known_clean else None
     num_labels = train.features["label"].num_classes
     if given_noise is not None:
         return divide_as(given_noise, labels, clean, num_labels, num_held_out, seed)
-    part = None if clean is None else clean[rows]
-    division = divide(labels[rows], part, num_labels, num_held_out, imbalance_factor, seed)
+    clean_of_rows = None if clean is None else clean[rows]
+    division = divide(labels[rows], clean_of_rows, num_labels, num_held_out, imbalance_factor, seed)
     division = division.within(rows, labels, clean)
     kept = rows_without_copies(train.select(division.train), train.select(division.meta))
     division.train = division.train[kept]
@@ -224,7 +225,7 @@ def _divided(
 
 
 def _own_meta_set(dataset: Dataset, num_meta: int | None, first_index: int, seed: int) -> Dataset:
-    """A class-balanced part of a source's own clean split."""
+    """Draw a class-balanced part of a source's own clean split."""
     labels = np.asarray(dataset["label"][:])
     num_labels = dataset.features["label"].num_classes
     if num_meta is None:
@@ -235,7 +236,7 @@ def _own_meta_set(dataset: Dataset, num_meta: int | None, first_index: int, seed
 
 
 def _evaluation_split(dataset: Dataset, known_clean: bool) -> Dataset:
-    """A split to test on: clean labels, where there are any, take the place of the others."""
+    """Make a split to test on: clean labels, where there are any, take the place of the others."""
     dataset = _without_superclass(dataset)
     if "clean_label" in dataset.features:
         return _with_column(dataset, "label", dataset["clean_label"][:])
@@ -251,7 +252,7 @@ def _with_index(dataset: Dataset) -> Dataset:
 
 
 def _with_labels(dataset: Dataset, division: LabelSplit) -> Dataset:
-    """The labels as they are now, and the clean ones where they are known."""
+    """Set the labels as they are now, and the clean ones where they are known."""
     dataset = _without_superclass(dataset)
     if division.clean is not None:
         dataset = _with_column(dataset, "clean_label", division.clean.tolist())
@@ -259,7 +260,7 @@ def _with_labels(dataset: Dataset, division: LabelSplit) -> Dataset:
 
 
 def _with_column(dataset: Dataset, name: str, labels: list[int]) -> Dataset:
-    """With this column of classes, unless it is there with these very values already."""
+    """Add this column of classes, unless it is there with these very values already."""
     feature = dataset.features["label"]
     if name in dataset.features:
         if dataset[name][:] == labels:
@@ -269,7 +270,7 @@ def _with_column(dataset: Dataset, name: str, labels: list[int]) -> Dataset:
 
 
 def _subset_rows(num_rows: int, size: int | None, argument: str) -> np.ndarray:
-    """All rows, or a fixed draw of so many, ascending."""
+    """Return all rows, or a fixed draw of so many, ascending."""
     if size is None:
         return np.arange(num_rows)
     if size < 1:

@@ -84,7 +84,7 @@ class ExampleEvaluator:
             progress: Words beside a progress bar; default: none.
 
         Raises:
-            ValueError: The data set is a stream, or empty, or has labels that the network has no class for.
+            DataError: The data set is a stream, or empty, or has labels that the network has no class for.
         """
         if not has_length(dataset) or len(dataset) == 0:
             raise DataError("a data set that is empty, or a stream, can't be examined: give one whose size is known")
@@ -97,22 +97,22 @@ class ExampleEvaluator:
                     f"the labels go from {int(given.min())} to {int(given.max())} and the network has "
                     f"{logits.shape[1]} classes: give data with the classes that it was trained on"
                 )
-            parts = {"labels": given, "losses": loss(logits, labels).float()}
+            outputs = {"labels": given, "losses": loss(logits, labels).float()}
             if with_probabilities:
-                parts["probabilities"] = (scale * logits).softmax(1)
-            parts |= {name: inputs[name] for name in ("clean_label", "index") if name in inputs}
-            for name, part in parts.items():
-                columns.setdefault(name, []).append(part.cpu().numpy())
+                outputs["probabilities"] = (scale * logits).softmax(1)
+            outputs |= {name: inputs[name] for name in ("clean_label", "index") if name in inputs}
+            for name, values in outputs.items():
+                columns.setdefault(name, []).append(values.cpu().numpy())
         whole = {
-            name: np.concatenate(self.processes.objects(np.concatenate(parts)))[: len(dataset)]
-            for name, parts in columns.items()
+            name: np.concatenate(self.processes.objects(np.concatenate(batches)))[: len(dataset)]
+            for name, batches in columns.items()
         }
         return PerExample(
             whole["labels"], whole["losses"], whole.get("probabilities"), whole.get("clean_label"), whole.get("index")
         )
 
     def _logit_scale(self, network: nn.Module) -> float:
-        """What makes probabilities of logits: LDAM's scale for cosines, which lie in [−1, 1]."""
+        """Return the factor of logits before the softmax: LDAM's scale for cosines, which lie in [−1, 1], else 1."""
         cosines = getattr(getattr(network, "config", None), "cosine_classifier", False)
         return self.args.ldam_scale if cosines else 1.0
 
@@ -120,7 +120,7 @@ class ExampleEvaluator:
     def _passes(
         self, network: nn.Module, dataset: Any, progress: str | None
     ) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
-        """Logits (n, C) and labels of this process's share, batch by batch, and the batch as it was loaded."""
+        """Yield logits (n, C) and labels of this process's share, batch by batch, and the batch as it was loaded."""
         count, rank = self.processes.count, self.processes.rank
         was_training = network.training
         share = -(-len(dataset) // count)  # equal, as FSDP needs all processes in each of its passes

@@ -10,20 +10,20 @@ CIFAR10_CONFUSIONS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}  # Patrini et al. 2017; Divi
 
 
 def class_map_by_names(names: list[str]) -> list[int] | None:
-    """For each class the one that it is mistaken for, where these are the ten classes of CIFAR-10."""
+    """Return for each class the one that it is mistaken for, where these are the ten classes of CIFAR-10."""
     if names != CIFAR10_CLASSES:
         return None
     return [CIFAR10_CONFUSIONS.get(label, label) for label in range(len(names))]
 
 
 def known_class_map(train: Dataset) -> np.ndarray | None:
-    """Shape (C,): for each class the one that it is mistaken for, where literature or superclasses tell.
+    """Return for each class the one that it is mistaken for, shape (C,), where literature or superclasses tell.
 
     The ten classes of CIFAR-10 are known by their names. Elsewhere a column `superclass` tells: the next class within
     the same superclass, in the order of their numbers, the last one followed by the first (CIFAR-100).
 
     Raises:
-        ValueError: A class with several superclasses.
+        DataError: A class with several superclasses.
     """
     names = train.features["label"].names
     by_names = class_map_by_names(names)

@@ -12,31 +12,31 @@ MAX_COPIES = 3  # in the training set; what is there more often is a placeholder
 
 
 def same_content(train: Dataset, other: Dataset) -> list[int]:
-    """Rows of train whose file (or texts) are also in the other set, but for placeholders that repeat in train."""
-    wanted = {content for content in _contents(other) if content is not None}
-    if not wanted:
+    """Return the rows of train whose file (or texts) the other set has too; repeated placeholders do not count."""
+    others = {content for content in _contents(other) if content is not None}
+    if not others:
         return []
-    return rows_of_copies(_contents(train, {len(content) for content in wanted}), wanted)
+    return rows_of_copies(_contents(train, {len(content) for content in others}), others)
 
 
 def rows_of_copies(contents: Iterable[Any], wanted: Set[Any]) -> list[int]:
-    """Places of those contents that are wanted, but for contents that occur more than `MAX_COPIES` times."""
+    """Return the places of wanted contents, but for contents that occur more than `MAX_COPIES` times."""
     places: dict[Any, list[int]] = {}
     for place, content in enumerate(contents):
         if content in wanted:
             places.setdefault(content, []).append(place)
-    return sorted(place for own in places.values() if len(own) <= MAX_COPIES for place in own)
+    return sorted(place for copies in places.values() if len(copies) <= MAX_COPIES for place in copies)
 
 
 def _contents(dataset: Dataset, sizes: set[int] | None = None) -> Iterator[Any]:
-    """Bytes of each file, or the texts; bytes are None, unread, where their number is none of `sizes`."""
-    kind = next((kind for kind in FILES if kind in dataset.features), None)
-    if kind is None:
+    """Yield the bytes of each file, or the texts; bytes are None, unread, where their number is none of `sizes`."""
+    column = next((name for name in FILES if name in dataset.features), None)
+    if column is None:
         yield from zip(*(dataset[name] for name in ("text", "text_pair") if name in dataset.features), strict=True)
         return
-    files = dataset.select_columns(kind).cast_column(kind, type(FILES[kind])(decode=False))
+    files = dataset.select_columns(column).cast_column(column, type(FILES[column])(decode=False))
     for start in range(0, len(files), 1000):
-        for file in files[start : start + 1000][kind]:
+        for file in files[start : start + 1000][column]:
             yield _file_content(file, sizes)
 
 

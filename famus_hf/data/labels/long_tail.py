@@ -6,7 +6,7 @@ from famus_hf.errors import DataError
 
 
 def long_tail_counts(num_train: int, num_labels: int, imbalance_factor: float) -> list[int]:
-    """n_i = int(n_max · IF^(−i/(C−1))) with n_max = num_train / C (Cui et al. 2019; paper, Table 8).
+    """Return n_i = int(n_max · IF^(−i/(C−1))) with n_max = num_train / C (Cui et al. 2019; paper, Table 8).
 
     Args:
         num_train: Examples without the meta set.
@@ -14,7 +14,7 @@ def long_tail_counts(num_train: int, num_labels: int, imbalance_factor: float) -
         imbalance_factor: IF = n_0 / n_(C−1), at least 1.
 
     Raises:
-        ValueError: An imbalance factor below 1, or one that leaves a class without examples.
+        DataError: An imbalance factor below 1, or one that leaves a class without examples.
     """
     if not imbalance_factor >= 1:
         raise DataError(f"imbalance_factor={imbalance_factor} is the largest class over the smallest: at least 1")
@@ -29,7 +29,7 @@ def long_tail_counts(num_train: int, num_labels: int, imbalance_factor: float) -
 
 
 def long_tail_rows(labels: np.ndarray, num_labels: int, imbalance_factor: float, seed: int) -> np.ndarray:
-    """Rows of a long-tailed subset, in ascending order, drawn within each class.
+    """Draw the rows of a long-tailed subset within each class, in ascending order.
 
     Args:
         labels: Shape (N,), clean class indices without those of the meta set.

@@ -35,22 +35,22 @@ class Draw:
 
 
 def _symmetric(draw: Draw) -> np.ndarray:
-    """Redrawn uniformly from all classes, the true one among them: realised rate r(C − 1)/C (FaMUS, MW-Net)."""
+    """Redraw uniformly from all classes, the true one among them: realised rate r(C − 1)/C (FaMUS, MW-Net)."""
     return draw.generator.integers(draw.num_labels, size=len(draw.labels))
 
 
 def _symmetric_exclusive(draw: Draw) -> np.ndarray:
-    """Redrawn uniformly from the other C − 1 classes: realised rate r (Co-teaching, JoCoR)."""
+    """Redraw uniformly from the other C − 1 classes: realised rate r (Co-teaching, JoCoR)."""
     return (draw.labels + draw.generator.integers(1, draw.num_labels, size=len(draw.labels))) % draw.num_labels
 
 
 def _pair(draw: Draw) -> np.ndarray:
-    """The next class, i → i + 1 mod C (Co-teaching)."""
+    """Return the next class, i → i + 1 mod C (Co-teaching)."""
     return (draw.labels + 1) % draw.num_labels
 
 
 def _asymmetric(draw: Draw) -> np.ndarray:
-    """The class that it is easily mistaken for (Patrini et al. 2017, DivideMix)."""
+    """Return the class that it is easily mistaken for (Patrini et al. 2017, DivideMix)."""
     if draw.class_map is None:
         raise DataError(
             "noise_type 'asymmetric' needs to know which class is mistaken for which: that is known for cifar10 and "
@@ -60,18 +60,18 @@ def _asymmetric(draw: Draw) -> np.ndarray:
 
 
 def _flip(draw: Draw) -> np.ndarray:
-    """One other class, drawn once for each class (MW-Net)."""
+    """Return one other class, drawn once for each class (MW-Net)."""
     return _other_classes(draw, 1)[draw.labels, 0]
 
 
 def _flip2(draw: Draw) -> np.ndarray:
-    """One of two other classes, drawn once for each class; half of the wrong labels each (MW-Net)."""
+    """Return one of two other classes, drawn once for each class; half of the wrong labels each (MW-Net)."""
     others = _other_classes(draw, 2)
     return others[draw.labels, draw.generator.integers(2, size=len(draw.labels))]
 
 
 def _other_classes(draw: Draw, count: int) -> np.ndarray:
-    """Different classes for each class, none of them itself. Shape (C, count)."""
+    """Draw different classes for each class, none of them itself. Shape (C, count)."""
     if draw.num_labels <= count:
         raise DataError(f"noise_type 'flip2' needs at least 3 classes, and there are {draw.num_labels}: use 'flip'")
     shifts = [draw.generator.permutation(draw.num_labels - 1)[:count] + 1 for _ in range(draw.num_labels)]
@@ -79,7 +79,7 @@ def _other_classes(draw: Draw, count: int) -> np.ndarray:
 
 
 def _instance(draw: Draw) -> np.ndarray:
-    """Xia et al. 2020, algorithm 2: the rate is the example's own, the class hangs on its features.
+    """Draw by algorithm 2 of Xia et al. 2020: each example has a rate of its own, its class depends on its features.
 
     Rates come from a normal distribution around r, truncated to [0, 1]; the wrong class is drawn from the softmax of a
     random projection of the features that belongs to the true class.
@@ -96,16 +96,16 @@ def _instance(draw: Draw) -> np.ndarray:
         projection = draw.generator.standard_normal((features.shape[1], draw.num_labels), dtype=np.float32)
         rows = np.flatnonzero((draw.labels == label) & struck)
         for start in range(0, len(rows), FEATURES_AT_ONCE):
-            part = rows[start : start + FEATURES_AT_ONCE]
-            scores = features[part].astype(np.float32) / 255 @ projection
+            chunk = rows[start : start + FEATURES_AT_ONCE]
+            scores = features[chunk].astype(np.float32) / 255 @ projection
             scores[:, label] = -np.inf
             cumulated = softmax(scores, axis=1).cumsum(1)
-            noisy[part] = np.minimum((cumulated < places[part, None]).sum(1), _last_other(label, draw.num_labels))
+            noisy[chunk] = np.minimum((cumulated < places[chunk, None]).sum(1), _last_other(label, draw.num_labels))
     return noisy
 
 
 def _last_other(label: int, num_labels: int) -> int:
-    """The last class that is not this one: rounding of a cumulated sum must not lead past it."""
+    """Return the last class that is not this one: rounding of a cumulated sum must not lead past it."""
     return num_labels - 1 if label != num_labels - 1 else num_labels - 2
 
 
@@ -121,7 +121,7 @@ NOISE_TYPES: Mapping[str, Callable[[Draw], np.ndarray]] = {
 
 
 def check_noise(noise: float, noise_type: str, exact_count: bool = False) -> None:
-    """Raises ValueError on a rate outside [0, 1), an unknown noise type, or one that can't be of an exact number."""
+    """Raise DataError on a rate outside [0, 1), an unknown noise type, or one that can't be of an exact number."""
     if not 0 <= noise < 1:
         raise DataError(f"noise={noise} is not a rate: choose a number from 0 to below 1, for example 0.4")
     if noise_type not in NOISE_TYPES:
@@ -141,14 +141,14 @@ def corrupt_labels(
     class_map: Sequence[int] | np.ndarray | None = None,
     features: np.ndarray | None = None,
 ) -> tuple[np.ndarray, float]:
-    """Draws wrong labels.
+    """Draw wrong labels.
 
     Args:
         labels: Shape (N,), class indices in [0, num_labels).
         noise: Rate r in [0, 1); what it means is defined by the noise type.
         noise_type: `symmetric` (redrawn from all classes: r(C − 1)/C really differ), `symmetric-exclusive` (from the
             other classes), `asymmetric` (`class_map`), `pair` (the next class), `flip` (one other class, drawn for each
-            class), `flip2` (one of two), `instance` (hangs on `features`).
+            class), `flip2` (one of two), `instance` (depends on `features`).
         num_labels: C.
         seed: Of the generator; the same arguments give the same labels.
         exact_count: Strike exactly round(r·N) examples (DivideMix) and not each with probability r.
@@ -159,7 +159,7 @@ def corrupt_labels(
         The noisy labels, shape (N,), and the realised rate: the share that differs from the given label.
 
     Raises:
-        ValueError: A rate, type or label outside what is allowed, or `class_map` or `features` missing.
+        DataError: A rate, type or label outside what is allowed, or `class_map` or `features` missing.
     """
     check_noise(noise, noise_type, exact_count)
     clean = np.asarray(labels)
@@ -185,12 +185,12 @@ def corrupt_labels(
 def _checked_map(class_map: Sequence[int] | np.ndarray | None, num_labels: int) -> np.ndarray | None:
     if class_map is None:
         return None
-    found = np.asarray(class_map)
-    if found.shape != (num_labels,) or found.min() < 0 or found.max() >= num_labels:
+    classes = np.asarray(class_map)
+    if classes.shape != (num_labels,) or classes.min() < 0 or classes.max() >= num_labels:
         raise DataError(f"class_map must hold one class index for each of the {num_labels} classes, not {class_map}")
-    return found
+    return classes
 
 
 def realised_noise_rate(labels: np.ndarray, clean_labels: np.ndarray) -> float:
-    """Share of labels that differ from the clean ones."""
+    """Return the share of labels that differ from the clean ones."""
     return float(np.mean(labels != clean_labels)) if len(labels) else 0.0

@@ -42,7 +42,7 @@ def write_noise_file(
     clean_labels: Sequence[int] | None,
     metadata: dict[str, Any],
 ) -> None:
-    """Writes columns `index`, `label` and, where known, `clean_label`; settings as JSON under the key `famus_hf`.
+    """Write columns `index`, `label` and, where known, `clean_label`; settings as JSON under the key `famus_hf`.
 
     Args:
         path: The file; replaced whole or not at all.
@@ -55,22 +55,22 @@ def write_noise_file(
     if clean_labels is not None:
         columns["clean_label"] = list(clean_labels)
     table = pa.table(columns).replace_schema_metadata({"famus_hf": json.dumps(metadata)})
-    with atomic_write(path) as beside:
-        pq.write_table(table, beside)
+    with atomic_write(path) as temporary_path:
+        pq.write_table(table, temporary_path)
 
 
 def read_noise_file(path: Path) -> NoiseFile:
-    """Reads what `write_noise_file` wrote, or any parquet file with the columns `index` and `label`.
+    """Read what `write_noise_file` wrote, or any parquet file with the columns `index` and `label`.
 
     Raises:
-        ValueError: No such file, columns missing or of other types, or an index that occurs twice.
+        DataError: No such file, columns missing or of other types, or an index that occurs twice.
     """
     try:
         table = _read_columns(path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"noise file {str(path)!r} can't be read as parquet: {reason_of(error)}") from error
-    found = {name: table[name] for name in table.column_names}
-    index = found["index"].to_numpy()
+    columns = {name: table[name] for name in table.column_names}
+    index = columns["index"].to_numpy()
     rows, counts = np.unique(index, return_counts=True)
     if (counts > 1).any():
         raise DataError(
@@ -78,12 +78,12 @@ def read_noise_file(path: Path) -> NoiseFile:
             f"(index {first_few(rows[counts > 1])}): leave one line for each"
         )
     metadata = _checked_metadata(path, (table.schema.metadata or {}).get(b"famus_hf", b"{}"), set(index.tolist()))
-    clean = found["clean_label"].to_numpy() if "clean_label" in found else None
-    return NoiseFile(index, found["label"].to_numpy(), clean, metadata)
+    clean = columns["clean_label"].to_numpy() if "clean_label" in columns else None
+    return NoiseFile(index, columns["label"].to_numpy(), clean, metadata)
 
 
 def _read_columns(path: Path) -> pa.Table:
-    """The columns of use, as int64. Raises ValueError where they are no whole numbers, or claim to be a flood."""
+    """Read the columns of use, as int64. Raise DataError where they hold no whole numbers or claim too many rows."""
     with pq.ParquetFile(path) as file:
         rows, size = file.metadata.num_rows, path.stat().st_size
         if rows > SPARE_ROWS + size:  # `write_noise_file` takes at least four bytes for a row
@@ -91,7 +91,7 @@ def _read_columns(path: Path) -> pa.Table:
         names = file.schema_arrow.names
         needed = [name for name in COLUMNS if name in names or name in COLUMNS[:2]]
         types = {field.name: field.type for field in file.schema_arrow}
-        wrong = [n for n in needed if names.count(n) != 1 or not pa.types.is_integer(types[n])]
+        wrong = [name for name in needed if names.count(name) != 1 or not pa.types.is_integer(types[name])]
         table = file.read(columns=[name for name in needed if name not in wrong])
     wrong += [name for name in table.column_names if table[name].null_count]
     if wrong:
@@ -103,11 +103,11 @@ def _read_columns(path: Path) -> pa.Table:
 
 
 def _checked_metadata(path: Path, content: bytes, train: set[int]) -> dict[str, Any]:
-    """The settings as a mapping whose `meta_index`, if there is one, holds different rows outside of train."""
+    """Return the settings, a mapping whose `meta_index`, if there is one, holds different rows outside of train."""
     try:
         metadata = json.loads(content)
         rows, noise = metadata.get("meta_index", []), metadata.get("noise", 0)
-        sound = isinstance(rows, list) and all(type(row) is int and abs(row) < 2**63 for row in rows)
+        sound = isinstance(rows, list) and all(type(row) is int and abs(row) < 2**63 for row in rows)  # int64
         sound = sound and len(set(rows)) == len(rows) and not train & set(rows)
         sound = sound and type(noise) in (int, float) and math.isfinite(noise)
     except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
@@ -121,7 +121,7 @@ def _checked_metadata(path: Path, content: bytes, train: set[int]) -> dict[str, 
 
 
 def check_noise_file(noise_file: NoiseFile, num_rows: int, num_labels: int, known_clean: np.ndarray | None) -> None:
-    """Raises ValueError if the file was made for other data.
+    """Raise DataError if the file was made for other data.
 
     Args:
         noise_file: The file.

@@ -20,7 +20,7 @@ is_share = is_number(0, 1)
 
 
 def clean_probabilities(losses: np.ndarray, seed: int = 0) -> np.ndarray:
-    """c_i: the posterior of the component with the smaller mean, of losses scaled to [0, 1]. Shape (N,).
+    """Return c_i: the posterior of the component with the smaller mean, of losses scaled to [0, 1]. Shape (N,).
 
     Args:
         losses: Shape (N,), per-example losses in eval mode; those that are not finite count as the largest, and their
@@ -41,7 +41,7 @@ def clean_probabilities(losses: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def pseudo_clean_rows(losses: np.ndarray, probabilities: np.ndarray, batch_size: int) -> np.ndarray:
-    """Rows with c_i > 0.5, ascending; the half with the smaller losses where that leaves too few or nearly all.
+    """Return the rows with c_i > 0.5, ascending; the half with the smaller losses if those are too few or nearly all.
 
     Args:
         losses: Shape (N,).
@@ -56,7 +56,7 @@ def pseudo_clean_rows(losses: np.ndarray, probabilities: np.ndarray, batch_size:
 
 
 def scaled_to_one(losses: np.ndarray) -> np.ndarray:
-    """Losses min–max scaled to [0, 1], shape (N,); those that are not finite become 1, and all others 0 if equal."""
+    """Scale losses to [0, 1] by min–max, shape (N,); those that are not finite become 1, and all others 0 if equal."""
     finite = losses[np.isfinite(losses)]
     if len(finite) == 0 or finite.min() == finite.max():
         return np.where(np.isfinite(losses), 0.0, 1.0)
@@ -64,7 +64,7 @@ def scaled_to_one(losses: np.ndarray) -> np.ndarray:
 
 
 def largest_if_not_finite(losses: np.ndarray) -> np.ndarray:
-    """Those that are not finite become infinite."""
+    """Return the losses with ∞ for those that are not finite."""
     return np.where(np.isfinite(losses), losses, np.inf)
 
 
@@ -84,11 +84,11 @@ class PseudoCleanSet(torch.utils.data.Dataset):
         self.purity: float | None = None
 
     def forget(self) -> None:
-        """A training begins, in which rows will be chosen anew."""
+        """Forget the epoch of the choice: a training begins, in which rows will be chosen anew."""
         self.epoch = -1
 
     def choose(self, losses: np.ndarray, correct: np.ndarray | None, batch_size: int, seed: int, epoch: int) -> None:
-        """Chooses the rows by their losses.
+        """Choose the rows by their losses.
 
         Args:
             losses: Shape (N,), of all training examples.
@@ -105,7 +105,7 @@ class PseudoCleanSet(torch.utils.data.Dataset):
         return {"rows": torch.from_numpy(self.rows), "epoch": self.epoch, "purity": self.purity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave. Raise LoadError where that is no choice of this training set's rows."""
+        """Take back what `state_dict` gave. Raise LoadError where that is no choice of this training set's rows."""
         check_state("the pseudo-clean set", state, self.state_fields())
         self._take_choice(state)
 

@@ -40,7 +40,7 @@ class LabelSplit:
     meta: np.ndarray
 
     def within(self, rows: np.ndarray, labels: np.ndarray, clean: np.ndarray | None) -> "LabelSplit":
-        """This division of a part, as one of the whole.
+        """Return this division of a part as one of the whole.
 
         Args:
             rows: Of the part, in the whole.
@@ -60,7 +60,7 @@ def divide(
     imbalance_factor: float | None,
     seed: int,
 ) -> LabelSplit:
-    """Holds out a class-balanced meta set by the clean labels, and makes the rest long-tailed if asked to.
+    """Hold out a class-balanced meta set by the clean labels, and make the rest long-tailed if asked to.
 
     Args:
         labels: Shape (N,).
@@ -72,7 +72,7 @@ def divide(
         seed: Of the draws.
 
     Raises:
-        ValueError: Sizes that the data do not have.
+        DataError: Sizes that the data do not have.
     """
     long_tailed = imbalance_factor is not None
     if num_meta is None:
@@ -82,15 +82,15 @@ def divide(
                 f"{len(labels)} training examples of {num_labels} classes are too few for a meta set of 10 %: "
                 "set num_meta"
             )
-    found = LabelSplit(labels.copy(), clean, num_labels, np.arange(len(labels)), np.arange(0))
+    division = LabelSplit(labels.copy(), clean, num_labels, np.arange(len(labels)), np.arange(0))
     if num_meta > 0:
         assert clean is not None
-        found.meta, found.train = class_balanced_holdout(clean, num_meta, num_labels, seed, first=long_tailed)
-        found.labels[found.meta] = clean[found.meta]
+        division.meta, division.train = class_balanced_holdout(clean, num_meta, num_labels, seed, first=long_tailed)
+        division.labels[division.meta] = clean[division.meta]
     if imbalance_factor is not None:
-        classes = (labels if clean is None else clean)[found.train]
-        found.train = found.train[long_tail_rows(classes, num_labels, imbalance_factor, seed)]
-    return found
+        classes = (labels if clean is None else clean)[division.train]
+        division.train = division.train[long_tail_rows(classes, num_labels, imbalance_factor, seed)]
+    return division
 
 
 def divide_as(
@@ -101,7 +101,7 @@ def divide_as(
     num_meta: int | None,
     seed: int,
 ) -> LabelSplit:
-    """The rows and labels of another run.
+    """Return the rows and labels of another run.
 
     Args:
         noise_file: What that run left. Its meta set is used too, unless another size is asked for.
@@ -113,25 +113,25 @@ def divide_as(
         seed: Of the latter.
 
     Raises:
-        ValueError: The file was made for other data.
+        DataError: The file was made for other data.
     """
     drawn_here = noise_file.metadata.get("noise", 0) > 0  # then the data's own labels counted as clean
     check_noise_file(noise_file, len(labels), num_labels, labels if drawn_here else clean)
     if clean is None and noise_file.clean_labels is not None:
         clean = labels.copy()  # of other rows nothing better is known
         clean[noise_file.index] = noise_file.clean_labels
-    found = LabelSplit(labels.copy(), clean, num_labels, np.sort(noise_file.index), np.arange(0))
-    found.labels[noise_file.index] = noise_file.labels
-    kept = np.array(noise_file.metadata.get("meta_index", []), dtype=int)
-    if num_meta in (None, len(kept)):
-        found.meta = kept
+    division = LabelSplit(labels.copy(), clean, num_labels, np.sort(noise_file.index), np.arange(0))
+    division.labels[noise_file.index] = noise_file.labels
+    named_meta = np.array(noise_file.metadata.get("meta_index", []), dtype=int)
+    if num_meta in (None, len(named_meta)):
+        division.meta = named_meta
     elif num_meta:
-        others = np.setdiff1d(np.arange(len(labels)), found.train)
+        others = np.setdiff1d(np.arange(len(labels)), division.train)
         trusted = labels if clean is None else clean
-        found.meta = others[class_balanced_holdout(trusted[others], num_meta, num_labels, seed)[0]]
-    if len(found.meta) and clean is not None:
-        found.labels[found.meta] = clean[found.meta]
-    return found
+        division.meta = others[class_balanced_holdout(trusted[others], num_meta, num_labels, seed)[0]]
+    if len(division.meta) and clean is not None:
+        division.labels[division.meta] = clean[division.meta]
+    return division
 
 
 def corrupt(
@@ -143,7 +143,7 @@ def corrupt(
     class_map: Sequence[int] | None,
     seed: int,
 ) -> None:
-    """Draws wrong labels for the rows to train on; the arguments are those of `corrupt_labels`."""
+    """Draw wrong labels for the rows to train on; the arguments are those of `corrupt_labels`."""
     assert division.clean is not None
     if noise_type == "instance" and "image" not in dataset.features:
         raise DataError("noise_type 'instance' hangs on pixels, and these data have no images: choose another one")
@@ -161,7 +161,7 @@ def corrupt(
 
 
 def rows_without_copies(train: Dataset, meta: Dataset) -> np.ndarray:
-    """Rows of train whose image, text or recording is not in the meta set as well, byte for byte."""
+    """Return the rows of train whose image, text or recording is not in the meta set as well, byte for byte."""
     copies = same_content(train, meta)
     if copies:
         index = first_few(train.select(copies)["index"][:])

@@ -19,7 +19,7 @@ SHOW_FROM = 20_000  # examples, with which a progress bar appears
 
 
 def decoded(dataset: Dataset, row: int) -> PILImage | None:
-    """The image in RGB, or None if it is broken."""
+    """Return the image in RGB, or None if it is broken."""
     try:
         return dataset[row]["image"].convert("RGB")
     except UNREADABLE:
@@ -27,18 +27,19 @@ def decoded(dataset: Dataset, row: int) -> PILImage | None:
 
 
 def refuse_unreadable(rows: list[int], num_rows: int, index: list[int] | None = None, things: str = "images") -> None:
-    """Raises ValueError that counts and names the broken images (or what `things` says), if there are any."""
+    """Raise DataError that counts and names the broken images (or what `things` says), if there are any."""
     if rows:
         names = first_few((row if index is None else index[row] for row in rows), 5)
         raise DataError(f"{len(rows)} of {num_rows} {things} can't be read (index {names}): remove or repair them")
 
 
 def unreadable_rows(dataset: Dataset) -> list[int]:
-    """Rows whose image can't be decoded; large sets are looked through by several processes, and each time anew."""
+    """Return the rows whose image can't be decoded; several processes look through large sets, and each time anew."""
     if len(dataset) == 0:
         return []
     images = dataset.select_columns("image").cast_column("image", ImageFeature(decode=False))
     processes = None if len(images) < SHOW_FROM else min(os.cpu_count() or 1, 8)
+    # Not from the cache: it is keyed by the paths, and does not notice that a file has changed.
     checked = images.map(
         _is_readable, num_proc=processes, remove_columns="image", desc="Checking images", load_from_cache_file=False
     )
@@ -54,7 +55,7 @@ def _is_readable(example: dict[str, Any]) -> dict[str, bool]:
 
 
 def pixel_features(dataset: Dataset) -> np.ndarray:
-    """Images as rows of pixels, shape (N, 3·H·W), uint8; larger ones than 32×32 are made smaller."""
+    """Return images as rows of pixels, shape (N, 3·H·W), uint8; larger ones than 32×32 are made smaller."""
     first = next((image for row in range(len(dataset)) if (image := decoded(dataset, row)) is not None), None)
     if first is None:
         raise DataError(f"none of {len(dataset)} images can be read: check the image column")

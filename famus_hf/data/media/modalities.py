@@ -17,7 +17,8 @@ from transformers import (
 
 @dataclass(frozen=True)
 class Modality:
-    """
+    """One kind of example, and what goes with it.
+
     Attributes:
         column: Of a raw data set that holds the examples.
         things: What they are called, several of them.
@@ -73,7 +74,7 @@ MODALITIES = (IMAGE, TEXT, AUDIO)
 
 
 def modality_of_columns(names: Iterable[str]) -> Modality | None:
-    """By the columns of a raw data set; None where it is none of these, or already holds a network's inputs."""
+    """Return the modality by a raw data set's columns; None where there is none, or already a network's inputs."""
     names = set(names)
     if any(names.intersection(modality.inputs) for modality in MODALITIES):
         return None
@@ -81,23 +82,23 @@ def modality_of_columns(names: Iterable[str]) -> Modality | None:
 
 
 def modality_of_network(network: Any) -> Modality:
-    """By the main input of a network of transformers; of any other, images."""
+    """Return the modality by the main input of a network of transformers; of any other, images."""
     name = getattr(network, "main_input_name", None)
     return next((modality for modality in MODALITIES if name in modality.inputs), IMAGE)
 
 
 def modality_of_config(config: Any) -> Modality:
-    """By the kind of classifier that a configuration says it is of; where that does not tell, that there is one of."""
+    """Return the modality of the classifier that a configuration names, else the first that has one of its type."""
     possible = [modality for modality in MODALITIES if type(config) in modality.classifier._model_mapping]
-    wanted = set(getattr(config, "architectures", None) or ())
-    named = [modality for modality in possible if wanted & _class_names(modality, config)]
+    architectures = set(getattr(config, "architectures", None) or ())
+    named = [modality for modality in possible if architectures & _class_names(modality, config)]
     return (named or possible or [IMAGE])[0]
 
 
 def _class_names(modality: Modality, config: Any) -> set[str]:
-    """Of the modality's networks with such a configuration."""
-    found = modality.classifier._model_mapping[type(config)]
-    return {network.__name__ for network in (found if isinstance(found, tuple) else (found,))}
+    """Return the names of the modality's networks with such a configuration."""
+    networks = modality.classifier._model_mapping[type(config)]
+    return {network.__name__ for network in (networks if isinstance(networks, tuple) else (networks,))}
 
 
 FILES = {"image": Image(), "audio": Audio(decode=False)}  # kind of what is stored in files → feature

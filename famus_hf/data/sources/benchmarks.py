@@ -52,7 +52,7 @@ WEBVISION_CLASSES = 50  # of mini WebVision: the first of synsets.txt
 
 
 def build(name: str, data_dir: Path | None, config_name: str | None, load_hub: HubLoader) -> DatasetDict:
-    """Reads a benchmark data set from its folder.
+    """Read a benchmark data set from its folder.
 
     Args:
         name: One of `BUILDERS`.
@@ -66,7 +66,8 @@ def build(name: str, data_dir: Path | None, config_name: str | None, load_hub: H
         `image`, `label` and, in train of CIFAR-N, `clean_label`, all ClassLabels with the same names.
 
     Raises:
-        ValueError: One sentence that says what is missing or malformed and where the data come from.
+        DataError: One sentence that says what is malformed and where the data come from.
+        ValueError: Likewise, of a file or folder that is missing.
     """
     if data_dir is None:
         raise DataError(f"{name} is read from a local folder: name it with --data_dir ({name} is at {SOURCES[name]})")
@@ -78,10 +79,10 @@ def build(name: str, data_dir: Path | None, config_name: str | None, load_hub: H
 
 
 def _cifar_n(release: LocalRelease, config_name: str | None, load_hub: HubLoader) -> DatasetDict:
-    """CIFAR-10N and CIFAR-100N: human labels in `CIFAR-10_human.pt` or `CIFAR-100_human.pt`, images of the Hub.
+    """Read CIFAR-10N or CIFAR-100N: human labels in `CIFAR-10_human.pt` or `CIFAR-100_human.pt`, images of the Hub.
 
     Raises:
-        ValueError: The rows of the file are not those of the Hub's training split, by their clean labels.
+        DataError: The rows of the file are not those of the Hub's training split, by their clean labels.
     """
     hub_name, file_name, label_sets = CIFAR_N[release.name]
     label_set = config_name or label_sets[0]
@@ -106,11 +107,11 @@ def _cifar_n(release: LocalRelease, config_name: str | None, load_hub: HubLoader
 
 
 def _read_arrays(release: LocalRelease, name: str) -> dict[str, np.ndarray]:
-    """A torch file with a dict of integer arrays. What needs more than numpy's arrays and integers is not run."""
+    """Read a torch file with a dict of integer arrays. What needs more than numpy's arrays and integers is not run."""
     reconstruct = np.empty(0).__reduce__()[0]
-    names = [f"{module}.multiarray._reconstruct" for module in ("numpy.core", "numpy._core")]  # numpy 1 and 2
+    aliases = [f"{module}.multiarray._reconstruct" for module in ("numpy.core", "numpy._core")]  # numpy 1 and 2
     integers = {type(np.dtype(code)) for code in np.typecodes["AllInteger"]}
-    allowed: list[Any] = [np.ndarray, np.dtype, *integers, *((reconstruct, own) for own in names)]
+    allowed: list[Any] = [np.ndarray, np.dtype, *integers, *((reconstruct, alias) for alias in aliases)]
     path = release.file(name)
     try:
         with torch.serialization.safe_globals(allowed):
@@ -126,7 +127,7 @@ def _read_arrays(release: LocalRelease, name: str) -> dict[str, np.ndarray]:
 def _labels(
     release: LocalRelease, name: str, key: str, values: np.ndarray | None, length: int, num_labels: int
 ) -> np.ndarray:
-    """One array of the file, shape (N,). Raises ValueError if it is not N classes."""
+    """Return one array of the file, shape (N,). Raise DataError if it is not N classes."""
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu" or values.size != length:
         seen = f"shape {values.shape} of {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
         raise DataError(
@@ -139,17 +140,17 @@ def _labels(
 
 
 def _cnwl(release: LocalRelease, config_name: str | None, load_hub: HubLoader) -> DatasetDict:
-    """CNWL, red noise of mini-ImageNet, 32×32: 100 classes that are called by their numbers.
+    """Read CNWL, red noise of mini-ImageNet, 32×32: 100 classes that are called by their numbers.
 
     Lines "name class" in `split/red_noise_nl_{level}` and `split/clean_validation`; images at
     `training_s32/red_noise_nl_{level}/{class}/{name}` and `validation_s32/{class}/{name}` or `validation_s32/{name}`.
     """
-    found = release.listing("split", "red_noise_nl_*")
+    noisy_lists = release.listing("split", "red_noise_nl_*")
     noisy = f"red_noise_nl_{config_name}"
-    if noisy not in found:
+    if noisy not in noisy_lists:
         raise DataError(
             f"config_name {config_name!r} is no noise level of cnwl: choose one, such as 0.2, whose file is in "
-            f"{str(release.folder / 'split')!r} ({', '.join(found) or 'none is there'}; {release.source})"
+            f"{str(release.folder / 'split')!r} ({', '.join(noisy_lists) or 'none is there'}; {release.source})"
         )
     label_of = class_numbers(100)
     train = [
@@ -168,7 +169,7 @@ def _cnwl_validation_image(release: LocalRelease, name: str, label: int) -> str:
 
 
 def _mini_webvision(release: LocalRelease, config_name: str | None, load_hub: HubLoader) -> DatasetDict:
-    """WebVision 1.0, Google's images of the first 50 classes; tested on WebVision's and ILSVRC12's validation images.
+    """Read WebVision 1.0, Google's first 50 classes; tested on WebVision's and ILSVRC12's validation images.
 
     Lines "google/q0001/xxx.jpg 0" in `info/train_filelist_google.txt`; lines "val000001.jpg 12" in
     `info/val_filelist.txt`, with images in `val_images_256/`; line i of `info/synsets.txt`, "n01440764 tench, Tinca
@@ -176,23 +177,24 @@ def _mini_webvision(release: LocalRelease, config_name: str | None, load_hub: Hu
     """
     name = "info/synsets.txt"
     synsets = [line.split(maxsplit=1) for line in release.lines(name)]
-    release.refuse([own[0] for own in synsets if len(own) != 2], f"lines of {name!r} are not a wnid and a class name")
+    malformed = [fields[0] for fields in synsets if len(fields) != 2]
+    release.refuse(malformed, f"lines of {name!r} are not a wnid and a class name")
     if len(synsets) < WEBVISION_CLASSES:
         raise DataError(f"{name!r} has {len(synsets)} of {WEBVISION_CLASSES} classes: fetch it from {release.source}")
-    wnids = release.checked_keys([own[0] for own in synsets], name)[:WEBVISION_CLASSES]
+    wnids = release.checked_keys([fields[0] for fields in synsets], name)[:WEBVISION_CLASSES]
     label_of = class_numbers(len(synsets))
     val = release.pairs("info/val_filelist.txt", label_of)
     rows = {
         "train": release.pairs("info/train_filelist_google.txt", label_of),
         "test": [(f"val_images_256/{name}", label) for name, label in val],
     }
-    rows = {split: [row for row in own if row[1] < WEBVISION_CLASSES] for split, own in rows.items()}
+    rows = {split: [row for row in listed if row[1] < WEBVISION_CLASSES] for split, listed in rows.items()}
     sizes = {"train": 65_944, "test": 2_500}
     if (release.folder / "imagenet/val").is_dir():
         rows["test_ilsvrc12"] = [row for label, wnid in enumerate(wnids) for row in _ilsvrc12(release, wnid, label)]
         sizes["test_ilsvrc12"] = 2_500
-    release.compare_sizes({split: len(own) for split, own in rows.items()}, sizes)
-    return release.splits([own[1] for own in synsets[:WEBVISION_CLASSES]], rows)
+    release.compare_sizes({split: len(listed) for split, listed in rows.items()}, sizes)
+    return release.splits([class_name for _, class_name in synsets[:WEBVISION_CLASSES]], rows)
 
 
 def _ilsvrc12(release: LocalRelease, wnid: str, label: int) -> Rows:
@@ -201,7 +203,7 @@ def _ilsvrc12(release: LocalRelease, wnid: str, label: int) -> Rows:
 
 
 def _clothing1m(release: LocalRelease, config_name: str | None, load_hub: HubLoader) -> DatasetDict:
-    """Clothing1M: 14 classes; train has noisy labels, meta, validation and test those that people checked.
+    """Read Clothing1M: 14 classes; train has noisy labels, meta, validation and test those that people checked.
 
     Paths such as images/0/12/xxx.jpg in `noisy_train_key_list.txt` and `clean_{train,val,test}_key_list.txt`; lines
     "path label" in `noisy_label_kv.txt` and `clean_label_kv.txt`. What is in a clean list too leaves train.
@@ -209,13 +211,13 @@ def _clothing1m(release: LocalRelease, config_name: str | None, load_hub: HubLoa
     label_of = class_numbers(len(CLOTHING_CLASSES))
     clean_label_of = dict(release.pairs("clean_label_kv.txt", label_of))
     lists = {"meta": "clean_train", "validation": "clean_val", "test": "clean_test"}
-    rows = {split: _labelled(release, f"{own}_key_list.txt", clean_label_of) for split, own in lists.items()}
+    rows = {split: _labelled(release, f"{name}_key_list.txt", clean_label_of) for split, name in lists.items()}
     noisy = _labelled(release, "noisy_train_key_list.txt", dict(release.pairs("noisy_label_kv.txt", label_of)))
     release.compare_sizes(
-        {"train": len(noisy)} | {split: len(own) for split, own in rows.items()},
+        {"train": len(noisy)} | {split: len(listed) for split, listed in rows.items()},
         {"train": 1_000_000, "meta": 47_570, "validation": 14_313, "test": 10_526},
     )
-    clean = [path for own in rows.values() for path, _ in own]
+    clean = [path for listed in rows.values() for path, _ in listed]
     return release.splits(CLOTHING_CLASSES, {"train": _without(release, noisy, clean)} | rows)
 
 
@@ -226,7 +228,7 @@ def _labelled(release: LocalRelease, name: str, label_of_key: dict[str, int]) ->
 
 
 def _without(release: LocalRelease, train: Rows, clean: list[str]) -> Rows:
-    """The training rows that are in no clean split."""
+    """Return the training rows that are in no clean split."""
     taken = set(clean)
     kept = [row for row in train if row[0] not in taken]
     if len(kept) < len(train):
@@ -238,7 +240,7 @@ def _without(release: LocalRelease, train: Rows, clean: list[str]) -> Rows:
 
 
 def _food101n(release: LocalRelease, config_name: str | None, load_hub: HubLoader) -> DatasetDict:
-    """Food-101N, tested on Food-101; the images of `verified_val.tsv` with a correct label are the meta set.
+    """Read Food-101N, tested on Food-101; the images of `verified_val.tsv` with a correct label are the meta set.
 
     `Food-101N_release/images/{class}/{key}.jpg`; in `Food-101N_release/meta/` lines "apple_pie/abc.jpg" of
     `imagelist.tsv`, "apple_pie/abc.jpg 0|1" of `verified_val.tsv` and `classes.txt`, with or without a header;
@@ -257,7 +259,7 @@ def _food101n(release: LocalRelease, config_name: str | None, load_hub: HubLoade
 
 
 def _named_by_class(release: LocalRelease, name: str, class_names: list[str], path: str) -> Rows:
-    """Rows of a list of "class/image"; `path` has a place for that."""
+    """Return the rows of a list of "class/image"; `path` has a place for that."""
     label_of = {class_name: label for label, class_name in enumerate(class_names)}
     keys = release.keys(name, header="class_name")
     wrong = [key for key in keys if key.count("/") != 1 or key.split("/")[0] not in label_of]
@@ -266,9 +268,9 @@ def _named_by_class(release: LocalRelease, name: str, class_names: list[str], pa
 
 
 def _animal10n(release: LocalRelease, config_name: str | None, load_hub: HubLoader) -> DatasetDict:
-    """ANIMAL-10N: `training/{label}_{id}.jpg` and `testing/{label}_{id}.jpg`, 10 classes."""
-    rows = {split: _labelled_by_name(release, own) for split, own in (("train", "training"), ("test", "testing"))}
-    release.compare_sizes({split: len(own) for split, own in rows.items()}, {"train": 50_000, "test": 5_000})
+    """Read ANIMAL-10N: `training/{label}_{id}.jpg` and `testing/{label}_{id}.jpg`, 10 classes."""
+    rows = {"train": _labelled_by_name(release, "training"), "test": _labelled_by_name(release, "testing")}
+    release.compare_sizes({split: len(listed) for split, listed in rows.items()}, {"train": 50_000, "test": 5_000})
     return release.splits(ANIMAL_CLASSES, rows)
 
 

@@ -42,8 +42,8 @@ class Columns:
 
 
 def standard_names(features: Features, columns: Columns, is_train: bool = True) -> dict[str, str]:
-    """Which column becomes which: old name → `image`, `text` (and `text_pair`) or `audio`, `label`, `clean_label`,
-    `superclass`.
+    """Return which column becomes which: old name → `image`, `text` (and `text_pair`) or `audio`, `label`,
+    `clean_label`, `superclass`.
 
     Args:
         features: Of the split.
@@ -51,7 +51,7 @@ def standard_names(features: Features, columns: Columns, is_train: bool = True) 
         is_train: Other splits may lack the clean labels: their own labels are taken as clean then.
 
     Raises:
-        ValueError: A named column is not there, or none or several could be meant.
+        DataError: A named column is not there, or none or several could be meant.
     """
     label = label_column(features, columns)
     names = _input_columns(features, columns, label)
@@ -66,56 +66,56 @@ def standard_names(features: Features, columns: Columns, is_train: bool = True) 
 
 
 def label_column(features: Features, columns: Columns) -> str:
-    """The column that becomes `label`. Raises ValueError as `standard_names` does."""
+    """Return the column that becomes `label`. Raise DataError as `standard_names` does."""
     if columns.label is not None:
         return _named(features, columns.label, "label")
     others = (columns.clean_label, columns.superclass)
-    found = [name for name, feature in features.items() if isinstance(feature, ClassLabel) and name not in others]
-    found = found or [name for name in LABEL_NAMES if name in features]
-    if len(found) != 1:
-        _refuse(features, found, "label", "label_column_name")
-    return found[0]
+    candidates = [name for name, feature in features.items() if isinstance(feature, ClassLabel) and name not in others]
+    candidates = candidates or [name for name in LABEL_NAMES if name in features]
+    if len(candidates) != 1:
+        _refuse(features, candidates, "label", "label_column_name")
+    return candidates[0]
 
 
 def _input_columns(features: Features, columns: Columns, label: str) -> dict[str, str]:
-    """What goes into the network: column → its kind."""
+    """Return what goes into the network: column → its kind."""
     named = {kind: name for kind in KINDS if (name := getattr(columns, kind)) is not None}
     if len(named) > 1:
         raise DataError(f"{' and '.join(named)} column contradict each other: name one of them")
     if columns.text_pair is not None and columns.text is None:
         raise DataError(f"text_pair_column_name={columns.text_pair!r} needs the first text: add text_column_name")
-    found = {_named(features, name, kind): kind for kind, name in named.items()}
+    kind_of = {_named(features, name, kind): kind for kind, name in named.items()}
     if columns.text_pair is not None:
         second = _named(features, columns.text_pair, "text_pair")
-        if second in found:
+        if second in kind_of:
             raise DataError(f"column {second!r} can't be both texts of a pair: name another one")
-        found[second] = "text_pair"
-    return found or _found_columns(features, {label, columns.clean_label, columns.superclass})
+        kind_of[second] = "text_pair"
+    return kind_of or _unnamed_columns(features, {label, columns.clean_label, columns.superclass})
 
 
-def _found_columns(features: Features, taken: set[str | None]) -> dict[str, str]:
-    """The same where none is named. Raises ValueError where none or several could be meant."""
+def _unnamed_columns(features: Features, taken: set[str | None]) -> dict[str, str]:
+    """Return the same where none is named. Raise DataError where none or several could be meant."""
     kinds_of = {type(feature): kind for kind, feature in FILES.items()}
     stored = {name: kinds_of[type(feature)] for name, feature in features.items() if type(feature) in kinds_of}
     texts = [name for name, feature in features.items() if _is_string(feature) and name not in taken]
     if not stored and len(texts) == 2 and tuple(texts) in PAIRS:
         return {texts[0]: "text", texts[1]: "text_pair"}
-    found = stored or dict.fromkeys(texts, "text")
-    if len(found) == 1:
-        return found
-    kinds = list(dict.fromkeys(found.values())) or list(KINDS)
-    _refuse(features, list(found), " or ".join(kinds), " or ".join(f"{kind}_column_name" for kind in kinds))
+    candidates = stored or dict.fromkeys(texts, "text")
+    if len(candidates) == 1:
+        return candidates
+    kinds = list(dict.fromkeys(candidates.values())) or list(KINDS)
+    _refuse(features, list(candidates), " or ".join(kinds), " or ".join(f"{kind}_column_name" for kind in kinds))
 
 
-def _named(features: Features, wanted: str, role: str) -> str:
-    if wanted not in features:
-        raise DataError(f"{role} column {wanted!r} is not in the data set, which has {', '.join(features)}")
-    return wanted
+def _named(features: Features, name: str, role: str) -> str:
+    if name not in features:
+        raise DataError(f"{role} column {name!r} is not in the data set, which has {', '.join(features)}")
+    return name
 
 
-def _refuse(features: Features, found: list[str], role: str, flag: str) -> NoReturn:
+def _refuse(features: Features, candidates: list[str], role: str, flag: str) -> NoReturn:
     raise DataError(
-        f"{len(found)} columns of the data set could be the {role} column ({', '.join(found) or 'none'}): "
+        f"{len(candidates)} columns of the data set could be the {role} column ({', '.join(candidates) or 'none'}): "
         f"name one of {', '.join(features)} with {flag}"
     )
 
@@ -125,14 +125,14 @@ def _is_string(feature: Any) -> bool:
 
 
 def select_and_rename(dataset: Any, names: dict[str, str]) -> Any:
-    """These columns of a data set or stream alone, under their new names."""
+    """Keep these columns of a data set or stream alone, under their new names."""
     return dataset.select_columns(list(names)).rename_columns({old: new for old, new in names.items() if old != new})
 
 
 def with_standard_columns(
     dataset: Dataset, columns: Columns, is_train: bool = True, folder: Path | None = None
 ) -> Dataset:
-    """Renames the columns as `standard_names` says and drops the others.
+    """Rename the columns as `standard_names` says and drop the others.
 
     Args:
         dataset: One split.
@@ -156,16 +156,16 @@ def with_standard_columns(
 
 
 def _with_files(dataset: Dataset, kind: str, feature: Any, folder: Path | None) -> Dataset:
-    """With what is stored in files as such, where a table has only their bytes or, below its folder, their paths."""
-    found = dataset.features[kind]
-    if folder is not None and _is_string(found):
+    """Cast the column to files, where a table has only their bytes or, below its folder, their paths."""
+    current = dataset.features[kind]
+    if folder is not None and _is_string(current):
         return _files_at_paths(dataset, kind, folder).cast_column(kind, feature)
-    is_stored = isinstance(found, dict) and found.keys() == {"bytes", "path"}
-    return dataset.cast_column(kind, feature) if is_stored or isinstance(found, Audio) else dataset
+    is_stored = isinstance(current, dict) and current.keys() == {"bytes", "path"}
+    return dataset.cast_column(kind, feature) if is_stored or isinstance(current, Audio) else dataset
 
 
 def _files_at_paths(dataset: Dataset, kind: str, folder: Path) -> Dataset:
-    """Whole paths in place of those below a folder, whose files are read when they are needed."""
+    """Put whole paths in place of those below a folder, whose files are read when they are needed."""
     names = dataset[kind][:]
     root = folder.resolve()
     paths = [root / str(name) for name in names]
@@ -180,7 +180,7 @@ def _files_at_paths(dataset: Dataset, kind: str, folder: Path) -> Dataset:
 
 
 def with_shared_classes(splits: dict[str, Dataset]) -> DatasetDict:
-    """Makes `label` and `clean_label` of all splits ClassLabels with the same names in the same order.
+    """Make `label` and `clean_label` of all splits ClassLabels with the same names in the same order.
 
     Names are matched by name; integers and strings become the sorted union of what occurs anywhere.
     """
@@ -193,19 +193,19 @@ def with_shared_classes(splits: dict[str, Dataset]) -> DatasetDict:
             class_values(splits[split], column, feature.names)
         return DatasetDict(splits)
     names = list(feature.names) if isinstance(feature, ClassLabel) else []
-    values = {place: class_values(splits[place[0]], place[1], names) for place in columns}
-    found = {value for own in values.values() for value in own} - set(names)
-    names += [str(value) for value in sorted(found, key=lambda value: (isinstance(value, str), value))]
+    values = {(split, column): class_values(splits[split], column, names) for split, column in columns}
+    unnamed = {value for classes in values.values() for value in classes} - set(names)
+    names += [str(value) for value in sorted(unnamed, key=lambda value: (isinstance(value, str), value))]
     shared = ClassLabel(names=names)
-    place_of = {name: place for place, name in enumerate(names)}
+    number_of = {name: number for number, name in enumerate(names)}
     for split, column in columns:
-        numbers = [place_of[str(value)] for value in values[split, column]]
+        numbers = [number_of[str(value)] for value in values[split, column]]
         splits[split] = splits[split].remove_columns(column).add_column(column, numbers, feature=shared)
     return DatasetDict(splits)
 
 
 def class_values(dataset: Dataset, column: str, names: list[str]) -> list[Any]:
-    """The class of each row, as a name where there are names. Raises ValueError on what is no class.
+    """Return the class of each row, as a name where there are names. Raise DataError on what is no class.
 
     Args:
         dataset: One split.

@@ -38,30 +38,30 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of a folder
 
 
 def load_folder(folder: Path, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
-    """The splits that names of folders, or of files and folders (tables), tell; what tells none is `train`.
+    """Load the splits that names of folders, or of files and folders (tables), tell; what tells none is `train`.
 
     Raises:
-        ValueError: Nothing that could be data is there, files of another kind lie among images or recordings, or
+        DataError: Nothing that could be data is there, files of another kind lie among images or recordings, or
             folders of them lie beside those of splits.
     """
     kind, tables = _kind_and_tables(folder)
     if kind == "arrow":
         saved = load_from_disk(str(folder))
         splits = saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
-        return IterableDatasetDict({k: v.to_iterable_dataset() for k, v in splits.items()}) if streaming else splits
+        return _as_streams(splits) if streaming else splits
     files: dict[str, list[str]] = {}
     if kind in MEDIA:
         for split, places in _split_folders(folder).items():
             files[split] = [f"{glob.escape(str(place))}/**" for place in places]
         return _load(folder, kind, streaming, files)
     for path in tables:
-        found = SPLIT_NAME.findall(path.relative_to(folder).as_posix().lower())
-        files.setdefault(SPLITS[found[-1]] if found else "train", []).append(glob.escape(str(path)))
+        matches = SPLIT_NAME.findall(path.relative_to(folder).as_posix().lower())
+        files.setdefault(SPLITS[matches[-1]] if matches else "train", []).append(glob.escape(str(path)))
     return _load(folder, kind, streaming, files)
 
 
 def load_whole_folder(folder: Path) -> Dataset:
-    """All that lies in a folder as one data set, whatever its files are called."""
+    """Load all that lies in a folder as one data set, whatever its files are called."""
     kind, tables = _kind_and_tables(folder)
     if kind == "arrow":
         saved = load_from_disk(str(folder))
@@ -75,20 +75,20 @@ def load_whole_folder(folder: Path) -> Dataset:
 
 
 def _split_folders(folder: Path) -> dict[str, list[Path]]:
-    """Split → folders called so (train/, Test/, …), or the whole folder as `train`."""
+    """Return split → folders called so (train/, Test/, …), or the whole folder as `train`."""
     below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found: dict[str, list[Path]] = {}
+    folders: dict[str, list[Path]] = {}
     for path in below:
         if path.name.lower() in SPLITS:
-            found.setdefault(SPLITS[path.name.lower()], []).append(path)
-    if "train" not in found:
+            folders.setdefault(SPLITS[path.name.lower()], []).append(path)
+    if "train" not in folders:
         return _split_folders(below[0]) if len(below) == 1 and _has_folders(below[0]) else {"train": [folder]}
     others = [path.name for path in below if path.name.lower() not in SPLITS]
     if others:
         raise DataError(
             f"{len(others)} folders in {str(folder)!r} lie beside those of the splits ({first_few(others)}): move them"
         )
-    return found
+    return folders
 
 
 def _has_folders(folder: Path) -> bool:
@@ -98,7 +98,7 @@ def _has_folders(folder: Path) -> bool:
 def _load(folder: Path, kind: str, streaming: bool, files: dict[str, list[str]]) -> DatasetDict | IterableDatasetDict:
     if kind == "audiofolder":
         splits = DatasetDict({split: _recordings(folder, patterns) for split, patterns in files.items()})
-        return IterableDatasetDict({k: v.to_iterable_dataset() for k, v in splits.items()}) if streaming else splits
+        return _as_streams(splits) if streaming else splits
     first = next(iter(files.values()))[0]
     settings = {"sep": "\t"} if Path(first).suffix.lower() == ".tsv" else {}
     try:
@@ -111,19 +111,23 @@ def _load(folder: Path, kind: str, streaming: bool, files: dict[str, list[str]])
     return splits
 
 
+def _as_streams(splits: DatasetDict) -> IterableDatasetDict:
+    return IterableDatasetDict({name: split.to_iterable_dataset() for name, split in splits.items()})
+
+
 def _recordings(folder: Path, patterns: list[str]) -> Dataset:
-    """Recordings of a class each, by the folder that they lie in.
+    """Read recordings of a class each, by the folder that they lie in.
 
     datasets 5.2's own loader of such folders needs torchcodec, though nothing is decoded.
     """
-    found = sorted(Path(path) for pattern in patterns for path in glob.glob(pattern, recursive=True))
-    names = [path.name for path in found if path.name in METADATA]
+    files = sorted(Path(path) for pattern in patterns for path in glob.glob(pattern, recursive=True))
+    names = [path.name for path in files if path.name in METADATA]
     if names:
         raise DataError(
             f"{names[0]!r} in {str(folder)!r} is not read beside recordings: give it another name, to be a table of "
             "paths, and name their column with audio_column_name"
         )
-    paths = [path for path in found if path.suffix.lower() in MEDIA["audiofolder"][1]]
+    paths = [path for path in files if path.suffix.lower() in MEDIA["audiofolder"][1]]
     labels = [path.parent.name for path in paths]
     if len(set(labels)) < 2:
         raise DataError(f"the recordings in {str(folder)!r} are of one class: sort them into a folder for each class")
@@ -135,7 +139,7 @@ def _recordings(folder: Path, patterns: list[str]) -> Dataset:
 
 
 def _kind_and_tables(folder: Path) -> tuple[str, list[Path]]:
-    """`arrow`, a key of `MEDIA`, `parquet`, `csv` or `json`, by the files there are, and those of the last three."""
+    """Return `arrow`, a key of `MEDIA`, `parquet`, `csv` or `json`, by the files, and those of the last three."""
     if not folder.is_dir():
         raise DataError(f"folder {str(folder)!r} does not exist")
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
@@ -158,7 +162,7 @@ def _kind_and_tables(folder: Path) -> tuple[str, list[Path]]:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """Files below the folder; hidden ones and those in hidden folders are no data."""
+    """Return the files below the folder; hidden ones and those in hidden folders are no data."""
     below = (path for path in folder.rglob("*") if path.is_file())
     return sorted(path for path in below if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 

@@ -21,21 +21,21 @@ IDX_FILES = {
 
 
 def is_idx_folder(folder: Path) -> bool:
-    """Whether any of the four files is there."""
+    """Return whether any of the four files is there."""
     names = [name for pair in IDX_FILES.values() for name in pair]
     return any((folder / f"{name}{ending}").is_file() for name in names for ending in ("", ".gz"))
 
 
 def is_called_fashion(folder: Path) -> bool:
-    """Whether a folder of idx files goes by the name of Fashion-MNIST and not of MNIST."""
+    """Return whether a folder of idx files goes by the name of Fashion-MNIST and not of MNIST."""
     return "fashion" in folder.resolve().name.lower()
 
 
 def load_idx_folder(folder: Path) -> DatasetDict:
-    """Splits `train` and `test` of the four files. Raises ValueError if one is missing, cut short or does not fit."""
+    """Load splits `train` and `test` of the four files. Raise DataError if one is missing, cut short or misfits."""
     splits = {}
-    found = [_read_idx(_find_idx_file(folder, file_names[1])) for file_names in IDX_FILES.values()]
-    num_classes = 1 + max((int(labels.max()) for labels in found if labels.size), default=0)
+    labels_of_splits = [_read_idx(_find_idx_file(folder, file_names[1])) for file_names in IDX_FILES.values()]
+    num_classes = 1 + max((int(labels.max()) for labels in labels_of_splits if labels.size), default=0)
     classes = [str(label) for label in range(num_classes)]
     if is_called_fashion(folder) and num_classes == len(FASHION_MNIST_CLASSES):
         classes = FASHION_MNIST_CLASSES
@@ -63,7 +63,7 @@ def _find_idx_file(folder: Path, file_name: str) -> Path:
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """An idx file of unsigned bytes as an array. Raises ValueError if the header and the size disagree."""
+    """Read an idx file of unsigned bytes as an array. Raise DataError if the header and the size disagree."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             content = file.read()
@@ -78,6 +78,6 @@ def _read_idx(path: Path) -> np.ndarray:
 
 
 def _idx_rows(paths: tuple[Path, ...], stamps: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """Rows of one split; `stamps` only makes the cache notice changed files."""
+    """Yield the rows of one split; `stamps` only makes the cache notice changed files."""
     for image, label in zip(*map(_read_idx, paths), strict=True):
         yield {"image": image, "label": int(label)}

@@ -23,7 +23,7 @@ Rows = list[tuple[str, int]]  # path in the folder, class
 
 
 def class_numbers(num_labels: int) -> dict[str, int]:
-    """Class numbers as list files write them → as integers."""
+    """Return class numbers as list files write them → as integers."""
     return {str(label): label for label in range(num_labels)}
 
 
@@ -42,41 +42,42 @@ class LocalRelease:
     source: str
 
     def file(self, name: str) -> Path:
-        """A file of the release. Raises ValueError if it is not there."""
+        """Return a file of the release. Raise ValueError if it is not there."""
         path = self.folder / name
         if not path.is_file():
             raise self.missing(f"file {name!r}")
         return path
 
     def missing(self, what: str) -> ValueError:
-        """The error that says what is not there and where it comes from."""
+        """Return the error that says what is not there and where it comes from."""
         return ValueError(f"{what} is missing in folder {str(self.folder)!r}: {self.name} comes from {self.source}")
 
     def refuse(self, offenders: Sequence[str], sentence: str) -> None:
-        """Raises ValueError with the number of offenders, the sentence and the first three, if there are any."""
+        """Raise DataError with the number of offenders, the sentence and the first three, if there are any."""
         if offenders:
-            first = first_few(repr(own[:100]) for own in offenders)
+            first = first_few(repr(offender[:100]) for offender in offenders)
             raise DataError(
                 f"{len(offenders)} {sentence}: {first}; the folder is {str(self.folder)!r}, "
                 f"{self.name} comes from {self.source}"
             )
 
     def lines(self, name: str, header: str | None = None) -> list[str]:
-        """Lines of a text file without empty ones, and without the first one if it starts with `header`."""
+        """Return the lines of a text file without empty ones, and without the first one if it starts with `header`."""
         with self.file(name).open(encoding="utf-8", errors="replace") as file:
             lines = [line.strip() for line in file if line.strip()]
         return lines[1:] if header and lines and lines[0].startswith(header) else lines
 
     def keys(self, name: str, header: str | None = None) -> list[str]:
-        """A list file with a path in each line.
+        """Read a list file with a path in each line.
 
         Raises:
-            ValueError: The file is missing, a path leads out of the folder or is listed twice.
+            DataError: A path leads out of the folder or is listed twice.
+            ValueError: The file is missing.
         """
         return self.checked_keys(self.lines(name, header), name)
 
     def pairs(self, name: str, label_of: Mapping[str, int], header: str | None = None) -> Rows:
-        """A list file with "path label" in each line.
+        """Read a list file with "path label" in each line.
 
         Args:
             name: Of the file.
@@ -84,59 +85,63 @@ class LocalRelease:
             header: How a first line begins that is to be left out.
 
         Raises:
-            ValueError: As `keys`, or a line has another form or a label that is none of `label_of`.
+            DataError: As `keys`, or a line has another form or a label that is none of `label_of`.
+            ValueError: The file is missing.
         """
-        fields = [line.split() for line in self.lines(name, header)]
+        lines = [line.split() for line in self.lines(name, header)]
         self.refuse(
-            [" ".join(own) for own in fields if len(own) != 2 or own[1] not in label_of],
-            f"of {len(fields)} lines in {name!r} are not a path and a label from 0 to {len(label_of) - 1}",
+            [" ".join(fields) for fields in lines if len(fields) != 2 or fields[1] not in label_of],
+            f"of {len(lines)} lines in {name!r} are not a path and a label from 0 to {len(label_of) - 1}",
         )
-        keys = self.checked_keys([own[0] for own in fields], name)
-        return [(key, label_of[own[1]]) for key, own in zip(keys, fields, strict=True)]
+        keys = self.checked_keys([path for path, _ in lines], name)
+        return [(key, label_of[label]) for key, (_, label) in zip(keys, lines, strict=True)]
 
     def checked_keys(self, keys: list[str], name: str) -> list[str]:
-        """The keys of list file `name`. Raises ValueError if one leads out of the folder or occurs twice."""
+        """Return the keys of list file `name`. Raise DataError if one leads out of the folder or occurs twice."""
         leaving = [key for key in keys if key.startswith(("/", "\\")) or ".." in key.replace("\\", "/").split("/")]
         self.refuse(leaving, f"paths in {name!r} lead out of the folder")
         self.refuse([key for key, count in Counter(keys).items() if count > 1], f"names occur twice in {name!r}")
         return keys
 
     def listing(self, name: str, pattern: str) -> list[str]:
-        """Names of the files in a folder of the release, sorted. Raises ValueError if the folder is missing."""
+        """Return the sorted names of files in a folder of the release. Raise ValueError if the folder is missing."""
         if not (self.folder / name).is_dir():
             raise self.missing(f"folder {name!r}")
         return sorted(path.name for path in (self.folder / name).glob(pattern))
 
     def compare_sizes(self, seen: Mapping[str, int], official: Mapping[str, int]) -> None:
-        """Warns of splits of another size than the official one, which subsets may have."""
+        """Warn of splits of another size than the official one, which subsets may have."""
         for split, size in official.items():
             if seen[split] != size:
                 logger.warning(f"{self.name}: {split} has {seen[split]} examples, officially {size}")
 
     def splits(self, class_names: list[str], rows: Mapping[str, Rows]) -> DatasetDict:
-        """The images of all splits with columns `image` and `label`, converted in an earlier call or now.
+        """Return the images of all splits with columns `image` and `label`, converted in an earlier call or now.
 
         The cache of `datasets` is keyed by the paths, labels, sizes and times of change of the image files.
 
         Raises:
-            ValueError: Class names that occur twice, a split without examples, or images that are not on disk.
+            DataError: Class names that occur twice, or images that are not on disk.
+            ValueError: A split without examples.
         """
         self.refuse([name for name, count in Counter(class_names).items() if count > 1], "class names occur twice")
         features = Features({"image": Image(), "label": ClassLabel(names=class_names)})
-        stamps = {split: self._stamps(split, own) for split, own in rows.items()}
-        return DatasetDict({split: self._converted(split, own, stamps[split], features) for split, own in rows.items()})
+        stamps = {split: self._stamps(split, listed) for split, listed in rows.items()}
+        return DatasetDict(
+            {split: self._converted(split, listed, stamps[split], features) for split, listed in rows.items()}
+        )
 
     def _stamps(self, split: str, rows: Rows) -> tuple[int, ...]:
-        """Size and time of change of each file, one after the other: flat, as each run hashes them."""
+        """Return size and time of change of each file, one after the other: flat, as each run hashes them."""
         stamps: list[int] = []
         missing = []
         for path, _ in rows:
             try:
-                found = os.stat(os.path.join(self.folder, path))
+                status = os.stat(os.path.join(self.folder, path))
             except (OSError, ValueError):  # ValueError: a NUL in the name
-                found = None
-            if found is not None and stat.S_ISREG(found.st_mode):
-                stamps += (found.st_size, found.st_mtime_ns)
+                status = None
+            if status is not None and stat.S_ISREG(status.st_mode):
+                stamps += (status.st_size, status.st_mtime_ns)
             else:
                 missing.append(path)
         self.refuse(missing, f"of {len(rows)} listed images of split {split!r} are not on disk")
@@ -146,7 +151,7 @@ class LocalRelease:
 
     def _converted(self, split: str, rows: Rows, stamps: tuple[int, ...], features: Features) -> Dataset:
         paths, labels = tuple(path for path, _ in rows), tuple(label for _, label in rows)
-        return Dataset.from_generator(
+        return Dataset.from_generator(  # of tuples, as `datasets` would shard lists
             _image_rows,
             gen_kwargs={"folder": str(self.folder), "paths": paths, "labels": labels, "stamps": stamps},
             features=features,
@@ -157,6 +162,6 @@ class LocalRelease:
 def _image_rows(
     folder: str, paths: tuple[str, ...], labels: tuple[int, ...], stamps: tuple[int, ...]
 ) -> Iterator[dict[str, Any]]:
-    """Rows of one split; `stamps` only makes the cache notice changed files. Tuples: `datasets` would shard lists."""
+    """Yield the rows of one split; `stamps` only makes the cache notice changed files."""
     for path, label in zip(paths, labels, strict=True):
         yield {"image": {"bytes": Path(folder, path).read_bytes(), "path": path}, "label": label}

@@ -43,7 +43,7 @@ def load_source(
     train_dir: str | None = None,
     validation_dir: str | None = None,
 ) -> DatasetDict:
-    """Loads a data set by name or from folders.
+    """Load a data set by name or from folders.
 
     Args:
         name: `digits`, a short name of `HUB_DATASETS` or `BUILDERS`, a Hub id, or a local folder: images or
@@ -55,7 +55,8 @@ def load_source(
         validation_dir: Another with those to test on.
 
     Raises:
-        ValueError: One sentence that says what is wrong and what to do.
+        DataError: One sentence that says what is wrong and what to do.
+        ValueError: Likewise, where files of a benchmark are missing.
     """
     if name is None:
         return _load_two_folders(
@@ -76,7 +77,7 @@ def load_source(
 def check_source(
     name: str | None, data_dir: str | None = None, train_dir: str | None = None, validation_dir: str | None = None
 ) -> None:
-    """Raises ValueError on a name that can't be one, and on places that contradict each other."""
+    """Raise DataError on a name that can't be one, and on places that contradict each other."""
     if (name is None) == (train_dir is None):
         raise DataError("give either a data set's name or a train_dir, and not both")
     if validation_dir is not None and train_dir is None:
@@ -90,15 +91,16 @@ def check_source(
         raise DataError(f"data_dir is where one of {', '.join(BUILDERS)} lies: {name!r} takes none")
     if Path(name).is_file():
         raise DataError(f"data set {name!r} is a file: give its folder {str(Path(name).parent)!r}")
-    short = ("digits", *HUB_DATASETS, *BUILDERS)
-    if name not in short and not Path(name).is_dir() and ("/" not in name or name.startswith(("/", ".", "~"))):
+    short_names = ("digits", *HUB_DATASETS, *BUILDERS)
+    if name not in short_names and not Path(name).is_dir() and ("/" not in name or name.startswith(("/", ".", "~"))):
         raise DataError(
-            f"data set {name!r} is unknown: choose one of {', '.join(short)}, a Hub id such as 'user/name', or a folder"
+            f"data set {name!r} is unknown: choose one of {', '.join(short_names)}, a Hub id such as 'user/name', "
+            "or a folder"
         )
 
 
 def clean_labels_known(name: str | None) -> bool:
-    """Whether this source has clean labels: its own, when nothing was corrupted, or beside the wrong ones."""
+    """Return whether this source has clean labels: its own, when nothing was corrupted, or beside the wrong ones."""
     return name is not None and (name in ("digits", *HUB_DATASETS, *CIFAR_N) or is_idx_folder(Path(name)))
 
 
@@ -109,12 +111,12 @@ def _refuse_settings(name: str, config_name: str | None, columns: Columns) -> No
 
 
 def merged_columns(named: Columns, known: Columns) -> Columns:
-    """What the user named, else what is known of the data set."""
+    """Return what the user named, else what is known of the data set."""
     return Columns(**{role: value or getattr(known, role) for role, value in vars(named).items()})
 
 
 def _load_digits() -> DatasetDict:
-    """1797 real 8×8 images inside scikit-learn; the test split of 20 % is fixed, stratified by class."""
+    """Load 1797 real 8×8 images inside scikit-learn; the test split of 20 % is fixed, stratified by class."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -125,16 +127,16 @@ def _load_digits() -> DatasetDict:
 
 
 def _load_two_folders(train_dir: Path, validation_dir: Path | None, columns: Columns) -> DatasetDict:
-    parts = {"train": train_dir} | ({} if validation_dir is None else {"test": validation_dir})
+    folders = {"train": train_dir} | ({} if validation_dir is None else {"test": validation_dir})
     splits = {
         split: with_standard_columns(load_whole_folder(folder), columns, split == "train", folder)
-        for split, folder in parts.items()
+        for split, folder in folders.items()
     }
     return with_test_split(with_shared_classes(splits))
 
 
 def load_from_hub(hub_id: str, config_name: str | None, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
-    """All splits of a Hub data set. Raises ValueError with what the client said, in one sentence."""
+    """Load all splits of a Hub data set. Raise DataError with what the client said, in one sentence."""
     try:
         return load_dataset(hub_id, config_name, streaming=streaming)
     except Exception as error:  # the client raises a dozen unrelated types for a missing network, id or config
@@ -146,7 +148,7 @@ def load_from_hub(hub_id: str, config_name: str | None, streaming: bool = False)
 
 
 def standard_splits(splits: Any, columns: Columns, name: str, folder: Path | None = None) -> DatasetDict:
-    """Standard columns and shared classes; a test split, if there is none, is a fixed 20 % of train."""
+    """Return splits with standard columns and shared classes; where there is no test split, 20 % of train becomes one."""
     check_has_train(splits, name)
     test = next((split for split in TEST_NAMES if split in splits and _has_labels(splits[split], columns)), None)
     chosen = {"train": splits["train"]} | ({} if test is None else {"test": splits[test]})
@@ -164,14 +166,14 @@ def check_has_train(splits: Any, name: str) -> None:
 
 
 def _has_labels(dataset: Dataset, columns: Columns) -> bool:
-    """Whether not all labels are −1, as in test splits whose labels are kept secret."""
+    """Return whether not all labels are −1, as in test splits whose labels are kept secret."""
     if len(dataset) == 0:
         return True  # refused later, by name
     return set(dataset[label_column(dataset.features, columns)][:]) != {-1}
 
 
 def with_test_split(splits: DatasetDict) -> DatasetDict:
-    """The splits; where none is `test`, a fixed 20 % of train, stratified by label where classes are large enough."""
+    """Return the splits; where none is `test`, a fixed 20 % of train becomes it, stratified if classes are large enough."""
     if "test" in splits or len(splits["train"]) < 2:
         return splits
     train = splits["train"]
@@ -181,19 +183,19 @@ def with_test_split(splits: DatasetDict) -> DatasetDict:
 
 
 def check_splits(splits: DatasetDict) -> None:
-    """Raises ValueError on a split without rows, and on classes that only train or only the test split has."""
+    """Raise DataError on a split without rows, and on classes that only train or only the test split has."""
     for split, dataset in splits.items():
         if len(dataset) == 0:
             raise DataError(f"the split {split!r} of the data has no rows: give a few examples of every class")
     if "test" not in splits:
         raise DataError("the data are a single example: give enough to train and to test on")
     names = splits["train"].features["label"].names
-    found = {split: set(splits[split]["label"][:]) for split in ("train", "test")}
+    classes = {split: set(splits[split]["label"][:]) for split in ("train", "test")}
     for one, other, advice in (("test", "train", "add examples"), ("train", "test", "add some, or give another split")):
-        missing = sorted(found[other] - found[one])
+        missing = sorted(classes[other] - classes[one])
         if missing:
             first = first_few(repr(names[label]) for label in missing)
             raise DataError(
-                f"{len(missing)} of {len(found[other])} classes of the {other} split have no example in the {one} "
+                f"{len(missing)} of {len(classes[other])} classes of the {other} split have no example in the {one} "
                 f"split ({first}): {advice}, or leave these classes out"
             )

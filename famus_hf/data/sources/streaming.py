@@ -1,6 +1,6 @@
 """Data sets that are read as they are needed: nothing is known of an example before it comes by.
 
-Noise is drawn for each example from the seed and its row, so that it does not hang on the order. The meta set is made
+Noise is drawn for each example from the seed and its row, so that it does not depend on the order. The meta set is made
 of the first examples of each class and held in memory.
 """
 
@@ -39,14 +39,14 @@ def load_stream(
     max_train_samples: int | None,
     max_eval_samples: int | None,
 ) -> IterableDatasetDict:
-    """Splits `train` and `test` as streams and, where `num_meta` is not 0, `meta` in memory.
+    """Load splits `train` and `test` as streams and, where `num_meta` is not 0, `meta` in memory.
 
     Streams come in the order of the source, since rows are counted as they come (the library's own shuffling counts
     anew in each file); `StreamedInputs` shuffles. Their images are as they are stored, {"bytes", "path"};
     `datasets.Image().decode_example` decodes one. The arguments are those of `load_noisy_dataset`.
 
     Raises:
-        ValueError: A data set that can't be streamed, labels that are not a ClassLabel, no test split, noise that needs
+        DataError: A data set that can't be streamed, labels that are not a ClassLabel, no test split, noise that needs
             all examples, or too few examples of a class for the meta set.
     """
     if noise > 0 and noise_type not in STREAMED_NOISE:
@@ -54,30 +54,30 @@ def load_stream(
             f"noise_type {noise_type!r} needs all examples at once, which a stream does not have: choose one of "
             f"{', '.join(STREAMED_NOISE)}, or leave --streaming out"
         )
-    splits, columns = _open(name, config_name, columns)
-    test = next((split for split in TEST_NAMES if split in splits), None)
+    streams, columns = _open(name, config_name, columns)
+    test = next((split for split in TEST_NAMES if split in streams), None)
     if test is None:
         raise DataError(f"data set {name!r} has no test split, and none can be set apart from a stream: give one")
-    names = _class_names(splits["train"], columns)
-    train = _standardised(splits["train"], columns, max_train_samples)
+    names = _class_names(streams["train"], columns)
+    train = _standardised(streams["train"], columns, max_train_samples)
     if class_map is None:
         class_map = class_map_by_names(names)
-    parts: dict[str, Any] = {}
+    splits: dict[str, Any] = {}
     held_out: set[int] = set()
     if num_meta > 0:
-        parts["meta"] = _first_of_each_class(train, names, num_meta)
-        held_out = set(parts["meta"]["index"][:])
+        splits["meta"] = _first_of_each_class(train, names, num_meta)
+        held_out = set(splits["meta"]["index"][:])
     corrupt = partial(_corrupted, noise=noise, noise_type=noise_type, num_labels=len(names), seed=seed,
                       class_map=class_map, known_clean=num_meta > 0 or noise > 0)  # fmt: skip
     features = _features(names)
     train = train.filter(partial(_is_not_in, rows=held_out)).map(corrupt, features=features)
-    test_stream = _standardised(splits[test], columns, max_eval_samples).map(_unchanged, features=features)
-    parts["train"], parts["test"] = train, test_stream
-    return IterableDatasetDict({split: parts[split] for split in ("train", "meta", "test") if split in parts})
+    test_stream = _standardised(streams[test], columns, max_eval_samples).map(_unchanged, features=features)
+    splits["train"], splits["test"] = train, test_stream
+    return IterableDatasetDict({split: splits[split] for split in ("train", "meta", "test") if split in splits})
 
 
 def _open(name: str | None, config_name: str | None, columns: Columns) -> tuple[Any, Columns]:
-    """The streams of a Hub data set or a local folder."""
+    """Open the streams of a Hub data set or a local folder."""
     folder = Path(name) if name is not None and Path(name).is_dir() else None
     if name is None or name in ("digits", *BUILDERS) or (folder is not None and is_idx_folder(folder)):
         raise DataError(
@@ -106,7 +106,7 @@ def _class_names(stream: IterableDataset, columns: Columns) -> list[str]:
 
 
 def _standardised(stream: IterableDataset, columns: Columns, size: int | None) -> IterableDataset:
-    """Columns `image`, `label`, `clean_label` (where there is one) and `index`."""
+    """Give the stream the columns `image`, `label`, `clean_label` (where there is one) and `index`, and no others."""
     names = standard_names(stream.features, columns, is_train=False)
     features = Features({new: stream.features[old] for old, new in names.items()} | {"index": Value("int64")})
     image = next(old for old, new in names.items() if new == "image")
@@ -130,17 +130,17 @@ def _record(example: dict[str, Any], label: int, clean: int | None) -> dict[str,
 
 
 def _first_of_each_class(stream: IterableDataset, names: list[str], num_meta: int) -> Dataset:
-    """A class-balanced meta set out of the first examples. Raises ValueError where they hold too few of a class."""
-    wanted = balanced_shares(num_meta, len(names))
-    found: list[dict[str, Any]] = []
+    """Take a class-balanced meta set from the first examples. Raise DataError where they hold too few of a class."""
+    missing_counts = balanced_shares(num_meta, len(names))
+    records: list[dict[str, Any]] = []
     for example in stream.take(META_SEARCH * num_meta):
         clean = example.get("clean_label", example["label"])
-        if wanted[clean] > 0:
-            wanted[clean] -= 1
-            found.append(_record(example, clean, clean))
-        if not any(wanted):
-            return Dataset.from_list(found, features=_features(names)).cast_column("image", Image())
-    missing = [names[label] for label, number in enumerate(wanted) if number]
+        if missing_counts[clean] > 0:
+            missing_counts[clean] -= 1
+            records.append(_record(example, clean, clean))
+        if not any(missing_counts):
+            return Dataset.from_list(records, features=_features(names)).cast_column("image", Image())
+    missing = [names[label] for label, count in enumerate(missing_counts) if count]
     raise DataError(
         f"{len(missing)} classes ({first_few(missing)}) have too few of the first "
         f"{META_SEARCH * num_meta} examples for a meta set of {num_meta}: lower num_meta or leave --streaming out"
@@ -160,7 +160,7 @@ def _corrupted(
     class_map: Sequence[int] | None,
     known_clean: bool,
 ) -> dict[str, Any]:
-    """The example with the label that its row draws."""
+    """Return the example with the label that its row draws."""
     clean = example.get("clean_label", example["label"] if known_clean else None)
     label = example["label"]
     if noise > 0 and clean is not None:
