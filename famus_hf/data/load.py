@@ -229,6 +229,7 @@ def _own_meta_set(dataset: Dataset, num_meta: int | None, first_index: int, seed
     labels = np.asarray(dataset["label"][:])
     num_labels = dataset.features["label"].num_classes
     if num_meta is None:
+        # − 1, as `class_balanced_holdout` never takes a whole class.
         num_meta = min(1000, (np.bincount(labels, minlength=num_labels).min() - 1) * num_labels)
     rows, _ = class_balanced_holdout(labels, num_meta, num_labels, seed)
     dataset = dataset.add_column("index", range(first_index, first_index + len(dataset)))

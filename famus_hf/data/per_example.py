@@ -21,7 +21,7 @@ from famus_hf.training_args import FaMUSTrainingArguments
 
 @dataclass
 class PerExample:
-    """In the order of the data set, the same on every process.
+    """What a network makes of each example, in the order of the data set and the same on every process.
 
     Attributes:
         labels: Shape (N,), the given labels; of soft targets the largest.
@@ -124,6 +124,7 @@ class ExampleEvaluator:
         count, rank = self.processes.count, self.processes.rank
         was_training = network.training
         share = -(-len(dataset) // count)  # equal, as FSDP needs all processes in each of its passes
+        # Past the end the last row repeats; `__call__` cuts it off.
         rows = np.arange(share * rank, share * (rank + 1)).clip(max=len(dataset) - 1)
         batches = in_order(Subset(dataset, rows.tolist()), self.args, self.collate)
         is_shown = progress is not None and rank == 0 and not self.args.disable_tqdm

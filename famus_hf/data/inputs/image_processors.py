@@ -45,6 +45,7 @@ def default_image_processor(model: Any, dataset: Dataset | IterableDataset) -> B
     side = getattr(config, "image_size", None)
     if isinstance(side, int) and max(width, height) > side:
         width = height = side
+    # Clipped, as the processor divides by it: a channel with one value alone has deviation 0.
     values = np.concatenate([np.asarray(image, dtype=np.float64).reshape(-1, 3) for image in images]) / 255
     mean, std = values.mean(0).round(4).tolist(), values.std(0).clip(1e-3).round(4).tolist()
     return _resize_processor(height, width, mean, std)

@@ -124,6 +124,7 @@ def adapted_tokenizer(tokenizer: Any, args: "FaMUSTrainingArguments", model: Any
     tokenizer.model_max_length = _limit(tokenizer, args, config)
     parameters = inspect.signature(getattr(model, "forward", None) or _no_network).parameters
     if "input_ids" in parameters:  # else it does not say by name what it takes
+        # Also in init_kwargs, which are what is saved: the attribute alone would be lost.
         names = [name for name in tokenizer.model_input_names if name in parameters]
         tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
     return tokenizer

@@ -44,6 +44,7 @@ def class_balanced_holdout(
     generator = np.random.default_rng(seed)
     shares = balanced_shares(num_meta, num_labels)
     counts = np.bincount(labels, minlength=num_labels)
+    # <= and not <: a class keeps at least one example to train on.
     small = [label for label in range(num_labels) if counts[label] <= shares[label]]
     if small:
         sizes = first_few(f"class {label} has {counts[label]} in all" for label in small)

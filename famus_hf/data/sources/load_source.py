@@ -148,7 +148,7 @@ def load_from_hub(hub_id: str, config_name: str | None, streaming: bool = False)
 
 
 def standard_splits(splits: Any, columns: Columns, name: str, folder: Path | None = None) -> DatasetDict:
-    """Return splits with standard columns and shared classes; where there is no test split, 20 % of train becomes one."""
+    """Return splits with standard columns and shared classes; where none is to test on, 20 % of train is `test`."""
     check_has_train(splits, name)
     test = next((split for split in TEST_NAMES if split in splits and _has_labels(splits[split], columns)), None)
     chosen = {"train": splits["train"]} | ({} if test is None else {"test": splits[test]})
@@ -173,11 +173,12 @@ def _has_labels(dataset: Dataset, columns: Columns) -> bool:
 
 
 def with_test_split(splits: DatasetDict) -> DatasetDict:
-    """Return the splits; where none is `test`, a fixed 20 % of train becomes it, stratified if classes are large enough."""
+    """Return the splits; where none is `test`, a fixed 20 % of train is, stratified by label if classes allow."""
     if "test" in splits or len(splits["train"]) < 2:
         return splits
     train = splits["train"]
     counts = np.bincount(train["label"][:], minlength=train.features["label"].num_classes)
+    # What the stratified split of datasets asks for: two rows of each class, and no fewer test rows than classes.
     stratify = "label" if counts.min() >= 2 and len(train) * TEST_SHARE >= len(counts) else None
     return DatasetDict({**splits, **train.train_test_split(TEST_SHARE, stratify_by_column=stratify, seed=TEST_SEED)})
 
