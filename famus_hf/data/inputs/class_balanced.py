@@ -42,4 +42,4 @@ class ClassBalancedSampler(Sampler[int]):
 def _draw(generator: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
     """Draw so many rows, each as often as another or once more."""
     rounds = [generator.permutation(rows) for _ in range(-(-count // len(rows)))]
-    return np.concatenate([*rounds, rows[:0]])[:count]  # rows[:0]: of no arrays at all, numpy raises
+    return np.concatenate([*rounds, rows[:0]])[:count]  # rows[:0], as numpy refuses to join no arrays
