@@ -24,7 +24,7 @@ ANSWERS = {
 
 
 def root_of(error: BaseException) -> BaseException:
-    """The Hub's answer or the failed request that an error of the client is about; else the error itself."""
+    """Return the Hub's answer or the failed request that an error of the client is about; else the error itself."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, HTTPError | OfflineModeIsEnabled):
@@ -34,17 +34,18 @@ def root_of(error: BaseException) -> BaseException:
 
 
 def status_of(error: BaseException) -> int | None:
-    """The number of the Hub's answer; None where there was none."""
+    """Return the number of the Hub's answer; None where there was none."""
     return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 
 def hub_reason(error: BaseException) -> str:
-    """Why the Hub did not do what was asked, and what to do, as a part of a sentence."""
+    """Return why the Hub did not do what was asked, and what to do, as a part of a sentence."""
     error = root_of(error)
     status = status_of(error)
     if status is not None:
-        own = f"the Hub has an error of its own ({status}): try again later" if status >= 500 else None
-        return own or ANSWERS.get(status) or f"the Hub answers {status}: {reason_of(error)}"
+        if status >= 500:
+            return f"the Hub has an error of its own ({status}): try again later"
+        return ANSWERS.get(status) or f"the Hub answers {status}: {reason_of(error)}"
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE forbids it: unset it"
     if isinstance(error, HTTPError):
@@ -57,7 +58,7 @@ def hub_reason(error: BaseException) -> str:
 def downloaded(
     repo_id: str, revision: str | None, token: str | None, allow: Sequence[str], ignore: Sequence[str] = ()
 ) -> Path:
-    """Where files of a repository lie on disk. Raises ValueError, in one sentence, where the Hub does not give them."""
+    """Return the folder on disk with files of a repository. Raise HubError where the Hub does not give them."""
     try:
         folder = snapshot_download(
             repo_id, revision=revision, token=token, allow_patterns=list(allow), ignore_patterns=list(ignore)

@@ -33,7 +33,7 @@ from famus_hf.storage.run_folder import (
 def load_famus(
     repo_or_folder: str | Path, *, subfolder: str = "", revision: str | None = None, token: str | None = None
 ) -> tuple[Any, MetaLearner | None, LayerSampler | None, Any]:
-    """Loads a folder that a FaMUS run left, from disk or from the Hub.
+    """Load a folder that a FaMUS run left, from disk or from the Hub.
 
     Only safetensors and JSON are read; no file is executed and nothing is unpickled.
 
@@ -49,19 +49,20 @@ def load_famus(
         and neither meta-learner nor layer sampler: each network has its own, in its subfolder.
 
     Raises:
-        ValueError: The folder is not such a folder, or something in it is damaged, absurd, not finite, or leads out of
-            it; or the Hub does not give it. One sentence says what.
+        LoadError: The folder is not such a folder, or something in it is damaged, absurd, not finite, or leads out of
+            it. One sentence says what.
+        HubError: The Hub does not give it.
     """
     root = Path(repo_or_folder)
     if not root.is_dir():
         prefix = f"{subfolder}/" if subfolder else ""
-        others = () if subfolder else (LAST_CHECKPOINT, *NETWORKS_APART)
+        ignored_folders = () if subfolder else (LAST_CHECKPOINT, *NETWORKS_APART)
         root = downloaded(
             str(repo_or_folder),
             revision,
             token,
             allow=[f"{prefix}{pattern}" for pattern in LOADED_FILES],
-            ignore=[f"{other}/*" for other in others],
+            ignore=[f"{name}/*" for name in ignored_folders],
         )
     folder = root / subfolder
     if not folder.resolve().is_relative_to(root.resolve()):
@@ -81,7 +82,7 @@ def load_famus(
 
 
 def files_to_push(folder: str | Path, newer_than: float = 0.0) -> list[str]:
-    """Names of the files of a run that a push uploads.
+    """Return the names of the files of a run that a push uploads.
 
     Args:
         folder: Of the run.
@@ -107,17 +108,17 @@ def files_to_push(folder: str | Path, newer_than: float = 0.0) -> list[str]:
 
 
 def code_files(folder: Path) -> set[str]:
-    """The Python files that a folder's config.json names as its backbone's, and those that they import relatively."""
+    """Return the Python files that config.json names as the backbone's, and those that they import relatively."""
     try:
         auto_map = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("auto_map", {})
-        named = {f"{str(value).rpartition('.')[0]}.py" for value in auto_map.values()}
+        modules = {f"{str(value).rpartition('.')[0]}.py" for value in auto_map.values()}
     except (OSError, ValueError, AttributeError):
         return set()
-    return named.union(*(_imported_by(folder / name) for name in named))
+    return modules.union(*(_imported_by(folder / name) for name in modules))
 
 
 def _imported_by(path: Path) -> set[str]:
     try:
-        return {Path(found).name for found in get_relative_import_files(path)}
+        return {Path(imported).name for imported in get_relative_import_files(path)}
     except (OSError, ValueError):  # one of them is missing, or no text
         return set()

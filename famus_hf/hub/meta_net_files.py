@@ -18,10 +18,7 @@ from typing import Any, TypeVar
 from safetensors.torch import save_file
 from torch import nn
 
-from famus_hf.core.layer_samplers import (
-    LAYER_SAMPLERS,
-    LayerSampler,
-)
+from famus_hf.core.layer_samplers import LAYER_SAMPLERS, LayerSampler
 from famus_hf.core.layers import Layer
 from famus_hf.core.meta_learners import META_LEARNERS, MetaLearner
 from famus_hf.core.pretrained import Pretrained
@@ -31,7 +28,7 @@ from famus_hf.storage.run_folder import CONFIG, LAYER_SAMPLER_WEIGHTS, META_LEAR
 from famus_hf.storage.untrusted import Allowance, check_inside, read_json, read_tensors, shapes_in
 
 TENSORS = {"meta_learner": META_LEARNER_WEIGHTS, "layer_sampler": LAYER_SAMPLER_WEIGHTS}
-Part = TypeVar("Part", MetaLearner, LayerSampler)
+Component = TypeVar("Component", MetaLearner, LayerSampler)
 Kind = TypeVar("Kind", bound=Pretrained)
 
 
@@ -41,9 +38,9 @@ Kind = TypeVar("Kind", bound=Pretrained)
 def save_meta_net(
     folder: str | PathLike[str], meta_learner: MetaLearner | None, layer_sampler: LayerSampler | None
 ) -> None:
-    """Writes `meta_net/` below the folder: config.json, model.safetensors, layer_sampler.safetensors.
+    """Write `meta_net/` below the folder: config.json, model.safetensors, layer_sampler.safetensors.
 
-    A part without parameters is in config.json alone.
+    A component without parameters is in config.json alone.
     """
     target = Path(folder) / META_NET
     if target.is_dir():
@@ -69,8 +66,8 @@ def _config_of(meta_learner: MetaLearner, layer_sampler: LayerSampler | None) ->
     return config
 
 
-def _type_name(part: Any, known: Mapping[str, type[Any]]) -> str:
-    return next((name for name, kind in known.items() if type(part) is kind), type(part).__name__)
+def _type_name(component: Any, known: Mapping[str, type[Any]]) -> str:
+    return next((name for name, kind in known.items() if type(component) is kind), type(component).__name__)
 
 
 def _save_tensors(module: nn.Module, path: Path) -> None:
@@ -83,21 +80,22 @@ def _save_tensors(module: nn.Module, path: Path) -> None:
 
 
 def load_into(folder: str | Path, meta_learner: MetaLearner, layer_sampler: LayerSampler) -> None:
-    """Reads a checkpoint's `meta_net/` into the parts of a run that must be of the same kind and settings.
+    """Read a checkpoint's `meta_net/` into the components of a run, which must be of the same kind and settings.
 
     Raises:
-        ValueError: It is missing, damaged, or was made with other settings; the parts are then as they were.
+        LoadError: It is missing, damaged, or was made with other settings; the components are then as they were.
     """
     root = Path(folder)
     try:
         saved = _read_config(root, root / META_NET)
-        for part, present in _config_of(meta_learner, layer_sampler).items():
-            if saved.get(part) != json.loads(json.dumps(present)):
-                raise LoadError(f"its {part.replace('_', ' ')} has other settings")
-        parts: dict[str, nn.Module] = {"meta_learner": meta_learner, "layer_sampler": layer_sampler}
-        found = {part: read_tensors(module, root, root / META_NET / TENSORS[part]) for part, module in parts.items()}
-        for part, module in parts.items():
-            module.load_state_dict(found[part])
+        for key, present in _config_of(meta_learner, layer_sampler).items():
+            if saved.get(key) != json.loads(json.dumps(present)):  # JSON has made lists of tuples
+                raise LoadError(f"its {key.replace('_', ' ')} has other settings")
+        modules: dict[str, nn.Module] = {"meta_learner": meta_learner, "layer_sampler": layer_sampler}
+        # Both files are read before either module changes, so that a damaged one leaves both as they were.
+        states = {key: read_tensors(module, root, root / META_NET / TENSORS[key]) for key, module in modules.items()}
+        for key, module in modules.items():
+            module.load_state_dict(states[key])
     except Exception as error:  # a registered class may raise anything
         raise LoadError(
             f"checkpoint {str(folder)!r} does not fit: its meta-learner or layer sampler is missing or was made "
@@ -106,29 +104,30 @@ def load_into(folder: str | Path, meta_learner: MetaLearner, layer_sampler: Laye
 
 
 def load_meta_net(folder: str | Path) -> tuple[MetaLearner | None, LayerSampler | None]:
-    """What `save_meta_net` wrote; None for what was not used.
+    """Return what `save_meta_net` wrote; None for what was not used.
 
     Raises:
-        ValueError: Something in `meta_net/` is missing, of an unknown type, does not fit, or is more than a run writes.
+        LoadError: Something in `meta_net/` is missing, of an unknown type, does not fit, or is more than a run writes.
     """
     root = Path(folder)
     if not os.path.lexists(root / META_NET):
         return None, None
     with _refusing(root / META_NET):
         config = _read_config(root, root / META_NET)
-        meta_learner = _load_part(root, root / META_NET, "meta_learner", config, META_LEARNERS)
-        return meta_learner, _load_part(root, root / META_NET, "layer_sampler", config, LAYER_SAMPLERS)
+        meta_learner = _load_component(root, root / META_NET, "meta_learner", config, META_LEARNERS)
+        return meta_learner, _load_component(root, root / META_NET, "layer_sampler", config, LAYER_SAMPLERS)
 
 
 def load_kind(
     kind: type[Kind], repo_or_folder: str | PathLike[str], subfolder: str, revision: str | None, token: str | None
 ) -> Kind:
-    """`kind.from_pretrained` of meta-learners and layer samplers; the other part is not made.
+    """Do what `from_pretrained` of a meta-learner or a layer sampler promises; the other of the two is not made.
 
     Raises:
-        ValueError: There is no such folder, no such part in it or one of another kind; or as in `load_meta_net`.
+        LoadError: There is no such folder, nothing of this kind in it; or as in `load_meta_net`.
+        HubError: The Hub does not give it.
     """
-    root = _on_disk(repo_or_folder, subfolder, revision, token)
+    root = _local_root(repo_or_folder, subfolder, revision, token)
     folder, source = root / subfolder, repr(str(repo_or_folder))
     if not folder.is_dir():
         raise LoadError(
@@ -136,23 +135,23 @@ def load_kind(
             "subfolder with its config.json"
         )
     is_learner = issubclass(kind, MetaLearner)
-    part, known = ("meta_learner", META_LEARNERS) if is_learner else ("layer_sampler", LAYER_SAMPLERS)
+    key, known = ("meta_learner", META_LEARNERS) if is_learner else ("layer_sampler", LAYER_SAMPLERS)
     what = "meta-learner" if is_learner else "layer sampler"
     with _refusing(folder):
-        found: Any = _load_part(root, folder, part, _read_config(root, folder), known)
-    if found is None:
+        component: Any = _load_component(root, folder, key, _read_config(root, folder), known)
+    if component is None:
         raise LoadError(f"{source} holds no {what}: the run that wrote it had none")
-    if not isinstance(found, kind):
-        name, base = type(found).__name__, "MetaLearner" if is_learner else "LayerSampler"
+    if not isinstance(component, kind):
+        name, base = type(component).__name__, "MetaLearner" if is_learner else "LayerSampler"
         raise LoadError(
             f"{source} holds a {what} of the kind {name}, and {kind.__name__} was asked for: call "
             f"from_pretrained of {name}, or of {base} for whatever is there"
         )
-    return found
+    return component  # type: ignore[no-any-return]
 
 
-def _on_disk(repo_or_folder: str | PathLike[str], subfolder: str, revision: str | None, token: str | None) -> Path:
-    """A local folder itself; of a repository on the Hub, what is fetched of its subfolder."""
+def _local_root(repo_or_folder: str | PathLike[str], subfolder: str, revision: str | None, token: str | None) -> Path:
+    """Return a local folder itself; of a repository on the Hub, the folder that its subfolder is fetched into."""
     if Path(repo_or_folder).is_dir():
         return Path(repo_or_folder)
     names = [f"{subfolder}/*.json", f"{subfolder}/*.safetensors"] if subfolder else [CONFIG, *TENSORS.values()]
@@ -161,7 +160,7 @@ def _on_disk(repo_or_folder: str | PathLike[str], subfolder: str, revision: str 
 
 @contextmanager
 def _refusing(folder: Path) -> Iterator[None]:
-    """Whatever is raised while a folder is read becomes a ValueError that names it."""
+    """Turn whatever is raised while a folder is read into a LoadError that names it."""
     try:
         yield
     except Exception as error:  # a constructor may raise anything on the values of a folder
@@ -169,7 +168,7 @@ def _refusing(folder: Path) -> Iterator[None]:
 
 
 def _read_config(root: Path, folder: Path) -> dict[str, Any]:
-    """config.json of a `meta_net/`, whose other files are those that a run writes. root: the folder around it."""
+    """Return config.json of a `meta_net/` that holds only files that a run writes. root: the folder around it."""
     if not folder.is_dir():
         raise LoadError(f"there is no folder {META_NET}")
     for path in sorted(folder.iterdir()):
@@ -177,50 +176,50 @@ def _read_config(root: Path, folder: Path) -> dict[str, Any]:
             raise LoadError(f"it holds {path.name[:80]!r}, which no run writes: remove that, or update famus_hf")
     config = read_json(root, folder / CONFIG)
     _check_keys(CONFIG, config, {"meta_learner"}, {"layer_sampler"})
-    for part, settings in config.items():
+    for key, settings in config.items():
         if not isinstance(settings, dict):
-            raise LoadError(f"its {part} is a {type(settings).__name__} and no object")
+            raise LoadError(f"its {key} is a {type(settings).__name__} and no object")
     if "layer_sampler" not in config and (folder / TENSORS["layer_sampler"]).exists():
         raise LoadError(f"it holds {TENSORS['layer_sampler']} and no settings of a layer_sampler")
     return config
 
 
-def _load_part(
-    root: Path, folder: Path, part: str, config: Mapping[str, Any], known: Mapping[str, type[Part]]
-) -> Part | None:
-    """A meta-learner or a layer sampler: made within what its tensor file warrants, and then filled from that."""
-    if part not in config:
+def _load_component(
+    root: Path, folder: Path, key: str, config: Mapping[str, Any], known: Mapping[str, type[Component]]
+) -> Component | None:
+    """Make a meta-learner or a layer sampler, no larger than its tensor file warrants, and fill it from that."""
+    if key not in config:
         return None
-    settings = dict(config[part])
-    layers = _read_layers(settings.pop("layers", None)) if part == "layer_sampler" else []
+    settings = dict(config[key])
+    layers = _read_layers(settings.pop("layers", None)) if key == "layer_sampler" else []
     name = settings.pop("type", None)
     kind = known.get(name) if isinstance(name, str) else None
     if kind is None:
         raise LoadError(
-            f"its {part} is of the type {str(name)[:80]!r}; import that class and call famus_hf.register_{part} with "
+            f"its {key} is of the type {str(name)[:80]!r}; import that class and call famus_hf.register_{key} with "
             "it first"
         )
-    _check_arguments(part, kind, settings)
-    path = folder / TENSORS[part]
+    _check_arguments(key, kind, settings)
+    path = folder / TENSORS[key]
     num_bytes, num_tensors = 0, 0
     if path.exists():
         check_inside(root, path)
         num_bytes, num_tensors = path.stat().st_size, len(shapes_in(root, path))
     with Allowance(num_bytes, num_tensors):
-        made = kind(**settings)
-        if isinstance(made, LayerSampler):
-            made.build(layers)
-    made.load_state_dict(read_tensors(made, root, path))
-    return made
+        component = kind(**settings)
+        if isinstance(component, LayerSampler):
+            component.build(layers)
+    component.load_state_dict(read_tensors(component, root, path))
+    return component
 
 
-def _check_arguments(part: str, kind: type[Any], arguments: Mapping[str, Any]) -> None:
-    """Raises ValueError where the constructor does not know a key, or lacks one."""
+def _check_arguments(key: str, kind: type[Any], arguments: Mapping[str, Any]) -> None:
+    """Raise LoadError where the constructor does not know an argument, or lacks one."""
     parameters = inspect.signature(kind).parameters.values()
     if any(parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) for parameter in parameters):
         return
     required = {parameter.name for parameter in parameters if parameter.default is parameter.empty}
-    _check_keys(f"its {part}", arguments, required, {parameter.name for parameter in parameters})
+    _check_keys(f"its {key}", arguments, required, {parameter.name for parameter in parameters})
 
 
 def _check_keys(where: str, content: Mapping[str, Any], required: set[str], optional: set[str]) -> None:
@@ -233,7 +232,7 @@ def _check_keys(where: str, content: Mapping[str, Any], required: set[str], opti
 
 
 def _read_layers(entries: Any) -> list[Layer]:
-    """The candidate layers. Raises ValueError on what `find_layers` can't have found."""
+    """Return the candidate layers. Raise LoadError on what `find_layers` can't have found."""
     if not isinstance(entries, list):
         raise LoadError("its layer_sampler has no list of layers")
     layers = [_read_layer(position, entry) for position, entry in enumerate(entries)]
@@ -249,8 +248,8 @@ def _read_layer(position: int, entry: Any) -> Layer:
     _check_keys(where, entry, {"name", "parameters", "width"}, {"share", "block"})
     name, parameters, width = entry["name"], entry["parameters"], entry["width"]
     share, block = entry.get("share", 1.0), entry.get("block")
-    named = isinstance(name, str) and isinstance(parameters, list) and len(parameters) > 0
-    if not named or not all(isinstance(p, str) and p.rpartition(".")[0] == name for p in parameters):
+    is_named = isinstance(name, str) and isinstance(parameters, list) and len(parameters) > 0
+    if not is_named or not all(isinstance(p, str) and p.rpartition(".")[0] == name for p in parameters):
         raise LoadError(f"{where} has a name that is not that of the module which owns its parameters")
     if len(set(parameters)) < len(parameters):
         raise LoadError(f"{where} names a parameter twice")

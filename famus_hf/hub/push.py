@@ -48,34 +48,35 @@ Result = TypeVar("Result")
 
 
 def tried(action: Callable[[], Result]) -> Result:
-    """What the action returns; where the Hub fails or somebody else commits at the same time, another try follows."""
-    for number in range(TRIES - 1):
+    """Return what the action returns, after another try where the Hub fails or somebody else commits meanwhile."""
+    for failures in range(TRIES - 1):
         try:
             return action()
         except Exception as error:  # the client's errors have no common class
-            if not _may_pass(error):
+            if not _is_temporary(error):
                 raise
-            logger.debug("try %s of %s failed: %s", number + 1, TRIES, hub_reason(error))
-            time.sleep(FIRST_PAUSE * 2**number)
+            logger.debug("try %s of %s failed: %s", failures + 1, TRIES, hub_reason(error))
+            time.sleep(FIRST_PAUSE * 2**failures)
     return action()
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_temporary(error: Exception) -> bool:
+    """Return whether another try may succeed."""
     root = root_of(error)
     status = status_of(root)
     if not isinstance(root, HTTPError):
         return isinstance(root, JSONDecodeError)  # an answer that is cut, or a proxy's page
     request = root.response.request if isinstance(root, HfHubHTTPError) else root.request
-    if any(part in str(request.url) for part in TRIED_BY_CLIENT):
+    if any(path in str(request.url) for path in TRIED_BY_CLIENT):
         return False
     return status is None or status in (409, 412, 429) or status >= 500
 
 
 def prepare_repository(name: str, *, token: str | None, private: bool | None, revision: str | None) -> str:
-    """Creates the repository where there is none, and finds out whether it can be pushed to. Returns its full name.
+    """Create the repository where there is none, check that it can be pushed to, and return its full name.
 
     Raises:
-        ValueError: It can't: one sentence.
+        HubError: It can't be pushed to.
     """
     api = HfApi(token=token)
     try:
@@ -92,7 +93,7 @@ def prepare_repository(name: str, *, token: str | None, private: bool | None, re
 def push_files(
     files: Mapping[str, Path], repo_id: str, *, message: str, token: str | None = None, revision: str | None = None
 ) -> CommitInfo:
-    """Makes a repository hold these files and none of an earlier run; files that are no run's stay. One commit.
+    """Make a repository hold these files and none of an earlier run, in one commit; files that are no run's stay.
 
     Args:
         files: Name in the repository → file.
@@ -105,15 +106,15 @@ def push_files(
 
     def commit() -> CommitInfo:
         head = api.repo_info(repo_id, revision=revision).sha
-        there = api.list_repo_files(repo_id, revision=head)
-        stale = [name for name in there if name not in files and _is_replaced(name)]
+        present = api.list_repo_files(repo_id, revision=head)
+        stale = [name for name in present if name not in files and _is_replaced(name)]
         additions = [CommitOperationAdd(name, path) for name, path in files.items()]
         return api.create_commit(
             repo_id,
             [*(CommitOperationDelete(name, is_folder=False) for name in stale), *additions],
             commit_message=message,
             revision=revision,
-            parent_commit=head,  # what is stale hangs on it
+            parent_commit=head,  # which files are stale depends on it: the Hub refuses if it has moved on (412)
         )
 
     try:
@@ -129,14 +130,14 @@ def _is_replaced(name: str) -> bool:
 def fetch_checkpoint(
     repo_id: str, output_dir: Path, *, token: str | None, revision: str | None, max_bytes: int, processes: int
 ) -> Path:
-    """Makes a local checkpoint of the one that a run pushed with `hub_strategy="checkpoint"`. Returns its folder.
+    """Make a local checkpoint of the one that a run pushed with `hub_strategy="checkpoint"`, and return its folder.
 
     Args:
-        max_bytes: Above which it is not downloaded.
+        max_bytes: The largest size that is downloaded.
         processes: Of the run that goes on from it.
 
     Raises:
-        ValueError: There is none, or it is not what a push writes: one sentence.
+        HubError: There is none, or it is not what a push writes.
     """
     beside = output_dir / UNFINISHED / "download"
     try:
@@ -156,7 +157,7 @@ def fetch_checkpoint(
 
 
 def _check_sizes(api: HfApi, repo_id: str, revision: str | None, max_bytes: int) -> str:
-    """The commit whose checkpoint is sound as far as the list of its files shows."""
+    """Return the newest commit. Raise HubError where its list of files shows no checkpoint, or too large a one."""
     sha = str(tried(lambda: api.repo_info(repo_id, revision=revision)).sha)
     entries: list[Any] = tried(lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=sha)))
     sizes = {e.path: e.size for e in entries if hasattr(e, "size") and e.path.startswith(f"{LAST_CHECKPOINT}/")}
@@ -176,7 +177,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def is_hub_id(wanted: str | Path | bool | None) -> bool:
-    """Whether a checkpoint to resume from looks like a repository, and like nothing on this disk."""
+    """Return whether a checkpoint to resume from looks like a repository, and like nothing on this disk."""
     if not isinstance(wanted, str) or not HUB_ID.fullmatch(wanted):
         return False
     path = Path(wanted)

@@ -30,10 +30,10 @@ IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm"
 
 
 def load_backbone(folder: Path) -> nn.Module:
-    """The backbone in eval mode.
+    """Return the backbone in eval mode.
 
     Raises:
-        ValueError: Weights that are missing, of other names or shapes than the configuration asks for, not finite, or
+        LoadError: Weights that are missing, of other names or shapes than the configuration asks for, not finite, or
             in another format than safetensors; a configuration that is absurd or needs code of the folder.
     """
     try:
@@ -42,6 +42,7 @@ def load_backbone(folder: Path) -> nn.Module:
         _check_config(read_json(folder, folder / CONFIG), shapes)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         classifier = modality_of_config(config).classifier
+        # Built once without memory: sizes that the files do not warrant are refused before anything is that large.
         with torch.device("meta"), Allowance(sum(path.stat().st_size for path in files), len(shapes)):
             classifier.from_config(config, trust_remote_code=False)
         return read_network(classifier, folder, config, trust_remote_code=False)
@@ -50,10 +51,10 @@ def load_backbone(folder: Path) -> nn.Module:
 
 
 def read_network(kind: Any, folder: str | Path, config: Any, **keywords: Any) -> nn.Module:
-    """`kind.from_pretrained`, but what transformers would only warn of is refused.
+    """Call `kind.from_pretrained`, and refuse what transformers would only warn of.
 
     Raises:
-        ValueError: Weights that are missing, too many, of other shapes or not finite.
+        LoadError: Weights that are missing, too many, of other shapes or not finite.
     """
     network, info = kind.from_pretrained(
         folder,
@@ -77,20 +78,21 @@ def read_network(kind: Any, folder: str | Path, config: Any, **keywords: Any) ->
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the parts that its index names. Raises ValueError where there are none."""
+    """Return model.safetensors, or the files that its index names. Raise LoadError where there are none."""
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
     if not (folder / INDEX).exists():
         raise LoadError(f"there is no {WEIGHTS}; weights in other formats, such as the pickle of torch, are not read")
-    parts = read_json(folder, folder / INDEX).get("weight_map")
-    names = set(parts.values()) if isinstance(parts, dict) and all(isinstance(p, str) for p in parts.values()) else {""}
+    weight_map = read_json(folder, folder / INDEX).get("weight_map")
+    files = list(weight_map.values()) if isinstance(weight_map, dict) else [""]
+    names = set(files) if all(isinstance(name, str) for name in files) else {""}
     if any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
         raise LoadError(f"{INDEX} names files that are no safetensors of this folder")
     return [folder / name for name in sorted(names)]
 
 
 def _check_config(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ValueError on what would run code, fetch other files, or fill memory before a tensor is made."""
+    """Raise LoadError on what would run code, fetch other files, or fill memory before a tensor is made."""
     _check_kind(CONFIG, "its", config)
     networks = _networks_of(config)
     for name, network in networks.items():
@@ -102,7 +104,7 @@ def _check_config(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
 
 
 def _check_kind(source: str, whose: str, config: Mapping[str, Any]) -> None:
-    """The part of `_check_config` that each network's configuration is held to."""
+    """Raise LoadError on one network's configuration: an unknown model type, a key that is not supported."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         code = ", and code of the folder is never run" if "auto_map" in config else ""
@@ -118,7 +120,7 @@ def _check_kind(source: str, whose: str, config: Mapping[str, Any]) -> None:
 
 
 def _networks_of(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The configurations of two networks within that of their ensemble; none where it is no ensemble's."""
+    """Return the configurations of two networks within that of their ensemble; none where it is no ensemble's."""
     if config["model_type"] != TwoNetworksConfig.model_type:
         return {}
     networks = {name: config.get(name) for name in ("network_a", "network_b")}
@@ -131,14 +133,17 @@ def _networks_of(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def check_values(source: str, content: Mapping[str, Any], limit: int, classes: int | None = None) -> None:
-    """Looks at every value, however deep: transformers makes lists as long as these numbers say."""
-    waiting: list[tuple[str, Any]] = list(content.items())
-    while waiting:
-        key, value = waiting.pop()
+    """Raise LoadError on a value, however deep, that is too large or names code from elsewhere.
+
+    transformers makes lists as long as such numbers say.
+    """
+    pending: list[tuple[str, Any]] = list(content.items())
+    while pending:
+        key, value = pending.pop()
         if isinstance(value, dict):
-            waiting += [(f"{key}.{name}", inner) for name, inner in value.items()]
+            pending += [(f"{key}.{name}", inner) for name, inner in value.items()]
         elif isinstance(value, list):
-            waiting += [(key, inner) for inner in value]
+            pending += [(key, inner) for inner in value]
         elif isinstance(value, str) and "_implementation" in key and value not in IMPLEMENTATIONS:
             raise LoadError(f"{source} has {key[:80]!r} {value[:80]!r}, and code from elsewhere is never run")
         elif isinstance(value, int) and not -limit <= value <= limit:
@@ -148,7 +153,7 @@ def check_values(source: str, content: Mapping[str, Any], limit: int, classes: i
 
 
 def check_folder(folder: Path) -> None:
-    """Raises ValueError where the files that transformers would read are links out of the folder, or lead elsewhere."""
+    """Raise LoadError where the files that transformers would read are links out of the folder, or lead elsewhere."""
     try:
         for name in REFUSED_FILES:
             if (folder / name).exists():

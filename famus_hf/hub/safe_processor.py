@@ -31,7 +31,7 @@ UNLIMITED = "model_max_length"  # where a tokenizer without a limit has a number
 
 
 def load_processor(folder: Path, modality: Modality) -> Any:
-    """What makes a network's inputs, or None where there is none. Raises ValueError on one that can't be loaded."""
+    """Return what makes a network's inputs, None where there is none. Raise LoadError on what can't be loaded."""
     name = TOKENIZER_CONFIG if modality is TEXT else PROCESSOR_FILES[0]
     if not (folder / name).is_file():
         return None
@@ -60,7 +60,7 @@ def _load_extractor(folder: Path) -> Any:
 
 
 def _check_files(folder: Path, check: Callable[[str, dict[str, Any]], None]) -> None:
-    """Both, as transformers prefers what lies within the second."""
+    """Check both files, as transformers prefers what lies within the second."""
     for name in PROCESSOR_FILES:
         if (folder / name).exists():
             check(name, read_json(folder, folder / name))
@@ -71,25 +71,25 @@ def _check_numbers(name: str, settings: dict[str, Any]) -> None:
 
 
 def _check_tables(name: str, settings: dict[str, Any]) -> None:
-    """Of a feature extractor, which may be one part of several."""
+    """Check the numbers of a feature extractor, whose settings may lie within those of a processor."""
     _check_numbers(name, settings)
-    for own in (settings, *(part for part in settings.values() if isinstance(part, dict))):
-        frames = {key: value for key, value in own.items() if key in COUNT_FRAMES}
+    for group in (settings, *(value for value in settings.values() if isinstance(value, dict))):
+        frames = {key: value for key, value in group.items() if key in COUNT_FRAMES}
         others = (*COUNT_SAMPLES, *COUNT_FRAMES)
-        sides = {key: value for key, value in own.items() if key not in others and not isinstance(value, dict)}
+        sides = {key: value for key, value in group.items() if key not in others and not isinstance(value, dict)}
         check_values(name, frames, MAX_FRAMES)
         check_values(name, sides, MAX_TABLE_SIDE)
 
 
 def _load_tokenizer(folder: Path) -> Any:
-    """By `tokenizer.json` alone: other tokenizers have vocabularies in formats of their own."""
+    """Load it from `tokenizer.json` alone: other tokenizers have vocabularies in formats of their own."""
     path = folder / TOKENIZER
     if not path.is_file():
         raise LoadError(f"there is no {TOKENIZER}, and vocabularies in other formats are not read")
     if path.stat().st_size > MAX_TOKENIZER_BYTES:
         raise LoadError(f"{TOKENIZER} has {path.stat().st_size} bytes, and at most {MAX_TOKENIZER_BYTES} are read")
     settings = read_json(folder, folder / TOKENIZER_CONFIG)
-    check_values(TOKENIZER_CONFIG, {k: v for k, v in settings.items() if k != UNLIMITED}, MAX_NUMBER)
+    check_values(TOKENIZER_CONFIG, {key: value for key, value in settings.items() if key != UNLIMITED}, MAX_NUMBER)
     _check_keys(settings)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     for name in (settings.get("tokenizer_class"), getattr(config, "tokenizer_class", None)):
@@ -101,7 +101,7 @@ def _load_tokenizer(folder: Path) -> Any:
 
 
 def _check_keys(settings: Mapping[str, Any]) -> None:
-    """Raises ValueError on what would run code, or read a file that the settings name."""
+    """Raise LoadError on what would run code, or read a file that the settings name."""
     for key in settings:
         if key in ("auto_map", "init_inputs") or key.endswith(("_file", "_object", "_path")):
             raise LoadError(f"{TOKENIZER_CONFIG} has a {key[:80]!r}, and no code or file that it names is read")
@@ -110,6 +110,6 @@ def _check_keys(settings: Mapping[str, Any]) -> None:
 def _check_class(name: Any) -> None:
     if name is None:
         return
-    found = tokenizer_class_from_name(name) if isinstance(name, str) else None
-    if found is None or not issubclass(found, PreTrainedTokenizerFast):
+    known = tokenizer_class_from_name(name) if isinstance(name, str) else None
+    if known is None or not issubclass(known, PreTrainedTokenizerFast):
         raise LoadError(f"its tokenizer_class is {str(name)[:80]!r}, which is none that {TOKENIZER} holds")
