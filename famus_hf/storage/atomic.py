@@ -15,7 +15,7 @@ WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch and safetensors
 
 
 def save_error(path: Path, error: Exception) -> SaveError:
-    """One sentence: what could not be saved, why, and how much room there is."""
+    """Return an error that says in one sentence what could not be saved, why, and how much room there is."""
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
     if "inline_container" in reason:  # all that torch.save says of a write that failed
         reason = "a file could not be written to its end"
@@ -29,7 +29,7 @@ def save_error(path: Path, error: Exception) -> SaveError:
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A path to write a file to; it takes the place of `path` once it is on the disk.
+    """Yield a path to write a file to; it takes the place of `path` once it is on the disk.
 
     Raises:
         SaveError: It could not be written.
@@ -41,7 +41,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         yield beside
         sync(beside)
         os.replace(beside, path)
-        sync(path.parent)
+        sync(path.parent)  # a new name is on the disk once its folder is
     except WRITE_ERRORS as error:
         raise save_error(path, error) from error
     finally:
@@ -49,9 +49,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
+    """Wait until a file, or a folder's list of names, is on the disk."""
     if path.is_dir() and os.name != "posix":
         return  # Windows can't open folders
+    # Windows syncs only files that are open for writing; a folder can't be opened so.
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
@@ -60,6 +61,6 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """The same for everything below a folder, and itself."""
+    """Wait until a folder and everything below it is on the disk."""
     for path in [*folder.rglob("*"), folder]:
         sync(path)

@@ -27,7 +27,7 @@ logger = logging.getLogger("famus_hf")
 
 
 def write_manifest(folder: Path, run: str, resumable: bool = True) -> None:
-    """Writes down what the folder holds, and waits until all of it is on the disk.
+    """Write down what the folder holds, and wait until all of it is on the disk.
 
     Args:
         folder: Holds all files of a checkpoint.
@@ -42,7 +42,7 @@ def write_manifest(folder: Path, run: str, resumable: bool = True) -> None:
 
 
 def publish(written: Path, checkpoint: Path) -> None:
-    """Gives a sealed folder its name, in place of an earlier checkpoint of the same step if there is one.
+    """Give a folder with a manifest its name, in place of an earlier checkpoint of the same step if there is one.
 
     A folder can't be renamed onto another. So that there is one at every moment, the earlier one first becomes
     `checkpoint-07` instead of `checkpoint-7`, which still is a checkpoint of step 7 to everyone.
@@ -57,7 +57,7 @@ def publish(written: Path, checkpoint: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Removes a folder under another name, so that what is half removed is nobody's checkpoint."""
+    """Remove a folder under another name, so that what is half removed is nobody's checkpoint."""
     if not folder.exists():
         return
     removed = folder.parent / UNFINISHED / "removed"
@@ -68,28 +68,29 @@ def discard(folder: Path) -> None:
 
 
 def rotate(output_dir: Path, limit: int | None, keep: set[Path]) -> None:
-    """Removes the checkpoints that were saved first, until `limit` are left or only those to keep."""
+    """Remove the checkpoints that were saved first, until `limit` are left or only those to keep."""
     if limit is None or limit <= 0:
         return
-    found = by_age(output_dir)
-    removable = [folder for folder in found if folder not in keep]
-    for folder in removable[: max(0, len(found) - limit)]:
+    folders = by_age(output_dir)
+    removable = [folder for folder in folders if folder not in keep]
+    for folder in removable[: max(0, len(folders) - limit)]:
         discard(folder)
 
 
 def settle(output_dir: Path) -> None:
-    """Removes what a killed run left unfinished, and gives `checkpoint-07` its proper name or its successor's place."""
+    """Remove what a killed run left unfinished, and rename or remove each `checkpoint-07`; see `publish`."""
     shutil.rmtree(output_dir / UNFINISHED, ignore_errors=True)
     for checkpoint in by_age(output_dir):
-        proper = _proper(checkpoint)
-        if not proper.exists():
-            os.rename(checkpoint, proper)
-        elif proper != checkpoint and fault_of(proper) is None:
+        unpadded = _without_zero(checkpoint)
+        if not unpadded.exists():
+            os.rename(checkpoint, unpadded)
+        elif unpadded != checkpoint and fault_of(unpadded) is None:
             discard(checkpoint)
     shutil.rmtree(output_dir / UNFINISHED, ignore_errors=True)
 
 
-def _proper(checkpoint: Path) -> Path:
+def _without_zero(checkpoint: Path) -> Path:
+    """Return `checkpoint-7` for `checkpoint-07`, and any other path as it is."""
     return checkpoint.with_name(f"checkpoint-{step_of(checkpoint)}") if NAME.fullmatch(checkpoint.name) else checkpoint
 
 
@@ -97,19 +98,19 @@ def _proper(checkpoint: Path) -> Path:
 
 
 def by_age(output_dir: Path) -> list[Path]:
-    """All checkpoints in a folder, damaged ones too, the one that was saved last at the end.
+    """Return all checkpoints in a folder, damaged ones too, the one that was saved last at the end.
 
     By time and not by step: where two runs wrote into one folder, the newest is the later run's.
     """
     if not output_dir.is_dir():
         return []
-    found = [path for path in output_dir.iterdir() if NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: (_record(path).get("saved_at", path.stat().st_mtime), step_of(path)))
+    folders = [path for path in output_dir.iterdir() if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(folders, key=lambda path: (_read_manifest(path).get("saved_at", path.stat().st_mtime), step_of(path)))
 
 
 def fault_of(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, naming the file; None if it is whole."""
-    record = _record(checkpoint)
+    """Return what is wrong with a checkpoint, naming the file; None if it is whole."""
+    record = _read_manifest(checkpoint)
     if not record:
         return f"{MANIFEST} is missing or can't be read"
     for name, size in record["files"].items():
@@ -122,31 +123,31 @@ def fault_of(checkpoint: Path) -> str | None:
 
 
 def run_of(checkpoint: str | Path) -> str:
-    """Name of the run that saved it; empty where that can't be read."""
-    return str(_record(Path(checkpoint)).get("run", ""))
+    """Return the name of the run that saved it; empty where that can't be read."""
+    return str(_read_manifest(Path(checkpoint)).get("run", ""))
 
 
 def to_resume_from(wanted: str | Path | bool | None, output_dir: str | Path) -> str | None:
-    """The checkpoint that a run goes on from.
+    """Return the checkpoint that a run goes on from.
 
     Args:
         wanted: A checkpoint's folder; True for the newest whole one in `output_dir`; None or False for none.
         output_dir: Of the run.
 
     Raises:
-        ValueError: It is damaged, there is none, or it was saved without what is needed to go on.
+        LoadError: It is damaged, there is none, or it was saved without what is needed to go on.
     """
     if wanted is None or wanted is False:
         return None
     checkpoint = _newest_whole(Path(output_dir)) if wanted is True else Path(wanted)
     if not checkpoint.exists():
-        checkpoint = _proper(checkpoint)  # it was named before `settle`
+        checkpoint = _without_zero(checkpoint)  # it was named before `settle`
     if not checkpoint.is_dir():
         raise LoadError(f"checkpoint {str(wanted)!r} does not exist: {_other_choice(checkpoint)}")
     fault = fault_of(checkpoint)
     if fault is not None:
         raise LoadError(f"checkpoint {str(checkpoint)!r} is damaged ({fault}): {_other_choice(checkpoint)}")
-    if not _record(checkpoint)["resumable"]:
+    if not _read_manifest(checkpoint)["resumable"]:
         raise LoadError(
             f"checkpoint {str(checkpoint)!r} was saved with save_only_model, so the optimizers that it takes to go on "
             "are not in it: start anew from its weights, or resume from another one"
@@ -155,25 +156,26 @@ def to_resume_from(wanted: str | Path | bool | None, output_dir: str | Path) -> 
 
 
 def _newest_whole(output_dir: Path) -> Path:
-    """Steps over damaged ones: a run comes to the same end from any of its checkpoints, only later from an older one.
+    """Return the newest checkpoint that is whole: from an older one a run comes to the same end, only later.
 
-    Not so from another run's; there the damaged one is returned, to be refused.
+    Where the damaged ones before it are of another run, the newest of those is returned, for the caller to refuse.
     """
-    found = by_age(output_dir)[::-1]
-    if not found:
+    newest_first = by_age(output_dir)[::-1]
+    if not newest_first:
         raise LoadError(f"resume_from_checkpoint found no checkpoint in {str(output_dir)!r}: start without it")
-    for checkpoint in found:
+    for place, checkpoint in enumerate(newest_first):
         if fault_of(checkpoint) is None:
-            known = {run_of(folder) for folder in found[: found.index(checkpoint) + 1]} - {""}
-            if len(known) > 1:
+            runs = {run_of(folder) for folder in newest_first[: place + 1]} - {""}
+            if len(runs) > 1:
                 break
-            for damaged in found[: found.index(checkpoint)]:
+            for damaged in newest_first[:place]:
                 logger.warning("%s is damaged (%s): going on from %s", damaged, fault_of(damaged), checkpoint)
             return checkpoint
-    return found[0]
+    return newest_first[0]
 
 
 def _other_choice(checkpoint: Path) -> str:
+    """Return what to do instead: the newest whole checkpoint of no later step, if there is one."""
     whole = [folder for folder in by_age(checkpoint.parent) if folder != checkpoint and fault_of(folder) is None]
     older = [folder for folder in whole if step_of(folder) <= step_of(checkpoint)] or whole
     if not older:
@@ -181,8 +183,8 @@ def _other_choice(checkpoint: Path) -> str:
     return f"resume from {str(older[-1])!r} instead"
 
 
-def _record(checkpoint: Path) -> dict[str, Any]:
-    """What `write_manifest` wrote; empty where that can't be read."""
+def _read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """Return what `write_manifest` wrote; empty where that can't be read."""
     try:
         record = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         return record if isinstance(record["files"], dict) and isinstance(record["saved_at"], float) else {}
@@ -191,5 +193,6 @@ def _record(checkpoint: Path) -> dict[str, Any]:
 
 
 def step_of(checkpoint: Path) -> int:
+    """Return the step in a checkpoint's name; 0 for a folder of another name."""
     match = NAME.fullmatch(checkpoint.name)
     return int(match[1]) if match else 0

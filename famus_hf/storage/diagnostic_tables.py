@@ -85,11 +85,11 @@ class Tables:
         self._changed: set[str] = set()
 
     def begin(self, step: int | None) -> None:
-        """A training begins.
+        """Begin the tables of a training.
 
         Args:
-            step: That it goes on from: what was recorded later is dropped. None: it starts anew, and the files of an
-                earlier run go.
+            step: The one that it goes on from: what was recorded later is dropped. None: it starts anew, and the files
+                of an earlier run are removed.
         """
         self._written = {name: schema.empty_table() for name, schema in self.schemas.items()}
         self._rows = {name: [] for name in self.schemas}
@@ -116,20 +116,20 @@ class Tables:
         return kept
 
     def add(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Rows by column; a column that is left out is null."""
+        """Add rows, each a dict by column; a column that is left out is null."""
         self._rows[name] += rows
         self._changed.add(name)
 
     def read(self, name: str) -> pa.Table:
-        """All rows so far."""
+        """Return all rows so far."""
         if self._rows[name]:
-            new = pa.Table.from_pylist(self._rows[name], schema=self.schemas[name])
-            self._written[name] = pa.concat_tables([self._written[name], new]).combine_chunks()
+            added = pa.Table.from_pylist(self._rows[name], schema=self.schemas[name])
+            self._written[name] = pa.concat_tables([self._written[name], added]).combine_chunks()
             self._rows[name] = []
         return self._written[name]
 
     def write(self) -> None:
-        """Writes what has changed; a file that can't be written is left as it was, and tried again the next time."""
+        """Write what has changed; a file that can't be written is left as it was, and tried again the next time."""
         for name in sorted(self._changed):
             table = self.read(name)
             try:
@@ -141,7 +141,7 @@ class Tables:
 
 
 def remove_tables(folder: Path) -> None:
-    """Those of an earlier run in the same output folder, which would be taken for the next one's."""
+    """Remove those of an earlier run in the same output folder, which would be taken for the next one's."""
     for path in (folder / DIAGNOSTICS / f"{name}.parquet" for name in SCHEMAS):
         if path.is_file():
             path.unlink()

@@ -14,6 +14,10 @@ from torch import Tensor
 
 from famus_hf.errors import LoadError
 
+SCALARS = (type(None), bool, int, str)
+DICTS: dict[str, type[dict]] = {"dict": dict, "ordered dict": OrderedDict}
+SEQUENCES: dict[str, type[list] | type[tuple]] = {"list": list, "tuple": tuple}
+
 
 def _decode(tree: Any, tensor: Callable[[str], Tensor]) -> Any:
     if type(tree) in (*SCALARS, float):
@@ -38,20 +42,11 @@ def _is_item(item: Any) -> bool:
     return isinstance(item, list) and len(item) == 2 and isinstance(item[0], Hashable)
 
 
-SCALARS = (type(None), bool, int, str)
-
-
-DICTS: dict[str, type[dict]] = {"dict": dict, "ordered dict": OrderedDict}
-
-
-SEQUENCES: dict[str, type[list] | type[tuple]] = {"list": list, "tuple": tuple}
-
-
 def to_json_tree(value: Any, tensors: dict[str, Tensor], prefix: str) -> Any:
-    """The value as JSON; its tensors are added to `tensors`, under names that begin with `prefix`.
+    """Return the value as JSON; its tensors are added to `tensors`, under names that begin with `prefix`.
 
     Raises:
-        ValueError: Something in it is neither a plain value nor a tensor or array of numbers.
+        LoadError: Something in it is neither a plain value nor a tensor or array of numbers.
     """
     if type(value) in SCALARS or (type(value) is float and math.isfinite(value)):
         return value
@@ -78,14 +73,14 @@ def _key(key: Any) -> Any:
 
 
 def from_json_tree(tree: Any, tensor: Callable[[str], Tensor]) -> Any:
-    """What `to_json_tree` was given.
+    """Return what `to_json_tree` was given.
 
     Args:
         tree: JSON, maybe hostile.
-        tensor: Of a name; raises ValueError on one that is not there.
+        tensor: Returns the tensor of a name; raises LoadError where there is none.
 
     Raises:
-        ValueError: `to_json_tree` does not write such a tree.
+        LoadError: `to_json_tree` does not write such a tree.
     """
     try:
         return _decode(tree, tensor)

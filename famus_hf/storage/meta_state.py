@@ -35,10 +35,11 @@ WHAT = "the meta state"
 
 
 def read_meta_state(path: Path) -> dict[str, Any]:
-    """What torch.save wrote. Raises ValueError on a file that names other things than tensors and plain values."""
+    """Return what torch.save wrote. Raise LoadError on a file that names other things than tensors and plain values."""
     try:
         with zipfile.ZipFile(path) as archive:
             files = archive.infolist()
+            # Else a few kilobytes, compressed or listed several times, could fill the memory.
             if any(file.compress_type != zipfile.ZIP_STORED for file in files):
                 raise LoadError("the file is compressed, which torch.save does not do")
             if sum(file.file_size for file in files) > path.stat().st_size:
@@ -73,18 +74,18 @@ def check_meta_state(
     """Raise ValueError on what `MetaUpdate.state_dict` can't have given, or not with these parts and settings.
 
     Args:
-        state: That is to be taken back.
+        state: What was read, and is to be taken back.
         present: What `state_dict` gives now.
         optimizers: By their names in it; None where there is nothing that one could move.
         num_candidates: Layers that have a gate.
     """
-    is_sum = is_number(0)
+    is_total = is_number(0)
     fields: dict[str, tuple[Check, str]] = {key: (lambda value: True, "") for key in present}
     fields |= {
         "steps": (is_whole(), "steps that are no whole number of at least 0"),
         "slope_size": (is_tensor((), low=0), "a slope_size that is no number of at least 0"),
-        "spent": (is_sum, "a spent that is no number of at least 0"),
-        "seconds": (is_dict(is_sum), "seconds that are no measurements of parts"),
+        "spent": (is_total, "a spent that is no number of at least 0"),
+        "seconds": (is_dict(is_total), "seconds that are no measurements of parts"),
         "times": (is_dict(is_whole(1)), "times that are no measurements of parts"),
         "costs": (optional(is_costs(num_candidates)), f"costs that are not those of {num_candidates} layers"),
     }
@@ -101,7 +102,7 @@ def check_meta_state(
 
 
 def is_costs(num_candidates: int) -> Check:
-    """Costs of so many layers, see `famus_hf.core.budget.LayerCosts`."""
+    """Return a check for the costs of so many layers, see `famus_hf.core.budget.LayerCosts`."""
     is_row = is_list(is_number(), num_candidates)
     keys = {"alone", "beside", "ways", "always"}
 
@@ -150,12 +151,12 @@ def _are_groups(saved: Any, present: Sequence[Mapping[str, Any]]) -> bool:
         return False
     return all(
         isinstance(group, dict)
-        and group.keys() == wanted.keys()
-        and all(_is_same(group[key], wanted[key]) for key in wanted if key != "lr")
+        and group.keys() == expected.keys()
+        and all(_is_same(group[key], expected[key]) for key in expected if key != "lr")
         and is_number(0)(group["lr"])
-        for group, wanted in zip(saved, present, strict=True)
+        for group, expected in zip(saved, present, strict=True)
     )
 
 
-def _is_same(value: Any, wanted: Any) -> bool:
-    return type(value) is type(wanted) and repr(value) == repr(wanted)
+def _is_same(value: Any, expected: Any) -> bool:
+    return type(value) is type(expected) and repr(value) == repr(expected)  # == takes True for 1, within a list too

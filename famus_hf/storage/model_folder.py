@@ -16,7 +16,7 @@ from famus_hf.storage.run_folder import CONFIG, MODEL_FILES, NETWORKS_APART, PRO
 
 
 def save_networks_apart(folder: str | Path, ensemble: TwoNetworksForImageClassification, processor: Any) -> None:
-    """Writes each network of an ensemble into a folder of its own, which loads like that of a run of one network.
+    """Write each network of an ensemble into a separate folder, which loads like that of a run of one network.
 
     Their `meta_net/` is left alone: that is `save_meta_net`'s.
 
@@ -35,7 +35,7 @@ def save_networks_apart(folder: str | Path, ensemble: TwoNetworksForImageClassif
 
 
 def holds_two_networks(folder: Path) -> bool:
-    """Whether a run of two networks left this folder, by its config.json."""
+    """Return whether a run of two networks left this folder, by its config.json."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -45,7 +45,7 @@ def holds_two_networks(folder: Path) -> bool:
 
 @contextmanager
 def atomic_write_model(folder: str | Path) -> Iterator[Path]:
-    """A folder to save a model to; its files take the place of an earlier model's once all are on the disk.
+    """Yield a folder to save a model to; its files take the place of an earlier model's once all are on the disk.
 
     config.json goes first and comes last: a folder with some files of either model has none, and does not load.
 
@@ -71,7 +71,7 @@ def atomic_write_model(folder: str | Path) -> Iterator[Path]:
 
 
 def _of_earlier_model(folder: Path, beside: Path) -> list[Path]:
-    """What makes room for the model beside. A folder `model_a` that is no network's is the user's, and stays.
+    """Return what makes room for the model beside. A folder `model_a` that is no network's is the user's, and stays.
 
     Raises:
         OSError: One is in the way.

@@ -50,10 +50,10 @@ logger = logging.getLogger("famus_hf")
 
 
 def pack(checkpoint: Path, target: Path) -> None:
-    """Writes a checkpoint into an empty folder, without the paths of this machine.
+    """Write a checkpoint into an empty folder, without the paths of this machine.
 
     Raises:
-        ValueError: Something in it is no plain value, or too long to be read back.
+        LoadError: Something in it is no plain value, or too long to be read back.
         OSError, SafetensorError: It can't be read or written.
     """
     trees: dict[str, Any] = {}
@@ -61,7 +61,7 @@ def pack(checkpoint: Path, target: Path) -> None:
     for path in sorted(checkpoint.rglob("*")):
         name = path.relative_to(checkpoint).as_posix()
         if PICKLED.fullmatch(name) and name != TRAINING_ARGS_NAME:
-            trees[name] = _encoded(path, tensors)
+            trees[name] = _encode(path, tensors)
         elif path.is_file() and any(fnmatch(name, pattern) for pattern in CARRIED):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target / name)
@@ -71,7 +71,7 @@ def pack(checkpoint: Path, target: Path) -> None:
     _write_json(target / STATE, {"run": checkpoints.run_of(checkpoint), "files": trees})
 
 
-def _encoded(path: Path, tensors: dict[str, torch.Tensor]) -> Any:
+def _encode(path: Path, tensors: dict[str, torch.Tensor]) -> Any:
     try:
         with safe_globals():  # random states hold an array of numpy's
             value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -93,7 +93,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def unpack(folder: Path, output_dir: Path, processes: int) -> Path:
-    """Makes a whole local checkpoint of a folder that `pack` wrote, or somebody who wishes us ill.
+    """Make a whole local checkpoint of a folder that `pack` wrote, or an attacker.
 
     Args:
         folder: Of plain files.
@@ -104,7 +104,7 @@ def unpack(folder: Path, output_dir: Path, processes: int) -> Path:
         `output_dir/checkpoint-N`.
 
     Raises:
-        ValueError: It is no such folder, or of a run with another number of processes. Nothing has been written then.
+        LoadError: It is no such folder, or of a run with another number of processes. Nothing has been written then.
         OSError: It can't be written.
     """
     state, trainer_state = read_json(folder, folder / STATE), read_json(folder, folder / TRAINER_STATE)
@@ -129,7 +129,7 @@ def unpack(folder: Path, output_dir: Path, processes: int) -> Path:
 
 
 def _check_trainer_state(state: dict[str, Any]) -> None:
-    """transformers takes whatever it finds for the attributes of its state."""
+    """Raise LoadError on what is no state of the Trainer: transformers takes any value for its attributes."""
     present, unset = vars(TrainerState()), int | float | str | dict
     kinds: dict[type, Any] = {bool: bool, int: int | float, list: list, dict: dict}
     for name, value in state.items():
@@ -170,16 +170,16 @@ def _copy_files(folder: Path, written: Path) -> None:
 
 
 def _write_pickles(folder: Path, files: dict[str, Any], written: Path) -> None:
-    """The files of torch.save, each of plain values and tensors that are in state.safetensors."""
+    """Write the files of torch.save, each of plain values and tensors that are in state.safetensors."""
     names = shapes_in(folder, folder / STATE_TENSORS)
     with safe_open(folder / STATE_TENSORS, framework="pt") as file:
 
         def tensor(name: str) -> torch.Tensor:
             if name not in names:
                 raise LoadError(f"it names the tensor {name[:80]!r}, which is not there")
-            found: torch.Tensor = file.get_tensor(name)
+            stored: torch.Tensor = file.get_tensor(name)
             # An empty one lies where the next one begins, and torch.save takes the two for one.
-            return found if found.numel() else found.clone()
+            return stored if stored.numel() else stored.clone()
 
         for name, tree in files.items():
             try:
@@ -192,21 +192,21 @@ def _write_pickles(folder: Path, files: dict[str, Any], written: Path) -> None:
 
 
 def _check_random_states(states: Any) -> None:
-    """numpy believes whatever place in its state it is given, and would read beside it."""
+    """Raise LoadError on what are no random states: numpy trusts the place in its own, and would read beyond it."""
     try:
         random.Random().setstate(states["python"])
         torch.Generator().set_state(states["cpu"])
         kind, key, place, has_gauss, gauss = states["numpy"]
-        sound = kind == "MT19937" and key.dtype == np.uint32 and key.shape == (624,)
-        sound = sound and is_whole(0, 624)(place) and is_whole()(has_gauss) and is_number()(gauss)
+        is_sound = kind == "MT19937" and key.dtype == np.uint32 and key.shape == (624,)
+        is_sound = is_sound and is_whole(0, 624)(place) and is_whole()(has_gauss) and is_number()(gauss)
     except Exception as error:  # random, torch and wrong types have errors of their own
         raise LoadError(f"a random state does not fit ({reason_of(error)})") from error
-    if not sound:
+    if not is_sound:
         raise LoadError("the random state of numpy does not fit")
 
 
 def _with_best_checkpoint(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """The best checkpoint is this one, or stayed behind; then selection starts over."""
+    """Return a state whose best checkpoint is this one; where that stayed behind, one whose selection starts over."""
     if state.get("best_global_step") == state["global_step"]:
         return {**state, "best_model_checkpoint": str(checkpoint)}
     if state.get("best_global_step") is not None:

@@ -1,4 +1,4 @@
-"""What a state out of a file must be like, declared key by key: whoever wrote it may wish us ill.
+"""What a state out of a file must be like, declared key by key: whoever wrote it may be an attacker.
 
     check_state("the division", state, {
         "epoch": (is_whole(-1), "an epoch that is no whole number of at least -1"),
@@ -45,12 +45,12 @@ def check_state(
 
 
 def is_whole(at_least: int = 0, at_most: int = 2**63 - 1) -> Check:
-    """A whole number, and no truth value."""
+    """Return a check for a whole number that is no truth value."""
     return lambda value: type(value) is int and at_least <= value <= at_most
 
 
 def is_number(at_least: float = -sys.float_info.max, at_most: float = sys.float_info.max, above: bool = False) -> Check:
-    """A finite number; with `above`, `at_least` itself is none."""
+    """Return a check for a finite number; with `above`, `at_least` itself is refused."""
 
     def check(value: Any) -> bool:
         return type(value) in (int, float) and at_least <= value <= at_most and not (above and value == at_least)
@@ -59,22 +59,22 @@ def is_number(at_least: float = -sys.float_info.max, at_most: float = sys.float_
 
 
 def is_word(value: Any) -> bool:
-    """A string."""
+    """Return whether it is a string."""
     return isinstance(value, str)
 
 
 def is_flag(value: Any) -> bool:
-    """True or False."""
+    """Return whether it is True or False."""
     return type(value) is bool
 
 
 def optional(check: Check) -> Check:
-    """What the check takes, or None."""
+    """Return a check for None, or what this check takes."""
     return lambda value: value is None or check(value)
 
 
 def is_list(item: Check, length: int | None = None) -> Check:
-    """A list of such items, of any length or of this one."""
+    """Return a check for a list of such items, of any length or of this one."""
 
     def check(value: Any) -> bool:
         return isinstance(value, list) and length in (None, len(value)) and all(map(item, value))
@@ -83,7 +83,7 @@ def is_list(item: Check, length: int | None = None) -> Check:
 
 
 def is_dict(value: Check, keys: set[Any] | None = None, key: Check = is_word) -> Check:
-    """A dict of such values, with any keys that the other check takes or with these alone."""
+    """Return a check for a dict of such values, with any keys that `key` takes or with exactly `keys`."""
 
     def check(content: Any) -> bool:
         if not isinstance(content, Mapping) or (keys is not None and content.keys() != keys):
@@ -96,12 +96,19 @@ def is_dict(value: Check, keys: set[Any] | None = None, key: Check = is_word) ->
 def is_tensor(
     shape: tuple[int | None, ...], dtype: torch.dtype | None = None, low: float = -torch.inf, high: float = torch.inf
 ) -> Check:
-    """A finite, dense tensor in [low, high], of this shape (None: any length) and kind (default: any of floats)."""
+    """Return a check for a finite, dense tensor in [low, high].
+
+    Args:
+        shape: None in it stands for any length.
+        dtype: Default: any of floats.
+        low: Smallest number.
+        high: Largest number.
+    """
 
     def check(value: Any) -> bool:
         if not isinstance(value, Tensor) or value.layout is not torch.strided or value.dim() != len(shape):
             return False
-        if any(wanted not in (None, length) for wanted, length in zip(shape, value.shape, strict=True)):
+        if any(side not in (None, length) for side, length in zip(shape, value.shape, strict=True)):
             return False
         if not (value.is_floating_point() if dtype is None else value.dtype == dtype):
             return False
@@ -111,7 +118,12 @@ def is_tensor(
 
 
 def is_rows(total: int, at_least: int = 0) -> Check:
-    """Different rows of a data set of so many examples, shape (n,), int64; at least so many of them."""
+    """Return a check for different rows of a data set, shape (n,), int64.
+
+    Args:
+        total: Examples of the data set.
+        at_least: Smallest n.
+    """
     is_within = is_tensor((None,), torch.int64, 0, total - 1)
 
     def check(value: Any) -> bool:

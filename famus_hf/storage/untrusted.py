@@ -1,6 +1,6 @@
 """Reading files that may be hostile: JSON and safetensors alone, inside their folder, within what their size warrants.
 
-Everything here raises ValueError with one sentence.
+Everything here raises LoadError with one sentence.
 """
 
 import json
@@ -24,7 +24,7 @@ SPARE_TENSORS = 4096
 
 
 def check_inside(root: Path, path: Path) -> None:
-    """Raises ValueError on a file that is missing, is no plain file, or that a link leads to from outside of root.
+    """Raise LoadError on a file that is missing, is no plain file, or lies outside of root once links are followed.
 
     In huggingface_hub's cache the files of `snapshots/REVISION`, and of folders in it, are links into `blobs` beside
     `snapshots`.
@@ -39,7 +39,7 @@ def check_inside(root: Path, path: Path) -> None:
 
 
 def read_json(root: Path, path: Path) -> dict[str, Any]:
-    """An object of JSON. Raises ValueError on anything else, a key that is there twice, and more than 16 MiB."""
+    """Return an object of JSON. Raise LoadError on anything else, a key that is there twice, and more than 16 MiB."""
     check_inside(root, path)
     size = path.stat().st_size
     if size > MAX_JSON_BYTES:
@@ -63,46 +63,49 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def shapes_in(root: Path, path: Path) -> dict[str, tuple[int, ...]]:
-    """Name → shape of the tensors of a safetensors file, from its header alone."""
+    """Return name → shape of the tensors of a safetensors file, from its header alone."""
     check_inside(root, path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:  # which can't be iterated over itself
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise LoadError(f"{path.name} can't be read as safetensors: {reason_of(error)}") from error
 
 
 def read_tensors(module: nn.Module, root: Path, path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file for a module whose names, shapes and kinds of numbers it must match.
+    """Return the tensors of a safetensors file, which must match a module's in names, shapes and kinds of numbers.
 
     A module without tensors has no file. NaN is refused, and so are infinite parameters.
     """
-    wanted = module.state_dict()
-    if not wanted and not path.exists():
+    expected = module.state_dict()
+    if not expected and not path.exists():
         return {}
     shapes = shapes_in(root, path)
-    strange = [*(shapes.keys() - wanted.keys()), *(wanted.keys() - shapes.keys())]
+    strange = [*(shapes.keys() - expected.keys()), *(expected.keys() - shapes.keys())]
     if strange:
-        state = "has a tensor too many" if strange[0] in shapes else "lacks the tensor"
-        raise LoadError(f"{path.name} {state}: {strange[0][:80]!r}")
-    for name, tensor in wanted.items():
+        problem = "has a tensor too many" if strange[0] in shapes else "lacks the tensor"
+        raise LoadError(f"{path.name} {problem}: {strange[0][:80]!r}")
+    for name, tensor in expected.items():
         if not is_lazy(tensor) and shapes[name] != tuple(tensor.shape):
             raise LoadError(f"{path.name} holds {name} of shape {shapes[name]}, not {tuple(tensor.shape)}")
     with safe_open(path, framework="pt") as file:
-        found = {name: file.get_tensor(name) for name in wanted}
-    for name, tensor in wanted.items():
-        if found[name].dtype != tensor.dtype and not (found[name].is_floating_point() and tensor.is_floating_point()):
-            raise LoadError(f"{path.name} holds {name} as {found[name].dtype}, not {tensor.dtype}")
-    cast = {name: value.to(wanted[name].dtype) for name, value in found.items()}
+        stored = {name: file.get_tensor(name) for name in expected}
+    for name, tensor in expected.items():
+        if stored[name].dtype != tensor.dtype and not (stored[name].is_floating_point() and tensor.is_floating_point()):
+            raise LoadError(f"{path.name} holds {name} as {stored[name].dtype}, not {tensor.dtype}")
+    # What is finite in float64 may overflow in the module's float32.
+    cast = {name: value.to(expected[name].dtype) for name, value in stored.items()}
     check_finite(path.name, cast, {name for name, _ in module.named_parameters()})
-    return found
+    return stored
 
 
 def check_finite(source: str, tensors: Mapping[str, Tensor], parameters: Iterable[str]) -> None:
-    """Raises ValueError on NaN, and on parameters that are infinite; a buffer may be (a mask of −∞)."""
+    """Raise LoadError on NaN, and on parameters that are infinite; a buffer may be (a mask of −∞)."""
     names = set(parameters)
-    numbers = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
-    wrong = [n for n, t in numbers.items() if not (t.isfinite() if n in names else ~t.isnan()).all()]
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    wrong = [
+        name for name, tensor in floats.items() if not (tensor.isfinite() if name in names else ~tensor.isnan()).all()
+    ]
     if wrong:
         raise LoadError(f"{source} holds numbers that are not finite in {first_few(wrong)}")
 
@@ -134,7 +137,7 @@ class Allowance(TorchDispatchMode):
 
 
 def _result_on_meta(func: Any, args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The operation's new tensors without memory; none where their size hangs on values."""
+    """Return the operation's new tensors without memory; none where their size depends on values."""
     names = {argument.name for argument in func._schema.arguments}
     settings = {name: value for name, value in kwargs.items() if name != "generator"}
     if "device" in names:
