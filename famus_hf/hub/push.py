@@ -176,9 +176,9 @@ def _check_sizes(api: HfApi, repo_id: str, revision: str | None, max_bytes: int)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def is_hub_id(wanted: str | Path | bool | None) -> bool:
+def is_hub_id(resume_from_checkpoint: str | Path | bool | None) -> bool:
     """Return whether a checkpoint to resume from looks like a repository, and like nothing on this disk."""
-    if not isinstance(wanted, str) or not HUB_ID.fullmatch(wanted):
+    if not isinstance(resume_from_checkpoint, str) or not HUB_ID.fullmatch(resume_from_checkpoint):
         return False
-    path = Path(wanted)
+    path = Path(resume_from_checkpoint)
     return not path.exists() and not path.parent.is_dir() and not checkpoints.NAME.fullmatch(path.name)

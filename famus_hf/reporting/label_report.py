@@ -40,7 +40,7 @@ def label_report(
     weights: np.ndarray | None = None,
     clean_labels: np.ndarray | None = None,
 ) -> Dataset:
-    """The report as a data set, sorted by `clean_probability`, the most suspect example first.
+    """Return the report as a data set, sorted by `clean_probability`, the most suspect example first.
 
     Args:
         labels: Shape (N,), the given labels.
@@ -56,8 +56,8 @@ def label_report(
         Columns `index`, those of `details`, `label`, `predicted_label`, `loss`, `weight`, `clean_probability`
         and, where known, `clean_label`.
     """
-    sound = clean_label_probabilities(labels, probabilities)
-    order = np.lexsort((-losses, sound))
+    clean_probabilities = clean_label_probabilities(labels, probabilities)
+    order = np.lexsort((-losses, clean_probabilities))  # by the last key first
     names = ClassLabel(names=list(class_names))
     columns: dict[str, tuple[Any, Any]] = {
         "index": (np.arange(len(labels)) if index is None else np.asarray(index), Value("int64")),
@@ -66,7 +66,7 @@ def label_report(
         "predicted_label": (probabilities.argmax(1), names),
         "loss": (losses, Value("float32")),
         "weight": (weights, Value("float32")),
-        "clean_probability": (sound, Value("float32")),
+        "clean_probability": (clean_probabilities, Value("float32")),
         "clean_label": (clean_labels, names),
     }
     if clean_labels is None:
@@ -80,26 +80,26 @@ def label_report(
 
 
 def clean_label_probabilities(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """P(true class = given label | example, given label), shape (N,).
+    """Return P(true class = given label | example, given label), shape (N,).
 
     Args:
         labels: Shape (N,), the given labels y.
         probabilities: Shape (N, C), P(true class = k | example).
     """
     matrix = transition_matrix(labels, probabilities)
-    found = np.empty(len(labels))
+    clean_probabilities = np.empty(len(labels))
     for start in range(0, len(labels), CHUNK):
         given = labels[start : start + CHUNK]
         joint = probabilities[start : start + CHUNK].clip(min=SMALLEST) * matrix[:, given].T  # of true class and label
-        found[start : start + CHUNK] = joint[np.arange(len(given)), given] / joint.sum(1)
-    return found
+        clean_probabilities[start : start + CHUNK] = joint[np.arange(len(given)), given] / joint.sum(1)
+    return clean_probabilities
 
 
 def transition_matrix(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """T_ky = P(given label y | true class k), shape (C, C): examples are counted for the class that is predicted.
+    """Return T_ky = P(given label y | true class k), shape (C, C): examples count for the class that is predicted.
 
-    Counts of whole examples, and not of their probabilities: a network that has learned the wrong labels by heart
-    explains them all, and by its probabilities no label would ever be wrong. Each count starts from one.
+    Whole examples are counted, and not their probabilities: a network that has memorised the wrong labels explains them
+    all, and by its probabilities no label would ever be wrong. Each count starts from one.
 
     Args:
         labels: Shape (N,), the given labels.
@@ -111,7 +111,7 @@ def transition_matrix(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarr
 
 
 def class_names(model: Any, num_labels: int) -> list[str]:
-    """The names that a network's configuration has for its classes; their numbers where these are not all different."""
+    """Return a network's names of its classes, from its configuration; numbers where these are not all different."""
     known = getattr(getattr(model, "config", None), "id2label", None) or {}
     names = [str(known.get(label, label)) for label in range(num_labels)]
     return names if len(set(names)) == num_labels else [str(label) for label in range(num_labels)]
@@ -120,25 +120,25 @@ def class_names(model: Any, num_labels: int) -> list[str]:
 # ---- Of a run ----
 
 
-def report_of(found: PerExample, dataset: Any, network: Any, meta_learner: MetaLearner | None) -> Dataset:
+def report_of(examples: PerExample, dataset: Any, network: Any, meta_learner: MetaLearner | None) -> Dataset:
     """Return the report of what a network makes of a data set.
 
     Args:
-        found: With probabilities.
+        examples: What the network makes of each, with probabilities.
         dataset: Whose examples are named in it.
         network: Whose configuration has the names of the classes.
         meta_learner: Ψ, if there is one.
     """
-    probabilities = cast(np.ndarray, found.probabilities)
+    probabilities = cast(np.ndarray, examples.probabilities)
     return label_report(
-        found.labels,
+        examples.labels,
         probabilities,
-        found.losses,
+        examples.losses,
         class_names(network, probabilities.shape[1]),
-        index=found.index,
+        index=examples.index,
         details=details_of(dataset),
-        weights=raw_weights(meta_learner, found.losses),
-        clean_labels=found.clean_labels,
+        weights=raw_weights(meta_learner, examples.losses),
+        clean_labels=examples.clean_labels,
     )
 
 
@@ -161,7 +161,7 @@ def save_report(report: Dataset, dataset: Any, meta_learner: MetaLearner | None,
 
 
 def details_of(dataset: Any) -> dict[str, list[str | None]]:
-    """What tells a reader which example it is: column of a report → values."""
+    """Return what tells a reader which example it is: column of a report → values."""
     raw = getattr(dataset, "raw", dataset)
     modality = raw_modality(raw)
     if not isinstance(raw, Dataset) or modality is None:
@@ -176,12 +176,12 @@ def _beginning(text: str | None) -> str | None:
     return text if text is None or len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 1]}…"
 
 
-def _file_names(raw: Dataset, kind: str) -> list[str | None] | None:
-    """Folder and name of each example's file, as in `cats/7.png`; None where they have no files.
+def _file_names(raw: Dataset, name: str) -> list[str | None] | None:
+    """Return folder and name of each example's file, as in `cats/7.png`; None where they have no files.
 
     The files are not read: of a data set that holds them itself, they would be all of its bytes.
     """
-    column = raw.data.column(kind)
+    column = raw.data.column(name)  # of all rows, as they were before `select` and `shuffle`
     if not pa.types.is_struct(column.type) or column.type.get_field_index("path") < 0:
         return None
     paths = pc.struct_field(column, "path")

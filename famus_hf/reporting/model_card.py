@@ -59,15 +59,15 @@ def render_model_card(facts: dict[str, Any]) -> ModelCard:
     )
     shown = {"baselines": [], "seconds_per_step": None, "modality": modality, **facts}
     shown["ratio"] = _ratio_to_plain(shown)
-    own = shown["metrics"].get("last", 1.0)
-    shown["better"] = [row["method"] for row in shown["baselines"] if row.get("last", 0.0) > own]
+    last = shown["metrics"].get("last", 1.0)
+    shown["better"] = [row["method"] for row in shown["baselines"] if row.get("last", 0.0) > last]
     return ModelCard.from_template(data, template_path=str(TEMPLATE), results_table=_results_table(shown), **shown)
 
 
 def _results_table(facts: dict[str, Any]) -> str:
-    """Markdown: the baselines, and then this model."""
-    own = {"method": "**this model**", "seconds_per_step": facts["seconds_per_step"], **facts["metrics"]}
-    rows = [*facts["baselines"], *([own] if facts["metrics"] else [])]
+    """Return a table in Markdown: the baselines, and then this model."""
+    this_model = {"method": "**this model**", "seconds_per_step": facts["seconds_per_step"], **facts["metrics"]}
+    rows = [*facts["baselines"], *([this_model] if facts["metrics"] else [])]
     if not rows:
         return "No accuracy was recorded."
     lines = ["| | last | best | seconds a step |", "|---|---|---|---|"]
@@ -80,26 +80,26 @@ def _results_table(facts: dict[str, Any]) -> str:
 
 
 def _ratio_to_plain(facts: dict[str, Any]) -> float | None:
-    """Seconds of a step, in those of the baseline `plain`; None where either is not known."""
+    """Return the seconds of a step, in those of the baseline `plain`; None where either is not known."""
     plain = [row["seconds_per_step"] for row in facts["baselines"] if row["method"] == "plain"]
     return facts["seconds_per_step"] / plain[0] if plain and plain[0] and facts["seconds_per_step"] else None
 
 
 def draw_records(
-    folder: Path, own: RunRecords, beside: Sequence[RunRecords], is_of_this_run: Callable[[Path], bool]
+    folder: Path, records: RunRecords, beside: Sequence[RunRecords], is_of_this_run: Callable[[Path], bool]
 ) -> dict[str, str]:
     """Draw what a run has logged into `figures/` of its folder.
 
     Args:
         folder: Of the run.
-        own: Its records.
+        records: What it has logged.
         beside: Those of runs that it is compared with.
         is_of_this_run: Whether a file was not left by an earlier training.
 
     Returns:
         File → caption, of these pictures and of those of the label report of this training.
     """
-    drawn = draw_runs([*beside, own], folder / FIGURES, ("png",), ON_CARD)
+    drawn = draw_runs([*beside, records], folder / FIGURES, ("png",), ON_CARD)
     captions = {f"{name}.png": caption for name, caption in drawn.items()} | OF_REPORT
     pictures = {f"{FIGURES}/{name}": caption for name, caption in captions.items()}
     return {name: caption for name, caption in pictures.items() if is_of_this_run(folder / name)}
@@ -184,7 +184,7 @@ def meta_settings_of(args: FaMUSTrainingArguments, learner: MetaLearner, metas: 
     """Return the settings of Meta-Train, of one network or of two whose settings are the same."""
     meta = metas[0]
     optimizer = meta.learner_optimizer
-    layers_on = " and ".join(f"{own.mean_active_layers:.2f}" for own in metas)
+    layers_on = " and ".join(f"{update.mean_active_layers:.2f}" for update in metas)
     settings = {
         "meta-learner": _with_config(learner),
         "layer sampler": _with_config(meta.layer_sampler),
@@ -216,9 +216,9 @@ def _times_processes(size: int, count: int) -> str:
     return str(size) if count == 1 else f"{size} on each of {count} processes"
 
 
-def _with_config(part: Any) -> str:
-    settings = ", ".join(f"{name}={value}" for name, value in part.config().items())
-    return f"{type(part).__name__}({settings})"
+def _with_config(component: Any) -> str:
+    settings = ", ".join(f"{name}={value}" for name, value in component.config().items())
+    return f"{type(component).__name__}({settings})"
 
 
 def describe_meta_set(meta: Any) -> str:

@@ -99,8 +99,8 @@ def suspects_of(report: Dataset, files: Mapping[int, str], note: str) -> dict[st
         note: Why there are none.
     """
     labels, names = report["label"][:], report.features["label"]
-    predicted, sound = report["predicted_label"][:], report["clean_probability"][:]
-    suspect = [chance < 0.5 for chance in sound]
+    predicted = report["predicted_label"][:]
+    suspect = [chance < 0.5 for chance in report["clean_probability"][:]]
     per_class, wrong = Counter(labels), Counter[int]()
     looks_like: dict[int, Counter[int]] = {}
     for label, other, is_suspect in zip(labels, predicted, suspect, strict=True):
@@ -112,7 +112,7 @@ def suspects_of(report: Dataset, files: Mapping[int, str], note: str) -> dict[st
             "name": names.int2str(label),
             "count": per_class[label],
             "suspect": f"{count} ({100 * count / per_class[label]:.1f} %)",
-            "other": ", ".join(f"{names.int2str(o)} ({n})" for o, n in looks_like[label].most_common(2)),
+            "other": ", ".join(f"{names.int2str(other)} ({n})" for other, n in looks_like[label].most_common(2)),
         }
         for label, count in wrong.most_common(LISTED)
     ]
@@ -162,12 +162,12 @@ def facts_of(results: Mapping[str, Any]) -> dict[str, str]:
 # ---- Images and recordings ----
 
 
-def files_of(source: Mapping[str, Any], wanted: list[int]) -> tuple[dict[int, str], str]:
+def files_of(source: Mapping[str, Any], indices: list[int]) -> tuple[dict[int, str], str]:
     """Return index → data URI, of these examples of the training set; and what to say where there are none.
 
     Args:
         source: Arguments of `load_noisy_dataset` that say where the data lie.
-        wanted: Indices.
+        indices: Of the examples.
     """
     try:
         train = load_noisy_dataset(**source, num_meta=0)["train"]
@@ -177,7 +177,7 @@ def files_of(source: Mapping[str, Any], wanted: list[int]) -> tuple[dict[int, st
     if kind is None:
         return {}, ""
     rows = {index: row for row, index in enumerate(train["index"][:])}
-    files = {index: SHOW[kind](train[rows[index]][kind]) for index in wanted if index in rows}
+    files = {index: SHOW[kind](train[rows[index]][kind]) for index in indices if index in rows}
     return {index: uri for index, uri in files.items() if uri is not None}, ""
 
 
@@ -218,7 +218,7 @@ def make_page(folder: Path, beside: Sequence[Path], source: Mapping[str, Any]) -
             the data set that the run says it was trained on.
 
     Raises:
-        ValueError: A folder is no run's.
+        LoadError: A folder is no run's.
     """
     run = read_run(folder)
     runs = [*map(read_run, beside), run]
@@ -243,8 +243,9 @@ def make_page(folder: Path, beside: Sequence[Path], source: Mapping[str, Any]) -
 
 
 def read_suspects(report_file: Path, source: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the page says of a run's label report, with images or recordings where the data are at hand."""
+    """Return what the page says of a run's label report, with images or recordings where the data can be read."""
     with tempfile.TemporaryDirectory() as cache:
+        # In memory, as it outlives the folder of the cache.
         report = Dataset.from_parquet(str(report_file), cache_dir=cache, keep_in_memory=True)
     if "text" in report.features:  # which the report holds itself
         return suspects_of(report, {}, "")

@@ -27,7 +27,7 @@ def format_notes(rows: list[dict[str, Any]]) -> str:
     last = rows[-1]
     lines = [f"seconds an epoch: {'; '.join(_epoch_of(row, rows[0]) for row in rows)}"]
     if last.get("time_shares"):
-        shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in last["time_shares"].items())
+        shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in last["time_shares"].items())
         lines.append(f"of an epoch after the warm-up of {last['method']}: {shares}")
     if last.get("estimated_noise_rate") is not None:
         lines.append(f"labels that are wrong, as the networks estimate: {format_rate(last['estimated_noise_rate'])}")

@@ -127,23 +127,24 @@ def run_of(checkpoint: str | Path) -> str:
     return str(_read_manifest(Path(checkpoint)).get("run", ""))
 
 
-def to_resume_from(wanted: str | Path | bool | None, output_dir: str | Path) -> str | None:
+def to_resume_from(resume_from_checkpoint: str | Path | bool | None, output_dir: str | Path) -> str | None:
     """Return the checkpoint that a run goes on from.
 
     Args:
-        wanted: A checkpoint's folder; True for the newest whole one in `output_dir`; None or False for none.
+        resume_from_checkpoint: A checkpoint's folder; True for the newest whole one in `output_dir`; None or False
+            for none.
         output_dir: Of the run.
 
     Raises:
         LoadError: It is damaged, there is none, or it was saved without what is needed to go on.
     """
-    if wanted is None or wanted is False:
+    if resume_from_checkpoint is None or resume_from_checkpoint is False:
         return None
-    checkpoint = _newest_whole(Path(output_dir)) if wanted is True else Path(wanted)
+    checkpoint = _newest_whole(Path(output_dir)) if resume_from_checkpoint is True else Path(resume_from_checkpoint)
     if not checkpoint.exists():
         checkpoint = _without_zero(checkpoint)  # it was named before `settle`
     if not checkpoint.is_dir():
-        raise LoadError(f"checkpoint {str(wanted)!r} does not exist: {_other_choice(checkpoint)}")
+        raise LoadError(f"checkpoint {str(resume_from_checkpoint)!r} does not exist: {_other_choice(checkpoint)}")
     fault = fault_of(checkpoint)
     if fault is not None:
         raise LoadError(f"checkpoint {str(checkpoint)!r} is damaged ({fault}): {_other_choice(checkpoint)}")

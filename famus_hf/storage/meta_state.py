@@ -71,7 +71,7 @@ def check_meta_state(
     optimizers: Mapping[str, torch.optim.Optimizer | None],
     num_candidates: int,
 ) -> None:
-    """Raise ValueError on what `MetaUpdate.state_dict` can't have given, or not with these parts and settings.
+    """Raise LoadError on what `MetaUpdate.state_dict` can't have given, or not with these parts and settings.
 
     Args:
         state: What was read, and is to be taken back.

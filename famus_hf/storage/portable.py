@@ -73,6 +73,7 @@ def pack(checkpoint: Path, target: Path) -> None:
 
 def _encode(path: Path, tensors: dict[str, torch.Tensor]) -> Any:
     try:
+        # Mapped, so that the whole file is not in memory beside the copies of its tensors.
         with safe_globals():  # random states hold an array of numpy's
             value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return to_json_tree(value, tensors, path.name)

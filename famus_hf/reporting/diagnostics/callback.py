@@ -2,8 +2,8 @@
 
 Each is a flag of FaMUSTrainingArguments, a number K of steps; 0, the default, is off and costs nothing. Scalars join
 the run's next log entry, histograms and heat maps go to trackers that know such, and the first process writes the
-tables of `famus_hf.storage.diagnostic_tables`, which has their columns, with each checkpoint and
-at the end of each epoch.
+tables of `famus_hf.storage.diagnostic_tables`, which has their columns, with each checkpoint and at the end of each
+epoch.
 """
 
 import math
@@ -40,15 +40,16 @@ from famus_hf.storage.run_folder import DIAGNOSTICS
 from famus_hf.storage.saved_state import is_dict, is_list, is_whole
 from famus_hf.training_args import FaMUSTrainingArguments
 
-WEIGHED = 1000
+WEIGHED = 1000  # training examples, the same ones in each record of weights
 TO_TRACKERS = {"layers": "layers", "weight_curves": "weights"}  # picture → table
 
 
 def is_due(every: int, step: int, interval: int = 1) -> bool:
-    """Whether a step is the first of those that come at an interval since a multiple of `every`; never with 0."""
+    """Return whether a step is the first of those at an interval since a multiple of `every`; with 0 none is."""
     return every > 0 and step // every > max(0, step - interval) // every
 
 
+# transformers saves a callback's state under the name of its class: another name would not find that of older runs.
 class Diagnostics(TrainerCallback, ExportableState):
     """What a trainer's log_* flags ask for; see above. All processes take part.
 
@@ -103,18 +104,18 @@ class Diagnostics(TrainerCallback, ExportableState):
     # ---- Hooks of the training step ----
 
     def loading(self) -> AbstractContextManager[None]:
-        """A step begins: takes the time of the loading of its data in the body."""
+        """Begin a step; the body loads its data, which is timed."""
         if not self.every["stage_times"]:
             return nullcontext()
         self.times.begin(is_due(self.every["stage_times"], self._coming_step, self.args.meta_interval))
         return self.times.clock("data")
 
     def timed(self, meta: MetaUpdate) -> AbstractContextManager[None]:
-        """Takes the times of a network's three stages in the body, if this step is measured."""
+        """Take the times of a network's three stages in the body, if this step is measured."""
         return self.times.of(self._name(meta), meta) if self.times.is_measuring else nullcontext()
 
     def measure_meta_gradient(self, stages: ThreeStages, train: TrainingPass, virtual: VirtualTrain) -> None:
-        """Measure it before a meta step, which finds everything as if this had not been.
+        """Measure it before a meta step, which then finds everything as if nothing had been measured.
 
         Args:
             stages: Of the network.
@@ -178,7 +179,7 @@ class Diagnostics(TrainerCallback, ExportableState):
             self._log_pictures(keywords.get("model"))
 
     def write(self) -> None:
-        """The tables, by the first process."""
+        """Write the tables, in the first process."""
         if self.processes.rank == 0:
             self.tables.write()
 
@@ -186,7 +187,7 @@ class Diagnostics(TrainerCallback, ExportableState):
         """Return what pictures of the run as it stands are made from; in the first process.
 
         Args:
-            log: Of the training.
+            log: The entries of the Trainer's log.
             network: Whose configuration has the names of the classes, if it has one.
         """
         tables = {name: table for name, every in self.every.items() if every and len(table := self.tables.read(name))}
@@ -205,14 +206,14 @@ class Diagnostics(TrainerCallback, ExportableState):
                 log_picture(self._trackers(), picture, figure, self._state.global_step)
 
     def _trackers(self) -> Iterator[Tracker]:
-        """Those at work, in the first process."""
+        """Return the trackers at work; none except in the first process."""
         return at_work(self.callbacks() if self.processes.rank == 0 else ())
 
     # ---- Records ----
 
     @property
     def _coming_step(self) -> int:
-        """That is being taken, as the Trainer will count it."""
+        """The step that is being taken, as the Trainer will count it."""
         return int(self._state.global_step) + 1
 
     def _name(self, meta: MetaUpdate) -> str:
@@ -223,14 +224,14 @@ class Diagnostics(TrainerCallback, ExportableState):
             self.tables.add(table, [{"step": step, "network": network, **row} for row in rows])
 
     def _log(self, network: str, values: dict[str, float]) -> None:
-        """Into the run's next log entry."""
+        """Add values to the run's next log entry; those that are not finite are left out."""
         for name, value in values.items():
             if math.isfinite(value):
-                own = f"{network}_{name}" if network else name
-                self.metrics.add(own, torch.tensor(value, dtype=torch.float64))
+                key = f"{network}_{name}" if network else name
+                self.metrics.add(key, torch.tensor(value, dtype=torch.float64))
 
-    def _record_stage_times(self, found: dict[str, dict[str, float]]) -> None:
-        for network, stages in found.items():
+    def _record_stage_times(self, times: dict[str, dict[str, float]]) -> None:
+        for network, stages in times.items():
             rows = [{"stage": stage, "seconds": seconds} for stage, seconds in stages.items()]
             self._add("stage_times", int(self._state.global_step), network, rows)
             self._log(network, {f"seconds_{stage.replace(' ', '_')}": seconds for stage, seconds in stages.items()})
@@ -239,14 +240,14 @@ class Diagnostics(TrainerCallback, ExportableState):
         compared = comparison(gradients["sampled"], gradients["exact"])
         rows: list[dict[str, Any]] = []
         for (kind, draws), count in zip(gradients.items(), layers, strict=True):
-            own: dict[str, Any] = {"kind": kind, "layers": count}
+            common: dict[str, Any] = {"kind": kind, "layers": count}
             rows += [
-                {**own, "draw": draw, "norm": value.norm().item(), "total": value.sum().item()}
-                for draw, value in enumerate(draws)
+                {**common, "draw": draw, "norm": gradient.norm().item(), "total": gradient.sum().item()}
+                for draw, gradient in enumerate(draws)
             ]
-            whole = statistics(draws)
-            rows.append({**own, **whole, **(compared if kind == "sampled" else {})})
-            self._log(network, {f"meta_gradient_{name}_{kind}": whole[name] for name in ("norm", "variance")})
+            over_draws = statistics(draws)
+            rows.append({**common, **over_draws, **(compared if kind == "sampled" else {})})
+            self._log(network, {f"meta_gradient_{name}_{kind}": over_draws[name] for name in ("norm", "variance")})
         self._add("meta_gradient", self._coming_step, network, rows)
         self._log(network, {f"meta_gradient_{name}": value for name, value in compared.items()})
 
@@ -268,12 +269,12 @@ class Diagnostics(TrainerCallback, ExportableState):
             return weights
 
         with preserve_rng_state(self.args.device):
-            found = self.evaluate(stages.network, sample, stages.base_loss)
-        weights = weigh(found.losses)
-        rows = weight_rows(found.losses, weights, found.labels, found.correct, weigh)
+            examples = self.evaluate(stages.network, sample, stages.base_loss)
+        weights = weigh(examples.losses)
+        rows = weight_rows(examples.losses, weights, examples.labels, examples.correct, weigh)
         names = ("kind", "x", "value")
         self._add("weights", step, network, [dict(zip(names, row, strict=True)) for row in rows])
-        for kind, chosen in groups_of(found.correct, len(weights)).items():
+        for kind, chosen in groups_of(examples.correct, len(weights)).items():
             if chosen.any():
                 self._log(network, {f"raw_weight_{kind}": float(weights[chosen].mean())})
                 prefix = f"{network}/" if network else ""

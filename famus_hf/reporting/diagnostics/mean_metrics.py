@@ -13,14 +13,17 @@ class MeanMetrics:
         self._sums: dict[str, tuple[Tensor, int]] = {}  # name → sum, count
 
     def add(self, name: str, value: Tensor) -> None:
-        """One more value, a scalar."""
+        """Add one more value, a scalar."""
         total, count = self._sums.get(name, (torch.zeros_like(value), 0))
         self._sums[name] = (total + value, count + 1)
 
     def take(self, processes: Processes) -> dict[str, float]:
-        """The means over all processes since the last time; what a process lacks is left out."""
-        parts = processes.objects({name: (total.item(), count) for name, (total, count) in self._sums.items()})
+        """Return the means over all processes since the last time; what a process lacks is left out."""
+        per_process = processes.objects({name: (total.item(), count) for name, (total, count) in self._sums.items()})
         self._sums.clear()
-        names = dict.fromkeys(name for part in parts for name in part)
-        found = {name: [part[name] for part in parts if name in part] for name in names}
-        return {name: sum(total for total, _ in own) / sum(count for _, count in own) for name, own in found.items()}
+        names = dict.fromkeys(name for sums in per_process for name in sums)
+        means = {}
+        for name in names:
+            totals, counts = zip(*(sums[name] for sums in per_process if name in sums), strict=True)
+            means[name] = sum(totals) / sum(counts)
+        return means

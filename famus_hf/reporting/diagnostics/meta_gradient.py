@@ -33,7 +33,7 @@ def meta_gradients(
     layers: Sequence[Layer],
     derivative: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """∂L_c/∂θ (Eq. 7, 9) for each meta batch, through the layers that are on and through all. Nothing moves.
+    """Return ∂L_c/∂θ (Eq. 7, 9) for each meta batch, through the layers that are on and through all. Nothing moves.
 
     Args:
         training_pass: The training batch's forward pass at w, with its graph, which is kept.
@@ -52,14 +52,14 @@ def meta_gradients(
     moves = gradient if meta_learner.has_virtual_step else {}
     sampled, exact = [], []
 
-    def through(own: Sequence[Layer], validation: Mapping[str, Tensor]) -> Tensor:
-        if not own:
-            return _flat({name: torch.zeros_like(tensor) for name, tensor in meta_learner.theta().items()})
-        direction = {name: step.displacement(name, validation[name]) for name in parameters_of(own)}
-        tangent = training_pass.logit_tangent(direction, choose_derivative(derivative, own))
+    def through(chosen: Sequence[Layer], validation: Mapping[str, Tensor]) -> Tensor:
+        if not chosen:
+            return _flatten({name: torch.zeros_like(tensor) for name, tensor in meta_learner.theta().items()})
+        direction = {name: step.displacement(name, validation[name]) for name in parameters_of(chosen)}
+        tangent = training_pass.logit_tangent(direction, choose_derivative(derivative, chosen))
         logits, labels = training_pass.all_logits, training_pass.all_labels
         tangent = training_pass.gathered(tangent)
-        return _flat(gradient_of_slope(meta_learner, logits, tangent, labels, per_example_loss))
+        return _flatten(gradient_of_slope(meta_learner, logits, tangent, labels, per_example_loss))
 
     for inputs in meta_batches:
         batch, labels, _ = split_inputs(inputs)
@@ -71,7 +71,7 @@ def meta_gradients(
 
 
 def statistics(gradients: Tensor) -> dict[str, float]:
-    """Of D ≥ 2 draws of a gradient. gradients: shape (D, P).
+    """Return mean and spread of D ≥ 2 draws of a gradient. gradients: shape (D, P).
 
     Returns:
         `norm`: of the mean. `total`: sum of the mean's coordinates. `variance`: unbiased, summed over the coordinates.
@@ -88,19 +88,19 @@ def statistics(gradients: Tensor) -> dict[str, float]:
 
 
 def comparison(sampled: Tensor, exact: Tensor) -> dict[str, float]:
-    """Of the means over the draws, each of shape (D, P).
+    """Compare the means over the draws; both arguments have the shape (D, P).
 
     Returns:
         `bias`: ‖E[sampled] − E[exact]‖ / ‖E[exact]‖. `cosine`: of the two. NaN where a mean is zero.
     """
-    found, expected = sampled.mean(0), exact.mean(0)
-    size, sizes = expected.norm().item(), (found.norm() * expected.norm()).item()
+    sampled_mean, exact_mean = sampled.mean(0), exact.mean(0)
+    exact_norm, norms = exact_mean.norm().item(), (sampled_mean.norm() * exact_mean.norm()).item()
     return {
-        "bias": (found - expected).norm().item() / size if size else math.nan,
-        "cosine": (found @ expected).item() / sizes if sizes else math.nan,
+        "bias": (sampled_mean - exact_mean).norm().item() / exact_norm if exact_norm else math.nan,
+        "cosine": (sampled_mean @ exact_mean).item() / norms if norms else math.nan,
     }
 
 
-def _flat(gradient: Mapping[str, Tensor]) -> Tensor:
-    """All coordinates one after another, shape (P,)."""
+def _flatten(gradient: Mapping[str, Tensor]) -> Tensor:
+    """Return all coordinates one after another, shape (P,)."""
     return torch.cat([tensor.detach().double().flatten().cpu() for tensor in gradient.values()])

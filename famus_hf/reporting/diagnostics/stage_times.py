@@ -25,7 +25,7 @@ class StageTimes:
         self.seconds: dict[str, dict[str, float]] = {}
 
     def begin(self, is_measured: bool) -> None:
-        """A step begins, before its data are loaded."""
+        """Begin a step, before its data are loaded."""
         self.clock = Timer(self.device) if is_measured else NO_TIMER
         self.seconds = {}
 
@@ -34,7 +34,7 @@ class StageTimes:
         return self.clock is not NO_TIMER
 
     def start(self) -> None:
-        """The data are there."""
+        """Start the clock of the step itself, once its data are loaded."""
         self._started = self.clock.now() if self.is_measuring else 0.0
 
     def start_of_optimizer(self) -> None:
@@ -45,17 +45,17 @@ class StageTimes:
             self._add("", "optimizer", self.clock.now() - self._started_optimizer)
 
     def end(self) -> dict[str, dict[str, float]]:
-        """What the step took, by network and stage; empty where it was not measured or was plain."""
+        """Return what the step took, by network and stage; empty where it was not measured or was plain."""
         if not self.is_measuring:
             return {}
         self._add("", "step", self.clock.now() - self._started)
         self._add("", "data", self.clock.seconds.get("data", 0.0))
-        found, self.clock = self.seconds, NO_TIMER
-        return found if any("forward" in stages for stages in found.values()) else {}
+        seconds, self.clock = self.seconds, NO_TIMER
+        return seconds if any("forward" in stages for stages in seconds.values()) else {}
 
     @contextmanager
     def of(self, network: str, meta: MetaUpdate) -> Iterator[None]:
-        """Takes the times of a network's three stages in the body, in a step that is measured."""
+        """Take the times of a network's three stages in the body, in a step that is measured."""
         clock = meta.clock  # with a budget it measures every step, and goes on doing so
         if clock.device is None:
             meta.clock = Timer(self.device)
@@ -69,5 +69,5 @@ class StageTimes:
             meta.clock = clock
 
     def _add(self, network: str, stage: str, seconds: float) -> None:
-        own = self.seconds.setdefault(network, {})
-        own[stage] = own.get(stage, 0.0) + seconds
+        stages = self.seconds.setdefault(network, {})
+        stages[stage] = stages.get(stage, 0.0) + seconds

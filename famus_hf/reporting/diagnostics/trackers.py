@@ -24,7 +24,7 @@ class Tracker(NamedTuple):
 
 
 def at_work(callbacks: Iterable[TrainerCallback]) -> Iterator[Tracker]:
-    """Each tracker that `report_to` names and that has started.
+    """Yield each tracker that `report_to` names and that has started.
 
     No tracker is imported here: its callback of transformers has done that.
     """

@@ -11,6 +11,7 @@ from transformers.trainer_callback import ExportableState
 from famus_hf.storage.saved_state import is_number
 
 
+# transformers saves a callback's state under the name of its class: another name would not find that of older runs.
 class TrainingTime(TrainerCallback, ExportableState):
     """The clock of a run; evaluations, checkpoints and diagnostics stop it, loading of data does not.
 
@@ -31,7 +32,7 @@ class TrainingTime(TrainerCallback, ExportableState):
 
     @property
     def seconds(self) -> float | None:
-        """So far; None before the first training."""
+        """Seconds so far; None before the first training."""
         if self._started is None:
             return None
         now = self._stopped_at if self._stops else time.perf_counter()
@@ -39,7 +40,7 @@ class TrainingTime(TrainerCallback, ExportableState):
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """What runs in the body is no training."""
+        """Leave out what runs in the body, which is no training; it may be nested."""
         if not self._stops:
             self._stopped_at = time.perf_counter()
         self._stops += 1

@@ -17,17 +17,16 @@ Series = Callable[[RunRecords], dict[int, float]]
 
 
 def mean_curve(runs: Sequence[RunRecords], series: Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps that all of the runs have, mean and standard deviation there; each of shape (n,). n may be 0."""
-    found = [series(run) for run in runs]
-    found = [own for own in found if own]
-    steps = sorted(set.intersection(*map(set, found))) if found else []
-    values = np.array([[own[step] for step in steps] for own in found]).reshape(len(found), len(steps))
-    spread = values.std(0, ddof=1) if len(found) > 1 else np.zeros(len(steps))
-    return np.array(steps), values.mean(0) if found else np.zeros(0), spread
+    """Return the steps that all of the runs have, mean and standard deviation there, each of shape (n,). n may be 0."""
+    curves = [curve for run in runs if (curve := series(run))]
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    values = np.array([[curve[step] for step in steps] for curve in curves]).reshape(len(curves), len(steps))
+    spread = values.std(0, ddof=1) if len(curves) > 1 else np.zeros(len(steps))
+    return np.array(steps), values.mean(0) if curves else np.zeros(0), spread
 
 
 def draw_band(axes: Any, x: np.ndarray, mean: np.ndarray, spread: np.ndarray, **style: Any) -> Any:
-    """A line, with a dot where it has a single point, and its band. Returns the line."""
+    """Draw a line, a dot where it has a single point, and its band. Return the line."""
     (line,) = axes.plot(x, mean, marker="o" if len(x) == 1 else None, markersize=4, **style)
     if spread.any():
         axes.fill_between(x, mean - spread, mean + spread, color=style["color"], alpha=0.15, linewidth=0)
@@ -35,22 +34,22 @@ def draw_band(axes: Any, x: np.ndarray, mean: np.ndarray, spread: np.ndarray, **
 
 
 def _draw_groups(axes: Any, groups: Groups, series: Series, x_of: Series | None = None, scale: float = 1) -> list[Any]:
-    """A curve for each group that has any; returns handles with labels."""
+    """Draw a curve for each group that has any, and return them; their labels are the groups' names."""
     lines = []
     for place, (name, runs) in enumerate(groups.items()):
         steps, mean, spread = mean_curve(runs, series)
         x = steps
         if x_of is not None and len(steps):
-            own, seconds, _ = mean_curve(runs, x_of)
-            kept = np.isin(steps, own)
-            x, mean, spread = seconds[np.isin(own, steps)], mean[kept], spread[kept]
+            steps_of_x, x, _ = mean_curve(runs, x_of)
+            kept = np.isin(steps, steps_of_x)
+            x, mean, spread = x[np.isin(steps_of_x, steps)], mean[kept], spread[kept]
         if len(x):
             lines.append(draw_band(axes, x, scale * mean, scale * spread, label=short(name, 40), **line_style(place)))
     return lines
 
 
 def draw_accuracy(groups: Groups) -> "Figure | None":
-    """Figures 1a and 3a. The time is that of training alone, without evaluations and looks inside."""
+    """Draw Figures 1a and 3a. The time is that of training alone, without evaluations and diagnostics."""
     if not any(run.on_test_set("accuracy") for runs in groups.values() for run in runs):
         return None
     figure, panels = new_panels(1, 2, share_y=True)
@@ -70,7 +69,7 @@ def _seconds_of_evaluations(run: RunRecords) -> dict[int, float]:
 
 
 def draw_losses(groups: Groups) -> "Figure | None":
-    """Figure 3b."""
+    """Draw Figure 3b."""
     if not any(run.on_test_set("loss") for runs in groups.values() for run in runs):
         return None
     figure, panels = new_panels(1, 1)
@@ -81,7 +80,7 @@ def draw_losses(groups: Groups) -> "Figure | None":
 
 
 def draw_mean_weights(groups: Groups) -> "Figure | None":
-    """Weights in training batches, n·V̂, where right labels are known."""
+    """Draw the weights in training batches, n·V̂, where right labels are known."""
     shown = {name: runs for name, runs in groups.items() if any(run.series("mean_weight_clean") for run in runs)}
     if not shown:
         return None
@@ -103,14 +102,14 @@ def draw_mean_weights(groups: Groups) -> "Figure | None":
 
 
 def draw_meta_set(groups: Groups) -> "Figure | None":
-    """Size and purity of a pseudo-clean meta set."""
+    """Draw size and purity of a pseudo-clean meta set."""
     return _draw_logged(
         groups, {"meta_set_size": ("examples in the meta set", 1), "meta_set_purity": ("right labels in it [%]", 100)}
     )
 
 
 def draw_division(groups: Groups) -> "Figure | None":
-    """Of two networks, the means over both."""
+    """Draw how two networks divide the training set, the means over both."""
     names = {
         "labelled_size": ("examples called labelled", 1),
         "labelled_precision": ("right labels among them [%]", 100),
@@ -124,24 +123,24 @@ def draw_division(groups: Groups) -> "Figure | None":
 
 
 def _draw_logged(groups: Groups, names: Mapping[str, tuple[str, float]]) -> "Figure | None":
-    """A panel for each name that any run has logged, with its axis label and a factor."""
+    """Draw a panel for each name that any run has logged. names: Name → label of the axis, factor."""
     shown = [name for name in names if any(run.series(name) for runs in groups.values() for run in runs)]
     if not shown:
         return None
     columns = min(3, len(shown))
     figure, panels = new_panels(-(-len(shown) // columns), columns)
-    found: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for axes, name in zip(panels.flat, shown, strict=False):
         label, factor = names[name]
         lines = _draw_groups(axes, groups, partial(RunRecords.series, name=name), scale=factor)
-        found |= {line.get_label(): line for line in lines}
+        handles |= {line.get_label(): line for line in lines}
         axes.set(xlabel="training step", ylabel=label)
     hide_rest(panels, len(shown))
-    legend_below(figure, list(found.values()), list(found))
+    legend_below(figure, list(handles.values()), list(handles))
     return figure
 
 
 def hide_rest(panels: Any, count: int) -> None:
-    """Of a grid, all panels after the first so many."""
+    """Hide all panels of a grid after the first so many."""
     for axes in panels.flat[count:]:
         axes.set_visible(False)

@@ -24,7 +24,7 @@ CELL, SIDE = (1.5, 2.0), 1.4  # inches of an image with its words, and of its lo
 
 
 def draw_report(report: Dataset, dataset: Any, weigh: Callable[[np.ndarray], np.ndarray | None], folder: Path) -> None:
-    """The pictures of a label report, in `figures/` below a folder, in place of those of an earlier one.
+    """Draw the pictures of a label report, in `figures/` below a folder, in place of those of an earlier one.
 
     Args:
         report: See `famus_hf.reporting.label_report`.
@@ -44,7 +44,7 @@ def draw_report(report: Dataset, dataset: Any, weigh: Callable[[np.ndarray], np.
 
 
 def _images(dataset: Any, index: Sequence[int]) -> list[Image]:
-    """The images with these numbers in the column `index` (without one: rows); none where there are no raw images."""
+    """Return the images with these numbers in the column `index` (without one: rows); none without raw images."""
     images, records = getattr(dataset, "raw", dataset), getattr(dataset, "records", None)
     if raw_modality(images) is not IMAGE:
         return []
@@ -56,7 +56,7 @@ def _images(dataset: Any, index: Sequence[int]) -> list[Image]:
 
 
 def draw_weight_curve(report: Dataset, weigh: Callable[[np.ndarray], np.ndarray | None], path: Path) -> None:
-    """V against the loss, over the losses that the examples really have.
+    """Draw V against the loss, over the losses that the examples really have.
 
     Args:
         report: See `famus_hf.reporting.label_report`.
@@ -72,14 +72,15 @@ def draw_weight_curve(report: Dataset, weigh: Callable[[np.ndarray], np.ndarray 
 
 
 def draw_weight_histogram(report: Dataset, path: Path) -> None:
-    """How many examples have which weight, those with right and with wrong labels apart where that is known."""
+    """Draw how many examples have which weight, those with right and with wrong labels apart where that is known."""
     weights = np.asarray(report["weight"][:])
+    # Equal weights would make bins of no width.
     edges = np.linspace(weights.min(), max(weights.max(), weights.min() + 1e-6), 41)
     figure, axes = new_plot("weight V", "share of these examples")
-    for name, chosen, colour in _groups(report):
-        of_one = np.full(int(chosen.sum()), 1 / max(1, int(chosen.sum())))
+    for name, mask, colour in _groups(report):
+        count = int(mask.sum())
         axes.hist(
-            weights[chosen], edges, weights=of_one, label=f"{name} ({int(chosen.sum())})",
+            weights[mask], edges, weights=np.full(count, 1 / max(1, count)), label=f"{name} ({count})",
             histtype="stepfilled", alpha=0.5, facecolor=colour, edgecolor=colour, linewidth=1.5,
         )  # fmt: skip
     axes.legend()
@@ -87,7 +88,7 @@ def draw_weight_histogram(report: Dataset, path: Path) -> None:
 
 
 def draw_contact_sheet(report: Dataset, images: Sequence[Image], path: Path) -> None:
-    """The most suspect examples, each with its given label and the predicted one.
+    """Draw the most suspect examples, each with its given label and the predicted one.
 
     Args:
         report: Its first rows are drawn.
@@ -106,16 +107,16 @@ def draw_contact_sheet(report: Dataset, images: Sequence[Image], path: Path) -> 
         across, down = (SIDE * size / max(image.size) for size in image.size)
         extent = (middle - across / 2, middle + across / 2, top + down, top)
         axes.imshow(image.convert("RGB"), extent=extent, interpolation="nearest", aspect="auto")
-        given, found = (short(kind.int2str(row[name])) for name, kind in
+        given, looks_like = (short(kind.int2str(row[name])) for name, kind in
                         (("label", label), ("predicted_label", predicted)))  # fmt: skip
-        words = f"{row['index']}\ngiven {given}\npredicted {found}"
+        words = f"{row['index']}\ngiven {given}\npredicted {looks_like}"
         axes.text(middle, top - 0.05, words, fontsize=7, ha="center", va="bottom")
     axes.set(xlim=(0, width), ylim=(height, 0))
     save(figure, path)
 
 
 def _groups(report: Dataset) -> list[tuple[str, np.ndarray, str]]:
-    """Name, mask of shape (N,) and colour of the examples that are drawn apart."""
+    """Return name, mask of shape (N,) and colour of the examples that are drawn apart."""
     if "clean_label" not in report.features:
         return [("examples", np.ones(len(report), dtype=bool), UNKNOWN)]
     right = np.asarray(report["label"][:]) == np.asarray(report["clean_label"][:])

@@ -15,16 +15,16 @@ MOST_NAMES = 30  # of layers beside a heat map
 
 
 def draw_layers(groups: Mapping[str, Sequence[RunRecords]]) -> "Figure | None":
-    """A heat map for each method and network whose layers were not all on throughout, of its first run."""
+    """Draw a heat map for each method and network whose layers were not all on throughout, of its first run."""
     tables = {
-        f"{name}{f', {network}' if network else ''}": own
+        f"{name}{f', {network}' if network else ''}": table
         for name, runs in groups.items()
-        for network, own in runs[0].table("layers").groupby("network")
-        if (own["share_on"] < 1).any()
+        for network, table in runs[0].table("layers").groupby("network")
+        if (table["share_on"] < 1).any()
     }
     if not tables:
         return None
-    rows = max(own["layer"].nunique() for own in tables.values())
+    rows = max(table["layer"].nunique() for table in tables.values())
     figure = new_figure(1.6 + 3.4 * len(tables), 1.4 + 0.17 * min(rows, MOST_NAMES))
     panels = figure.subplots(1, len(tables), squeeze=False)[0]
     image: Any = None
@@ -32,6 +32,7 @@ def draw_layers(groups: Mapping[str, Sequence[RunRecords]]) -> "Figure | None":
         layers = list(dict.fromkeys(table["layer"]))
         shares = table.pivot_table(index="layer", columns="step", values="share_on").reindex(layers)
         steps = shares.columns.to_numpy(float)
+        # A record is of the steps since the one before it, so its column ends at its own step.
         edges = np.append(np.append(2 * steps[0] - steps[1] if len(steps) > 1 else 0.0, steps[:-1]), steps[-1])
         image = axes.pcolormesh(edges, np.arange(len(layers) + 1), shares.to_numpy(), cmap=MAP, vmin=0, vmax=1)
         costs = table["mean_cost"].dropna()

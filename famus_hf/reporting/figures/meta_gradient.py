@@ -22,14 +22,14 @@ BANDS = {  # in this order on top of each other
 
 
 def draw_meta_gradient(groups: Groups) -> "Figure | None":
-    """A panel for each method and network, of its first run: sum of the coordinates, mean and standard deviation.
+    """Draw a panel for each method and network, of its first run: sum of the coordinates, mean and standard deviation.
 
     In norms of the exact gradient at that step (mean over the draws), as both shrink with the learning rate α.
     """
     tables = {
-        f"{name}{f', {network}' if network else ''}": own
+        f"{name}{f', {network}' if network else ''}": table
         for name, runs in groups.items()
-        for network, own in _recorded(runs[0]).groupby("network")
+        for network, table in _recorded(runs[0]).groupby("network")
     }
     if not tables:
         return None
@@ -38,8 +38,8 @@ def draw_meta_gradient(groups: Groups) -> "Figure | None":
     lines: list[Any] = []
     for axes, (name, table) in zip(panels.flat, tables.items(), strict=False):
         draws = table[table["draw"].notna()].copy()
-        size = draws[draws["kind"] == "exact"].groupby("step")["norm"].mean()
-        draws["total"] /= draws["step"].map(size.where(size > 0))
+        norms = draws[draws["kind"] == "exact"].groupby("step")["norm"].mean()
+        draws["total"] /= draws["step"].map(norms.where(norms > 0))
         lines = []
         for kind, (label, colour, dashes) in BANDS.items():
             by_step = draws[draws["kind"] == kind].groupby("step")["total"]
@@ -54,7 +54,7 @@ def draw_meta_gradient(groups: Groups) -> "Figure | None":
 
 
 def draw_gradient_quality(groups: Groups) -> "Figure | None":
-    """Cosine and distance of the means, and ratio of the standard deviations, where some layers were off."""
+    """Draw cosine and distance of the means, and ratio of the standard deviations, where some layers were off."""
     shown = {name: runs for name, runs in groups.items() if any(_has_layers_off(run) for run in runs)}
     if not shown:
         return None
@@ -65,12 +65,12 @@ def draw_gradient_quality(groups: Groups) -> "Figure | None":
         "relative_spread": ("ratio of relative deviations", 1.0),
     }
     figure, panels = new_panels(2, 2, share_x=True)
-    found: dict[str, Any] = {}
+    bands: dict[str, Any] = {}
     for axes, (measure, (label, ideal)) in zip(panels.flat, measures.items(), strict=True):
         for place, (name, runs) in enumerate(groups.items()):
             if name in shown:
                 curve = mean_curve(runs, partial(_quality_series, measure=measure))
-                found[name] = draw_band(axes, *curve, **line_style(place))
+                bands[name] = draw_band(axes, *curve, **line_style(place))
         axes.axhline(ideal, color="#888888", linewidth=0.8)
         axes.set(xlabel="training step", ylabel=label)
     for axes in panels[0]:  # those below it have the same
@@ -78,24 +78,24 @@ def draw_gradient_quality(groups: Groups) -> "Figure | None":
     panels[0, 0].set_ylim(-1.05, 1.05)
     for axes in panels.flat[1:]:
         axes.set_ylim(bottom=0)
-    legend_below(figure, list(found.values()), [short(name, 40) for name in found])
+    legend_below(figure, list(bands.values()), [short(name, 40) for name in bands])
     return figure
 
 
 def quality_of(run: RunRecords) -> pd.DataFrame:
-    """By step, the mean over networks: `cosine`, `bias`, `spread`, `relative_spread`.
+    """Return by step the mean over networks: `cosine`, `bias`, `spread`, `relative_spread`.
 
-    The spread is the ratio of the standard deviations, √(variance sampled / variance exact); the relative one is the
-    ratio of these in shares of the own mean's norm, as a gradient that is small all over varies little. All are of
+    The spread is the ratio of the standard deviations, √(variance sampled / variance exact). The relative one is the
+    ratio of these, each divided by the norm of its mean, as a gradient that is small all over varies little. All are of
     gradients over re-drawn meta batches at the same weights; steps with undefined ones are left out.
     """
     table = _recorded(run)
     whole = table[table["draw"].isna()].set_index(["step", "network"])
     sampled, exact = whole[whole["kind"] == "sampled"], whole[whole["kind"] == "exact"]
-    found = sampled[["cosine", "bias"]].copy()
-    found["spread"] = np.sqrt(sampled["variance"] / exact["variance"].where(exact["variance"] > 0))
-    found["relative_spread"] = found["spread"] * exact["norm"] / sampled["norm"].where(sampled["norm"] > 0)
-    return found.dropna().groupby("step").mean()
+    quality = sampled[["cosine", "bias"]].copy()
+    quality["spread"] = np.sqrt(sampled["variance"] / exact["variance"].where(exact["variance"] > 0))
+    quality["relative_spread"] = quality["spread"] * exact["norm"] / sampled["norm"].where(sampled["norm"] > 0)
+    return quality.dropna().groupby("step").mean()
 
 
 def _quality_series(run: RunRecords, measure: str) -> dict[int, float]:

@@ -20,13 +20,13 @@ OF_TEST_SET = ("", "test_")  # what an evaluation's figures are called; with sev
 
 @dataclass(frozen=True)
 class RunRecords:
-    """Of one run.
+    """The records of one run.
 
     Attributes:
         name: Of its method.
         log: Entries of the Trainer's log, each with a step.
         results: What all_results.json holds.
-        tables: Name → table, see `famus_hf.reporting.diagnostics.callback`; empty ones are left out.
+        tables: Name → table, see `famus_hf.storage.diagnostic_tables`; empty ones are left out.
         class_names: In the order of the classes; empty where they are not known.
     """
 
@@ -37,29 +37,29 @@ class RunRecords:
     class_names: Sequence[str] = ()
 
     def series(self, name: str) -> dict[int, float]:
-        """Step → value, of the log entries that have it as a finite number; the last one where a step has several."""
-        found = {int(entry["step"]): entry[name] for entry in self.log if name in entry and "step" in entry}
-        return {step: float(value) for step, value in found.items() if _is_number(value)}
+        """Return step → value, of log entries that have it as a finite number; of several of a step the last."""
+        values = {int(entry["step"]): entry[name] for entry in self.log if name in entry and "step" in entry}
+        return {step: float(value) for step, value in values.items() if _is_number(value)}
 
     def on_test_set(self, name: str) -> dict[int, float]:
-        """Step → accuracy or another figure of the evaluations on the test set, in the order of steps."""
-        found = {step: value for prefix in OF_TEST_SET for step, value in self.series(f"eval_{prefix}{name}").items()}
-        return dict(sorted(found.items()))
+        """Return step → accuracy or another figure of the evaluations on the test set, in the order of steps."""
+        values = {step: value for prefix in OF_TEST_SET for step, value in self.series(f"eval_{prefix}{name}").items()}
+        return dict(sorted(values.items()))
 
     def table(self, name: str) -> pd.DataFrame:
-        """Without rows where it was not recorded."""
+        """Return a table; one without rows where it was not recorded."""
         return self.tables.get(name, SCHEMAS[name].empty_table().to_pandas())
 
 
 def read_run(folder: str | Path, name: str | None = None) -> RunRecords:
-    """The records in a run's output folder; of a run that has not ended, or was cut off, what its checkpoints have.
+    """Return the records in a run's output folder; of a run that has not ended what its checkpoints have.
 
     Args:
         folder: `output_dir` of the run.
         name: Default: of the method, as all_results.json has it, else of the folder.
 
     Raises:
-        ValueError: There are none, or they are damaged. One sentence says what.
+        LoadError: There are none, or they are damaged. One sentence says what.
     """
     folder = Path(folder)
     state, results = _newest_state(folder), _read_json(folder / RESULTS)
@@ -72,14 +72,14 @@ def read_run(folder: str | Path, name: str | None = None) -> RunRecords:
         )
     names = _read_json(folder / CONFIG).get("id2label") or {}
     ordered = [str(names[key]) for key in sorted(names, key=int)] if all(map(str.isdecimal, names)) else []
-    own = str(results.get("method") or folder.resolve().name)
-    return RunRecords(name or own, log, results, tables, ordered)
+    name = name or str(results.get("method") or folder.resolve().name)
+    return RunRecords(name, log, results, tables, ordered)
 
 
 def read_tables(folder: Path, names: Sequence[str] = tuple(SCHEMAS)) -> dict[str, pd.DataFrame]:
-    """The tables of a folder of diagnostics that are there and have rows."""
-    found = {name: _read_table(name, folder / f"{name}.parquet") for name in names}
-    return {name: table for name, table in found.items() if table is not None and len(table)}
+    """Return the tables of a folder of diagnostics that are there and have rows."""
+    tables = {name: _read_table(name, folder / f"{name}.parquet") for name in names}
+    return {name: table for name, table in tables.items() if table is not None and len(table)}
 
 
 def _read_table(name: str, path: Path) -> pd.DataFrame | None:
@@ -95,13 +95,13 @@ def _read_table(name: str, path: Path) -> pd.DataFrame | None:
 
 
 def _newest_state(folder: Path) -> dict[str, Any]:
-    """The Trainer's state, of the folder itself or of a checkpoint in it."""
+    """Return the Trainer's state, of the folder itself or of a checkpoint in it."""
     paths = [*folder.glob(TRAINER_STATE), *folder.glob(f"checkpoint-*/{TRAINER_STATE}")]
     return _read_json(max(paths, key=lambda path: path.stat().st_mtime)) if paths else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file, or an empty one where there is no file."""
+    """Return the object in a file, or an empty one where there is no file."""
     if not path.is_file():
         return {}
     try:

@@ -64,7 +64,7 @@ PICTURES: dict[str, tuple[Callable[[Groups], "Figure | None"], str]] = {
 
 
 def grouped(runs: Iterable[RunRecords]) -> dict[str, list[RunRecords]]:
-    """Runs by name, in order."""
+    """Return the runs by name, in order."""
     groups: dict[str, list[RunRecords]] = {}
     for run in runs:
         groups.setdefault(run.name, []).append(run)
@@ -74,7 +74,7 @@ def grouped(runs: Iterable[RunRecords]) -> dict[str, list[RunRecords]]:
 def draw_runs(
     runs: Iterable[RunRecords], folder: Path, formats: Sequence[str] = FORMATS, names: Sequence[str] = tuple(PICTURES)
 ) -> dict[str, str]:
-    """Draws what the runs have recorded, and removes what an earlier call has drawn and they have not.
+    """Draw what the runs have recorded, and remove what an earlier call has drawn and they have not.
 
     Args:
         runs: Side by side.

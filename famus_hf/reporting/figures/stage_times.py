@@ -26,42 +26,42 @@ PARTS = {
 
 
 def seconds_of_parts(table: pd.DataFrame) -> dict[str, float]:
-    """Part → seconds of a step, the median over the steps that were measured; of two networks both together.
+    """Return part → seconds of a step, the median over the steps that were measured; of two networks both together.
 
     Args:
         table: stage_times of a run.
     """
     by_step = table.groupby(["step", "stage"])["seconds"].sum().unstack(fill_value=0.0)
     loading = table[(table["stage"] == "data") & (table["network"] == "")].groupby("step")["seconds"].sum()
-    found = {
+    seconds = {
         part: by_step[[stage for stage in stages if stage in by_step]].sum(axis=1)
         for part, (stages, _, _) in PARTS.items()
         if stages
     }
-    known = sum(found.values()) + by_step.get("diagnostics", 0.0)
-    found["rest"] = (by_step["step"] + loading - known).clip(lower=0.0)  # loading is no part of `step`
-    return {part: float(seconds.median()) for part, seconds in found.items()}
+    known = sum(seconds.values()) + by_step.get("diagnostics", 0.0)
+    seconds["rest"] = (by_step["step"] + loading - known).clip(lower=0.0)  # loading is no part of `step`
+    return {part: float(values.median()) for part, values in seconds.items()}
 
 
 def draw_stage_times(groups: Mapping[str, Sequence[RunRecords]]) -> "Figure | None":
-    """A bar for each method, made of the stages of its meta steps; the median over the steps of all its runs."""
+    """Draw a bar for each method, made of the stages of its meta steps; the median over the steps of all its runs."""
     tables = {
         name: [run.table("stage_times") for run in runs if len(run.table("stage_times"))]
         for name, runs in groups.items()
     }
-    found = {
-        name: pd.DataFrame([seconds_of_parts(table) for table in own]).mean().to_dict()
-        for name, own in tables.items()
-        if own
+    bars = {
+        name: pd.DataFrame([seconds_of_parts(table) for table in of_runs]).mean().to_dict()
+        for name, of_runs in tables.items()
+        if of_runs
     }
-    if not found:
+    if not bars:
         return None
-    figure = new_figure(7, 1.9 + 0.35 * len(found))
+    figure = new_figure(7, 1.9 + 0.35 * len(bars))
     axes = figure.add_subplot()
-    names = [short(name, 40) for name in found]
-    left = [0.0] * len(found)
+    names = [short(name, 40) for name in bars]
+    left = [0.0] * len(bars)
     for part, (_, colour, hatch) in PARTS.items():
-        widths = [1000 * seconds[part] for seconds in found.values()]
+        widths = [1000 * seconds[part] for seconds in bars.values()]
         if max(widths) > 0:
             axes.barh(names, widths, left=left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5, label=part)
         left = [start + width for start, width in zip(left, widths, strict=True)]

@@ -16,19 +16,20 @@ RIGHT, WRONG, UNKNOWN = "#0072B2", "#D55E00", "#555555"
 KINDS = {"clean": ("right labels", RIGHT), "wrong": ("wrong labels", WRONG), "unknown": ("examples", UNKNOWN)}
 MAP = "cividis"  # of heat maps, and of what comes one after another
 PANEL = (3.4, 2.7)  # inches
+# Without the salt, names within an SVG file would be random, and no two files the same.
 SETTINGS: Any = {"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8, "svg.hashsalt": "famus_hf"}
 FORMATS = ("png", "svg")
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches, which needs no display."""
+    """Return an empty figure of so many inches, which needs no display."""
     from matplotlib.figure import Figure  # slow to import, and most who import famus_hf draw nothing
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def new_panels(rows: int, columns: int, share_x: Any = False, share_y: Any = False) -> Any:
-    """A figure and its axes, an array of shape (rows, columns); sharing as of `matplotlib.figure.Figure.subplots`."""
+    """Return a figure and its axes, an array of shape (rows, columns); sharing as in `matplotlib`'s `subplots`."""
     figure = new_figure(PANEL[0] * columns + 0.4, PANEL[1] * rows)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=share_x, sharey=share_y)
     for axes in panels.flat:
@@ -39,7 +40,7 @@ def new_panels(rows: int, columns: int, share_x: Any = False, share_y: Any = Fal
 
 
 def label_panels(panels: Any, count: int, x: str, y: str) -> None:
-    """Hides all panels after the first so many, and labels the lowest of each column and the first of each row.
+    """Hide all panels after the first so many, and label the lowest of each column and the first of each row.
 
     Args:
         panels: Array of shape (rows, columns), whose x axes are shared within a column, and y axes within a row.
@@ -57,6 +58,7 @@ def label_panels(panels: Any, count: int, x: str, y: str) -> None:
 
 
 def new_plot(x: str, y: str) -> tuple["Figure", Any]:
+    """Return a figure with a single panel, and its axes. x, y: their labels."""
     figure = new_figure(5, 3.2)
     axes = figure.add_subplot()
     axes.set_xlabel(x)
@@ -66,33 +68,33 @@ def new_plot(x: str, y: str) -> tuple["Figure", Any]:
 
 
 def line_style(place: int) -> dict[str, Any]:
-    """Of the line with this number."""
+    """Return colour, dashes and width of the line with this number."""
     return {"color": COLOURS[place % len(COLOURS)], "linestyle": DASHES[place % len(DASHES)], "linewidth": 1.6}
 
 
 def shade(place: int, count: int) -> Any:
-    """Colour of one of several things that follow each other, the first the darkest."""
+    """Return the colour of one of several things that follow each other, the first the darkest."""
     from matplotlib import colormaps
 
     return colormaps[MAP](0.85 * place / max(1, count - 1))
 
 
 def short(name: str, length: int = 14) -> str:
-    """A name that fits; what it would mean as mathematics is taken from it."""
+    """Return a name that fits; its dollar signs are escaped, which would begin mathematics."""
     return (name if len(name) <= length else f"{name[: length - 1]}…").replace("$", r"\$")
 
 
 def legend_below(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """One legend for all panels, where it covers none and is not wider than they are."""
+    """Draw one legend for all panels, below them and not wider than they are."""
     room = figure.get_figwidth() - 0.2
     widths = [0.6 + 0.075 * len(label) for label in labels]  # inches, of a handle and the label
-    columns = next((n for n in range(len(labels), 1, -1) if n * max(widths) <= room), 1)
+    columns = next((count for count in range(len(labels), 1, -1) if count * max(widths) <= room), 1)
     figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(labels) // columns))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def save(figure: "Figure", path: Path, formats: Iterable[str] = ("png",)) -> None:
-    """Writes a figure as `path` with each of the formats' suffixes; the same figure gives the same bytes."""
+    """Write a figure as `path` with each of the formats' suffixes; the same figure gives the same bytes."""
     from matplotlib import rc_context
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The figures behind the pictures: a line for each method, for text."""
+"""The numbers behind the pictures: a line for each method, for text."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +39,7 @@ def _milliseconds(run: RunRecords) -> float | None:
 
 
 COLUMNS: dict[str, tuple[Measure, int]] = {  # head → what it is of a run, digits
-    "last accuracy, %": (_accuracy(lambda found: found[-1]), 1),
+    "last accuracy, %": (_accuracy(lambda accuracies: accuracies[-1]), 1),
     "best, %": (_accuracy(max), 1),
     "ms a step": (_milliseconds, 0),
     "cosine": (_quality("cosine"), 2),
@@ -53,19 +53,19 @@ COLUMNS: dict[str, tuple[Measure, int]] = {  # head → what it is of a run, dig
 
 
 def summary(groups: Mapping[str, Sequence[RunRecords]]) -> str:
-    """A Markdown table: methods × what the runs have recorded, mean ± sample standard deviation over a method's runs.
+    """Return a Markdown table: methods × what their runs have recorded, mean ± sample standard deviation.
 
-    Of the meta gradient a run counts with the median over its looks (see `quality_of`), of weights with its last log
-    entry and look. Columns that no run has are left out.
+    A run counts with the median over its records of the meta gradient (see `quality_of`), and with its last log entry
+    and record of weights. Columns that no run has are left out.
     """
-    found = {
+    values = {
         head: {name: [value for run in runs if (value := measure(run)) is not None] for name, runs in groups.items()}
         for head, (measure, _) in COLUMNS.items()
     }
-    heads = [head for head, own in found.items() if any(own.values())]
+    heads = [head for head, by_name in values.items() if any(by_name.values())]
     lines = [f"| | {' | '.join(heads)} | runs |", "|---" * (len(heads) + 2) + "|"]
     for name, runs in groups.items():
-        cells = [_cell(found[head][name], COLUMNS[head][1]) for head in heads]
+        cells = [_cell(values[head][name], COLUMNS[head][1]) for head in heads]
         lines.append(f"| {' | '.join([name, *cells, str(len(runs))])} |")
     return "\n".join(lines)
 
