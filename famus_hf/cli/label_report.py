@@ -21,7 +21,7 @@ from famus_hf.cli.data_flags import add_source_flags, source_of
 from famus_hf.cli.help_page import command_parser
 from famus_hf.cli.program import started_as
 from famus_hf.data.media.modalities import modality_of_network
-from famus_hf.errors import first_few
+from famus_hf.errors import SettingsError, first_few
 from famus_hf.hub.client_errors import hub_reason
 from famus_hf.storage.run_folder import NOISE_FILE, REPORT_FILE
 
@@ -32,17 +32,17 @@ def load_split(options: argparse.Namespace) -> Dataset:
     """Return the examples whose labels are judged."""
     data = load_noisy_dataset(**source_of(options), noise_file=options.noise_file, num_meta=0)
     if options.split not in data:
-        raise ValueError(f"--split {options.split!r} is not there: choose one of {', '.join(data)}")
+        raise SettingsError(f"--split {options.split!r} is not there: choose one of {', '.join(data)}")
     return data[options.split]
 
 
 def with_classes_of(model: Any, dataset: Dataset) -> Dataset:
-    """Return the data set with its labels numbered as the model's. Raise ValueError where the classes differ."""
+    """Return the data set with its labels numbered as the model's. Raise SettingsError where the classes differ."""
     known = {str(name): int(label) for label, name in model.config.id2label.items()}
     names = dataset.features["label"].names
     strange = sorted(set(names) ^ set(known))
     if strange:
-        raise ValueError(
+        raise SettingsError(
             f"the model knows {len(known)} classes and the data have {len(names)}, which differ in "
             f"{first_few(strange)}: give the data that it was trained on, or data with the same classes"
         )
@@ -86,7 +86,7 @@ def make_report(options: argparse.Namespace) -> Dataset:
     model, meta_learner, _, processor = load_famus(options.model, revision=options.revision)
     dataset = with_classes_of(model, load_split(options))
     if processor is None:
-        raise ValueError(f"{options.model!r} has no {modality_of_network(model).processor_name}: add its files")
+        raise SettingsError(f"{options.model!r} has no {modality_of_network(model).processor_name}: add its files")
     trained_on = Path(options.model) / NOISE_FILE
     if options.noise_file is None and trained_on.is_file():
         print(f"judging the labels as they came; for those that the run was trained on: --noise_file {trained_on}")
@@ -106,11 +106,11 @@ def make_report(options: argparse.Namespace) -> Dataset:
 
 
 def push(report: Dataset, options: argparse.Namespace) -> None:
-    """Push the report as a data set. Raise ValueError, in one sentence, where the Hub does not take it."""
+    """Push the report as a data set. Raise SettingsError, in one sentence, where the Hub does not take it."""
     try:
         report.push_to_hub(options.push_to_hub, split=options.split, private=options.private or None)
     except Exception as error:  # the client's errors have no common class
-        raise ValueError(
+        raise SettingsError(
             f"the report is in {options.output_dir!r}, and its push failed: {hub_reason(error)}"
         ) from error
 

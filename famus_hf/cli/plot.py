@@ -16,6 +16,7 @@ from pathlib import Path
 
 from famus_hf.cli.help_page import command_parser
 from famus_hf.cli.program import started_as
+from famus_hf.errors import SettingsError
 from famus_hf.reporting.figures.run_records import RunRecords, read_run
 from famus_hf.reporting.figures.runs import PICTURES, draw_runs, grouped
 from famus_hf.reporting.figures.style import FORMATS
@@ -35,9 +36,9 @@ def named_apart(runs: list[RunRecords], folders: list[Path]) -> list[RunRecords]
 
 
 def read_runs(options: argparse.Namespace) -> list[RunRecords]:
-    """Return the records of all runs. Raise ValueError where a folder has none."""
+    """Return the records of all runs. Raise SettingsError where a folder has none."""
     if options.names and len(options.names) != len(options.runs):
-        raise ValueError(f"--names has {len(options.names)} names for {len(options.runs)} runs: give one for each")
+        raise SettingsError(f"--names has {len(options.names)} names for {len(options.runs)} runs: give one for each")
     names = options.names or [None] * len(options.runs)
     runs = [read_run(folder, name) for folder, name in zip(options.runs, names, strict=True)]
     return runs if options.names else named_apart(runs, options.runs)
@@ -50,7 +51,7 @@ def main(argv: list[str], program: str = "plot_run.py") -> None:
         runs = read_runs(options)
         drawn = draw_runs(runs, options.out, options.formats, options.pictures)
         if not drawn:
-            raise ValueError("the runs have recorded nothing of these: see --log_stage_times and so on")
+            raise SettingsError("the runs have recorded nothing of these: see --log_stage_times and so on")
     for name, caption in drawn.items():
         print(f"{options.out / name}.{{{','.join(options.formats)}}}: {caption}")
     print(f"\n{summary(grouped(runs))}")

@@ -40,7 +40,7 @@ from famus_hf.cli.run_setup import (
 )
 from famus_hf.data.labels.noise_file import write_noise_file
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
-from famus_hf.errors import PushError
+from famus_hf.errors import PushError, SettingsError
 from famus_hf.hub.push import is_hub_id
 from famus_hf.metrics import compute_accuracy
 from famus_hf.reporting.figures.run_records import read_run
@@ -250,7 +250,7 @@ def set_up(argv: list[str]) -> tuple[list[Run], str | None]:
         settings = [*(baselines_of(model_args, args) if data_args.compare else []), (model_args, args)]
         runs = [Run(networks, data_args, run_args, data) for networks, run_args in settings]
     except TypeError as error:  # of a flag's value, in transformers
-        raise ValueError(str(error)) from error
+        raise SettingsError(str(error)) from error
     if checkpoint is not None and is_hub_id(checkpoint):
         checkpoint = check_checkpoint(runs[-1].trainer.fetch_checkpoint(checkpoint), model_args, args)
     return runs, checkpoint

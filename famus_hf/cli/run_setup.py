@@ -14,7 +14,7 @@ from famus_hf.cli.arguments import DataArguments, ModelArguments, Settings, fine
 from famus_hf.cli.data_flags import settings_of
 from famus_hf.data.media.modalities import AUDIO, IMAGE, Modality, modality_of_columns
 from famus_hf.data.sources.idx import is_idx_folder
-from famus_hf.errors import first_few, reason_of
+from famus_hf.errors import SettingsError, first_few, reason_of
 from famus_hf.hub.push import is_hub_id
 from famus_hf.models.timm_wrapper import TIMM_WRAPPER, check_timm, check_timm_config
 from famus_hf.storage.checkpoints import to_resume_from
@@ -31,7 +31,9 @@ TINY_DATASETS = ("digits", "fashion_mnist")  # data sets, beside idx folders, wh
 def load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
     """Return train, meta and test as the flags say."""
     if data_args.num_meta == 0 and args.meta_set is None and args.meta_learner != "none":
-        raise ValueError("--num_meta 0 leaves the meta set empty: add --meta_set pseudo-clean, or --meta_learner none")
+        raise SettingsError(
+            "--num_meta 0 leaves the meta set empty: add --meta_set pseudo-clean, or --meta_learner none"
+        )
     with args.main_process_first(desc="loading the data"):  # the others then find its cache
         return load_noisy_dataset(**settings_of(data_args), meta_set=args.meta_set, seed=args.seed)
 
@@ -84,17 +86,17 @@ def build_model(
 
 
 def _check_modality(model_args: ModelArguments, modality: Modality) -> None:
-    """Raise ValueError on networks that are for images alone, where the data are not."""
+    """Raise SettingsError on networks that are for images alone, where the data are not."""
     if modality is IMAGE:
         return
     if model_args.backbone is not None or model_args.model_name_or_path is None:
-        raise ValueError(
+        raise SettingsError(
             f"the data are {modality.things} (if they hold paths of images, name their column with "
             f"--image_column_name): give a network for {modality.task} with --model_name_or_path, on the Hub or on "
             "disk, and no --backbone"
         )
     if model_args.two_networks:
-        raise ValueError(f"--two_networks mixes images, and the data are {modality.things}: leave it out")
+        raise SettingsError(f"--two_networks mixes images, and the data are {modality.things}: leave it out")
 
 
 def second_seed(seed: int) -> int:
@@ -107,7 +109,7 @@ def build_network(
 ) -> tuple[Any, Any]:
     """Return a network and, where it is pretrained, its processor."""
     if model_args.backbone is not None and model_args.model_name_or_path is not None:
-        raise ValueError("--backbone and --model_name_or_path contradict each other: give one of them")
+        raise SettingsError("--backbone and --model_name_or_path contradict each other: give one of them")
     if model_args.model_name_or_path is None:
         small = dataset_name in TINY_DATASETS or (dataset_name is not None and is_idx_folder(Path(dataset_name)))
         name = model_args.backbone or ("tiny" if small else "wide-resnet-28-10")
@@ -131,7 +133,7 @@ def load_pretrained(model_args: ModelArguments, name: str, classes: list[str], m
         )
         processor = modality.processor.from_pretrained(name, **source)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"model {name!r} could not be loaded: {reason_of(error)}") from error
+        raise SettingsError(f"model {name!r} could not be loaded: {reason_of(error)}") from error
     new = sorted({key[0] if isinstance(key, tuple) else key for kind in NEW_WEIGHTS for key in info[kind]})
     if new:
         logger.warning(f"{len(new)} tensors of {name!r} are new and drawn at random ({first_few(new, 4)})")
@@ -164,18 +166,20 @@ def select_on_meta_set(args: FaMUSTrainingArguments, data_args: DataArguments, d
     if not args.load_best_model_at_end and data_args.early_stopping_patience is None:
         return data["test"]
     if args.eval_strategy == "no":
-        raise ValueError("--load_best_model_at_end and early stopping need evaluations: leave --eval_strategy at epoch")
+        raise SettingsError(
+            "--load_best_model_at_end and early stopping need evaluations: leave --eval_strategy at epoch"
+        )
     by_paper = data_args.protocol == "paper"
     judge = next((split for split in (["test"] if by_paper else ["validation", "meta"]) if split in data), None)
     if judge is None:
-        raise ValueError(
+        raise SettingsError(
             "--load_best_model_at_end and early stopping select on a validation split or a clean meta set, and there "
             "is neither: set --num_meta above 0, or give a data set with splits validation and test"
         )
     if args.metric_for_best_model in (None, "loss"):
         args.metric_for_best_model = f"{judge}_accuracy"
     if not args.metric_for_best_model.removeprefix("eval_").startswith(f"{judge}_"):
-        raise ValueError(
+        raise SettingsError(
             f"--metric_for_best_model {args.metric_for_best_model} does not select on the {judge} set, as --protocol "
             f"{data_args.protocol} does here: use {judge}_accuracy or {judge}_loss"
         )
@@ -197,18 +201,18 @@ def check_checkpoint(wanted: str, model_args: ModelArguments, args: FaMUSTrainin
     """Return the checkpoint in a folder, once it is known to hold a checkpoint of this kind of run."""
     flag, folder = f"--resume_from_checkpoint {wanted!r}", Path(wanted)
     if not (folder / TRAINER_STATE).is_file():
-        raise ValueError(f"{flag} is no checkpoint folder (it has no {TRAINER_STATE})")
+        raise SettingsError(f"{flag} is no checkpoint folder (it has no {TRAINER_STATE})")
     if holds_two_networks(folder) and not model_args.two_networks:
-        raise ValueError(f"{flag} is of two networks: add --two_networks")
+        raise SettingsError(f"{flag} is of two networks: add --two_networks")
     if model_args.two_networks and not holds_two_networks(folder):
-        raise ValueError(f"{flag} is of a run with one network: leave --two_networks out")
+        raise SettingsError(f"{flag} is of a run with one network: leave --two_networks out")
     network = folder / NETWORKS_APART[0] if model_args.two_networks else folder
     has_meta_net = (network / META_NET / CONFIG).is_file()
     if model_args.two_networks and args.meta_learner == "none" and has_meta_net:
-        raise ValueError(f"{flag} is of a run with a meta-learner: leave --meta_learner none out")
+        raise SettingsError(f"{flag} is of a run with a meta-learner: leave --meta_learner none out")
     if args.meta_learner != "none" and not has_meta_net:
         kind = "DivideMix" if model_args.two_networks else "plain training"
-        raise ValueError(f"{flag} is of {kind}: add --meta_learner none")
+        raise SettingsError(f"{flag} is of {kind}: add --meta_learner none")
     return to_resume_from(wanted, str(args.output_dir))
 
 

@@ -88,7 +88,6 @@ def load_noisy_dataset(
 
     Raises:
         DataError: One sentence that says what is wrong and what to do.
-        ValueError: Likewise, where files of a benchmark are missing.
     """
     check_source(name, data_dir, train_dir, validation_dir)
     check_noise(noise, noise_type, noise_exact_count)

@@ -85,7 +85,7 @@ def _instance(draw: Draw) -> np.ndarray:
     random projection of the features that belongs to the true class.
     """
     if draw.features is None:
-        raise DataError("noise_type 'instance' hangs on the examples: give features, one row of numbers for each")
+        raise DataError("noise_type 'instance' depends on the examples: give features, one row of numbers for each")
     features = draw.features.reshape(len(draw.labels), -1)
     low, high = (0 - draw.noise) / INSTANCE_SPREAD, (1 - draw.noise) / INSTANCE_SPREAD
     rates = truncnorm.rvs(low, high, draw.noise, INSTANCE_SPREAD, len(draw.labels), random_state=draw.generator)

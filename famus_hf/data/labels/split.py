@@ -146,7 +146,7 @@ def corrupt(
     """Draw wrong labels for the rows to train on; the arguments are those of `corrupt_labels`."""
     assert division.clean is not None
     if noise_type == "instance" and "image" not in dataset.features:
-        raise DataError("noise_type 'instance' hangs on pixels, and these data have no images: choose another one")
+        raise DataError("noise_type 'instance' depends on pixels, and these data have no images: choose another one")
     rows = dataset.select(division.train)
     division.labels[division.train], _ = corrupt_labels(
         division.clean[division.train],

@@ -67,7 +67,6 @@ def build(name: str, data_dir: Path | None, config_name: str | None, load_hub: H
 
     Raises:
         DataError: One sentence that says what is malformed and where the data come from.
-        ValueError: Likewise, of a file or folder that is missing.
     """
     if data_dir is None:
         raise DataError(f"{name} is read from a local folder: name it with --data_dir ({name} is at {SOURCES[name]})")

@@ -42,15 +42,15 @@ class LocalRelease:
     source: str
 
     def file(self, name: str) -> Path:
-        """Return a file of the release. Raise ValueError if it is not there."""
+        """Return a file of the release. Raise DataError if it is not there."""
         path = self.folder / name
         if not path.is_file():
             raise self.missing(f"file {name!r}")
         return path
 
-    def missing(self, what: str) -> ValueError:
+    def missing(self, what: str) -> DataError:
         """Return the error that says what is not there and where it comes from."""
-        return ValueError(f"{what} is missing in folder {str(self.folder)!r}: {self.name} comes from {self.source}")
+        return DataError(f"{what} is missing in folder {str(self.folder)!r}: {self.name} comes from {self.source}")
 
     def refuse(self, offenders: Sequence[str], sentence: str) -> None:
         """Raise DataError with the number of offenders, the sentence and the first three, if there are any."""
@@ -72,7 +72,7 @@ class LocalRelease:
 
         Raises:
             DataError: A path leads out of the folder or is listed twice.
-            ValueError: The file is missing.
+            DataError: The file is missing.
         """
         return self.checked_keys(self.lines(name, header), name)
 
@@ -86,7 +86,7 @@ class LocalRelease:
 
         Raises:
             DataError: As `keys`, or a line has another form or a label that is none of `label_of`.
-            ValueError: The file is missing.
+            DataError: The file is missing.
         """
         lines = [line.split() for line in self.lines(name, header)]
         self.refuse(
@@ -104,7 +104,7 @@ class LocalRelease:
         return keys
 
     def listing(self, name: str, pattern: str) -> list[str]:
-        """Return the sorted names of files in a folder of the release. Raise ValueError if the folder is missing."""
+        """Return the sorted names of files in a folder of the release. Raise DataError if the folder is missing."""
         if not (self.folder / name).is_dir():
             raise self.missing(f"folder {name!r}")
         return sorted(path.name for path in (self.folder / name).glob(pattern))
@@ -122,7 +122,7 @@ class LocalRelease:
 
         Raises:
             DataError: Class names that occur twice, or images that are not on disk.
-            ValueError: A split without examples.
+            DataError: A split without examples.
         """
         self.refuse([name for name, count in Counter(class_names).items() if count > 1], "class names occur twice")
         features = Features({"image": Image(), "label": ClassLabel(names=class_names)})
@@ -138,7 +138,7 @@ class LocalRelease:
         for path, _ in rows:
             try:
                 status = os.stat(os.path.join(self.folder, path))
-            except (OSError, ValueError):  # ValueError: a NUL in the name
+            except (OSError, DataError):  # DataError: a NUL in the name
                 status = None
             if status is not None and stat.S_ISREG(status.st_mode):
                 stamps += (status.st_size, status.st_mtime_ns)

@@ -56,7 +56,6 @@ def load_source(
 
     Raises:
         DataError: One sentence that says what is wrong and what to do.
-        ValueError: Likewise, where files of a benchmark are missing.
     """
     if name is None:
         return _load_two_folders(
