@@ -121,7 +121,7 @@ def load_meta_net(folder: str | Path) -> tuple[MetaLearner | None, LayerSampler 
 def load_kind(
     kind: type[Kind], repo_or_folder: str | PathLike[str], subfolder: str, revision: str | None, token: str | None
 ) -> Kind:
-    """Do what `from_pretrained` of a meta-learner or a layer sampler promises; the other of the two is not made.
+    """Load a meta-learner or a layer sampler, for its `from_pretrained`; the other of the two is not made.
 
     Raises:
         LoadError: There is no such folder, nothing of this kind in it; or as in `load_meta_net`.
