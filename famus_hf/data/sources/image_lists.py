@@ -71,8 +71,7 @@ class LocalRelease:
         """Read a list file with a path in each line.
 
         Raises:
-            DataError: A path leads out of the folder or is listed twice.
-            DataError: The file is missing.
+            DataError: A path leads out of the folder or is listed twice, or the file is missing.
         """
         return self.checked_keys(self.lines(name, header), name)
 
@@ -86,7 +85,6 @@ class LocalRelease:
 
         Raises:
             DataError: As `keys`, or a line has another form or a label that is none of `label_of`.
-            DataError: The file is missing.
         """
         lines = [line.split() for line in self.lines(name, header)]
         self.refuse(
@@ -121,8 +119,7 @@ class LocalRelease:
         The cache of `datasets` is keyed by the paths, labels, sizes and times of change of the image files.
 
         Raises:
-            DataError: Class names that occur twice, or images that are not on disk.
-            DataError: A split without examples.
+            DataError: Class names that occur twice, images that are not on disk, or a split without examples.
         """
         self.refuse([name for name, count in Counter(class_names).items() if count > 1], "class names occur twice")
         features = Features({"image": Image(), "label": ClassLabel(names=class_names)})
@@ -138,7 +135,7 @@ class LocalRelease:
         for path, _ in rows:
             try:
                 status = os.stat(os.path.join(self.folder, path))
-            except (OSError, DataError):  # DataError: a NUL in the name
+            except (OSError, ValueError):  # ValueError: a NUL in the name
                 status = None
             if status is not None and stat.S_ISREG(status.st_mode):
                 stamps += (status.st_size, status.st_mtime_ns)
