@@ -33,7 +33,7 @@ from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.core.timer import Timer
 from famus_hf.data.inputs.model_inputs import known_labels
-from famus_hf.errors import SettingsError, reason_of
+from famus_hf.errors import DataError, SettingsError, reason_of
 from famus_hf.trainer.preflight import check_meta_learner
 from famus_hf.training_args import FaMUSTrainingArguments
 
@@ -166,7 +166,7 @@ def make_base_loss(args: FaMUSTrainingArguments, model: Any, train: Any) -> PerE
             "not tell: give FaMUSTrainer a base_loss object made with class_counts"
         )
     if min(labels) < 0:
-        raise SettingsError(f"the training set holds the label {min(labels)}: every example needs a class")
+        raise DataError(f"the training set holds the label {min(labels)}: every example needs a class")
     num_labels = getattr(getattr(model, "config", None), "num_labels", 0)
     counts = np.bincount(labels, minlength=num_labels).tolist()
     if args.base_loss == "class-balanced":

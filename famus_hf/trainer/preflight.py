@@ -20,16 +20,16 @@ from famus_hf.data.inputs.audio_inputs import check_long_enough
 from famus_hf.data.inputs.model_inputs import ModelInputs, known_labels
 from famus_hf.data.labels.duplicates import rows_of_copies
 from famus_hf.data.labels.meta_set import check_no_overlap
-from famus_hf.errors import SettingsError, first_few
+from famus_hf.errors import DataError, SettingsError, first_few
 from famus_hf.storage.run_folder import NETWORKS_APART
 from famus_hf.training_args import FaMUSTrainingArguments
 from famus_hf.training_args_checks import check_meta_learning_is_supported
 
 
 def check_not_empty(name: str, dataset: Any) -> None:
-    """Raise SettingsError on a data set that is known to have no examples."""
+    """Raise DataError on a data set that is known to have no examples."""
     if has_length(dataset) and len(dataset) == 0:
-        raise SettingsError(f"{name} is empty: give at least a few examples of every class")
+        raise DataError(f"{name} is empty: give at least a few examples of every class")
 
 
 def check_batch_size(args: FaMUSTrainingArguments, train: Any) -> None:
@@ -286,17 +286,17 @@ def _check_data_sets(train: Any, meta: Any) -> None:
         if name == "train_dataset" and isinstance(dataset, IterableDataset):
             continue
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-            raise SettingsError(f"{name} is a {type(dataset).__name__}: a map-style data set, with a length, is needed")
+            raise DataError(f"{name} is a {type(dataset).__name__}: a map-style data set, with a length, is needed")
         check_not_empty(name, dataset)
     if len(set(known_labels(meta))) == 1:
-        raise SettingsError("the meta set holds a single class: it needs examples of every class")
+        raise DataError("the meta set holds a single class: it needs examples of every class")
     if isinstance(train, ModelInputs) and isinstance(meta, ModelInputs):
         check_no_overlap(train.records.get("index", []), meta.records.get("index", []))
         check_no_copies(train, meta)
 
 
 def check_labels(batch_labels: Tensor, model: Any, base_loss: Any, train: Any, meta: Any) -> None:
-    """Raise SettingsError on labels that are neither one class index per example nor soft targets.
+    """Raise DataError on labels that are neither one class index per example nor soft targets.
 
     Args:
         batch_labels: The labels of a few training examples, as they reach the model.
@@ -307,15 +307,15 @@ def check_labels(batch_labels: Tensor, model: Any, base_loss: Any, train: Any, m
     """
     soft = batch_labels.dim() == 2 and batch_labels.is_floating_point()
     if not soft and (batch_labels.dim() != 1 or batch_labels.is_floating_point()):
-        raise SettingsError(
+        raise DataError(
             f"labels of shape {tuple(batch_labels.shape)} and type {batch_labels.dtype} are not one class index per "
             "example (nor soft targets, one row of probabilities each)"
         )
     if soft:
         if batch_labels.min() < 0 or (batch_labels.sum(1) - 1).abs().max() > 1e-3:
-            raise SettingsError("soft targets must be rows of probabilities: at least 0, with a sum of 1")
+            raise DataError("soft targets must be rows of probabilities: at least 0, with a sum of 1")
         if isinstance(base_loss, LDAMLoss):
-            raise SettingsError("base_loss 'ldam' has margins for class indices: it does not go with soft targets")
+            raise DataError("base_loss 'ldam' has margins for class indices: it does not go with soft targets")
         batch_labels = batch_labels.argmax(1)
     num_labels = getattr(getattr(model, "config", None), "num_labels", None)
     sets = (("training", [*known_labels(train), *batch_labels.tolist()]),
@@ -324,14 +324,14 @@ def check_labels(batch_labels: Tensor, model: Any, base_loss: Any, train: Any, m
         wrong = [label for label in labels if label < 0 or (num_labels is not None and label >= num_labels)]
         if wrong:
             allowed = "at least 0" if num_labels is None else f"in 0..{num_labels - 1}"
-            raise SettingsError(
+            raise DataError(
                 f"{len(wrong)} labels of the {name} set are not {allowed} (the first is {wrong[0]}): "
                 "remove these examples or build the model with more classes"
             )
 
 
 def check_no_copies(train: ModelInputs, meta: ModelInputs) -> None:
-    """Raise SettingsError if an example of the training set (but a placeholder) is in the meta set as well.
+    """Raise DataError if an example of the training set (but a placeholder) is in the meta set as well.
 
     What is not in memory is not compared.
     """
@@ -341,7 +341,7 @@ def check_no_copies(train: ModelInputs, meta: ModelInputs) -> None:
     copies = rows_of_copies(train_contents, set(meta_contents))
     if copies:
         index = train.records.get("index")
-        raise SettingsError(
+        raise DataError(
             f"{len(copies)} training {train.modality.things} are also in the meta set, {train.words} (index "
             f"{first_few(copies if index is None else (index[row] for row in copies))}): remove these from one of them"
         )
