@@ -43,6 +43,11 @@ class TopicParser(HfArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         fail(message)
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a word in the sentence that FaMUSTrainingArguments has for it."""
+        if action.choices is not None and value not in action.choices:
+            fail(f"{action.dest}={value!r} is unknown: choose one of {', '.join(map(str, action.choices))}")
+
     def format_help(self) -> str:
         formatter = self._get_formatter()
         formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)

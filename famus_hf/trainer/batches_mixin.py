@@ -1,30 +1,19 @@
 """Which batches a step is given: training and meta batches, augmented so that any resume sees the same ones."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import has_length
 
 from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS
 from famus_hf.core.losses import LDAMLoss
-from famus_hf.core.meta_update import MetaUpdate
-from famus_hf.core.parallel.processes import Processes
-from famus_hf.core.three_stages import ThreeStages
 from famus_hf.data.inputs.augmentation import META_STREAM, REDRAWN_STREAM, TRAIN_STREAM, Augmentation, make_generator
 from famus_hf.data.inputs.meta_batches import MetaBatches
-from famus_hf.reporting.diagnostics.callback import Diagnostics
+from famus_hf.trainer.learning_mixin import LearningMixin
 from famus_hf.trainer.meta_set_schedule import MetaSetSchedule
-from famus_hf.training_args import FaMUSTrainingArguments
-
-if TYPE_CHECKING:
-    from transformers import Trainer as Base
-else:
-    Base = object
 
 
-class BatchesMixin(Base):
+class BatchesMixin(LearningMixin):
     """What a Trainer needs to make its training and meta batches.
 
     Attributes:
@@ -32,26 +21,12 @@ class BatchesMixin(Base):
         schedule: Told, by the train data loader, how long an epoch is.
     """
 
-    args: FaMUSTrainingArguments
-    model: nn.Module
     train_dataset: Any
     base_loss: Any
     augmentation: Augmentation
     schedule: MetaSetSchedule
-    processes: Processes
-    diagnostics: Diagnostics
     _meta_batches: MetaBatches
     _micro_batch = (-1, 0)  # step and place of the batch within it, where gradients are accumulated
-
-    @property
-    def meta(self) -> MetaUpdate | None:
-        """Meta-learner and layer sampler with their optimizers, or None in plain training."""
-        raise NotImplementedError
-
-    @property
-    def networks(self) -> Mapping[str, ThreeStages]:
-        """What is trained with a meta-learner, by its name in records."""
-        raise NotImplementedError
 
     def _training_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Return this process's rows on the device, augmented."""

@@ -27,8 +27,6 @@ from famus_hf.errors import LoadError, SaveError, reason_of
 from famus_hf.hub.meta_net_files import load_into, save_meta_net
 from famus_hf.hub.push import is_hub_id
 from famus_hf.hub.safe_backbone import read_network
-from famus_hf.reporting.diagnostics.callback import Diagnostics
-from famus_hf.reporting.diagnostics.training_time import TrainingTime
 from famus_hf.storage import checkpoints
 from famus_hf.storage.atomic import WRITE_ERRORS, atomic_write, save_error
 from famus_hf.storage.diagnostic_tables import remove_tables
@@ -36,28 +34,20 @@ from famus_hf.storage.meta_state import check_meta_state, read_meta_state
 from famus_hf.storage.model_folder import atomic_write_model
 from famus_hf.storage.run_folder import CONFIG, META_STATE, TRAINER_STATE, UNFINISHED
 from famus_hf.trainer.hub_mixin import HubMixin
-from famus_hf.training_args import FaMUSTrainingArguments
+from famus_hf.trainer.learning_mixin import LearningMixin
 
 MTIME_LAG = 0.01  # seconds by which the time of a new file may lag behind the clock
 
 logger = logging.getLogger("famus_hf")
 
 
-class CheckpointingMixin(HubMixin):
+class CheckpointingMixin(HubMixin, LearningMixin):
     """Checkpoints of a Trainer that are whole or not there, and from which a run goes on exactly.
 
-    Attributes:
-        stages: The three stages of a step; None in plain training.
-        diagnostics: What is measured, whose tables are written with each checkpoint.
-        training_time: Stopped while a checkpoint is written.
+    Beside the model's files each has the meta-net, `meta_state.pt` and the tables of the diagnostics.
     """
 
-    args: FaMUSTrainingArguments
-    model: nn.Module
-    stages: ThreeStages | None
     meta_dataset: Any
-    diagnostics: Diagnostics
-    training_time: TrainingTime
     _is_resumed = False
 
     # ---- Checkpoints ----

@@ -1,43 +1,26 @@
 """What a Trainer logs of its meta steps, example weights and times."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from famus_hf.core.autodiff.training_pass import TrainingPass
 from famus_hf.core.meta_train import MetaTrain
-from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.core.non_finite import NonFiniteGuard
-from famus_hf.core.parallel.processes import Processes
 from famus_hf.core.three_stages import ThreeStages, VirtualTrain
 from famus_hf.reporting.diagnostics.mean_metrics import MeanMetrics
-from famus_hf.reporting.diagnostics.training_time import TrainingTime
-
-if TYPE_CHECKING:
-    from transformers import Trainer as Base
-else:
-    Base = object
+from famus_hf.trainer.learning_mixin import LearningMixin
 
 
-class LogsMixin(Base):
+class LogsMixin(LearningMixin):
     """What a Trainer needs to log its meta steps.
 
     Attributes:
         metrics: Of the next log entry.
         guard: Counts the steps that were left out.
-        training_time: Seconds that were spent in training.
     """
 
     metrics: MeanMetrics
     guard: NonFiniteGuard
-    processes: Processes
-    training_time: TrainingTime
-
-    @property
-    def meta(self) -> MetaUpdate | None:
-        """Meta-learner and layer sampler with their optimizers, or None in plain training."""
-        raise NotImplementedError
 
     def _note_meta_step(self, outcome: MetaTrain) -> None:
         what = "the meta gradient"

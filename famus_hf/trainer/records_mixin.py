@@ -1,15 +1,12 @@
 """What a Trainer leaves beside its model: label report, noise file, model card."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from transformers.trainer_utils import has_length
 
-from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
-from famus_hf.core.parallel.processes import Processes
-from famus_hf.core.three_stages import ThreeStages
+from famus_hf.core.meta_learners import PerExampleLoss
 from famus_hf.data.inputs.convert import as_model_inputs
 from famus_hf.data.inputs.model_inputs import ModelInputs
 from famus_hf.data.labels.noise_file import write_noise_file
@@ -17,17 +14,16 @@ from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
 from famus_hf.data.media.modalities import Modality
 from famus_hf.data.per_example import ExampleEvaluator
 from famus_hf.reporting import model_card
-from famus_hf.reporting.diagnostics.callback import Diagnostics
-from famus_hf.reporting.diagnostics.training_time import TrainingTime
 from famus_hf.reporting.label_report import report_of, save_report
 from famus_hf.storage.atomic import atomic_write
 from famus_hf.storage.run_folder import CARD, NOISE_FILE, REPORT_FILE
 from famus_hf.trainer.hub_mixin import HubMixin
+from famus_hf.trainer.learning_mixin import LearningMixin
 
 OF_ONE_TRAINING = ("metrics", "suspects", "seconds_per_step", "baselines", "compared")  # facts of the model card
 
 
-class RecordsMixin(HubMixin):
+class RecordsMixin(HubMixin, LearningMixin):
     """What a Trainer needs to write label report, noise file and model card.
 
     Attributes:
@@ -38,25 +34,12 @@ class RecordsMixin(HubMixin):
     train_dataset: Any
     meta_dataset: Any
     modality: Modality
-    processes: Processes
     base_loss: PerExampleLoss
     evaluate_examples: ExampleEvaluator
-    diagnostics: Diagnostics
-    training_time: TrainingTime
 
     def __init__(self, *arguments: Any, **keywords: Any):
         self._card: dict[str, Any] = {}  # facts that were given, see `create_model_card`
         super().__init__(*arguments, **keywords)
-
-    @property
-    def meta_learner(self) -> MetaLearner | None:
-        """Ψ, or None in plain training."""
-        raise NotImplementedError
-
-    @property
-    def networks(self) -> Mapping[str, ThreeStages]:
-        """What is trained with a meta-learner, by its name in records."""
-        raise NotImplementedError
 
     def forget_earlier_training(self) -> None:
         """Forget what is of an earlier training: one begins, which the model card will be about."""

@@ -1,7 +1,7 @@
 """FaMUSTrainer: transformers' Trainer whose training step runs Virtual-Train, Meta-Train and Actual-Train."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -16,7 +16,6 @@ from famus_hf.core.fsdp import ShardedStages
 from famus_hf.core.layer_samplers import LayerSampler
 from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
-from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.core.non_finite import GuardedStep, NonFiniteGuard
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.core.three_stages import Precision, StepSettings, ThreeStages
@@ -66,7 +65,6 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
 
     Attributes:
         modality: Whether it learns from images, texts or recordings.
-        stages: The three stages of a step; None in plain training.
         schedule: When meta steps are taken.
         guard: What is done about numbers that are not finite.
         evaluate_examples: Network, data set, loss → what the network makes of each example.
@@ -115,7 +113,6 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         self.processes = Processes(args.process_index, args.world_size, args.device)
         self.augmentation = make_augmentation(args, processing_class)
         self.meta_dataset = convert(meta_dataset)
-        self.stages: ThreeStages | None = None
         self.guard = NonFiniteGuard(args.nan_policy, self.processes, lambda: self.accelerator.scaler)
         self.metrics = MeanMetrics()
         self.evaluate_examples = self._make_evaluator()
@@ -241,28 +238,6 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         """Have the stages train the network that there is now, which model_init has made anew, or FSDP has sharded."""
         if self.stages is not None:
             self.stages.network = self.model
-
-    # ---- What learns ----
-
-    @property
-    def meta(self) -> MetaUpdate | None:
-        """Meta-learner and layer sampler with their optimizers, or None in plain training."""
-        return None if self.stages is None else self.stages.meta
-
-    @property
-    def meta_learner(self) -> MetaLearner | None:
-        """Ψ, or None in plain training."""
-        return self._given[0] if self.meta is None else self.meta.meta_learner
-
-    @property
-    def layer_sampler(self) -> LayerSampler | None:
-        """Γ, or None in plain training."""
-        return None if self.meta is None else self.meta.layer_sampler
-
-    @property
-    def networks(self) -> Mapping[str, ThreeStages]:
-        """What is trained with a meta-learner, by its name in records: one network, without a name, or none."""
-        return {} if self.stages is None else {"": self.stages}
 
     # ---- The training step ----
 

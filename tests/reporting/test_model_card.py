@@ -116,7 +116,7 @@ def test_the_command_on_the_card_holds_no_token_and_no_path_of_this_machine(tmp_
 
 @pytest.mark.parametrize("name", recipe_cards.recipe_names())
 def test_cards_of_recipes_are_those_that_the_recipes_give_and_claim_nothing_of_ours(name):
-    """`python scripts/recipe_cards.py` writes them anew."""
+    """`python scripts/experiments/recipe_cards.py` writes them anew."""
     expected, path = recipe_cards.card_of(name), recipe_cards.CARDS / f"{name}.md"
     assert path.is_file() == (expected is not None)
     if expected is not None:

