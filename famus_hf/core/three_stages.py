@@ -161,7 +161,7 @@ class ThreeStages:
 
     # ---- The stages ----
 
-    def virtual_train(self, train: TrainingPass, optimizer: Any) -> VirtualTrain:
+    def virtual_train(self, train: TrainingPass, optimizer: Any, keep_weights: bool = False) -> VirtualTrain:
         """Return what Virtual-Train, Eq. (3), finds: J(w, θ) and ∇_w J(w, θ) over the global batch.
 
         Where the meta-learner has no virtual step, the sampler alone may need a gradient: that of the mean loss, by the
@@ -170,6 +170,7 @@ class ThreeStages:
         Args:
             train: Of `forward`.
             optimizer: Of the network, as it stands before its coming step.
+            keep_weights: Whether the weights of a reused gradient are asked for afterwards.
         """
         names = self.meta.virtual_names(self.network)
         if self.meta.meta_learner.has_virtual_step:
@@ -181,7 +182,8 @@ class ThreeStages:
             with self.meta.clock("virtual backward"):
                 gradient = self._virtual_gradient(train, loss, names)
         step = virtual_step_of(self.network, optimizer, self.settings.virtual_step, gradient.keys())
-        weights = self.example_weights(train) if self.settings.reuse_virtual_gradient else None
+        keep_weights = keep_weights and self.settings.reuse_virtual_gradient
+        weights = self.example_weights(train) if keep_weights else None
         return VirtualTrain(loss, gradient, step, weights)
 
     def _virtual_gradient(self, train: TrainingPass, loss: Tensor, names: list[str]) -> dict[str, Tensor]:

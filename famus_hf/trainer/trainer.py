@@ -248,17 +248,18 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
             return self._plain_step(model, batch, self.model)
         self._refresh_meta_set()
         model.train()
-        is_meta_step = self.schedule.is_meta_step(self.state)
+        is_meta_step, clean_labels = self.schedule.is_meta_step(self.state), inputs.get("clean_label")
         with self._guarded_step(model, self.stages) as step:
             train = self.stages.forward(model, batch, is_meta_step)  # z at w; its graph serves both backward passes
             virtual = None
             if is_meta_step:
-                virtual = self.stages.virtual_train(train, self.optimizer)  # g = ∇_w J(w, θ), ŵ = w − αPg: Eq. (3)
+                # g = ∇_w J(w, θ), ŵ = w − αPg: Eq. (3)
+                virtual = self.stages.virtual_train(train, self.optimizer, keep_weights=clean_labels is not None)
                 self.diagnostics.measure_meta_gradient(self.stages, train, virtual)
                 outcome = self.stages.meta_train(train, virtual, self._next_meta_batch())  # θ, η: Eq. (4), (6)–(12)
                 self._note_meta_step(outcome)
             step.loss = self.stages.actual_train(train, virtual, self._accumulated)  # ∇_w J(w, θ'): Eq. (5)
-            self._note_weights(self.stages, train, virtual, inputs.get("clean_label"))
+            self._note_weights(self.stages, train, virtual, clean_labels)
         return step.loss / self._accumulated
 
     def _plain_step(self, model: nn.Module, batch: dict[str, Any], network: nn.Module) -> Tensor:

@@ -218,7 +218,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
             is_meta_step = peer.learns and self.schedule.is_meta_step(self.state)
             train, virtual = stages.forward(peer.network, batch, is_meta_step), None
             if is_meta_step:
-                virtual = stages.virtual_train(train, self.optimizer)
+                virtual = stages.virtual_train(train, self.optimizer, keep_weights=clean_labels is not None)
                 self.diagnostics.measure_meta_gradient(stages, train, virtual)
                 self._note_meta_step(stages.meta_train(train, virtual, self._meta_batch_of(peer)))
             step.loss = stages.actual_train(train, virtual, self._accumulated)
