@@ -5,6 +5,7 @@ examples beside noisy ones), columns `image`, `text` or `audio`, `label` (a Clas
 bring one.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,11 @@ def merged_columns(named: Columns, known: Columns) -> Columns:
 
 def _load_digits() -> DatasetDict:
     """Load 1797 real 8×8 images inside scikit-learn; the test split of 20 % is fixed, stratified by class."""
+    return DatasetDict(_split_digits())  # a dict of its own: who is given it may change it, and no data set in it
+
+
+@cache
+def _split_digits() -> DatasetDict:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
