@@ -8,37 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from famus_hf.core.autodiff.forward_pass import cloned_buffers, get_random_state, model_logits, split_inputs
-from famus_hf.core.autodiff.training_pass import TrainingPass
+from famus_hf.core.autodiff.forward_pass import split_inputs
 from famus_hf.core.budget import Budget, LayerCosts, measure_layer_costs, num_timings
 from famus_hf.core.layer_samplers import (
     LearnedSampler,
     step_generator,
 )
-from famus_hf.core.layers import Layer, find_layers
-from famus_hf.core.losses import cross_entropy
-from famus_hf.core.meta_learners import MWNet
-from tests.helpers.models import build_batch, build_model
-
-
-@pytest.fixture
-def setting():
-    """A batch-norm net, its layers, and one training pass at w in float64."""
-    torch.manual_seed(0)
-    model, meta_learner = build_model("batch norm"), MWNet().double()
-    train, meta = build_batch("batch norm", 6, seed=1), build_batch("batch norm", 5, seed=2)
-    inputs, labels, _ = split_inputs(train)
-    layers = find_layers(model, inputs)
-    logits = model_logits(model, inputs, cloned_buffers(model))
-    training_pass = TrainingPass(model, inputs, labels, logits, get_random_state(labels.device))
-    loss = meta_learner.training_loss(logits, labels, cross_entropy)
-    gradient = training_pass.virtual_gradient(loss, dict(model.named_parameters()))
-    return model, meta_learner, train, meta, layers, training_pass, gradient
-
-
-def layers_of_width(width, count):
-    return [Layer(f"layer {i}", (), width) for i in range(count)]
-
+from tests.helpers.models import layers_of_width
 
 COSTS = LayerCosts(
     alone=[1.2, 0.9, 0.3, 0.5, 0.1], beside={"forward": [0.02] * 5, "reverse": [0.1, 0.08, 0.06, 0.05, 0.01]},

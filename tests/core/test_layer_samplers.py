@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from famus_hf.core.autodiff.forward_pass import cloned_buffers, get_random_state, model_logits, split_inputs
+from famus_hf.core.autodiff.forward_pass import get_random_state, model_logits, split_inputs
 from famus_hf.core.autodiff.training_pass import TrainingPass
 from famus_hf.core.autodiff.virtual_weights import VirtualStep
 from famus_hf.core.layer_samplers import (
@@ -22,24 +22,9 @@ from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_learners import MWNet
 from famus_hf.core.meta_train import MetaObjective, meta_train
 from tests.helpers import brute_force
-from tests.helpers.models import build_batch, build_model
+from tests.helpers.models import build_batch, build_model, layers_of_width
 
 LEARNING_RATE = 0.3
-
-
-@pytest.fixture
-def setting():
-    """A batch-norm net, its layers, and one training pass at w in float64."""
-    torch.manual_seed(0)
-    model, meta_learner = build_model("batch norm"), MWNet().double()
-    train, meta = build_batch("batch norm", 6, seed=1), build_batch("batch norm", 5, seed=2)
-    inputs, labels, _ = split_inputs(train)
-    layers = find_layers(model, inputs)
-    logits = model_logits(model, inputs, cloned_buffers(model))
-    training_pass = TrainingPass(model, inputs, labels, logits, get_random_state(labels.device))
-    loss = meta_learner.training_loss(logits, labels, cross_entropy)
-    gradient = training_pass.virtual_gradient(loss, dict(model.named_parameters()))
-    return model, meta_learner, train, meta, layers, training_pass, gradient
 
 
 def plain_step(model):
@@ -59,10 +44,6 @@ def some_gates(count, *on):
     gates = torch.zeros(count, dtype=torch.float64)
     gates[list(on)] = 1
     return gates.requires_grad_()
-
-
-def layers_of_width(width, count):
-    return [Layer(f"layer {i}", (), width) for i in range(count)]
 
 
 def test_gates_are_on_as_often_as_their_log_odds_say():

@@ -27,6 +27,7 @@ from transformers import (
     Wav2Vec2ForSequenceClassification,
 )
 
+from famus_hf.core.layers import Layer
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
 
 CLASSES = 4
@@ -103,6 +104,11 @@ def build_batch(kind, size=6, dtype=torch.float64, seed=1):
             "input_ids": torch.randint(40, (size, 7), generator=generator), "attention_mask": mask, "labels": labels
         }  # fmt: skip
     return {"pixel_values": torch.randn(size, 3, 8, 8, generator=generator, dtype=dtype), "labels": labels}
+
+
+def layers_of_width(width, count):
+    """Layers without parameters, for samplers alone."""
+    return [Layer(f"layer {i}", (), width) for i in range(count)]
 
 
 class TwoModels(nn.Module):
