@@ -11,7 +11,9 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["famus_hf", "famus_hf.*"]),
-    package_data={"famus_hf": ["py.typed", "*.pyi", "cli/recipes/*.yaml", "reporting/*.md", "reporting/*.html"]},
+    package_data={
+        "famus_hf": ["py.typed", "*.pyi", "core/*.pyi", "cli/recipes/*.yaml", "reporting/*.md", "reporting/*.html"]
+    },
     entry_points={"console_scripts": ["famus-hf = famus_hf.cli.main:main"]},
     python_requires=">=3.11",
     install_requires=[

@@ -1,25 +1,19 @@
-"""The paper: what one FaMUS step computes. Imports torch, numpy, scipy and the standard library only."""
+"""The paper: what one FaMUS step computes. Imports torch, numpy, scipy and the standard library only.
 
-from famus_hf.core.fsdp import sharded_meta_gradient
-from famus_hf.core.layer_samplers import AllLayers, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
-from famus_hf.core.losses import ClassBalancedLoss, CrossEntropyLoss, FocalLoss, LDAMLoss
-from famus_hf.core.meta_learners import L2R, MLC, MetaLearner, MWNet
-from famus_hf.core.meta_train import meta_gradient
+The public names are those of `__init__.pyi`, which a type checker reads; each is imported when it is first asked for.
+"""
 
-__all__ = [
-    "L2R",
-    "MLC",
-    "AllLayers",
-    "BlockSampler",
-    "ClassBalancedLoss",
-    "CrossEntropyLoss",
-    "FocalLoss",
-    "LDAMLoss",
-    "LayerSampler",
-    "LearnedSampler",
-    "MWNet",
-    "MetaLearner",
-    "RandomLayers",
-    "meta_gradient",
-    "sharded_meta_gradient",
-]
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+_STUB = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+_HOMES = {name: module for module, name in re.findall(r"^from \.(\w+) import (\w+)", _STUB, re.MULTILINE)}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,15 @@
+from .fsdp import sharded_meta_gradient as sharded_meta_gradient
+from .layer_samplers import AllLayers as AllLayers
+from .layer_samplers import BlockSampler as BlockSampler
+from .layer_samplers import LayerSampler as LayerSampler
+from .layer_samplers import LearnedSampler as LearnedSampler
+from .layer_samplers import RandomLayers as RandomLayers
+from .losses import ClassBalancedLoss as ClassBalancedLoss
+from .losses import CrossEntropyLoss as CrossEntropyLoss
+from .losses import FocalLoss as FocalLoss
+from .losses import LDAMLoss as LDAMLoss
+from .meta_learners import L2R as L2R
+from .meta_learners import MLC as MLC
+from .meta_learners import MetaLearner as MetaLearner
+from .meta_learners import MWNet as MWNet
+from .meta_train import meta_gradient as meta_gradient
