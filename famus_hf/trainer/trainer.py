@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
 
-from famus_hf.core.autodiff.forward_pass import differentiable_attention
+from famus_hf.core.autodiff.forward_pass import differentiable_attention, preserve_rng_state
 from famus_hf.core.fsdp import ShardedStages
 from famus_hf.core.layer_samplers import LayerSampler
 from famus_hf.core.losses import cross_entropy
@@ -158,7 +158,8 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         args, train, meta = self.args, self.train_dataset, self.meta_dataset
         preflight.check_meta_learning_is_possible(args, self.model, train, meta, self.accelerator)
         preflight.check_loss_function(self.compute_loss_func)
-        labels = self._first_batch(self.model, train, 2)["labels"]
+        with preserve_rng_state(args.device):  # examples may draw, and plain training sees the same batches
+            labels = self._first_batch(self.model, train, 2)["labels"]
         preflight.check_labels(labels, self.model, self.base_loss, train, meta)
 
     def _make_stages(self) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from famus_hf import AllLayers, FaMUSTrainer, LearnedSampler
-from tests.helpers.models import PlainModule
+from tests.helpers.models import PlainModule, build_model
 from tests.helpers.trainers import Examples, make_args, make_trainer
 
 
@@ -42,3 +42,18 @@ def test_networks_without_forward_mode_fall_back_to_finite_differences(tmp_path)
             Recurrent(), make_args(tmp_path, derivative="forward"), train_dataset=Examples(40),
             meta_dataset=Examples(8, 1000),
         )  # fmt: skip
+
+
+def test_plain_and_meta_training_start_from_the_same_random_state_where_examples_draw(tmp_path):
+    class Drawing(Examples):
+        def __getitem__(self, row):
+            torch.rand(1)
+            return super().__getitem__(row)
+
+    states = []
+    for settings in ({"meta_learner": "none"}, {}):
+        meta = {} if settings else {"meta_dataset": Drawing(11, 1000)}
+        model = build_model("batch norm", torch.float32)
+        FaMUSTrainer(model, make_args(tmp_path, **settings), train_dataset=Drawing(40), **meta)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
