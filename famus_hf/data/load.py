@@ -12,7 +12,14 @@ from famus_hf.data.labels.noise_file import NoiseFile, read_noise_file
 from famus_hf.data.labels.split import LabelSplit, corrupt, divide, divide_as, rows_without_copies
 from famus_hf.data.sources.benchmarks import BUILDERS
 from famus_hf.data.sources.columns import Columns
-from famus_hf.data.sources.load_source import check_source, check_splits, clean_labels_known, load_source
+from famus_hf.data.sources.load_source import (
+    check_source,
+    check_splits,
+    clean_labels_known,
+    load_source,
+    load_trusted,
+    without_absent_classes,
+)
 from famus_hf.data.sources.streaming import load_stream
 from famus_hf.errors import DataError
 from famus_hf.training_args_checks import META_SETS
@@ -36,6 +43,8 @@ def load_noisy_dataset(
     imbalance_factor: float | None = None,
     num_meta: int | None = None,
     meta_set: str | None = None,
+    meta_dir: str | None = None,
+    meta_dataset_name: str | None = None,
     seed: int = 0,
     image_column_name: str | None = None,
     text_column_name: str | None = None,
@@ -65,9 +74,12 @@ def load_noisy_dataset(
         class_map: For `asymmetric` noise, beside cifar10 and cifar100: which class each class is mistaken for.
         imbalance_factor: Make the training set long-tailed: largest class over smallest (see `long_tail`).
         num_meta: Size of the meta set; default min(1000, 10 % of train), with an imbalance factor 10 of each class;
-            0 makes none.
+            0 makes none. Of trusted examples of their own (`meta_dir`) all are taken where it is not given.
         meta_set: `clean`, or `pseudo-clean` for none, as the trainer finds its own; default `clean` where clean labels
             are known, else `pseudo-clean`.
+        meta_dir: A folder of trusted examples, which are the meta set: classes are matched by name, and copies in the
+            training set are left out of that.
+        meta_dataset_name: Likewise another data set, whose training split is taken: a Hub id, short name or folder.
         seed: Of the meta set, the long tail and the noise; the test split never depends on it.
         image_column_name: Default: the only image column.
         text_column_name: Default, where there is neither image nor audio: the only column of strings, or the first of
@@ -92,10 +104,13 @@ def load_noisy_dataset(
     check_source(name, data_dir, train_dir, validation_dir)
     check_noise(noise, noise_type, noise_exact_count)
     _check_contradictions(name, noise, noise_file, clean_label_column_name, imbalance_factor, max_train_samples)
+    has_trusted = _has_trusted(meta_dir, meta_dataset_name, num_meta, meta_set)
     known_clean = noise > 0 or clean_label_column_name is not None or clean_labels_known(name)
     given_noise = None if noise_file is None else read_noise_file(Path(noise_file))
     known_by_file = given_noise is not None and given_noise.clean_labels is not None
-    meta_set = _chosen_meta_set(meta_set, num_meta, known_clean or known_by_file, name)
+    if has_trusted:
+        meta_set = "clean"
+    meta_set = _chosen_meta_set(meta_set, num_meta, known_clean or known_by_file or has_trusted, name)
     columns = Columns(
         image_column_name,
         text_column_name,
@@ -105,7 +120,7 @@ def load_noisy_dataset(
         clean_label_column_name,
     )
     if streaming:
-        _check_streaming(noise_exact_count, noise_file, imbalance_factor)
+        _check_streaming(noise_exact_count, noise_file, imbalance_factor, meta_dir or meta_dataset_name)
         return load_stream(
             name,
             config_name,
@@ -126,6 +141,9 @@ def load_noisy_dataset(
         train_dir=train_dir,
         validation_dir=validation_dir,
     )
+    if has_trusted:
+        source = load_trusted(meta_dir, meta_dataset_name, columns, source)
+    source = without_absent_classes(source)
     check_splits(source)
     train = _with_index(source["train"])
     rows = _subset_rows(len(train), max_train_samples, "max_train_samples")
@@ -137,7 +155,7 @@ def load_noisy_dataset(
     train = _with_labels(train, division)
     splits = {"train": train.select(division.train)}
     if has_own_meta:
-        splits["meta"] = _own_meta_set(source["meta"], num_meta, len(train), seed)
+        splits["meta"] = _own_meta_set(source["meta"], num_meta, len(train), seed, whole=has_trusted)
         splits["train"] = splits["train"].select(rows_without_copies(splits["train"], splits["meta"]))
     elif len(division.meta):
         splits["meta"] = train.select(division.meta)
@@ -146,6 +164,31 @@ def load_noisy_dataset(
         dataset = _evaluation_split(_with_index(source[split]), known_clean)
         splits[split] = dataset.select(_subset_rows(len(dataset), max_eval_samples, "max_eval_samples"))
     return DatasetDict(splits)
+
+
+def load_examples(name: str | None, split: str, columns: Columns, **places: str | None) -> Dataset:
+    """Load every example of a split, as its labels came; nothing is set apart, drawn, or asked of the classes.
+
+    Args:
+        name: As in `load_noisy_dataset`.
+        split: `train`, or another one that the data have.
+        columns: Named columns; the others are found.
+        places: `config_name`, `data_dir`, `train_dir` and `validation_dir` of `load_noisy_dataset`.
+
+    Returns:
+        Columns `image`, `text` (and `text_pair`) or `audio`, `label`, `clean_label` where known, and `index`.
+
+    Raises:
+        DataError: One sentence that says what is wrong and what to do.
+    """
+    given = {place: value for place, value in places.items() if place != "config_name"}
+    check_source(name, **given)
+    source = load_source(name, places.get("config_name"), columns, **given, with_test=False)
+    if split not in source:
+        raise DataError(f"split {split!r} is not there: choose one of {', '.join(source)}")
+    dataset = _without_superclass(_with_index(source[split]))
+    known_clean = clean_labels_known(name) and "clean_label" not in dataset.features
+    return _with_column(dataset, "clean_label", dataset["label"][:]) if known_clean else dataset
 
 
 def _check_contradictions(
@@ -170,15 +213,34 @@ def _check_contradictions(
             raise DataError(f"{option}={value} and noise_file contradict each other: the file names rows and labels")
 
 
-def _check_streaming(exact_count: bool, noise_file: str | None, imbalance_factor: float | None) -> None:
+def _check_streaming(
+    exact_count: bool, noise_file: str | None, imbalance_factor: float | None, trusted: str | None
+) -> None:
     settings = {
         "noise_exact_count": exact_count,
         "noise_file": noise_file,
         "imbalance_factor": imbalance_factor,
+        "a trusted set": trusted,
     }
     for option, value in settings.items():
         if value:
             raise DataError(f"{option} needs all examples at once, which a stream does not have: leave one of both out")
+
+
+def _has_trusted(
+    meta_dir: str | None, meta_dataset_name: str | None, num_meta: int | None, meta_set: str | None
+) -> bool:
+    """Return whether there are trusted examples of their own. Raise DataError where that contradicts other settings."""
+    if meta_dir is None and meta_dataset_name is None:
+        return False
+    if meta_dir is not None and meta_dataset_name is not None:
+        raise DataError("meta_dir and meta_dataset_name contradict each other: give one of them")
+    if num_meta == 0 or meta_set == "pseudo-clean":
+        other = "num_meta=0" if num_meta == 0 else "meta_set 'pseudo-clean'"
+        raise DataError(f"trusted examples and {other} contradict each other: leave one of them out")
+    if meta_dir is not None and not Path(meta_dir).is_dir():
+        raise DataError(f"folder {meta_dir!r} does not exist")
+    return True
 
 
 def _chosen_meta_set(meta_set: str | None, num_meta: int | None, known_clean: bool, name: str | None) -> str:
@@ -212,27 +274,32 @@ def _divided(
     """Divide the training split as another run did, else these rows of it anew, without copies of meta examples."""
     labels = np.asarray(train["label"][:])
     clean = np.asarray(train["clean_label"][:]) if "clean_label" in train.features else labels if known_clean else None
-    num_labels = train.features["label"].num_classes
+    names = train.features["label"].names
+    num_labels = len(names)
     if given_noise is not None:
         return divide_as(given_noise, labels, clean, num_labels, num_held_out, seed)
     clean_of_rows = None if clean is None else clean[rows]
-    division = divide(labels[rows], clean_of_rows, num_labels, num_held_out, imbalance_factor, seed)
+    division = divide(labels[rows], clean_of_rows, num_labels, num_held_out, imbalance_factor, seed, names)
     division = division.within(rows, labels, clean)
     kept = rows_without_copies(train.select(division.train), train.select(division.meta))
     division.train = division.train[kept]
     return division
 
 
-def _own_meta_set(dataset: Dataset, num_meta: int | None, first_index: int, seed: int) -> Dataset:
-    """Draw a class-balanced part of a source's own clean split."""
+def _own_meta_set(dataset: Dataset, num_meta: int | None, first_index: int, seed: int, whole: bool) -> Dataset:
+    """Return a class-balanced part of a source's own clean split, or all of it where `whole` and no size is named."""
+    dataset = dataset.add_column("index", range(first_index, first_index + len(dataset)))
+    dataset = _evaluation_split(dataset, known_clean=True)
+    if num_meta is None and whole:
+        return dataset
     labels = np.asarray(dataset["label"][:])
     num_labels = dataset.features["label"].num_classes
     if num_meta is None:
-        # − 1, as `class_balanced_holdout` never takes a whole class.
-        num_meta = min(1000, (np.bincount(labels, minlength=num_labels).min() - 1) * num_labels)
-    rows, _ = class_balanced_holdout(labels, num_meta, num_labels, seed)
-    dataset = dataset.add_column("index", range(first_index, first_index + len(dataset)))
-    return _evaluation_split(dataset, known_clean=True).select(rows)
+        counts = np.bincount(labels, minlength=num_labels)
+        # − 1: a draw that leaves something of each class.
+        num_meta = min(1000, (counts[counts > 0].min() - 1) * np.count_nonzero(counts))
+    rows, _ = class_balanced_holdout(labels, num_meta, num_labels, seed, kept=0)
+    return dataset.select(rows)
 
 
 def _evaluation_split(dataset: Dataset, known_clean: bool) -> Dataset:

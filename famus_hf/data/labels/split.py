@@ -59,6 +59,7 @@ def divide(
     num_meta: int | None,
     imbalance_factor: float | None,
     seed: int,
+    names: Sequence[str] | None = None,
 ) -> LabelSplit:
     """Hold out a class-balanced meta set by the clean labels, and make the rest long-tailed if asked to.
 
@@ -70,22 +71,26 @@ def divide(
         imbalance_factor: Largest class over smallest. The meta set is then the first examples of each class, as in
             the paper's Table 8, and else a seeded draw.
         seed: Of the draws.
+        names: Of the classes, for messages.
 
     Raises:
         DataError: Sizes that the data do not have.
     """
     long_tailed = imbalance_factor is not None
     if num_meta is None:
-        num_meta = LONG_TAIL_META * num_labels if long_tailed else default_num_meta(len(labels), num_labels)
+        present = len(np.unique(labels if clean is None else clean))
+        num_meta = LONG_TAIL_META * present if long_tailed else default_num_meta(len(labels), present)
         if num_meta == 0:
             raise DataError(
-                f"{len(labels)} training examples of {num_labels} classes are too few for a meta set of 10 %: "
-                "set num_meta"
+                f"{len(labels)} training examples of {present} classes are too few for a meta set of 10 %: set "
+                f"num_meta to {present} or more, or give trusted examples of their own (meta_dir)"
             )
     division = LabelSplit(labels.copy(), clean, num_labels, np.arange(len(labels)), np.arange(0))
     if num_meta > 0:
         assert clean is not None
-        division.meta, division.train = class_balanced_holdout(clean, num_meta, num_labels, seed, first=long_tailed)
+        division.meta, division.train = class_balanced_holdout(
+            clean, num_meta, num_labels, seed, first=long_tailed, names=names
+        )
         division.labels[division.meta] = clean[division.meta]
     if imbalance_factor is not None:
         classes = (labels if clean is None else clean)[division.train]

@@ -5,13 +5,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Value
+from transformers.utils import logging
 
 from famus_hf.data.media.modalities import FILES
+from famus_hf.data.sources.encoded_files import decoded
 from famus_hf.errors import DataError, first_few
+
+logger = logging.get_logger(__name__)
 
 LABEL_NAMES = ("label", "labels")  # what the label column is called where no ClassLabel tells it
 STRINGS = ("string", "large_string")
 KINDS = ("image", "text", "audio")
+FILE_NAMES = {"image": "image", "img": "image", "audio": "audio"}  # columns of strings called so are of files
 PAIRS = (  # of texts that belong together, as GLUE and others call them
     ("sentence1", "sentence2"), ("question", "sentence"), ("question1", "question2"), ("premise", "hypothesis"),
     ("text1", "text2"),
@@ -39,6 +44,11 @@ class Columns:
     label: str | None = None
     clean_label: str | None = None
     superclass: str | None = None
+
+    @property
+    def names_files(self) -> bool:
+        """Whether a column of files was named, which tables alone have."""
+        return self.image is not None or self.audio is not None
 
 
 def standard_names(features: Features, columns: Columns, is_train: bool = True) -> dict[str, str]:
@@ -97,6 +107,9 @@ def _unnamed_columns(features: Features, taken: set[str | None]) -> dict[str, st
     """Return the same where none is named. Raise DataError where none or several could be meant."""
     kinds_of = {type(feature): kind for kind, feature in FILES.items()}
     stored = {name: kinds_of[type(feature)] for name, feature in features.items() if type(feature) in kinds_of}
+    stored = stored or {
+        name: FILE_NAMES[name] for name in features if name in FILE_NAMES and _holds_files(features[name])
+    }
     texts = [name for name, feature in features.items() if _is_string(feature) and name not in taken]
     if not stored and len(texts) == 2 and tuple(texts) in PAIRS:
         return {texts[0]: "text", texts[1]: "text_pair"}
@@ -122,6 +135,11 @@ def _refuse(features: Features, candidates: list[str], role: str, flag: str) -> 
 
 def _is_string(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype in STRINGS
+
+
+def _holds_files(feature: Any) -> bool:
+    """Return whether a column without a feature of its own may hold files: by path, or as bytes."""
+    return _is_string(feature) or (isinstance(feature, dict) and feature.keys() == {"bytes", "path"})
 
 
 def select_and_rename(dataset: Any, names: dict[str, str]) -> Any:
@@ -159,7 +177,13 @@ def _with_files(dataset: Dataset, kind: str, feature: Any, folder: Path | None) 
     """Cast the column to files, where a table has only their bytes or, below its folder, their paths."""
     current = dataset.features[kind]
     if folder is not None and _is_string(current):
-        return _files_at_paths(dataset, kind, folder).cast_column(kind, feature)
+        contents = decoded(dataset[kind][:])
+        if contents is not None:
+            stored = [{"bytes": content, "path": None} for content in contents]
+            dataset = dataset.remove_columns(kind).add_column(kind, stored)
+        else:
+            dataset = _files_at_paths(dataset, kind, folder)
+        return dataset.cast_column(kind, feature)
     is_stored = isinstance(current, dict) and current.keys() == {"bytes", "path"}
     return dataset.cast_column(kind, feature) if is_stored or isinstance(current, Audio) else dataset
 
@@ -169,12 +193,21 @@ def _files_at_paths(dataset: Dataset, kind: str, folder: Path) -> Dataset:
     names = dataset[kind][:]
     root = folder.resolve()
     paths = [root / str(name) for name in names]
-    outside = [name for name, path in zip(names, paths, strict=True) if not path.resolve().is_relative_to(root)]
-    missing = [name for name, path in zip(names, paths, strict=True) if not path.is_file()]
+    outside, missing = [], []
+    for name, path in zip(names, paths, strict=True):
+        try:
+            if not path.resolve().is_relative_to(root):
+                outside.append(name)
+            elif not path.is_file():
+                missing.append(name)
+        except (OSError, ValueError):  # no name that a file could have
+            missing.append(name)
     for wrong, problem in ((outside, "lead out of"), (missing, "are not in")):
         if wrong:
+            shown = first_few(str(name)[:80] for name in wrong)
             raise DataError(
-                f"{len(wrong)} of {len(names)} {kind} paths {problem} the folder {str(folder)!r} ({first_few(wrong)})"
+                f"{len(wrong)} of {len(names)} {kind} paths {problem} the folder {str(folder)!r} ({shown}): give paths "
+                "from that folder"
             )
     return dataset.remove_columns(kind).add_column(kind, list(map(str, paths)))
 
@@ -196,12 +229,23 @@ def with_shared_classes(splits: dict[str, Dataset]) -> DatasetDict:
     values = {(split, column): class_values(splits[split], column, names) for split, column in columns}
     unnamed = {value for classes in values.values() for value in classes} - set(names)
     names += [str(value) for value in sorted(unnamed, key=lambda value: (isinstance(value, str), value))]
+    _report_alike(names)
     shared = ClassLabel(names=names)
     number_of = {name: number for number, name in enumerate(names)}
     for split, column in columns:
         numbers = [number_of[str(value)] for value in values[split, column]]
         splits[split] = splits[split].remove_columns(column).add_column(column, numbers, feature=shared)
     return DatasetDict(splits)
+
+
+def _report_alike(names: list[str]) -> None:
+    """Say which classes differ in capitals or spaces alone."""
+    by_letters: dict[str, list[str]] = {}
+    for name in names:
+        by_letters.setdefault("".join(name.split()).casefold(), []).append(name)
+    alike = [" and ".join(map(repr, same)) for same in by_letters.values() if len(same) > 1]
+    if alike:
+        logger.warning(f"{len(alike)} classes differ from others in capitals or spaces alone ({first_few(alike)})")
 
 
 def class_values(dataset: Dataset, column: str, names: list[str]) -> list[Any]:
@@ -221,13 +265,15 @@ def class_values(dataset: Dataset, column: str, names: list[str]) -> list[Any]:
         )
     if isinstance(feature, ClassLabel):
         names = feature.names
-    elif not (isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", *STRINGS))):
+    elif not (isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "bool", *STRINGS))):
         raise DataError(
             f"the {column} column holds {feature}, which are not classes: "
             "choose a column of class names or integer class indices"
         )
     if not values or isinstance(values[0], str):
         return values
+    if isinstance(values[0], bool):
+        return [str(value) for value in values]
     wrong = [row for row, value in enumerate(values) if value < 0 or (names and value >= len(names))]
     if wrong:
         raise DataError(

@@ -1,179 +1,241 @@
 """Local folders: images or recordings in a folder for each class, parquet, csv, jsonl, or arrow by `save_to_disk`."""
 
-import glob
-import re
+import os
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from datasets import (
-    Audio,
-    ClassLabel,
-    Dataset,
-    DatasetDict,
-    Features,
-    IterableDatasetDict,
-    Value,
-    load_dataset,
-    load_from_disk,
-)
-from datasets.exceptions import DatasetGenerationError
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDatasetDict, Value, load_from_disk
 from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from transformers.utils import logging
 
+from famus_hf.data.media.modalities import FILES
+from famus_hf.data.sources import metadata
+from famus_hf.data.sources.class_folders import (
+    FilesOfSplit,
+    classes_of_files,
+    files_of_splits,
+    split_of_name,
+)
+from famus_hf.data.sources.columns import LABEL_NAMES
+from famus_hf.data.sources.tables import is_table, names_files, of_one_kind, read_tables
 from famus_hf.errors import DataError, first_few
 
-MEDIA = {  # loader of datasets → what its files are called, and their endings
-    "imagefolder": ("images", frozenset(ImageFolder.EXTENSIONS)),
-    "audiofolder": ("recordings", frozenset(AudioFolder.EXTENSIONS)),
+logger = logging.get_logger(__name__)
+
+MEDIA = {  # kind of what is stored in files → what several are called, and their endings
+    "image": ("images", frozenset(ImageFolder.EXTENSIONS)),
+    "audio": ("recordings", frozenset(AudioFolder.EXTENSIONS)),
 }
-FILE_KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json"}
 NO_DATA = ("readme", "readme.md", "license", "license.txt", "thumbs.db", "desktop.ini")  # beside data, in lower case
-SPLITS = (
-    dict.fromkeys(("train", "training"), "train")
-    | dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
-    | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
-)  # as files and folders call them, in lower case
-SPLIT_NAME = re.compile(rf"(?:^|[^a-z])({'|'.join(SPLITS)})(?=[^a-z]|$)")
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of a folder of images or recordings
 
 
-def load_folder(folder: Path, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
+@dataclass(frozen=True)
+class Contents:
+    """The files below a folder, links to folders followed.
+
+    Attributes:
+        folder: The folder.
+        files: Sorted, hidden ones and those in hidden folders left out.
+        hidden: These.
+        folders: All that are not hidden.
+    """
+
+    folder: Path
+    files: list[Path]
+    hidden: list[Path]
+    folders: list[Path]
+
+    def names(self, paths: Sequence[Path]) -> list[str]:
+        """Return the paths from the folder."""
+        return [path.relative_to(self.folder).as_posix() for path in paths]
+
+
+def load_folder(
+    folder: Path, streaming: bool = False, *, whole: bool = False, as_table: bool = False
+) -> DatasetDict | IterableDatasetDict:
     """Load the splits that names of folders, or of files and folders (tables), tell; what tells none is `train`.
 
+    Args:
+        folder: The folder.
+        streaming: As streams.
+        whole: All of it as `train`, whatever files and folders are called.
+        as_table: Read tables where there are any, also beside images in folders of classes.
+
     Raises:
-        DataError: Nothing that could be data is there, files of another kind lie among images or recordings, or
-            folders of them lie beside those of splits.
+        DataError: Nothing that could be data is there, files of another kind lie among images or recordings, or it is
+            open of which split or class they are.
     """
-    kind, tables = _kind_and_tables(folder)
-    if kind == "arrow":
-        saved = load_from_disk(str(folder))
-        splits = saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
+    if not folder.is_dir():
+        raise DataError(f"folder {str(folder)!r} does not exist")
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        splits = _saved(folder, whole)
         return _as_streams(splits) if streaming else splits
-    files: dict[str, list[str]] = {}
-    if kind in MEDIA:
-        for split, places in _split_folders(folder).items():
-            files[split] = [f"{glob.escape(str(place))}/**" for place in places]
-        return _load(folder, kind, streaming, files)
-    for path in tables:
-        matches = SPLIT_NAME.findall(path.relative_to(folder).as_posix().lower())
-        files.setdefault(SPLITS[matches[-1]] if matches else "train", []).append(glob.escape(str(path)))
-    return _load(folder, kind, streaming, files)
-
-
-def load_whole_folder(folder: Path) -> Dataset:
-    """Load all that lies in a folder as one data set, whatever its files are called."""
-    kind, tables = _kind_and_tables(folder)
-    if kind == "arrow":
-        saved = load_from_disk(str(folder))
-        if isinstance(saved, DatasetDict):
-            raise DataError(f"folder {str(folder)!r} holds the splits {', '.join(saved)}: use it as dataset_name")
-        return saved
-    files = [f"{glob.escape(str(folder))}/**"]
-    if kind not in MEDIA:
-        files = [glob.escape(str(path)) for path in tables]
-    return _load(folder, kind, False, {"train": files})["train"]
-
-
-def _split_folders(folder: Path) -> dict[str, list[Path]]:
-    """Return split → folders called so (train/, Test/, …), or the whole folder as `train`."""
-    below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    folders: dict[str, list[Path]] = {}
-    for path in below:
-        if path.name.lower() in SPLITS:
-            folders.setdefault(SPLITS[path.name.lower()], []).append(path)
-    if "train" not in folders:
-        return _split_folders(below[0]) if len(below) == 1 and _has_folders(below[0]) else {"train": [folder]}
-    others = [path.name for path in below if path.name.lower() not in SPLITS]
-    if others:
+    contents = _contents(folder)
+    tables = [path for path in contents.files if is_table(path) and path.name not in metadata.NAMES]
+    kinds = Counter(kind for kind in MEDIA for path in contents.files if _is_of(kind, path))
+    kind = kinds.most_common(1)[0][0] if kinds else None
+    if kind is not None and (not tables or not (as_table or _is_described_by(contents, tables, kind))):
+        splits = _media(contents, kind, whole)
+        return _as_streams(splits) if streaming else splits
+    if not tables:
         raise DataError(
-            f"{len(others)} folders in {str(folder)!r} lie beside those of the splits ({first_few(others)}): move them"
+            f"folder {str(folder)!r} holds no data: it needs images or recordings in a folder for each class, parquet, "
+            "csv or jsonl files, the folder that datasets' save_to_disk leaves, or the four idx files of MNIST's format"
         )
-    return folders
+    files: dict[str, list[Path]] = {}
+    for path, name in zip(tables := of_one_kind(tables), contents.names(tables), strict=True):
+        files.setdefault((not whole and split_of_name(name)) or "train", []).append(path)
+    return read_tables(files, streaming)
 
 
-def _has_folders(folder: Path) -> bool:
-    return any(path.is_dir() for path in folder.iterdir())
+def load_whole_folder(folder: Path, as_table: bool = False) -> Dataset:
+    """Load all that lies in a folder as one data set, whatever its files are called."""
+    return load_folder(folder, whole=True, as_table=as_table)["train"]
 
 
-def _load(folder: Path, kind: str, streaming: bool, files: dict[str, list[str]]) -> DatasetDict | IterableDatasetDict:
-    if kind == "audiofolder":
-        splits = DatasetDict({split: _recordings(folder, patterns) for split, patterns in files.items()})
-        return _as_streams(splits) if streaming else splits
-    first = next(iter(files.values()))[0]
-    settings = {"sep": "\t"} if Path(first).suffix.lower() == ".tsv" else {}
-    try:
-        splits = load_dataset(kind, data_files=files, streaming=streaming, **settings)
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise DataError(f"folder {str(folder)!r} could not be read as {kind}: {reason}") from error
-    if kind == "imagefolder" and len(splits["train"].features) < 2:
-        raise DataError(f"the images in {str(folder)!r} are of one class: sort them into a folder for each class")
-    return splits
+def _saved(folder: Path, whole: bool) -> DatasetDict:
+    saved = load_from_disk(str(folder))
+    if not isinstance(saved, DatasetDict):
+        return DatasetDict({"train": saved})
+    if whole:
+        raise DataError(f"folder {str(folder)!r} holds the splits {', '.join(saved)}: use it as dataset_name")
+    return saved
 
 
 def _as_streams(splits: DatasetDict) -> IterableDatasetDict:
     return IterableDatasetDict({name: split.to_iterable_dataset() for name, split in splits.items()})
 
 
-def _recordings(folder: Path, patterns: list[str]) -> Dataset:
-    """Read recordings of a class each, by the folder that they lie in.
+# ---- What lies there ----
 
-    datasets 5.2's own loader of such folders needs torchcodec, though nothing is decoded.
-    """
-    files = sorted(Path(path) for pattern in patterns for path in glob.glob(pattern, recursive=True))
-    names = [path.name for path in files if path.name in METADATA]
-    if names:
-        raise DataError(
-            f"{names[0]!r} in {str(folder)!r} is not read beside recordings: give it another name, to be a table of "
-            "paths, and name their column with audio_column_name"
-        )
-    paths = [path for path in files if path.suffix.lower() in MEDIA["audiofolder"][1]]
-    labels = [path.parent.name for path in paths]
-    if len(set(labels)) < 2:
-        raise DataError(f"the recordings in {str(folder)!r} are of one class: sort them into a folder for each class")
-    stored = {"audio": [{"bytes": None, "path": str(path)} for path in paths], "label": labels}
-    features = Features(
-        {"audio": {"bytes": Value("binary"), "path": Value("string")}, "label": ClassLabel(names=sorted(set(labels)))}
+
+def _contents(folder: Path) -> Contents:
+    files: list[Path] = []
+    hidden: list[Path] = []
+    folders: list[Path] = []
+    for path, is_hidden in _walk(folder, {folder.resolve()}):
+        if path.is_dir():
+            folders += [] if is_hidden else [path]
+        else:
+            (hidden if is_hidden else files).append(path)
+    return Contents(folder, sorted(files, key=str), sorted(hidden), sorted(folders))
+
+
+def _walk(folder: Path, above: set[Path], is_hidden: bool = False) -> Iterator[tuple[Path, bool]]:
+    """Yield files and folders, and whether they lie in something hidden; links to a folder around are not followed."""
+    for entry in os.scandir(folder):
+        path, hidden = folder / entry.name, is_hidden or entry.name.startswith(".")
+        if not entry.is_dir():
+            yield path, hidden
+            continue
+        place = path.resolve()
+        if place not in above:
+            yield path, hidden
+            yield from _walk(path, above | {place}, hidden)
+
+
+def _is_of(kind: str, path: Path) -> bool:
+    return path.suffix.lower() in MEDIA[kind][1]
+
+
+def _is_described_by(contents: Contents, tables: list[Path], kind: str) -> bool:
+    """Return whether tables are the data, as they name files, or as these are not sorted into folders of classes."""
+    files = [path for path in contents.files if _is_of(kind, path)]
+    names = {path.name for path in files}
+    if any(names_files(table, names) for table in tables):
+        return True
+    if len({path.parent for path in files}) < 2:
+        return True
+    logger.warning(
+        f"{len(tables)} tables in {str(contents.folder)!r} name none of its {MEDIA[kind][0]} and are not read "
+        f"({first_few(contents.names(tables))})"
     )
-    return Dataset.from_dict(stored, features=features).cast_column("audio", Audio(decode=False))
+    return False
 
 
-def _kind_and_tables(folder: Path) -> tuple[str, list[Path]]:
-    """Return `arrow`, a key of `MEDIA`, `parquet`, `csv` or `json`, by the files, and those of the last three."""
-    if not folder.is_dir():
-        raise DataError(f"folder {str(folder)!r} does not exist")
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return "arrow", []
-    files = _data_files(folder)
-    tables = [path for path in files if path.suffix.lower() in FILE_KINDS and path.name not in METADATA]
-    media = Counter(kind for kind, (_, endings) in MEDIA.items() for path in files if path.suffix.lower() in endings)
-    if media and not tables:
-        kind = media.most_common(1)[0][0]
-        _check_only_media(folder, files, *MEDIA[kind])
-        return kind, []
-    kinds = Counter(FILE_KINDS[path.suffix.lower()] for path in tables)
-    if not kinds:
-        raise DataError(
-            f"folder {str(folder)!r} holds no data: it needs images or recordings in a folder for each class, parquet, "
-            "csv or jsonl files, the folder that datasets' save_to_disk leaves, or the four idx files of MNIST's format"
-        )
-    kind = kinds.most_common(1)[0][0]
-    return kind, [path for path in files if FILE_KINDS.get(path.suffix.lower()) == kind]
-
-
-def _data_files(folder: Path) -> list[Path]:
-    """Return the files below the folder; hidden ones and those in hidden folders are no data."""
-    below = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path in below if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-
-
-def _check_only_media(folder: Path, files: list[Path], things: str, endings: frozenset[str]) -> None:
-    wrong = sorted(
-        str(path.relative_to(folder))
-        for path in files
-        if path.suffix.lower() not in endings and path.name.lower() not in (*NO_DATA, *METADATA)
-    )
+def _check_only_media(contents: Contents, kind: str) -> None:
+    """Raise DataError on files that are neither of this kind nor known to lie beside data."""
+    things, _ = MEDIA[kind]
+    wrong = [
+        path
+        for path in contents.files
+        if not (_is_of(kind, path) or is_table(path) or path.name.lower() in (*NO_DATA, *metadata.NAMES))
+    ]
     if wrong:
         raise DataError(
-            f"{len(wrong)} of {len(files)} files in {str(folder)!r} are no {things} ({first_few(wrong)}): remove them"
+            f"{len(wrong)} of {len(contents.files)} files in {str(contents.folder)!r} are no {things} "
+            f"({first_few(contents.names(wrong))}): remove them"
         )
+    filled = {folder for path in contents.files if _is_of(kind, path) for folder in path.parents}
+    empty = [folder for folder in contents.folders if folder not in filled and folder.parent in filled]
+    if empty:
+        logger.warning(
+            f"{len(empty)} folders in {str(contents.folder)!r} hold no {things} ({first_few(contents.names(empty))})"
+        )
+    hidden = [path for path in contents.hidden if _is_of(kind, path)]
+    if hidden:
+        logger.warning(
+            f"{len(hidden)} {things} in {str(contents.folder)!r} are hidden, or in hidden folders, and left out "
+            f"({first_few(contents.names(hidden))})"
+        )
+
+
+# ---- Images and recordings ----
+
+
+def _media(contents: Contents, kind: str, whole: bool) -> DatasetDict:
+    """Return the files of each split with the columns of `metadata`, or with their class by folders."""
+    _check_only_media(contents, kind)
+    things, where = MEDIA[kind][0], str(contents.folder)
+    descriptions = [path for path in contents.files if path.name in metadata.NAMES]
+    names = contents.names([path for path in contents.files if _is_of(kind, path)])
+    _check_names(names, where, things)
+    files = [tuple(name.split("/")) for name in names]
+    splits = (
+        {"train": FilesOfSplit(files, [0] * len(files))}
+        if whole
+        else files_of_splits(files, where, things, is_described=bool(descriptions))
+    )
+    columns = metadata.described(contents.folder, descriptions, names) if descriptions else None
+    row_of = {name: row for row, name in enumerate(names)}
+    classes = None
+    if columns is None or not set(columns.column_names) & set(LABEL_NAMES):
+        classes = classes_of_files(splits, where, things)
+    if classes is None and columns is None:
+        raise DataError(f"the {things} in {where!r} are of one class: sort them into a folder for each class")
+    loaded = {}
+    for split, of_split in splits.items():
+        paths = ["/".join(file) for file in of_split.files]
+        dataset = _files(kind, contents.folder, paths)
+        if classes is not None:
+            dataset = _with_classes(dataset, classes, split)
+        if columns is not None:
+            described = columns.select([row_of[path] for path in paths])
+            for name in (name for name in described.column_names if name != kind):
+                dataset = dataset.add_column(name, described[name][:], feature=described.features[name])
+        loaded[split] = dataset
+    return DatasetDict(loaded)
+
+
+def _check_names(names: list[str], where: str, things: str) -> None:
+    """Raise DataError on names that are no text, as of files from systems with another encoding."""
+    wrong = [name for name in names if name.encode("utf-8", "replace").decode() != name]
+    if wrong:
+        shown = first_few(ascii(name) for name in wrong)
+        raise DataError(f"{len(wrong)} {things} in {where!r} have names that are no UTF-8 ({shown}): rename them")
+
+
+def _files(kind: str, folder: Path, paths: list[str]) -> Dataset:
+    stored = {kind: [{"bytes": None, "path": str(folder / path)} for path in paths]}
+    features = Features({kind: {"bytes": Value("binary"), "path": Value("string")}})
+    return Dataset.from_dict(stored, features=features).cast_column(kind, FILES[kind])
+
+
+def _with_classes(dataset: Dataset, classes: dict[str, list[str]], split: str) -> Dataset:
+    feature = ClassLabel(names=sorted({label for labels in classes.values() for label in labels}))
+    numbers: Any = feature.str2int(classes[split])
+    return dataset.add_column("label", numbers, feature=feature)

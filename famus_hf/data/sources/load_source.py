@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDatasetDict, load_dataset
+from transformers.utils import logging
 
 from famus_hf.data.sources.benchmarks import BUILDERS, CIFAR_N, build
-from famus_hf.data.sources.columns import Columns, label_column, with_shared_classes, with_standard_columns
+from famus_hf.data.sources.columns import KINDS, Columns, label_column, with_shared_classes, with_standard_columns
 from famus_hf.data.sources.folders import load_folder, load_whole_folder
 from famus_hf.data.sources.idx import is_idx_folder, load_idx_folder
 from famus_hf.errors import DataError, first_few
+
+logger = logging.get_logger(__name__)
 
 # Short name → Hub id and columns. Their labels count as clean.
 HUB_DATASETS = {
@@ -43,6 +46,7 @@ def load_source(
     data_dir: str | None = None,
     train_dir: str | None = None,
     validation_dir: str | None = None,
+    with_test: bool = True,
 ) -> DatasetDict:
     """Load a data set by name or from folders.
 
@@ -54,14 +58,15 @@ def load_source(
         data_dir: Where a benchmark of `BUILDERS` lies.
         train_dir: A folder with the training examples alone, instead of a name.
         validation_dir: Another with those to test on.
+        with_test: Where nothing is to test on, set 20 % of a Hub data set or folder apart.
 
     Raises:
         DataError: One sentence that says what is wrong and what to do.
     """
     if name is None:
-        return _load_two_folders(
-            Path(str(train_dir)), None if validation_dir is None else Path(validation_dir), columns
-        )
+        folders = {"train": Path(str(train_dir))}
+        folders |= {} if validation_dir is None else {"test": Path(validation_dir)}
+        return _shared({split: load_whole(folder, columns, split) for split, folder in folders.items()}, with_test)
     if name in BUILDERS:
         return build(name, None if data_dir is None else Path(data_dir), config_name, load_source)
     folder = Path(name) if Path(name).is_dir() else None
@@ -69,9 +74,60 @@ def load_source(
         _refuse_settings(name, config_name, columns)
         return _load_digits() if folder is None else load_idx_folder(folder)
     if folder is not None:
-        return standard_splits(load_folder(folder), columns, name, folder)
+        loaded = load_folder(folder, as_table=columns.names_files)
+        return _shared(standard_splits(loaded, columns, name, folder), with_test)
     hub_id, known = HUB_DATASETS.get(name, (name, columns))
-    return standard_splits(load_from_hub(hub_id, config_name), merged_columns(columns, known), hub_id)
+    columns = merged_columns(columns, known)
+    return _shared(standard_splits(load_from_hub(hub_id, config_name), columns, hub_id), with_test)
+
+
+def load_trusted(folder: str | None, name: str | None, columns: Columns, splits: DatasetDict) -> DatasetDict:
+    """Return the splits with `meta`, all examples of a folder or of a data set's training split.
+
+    Args:
+        folder: Of the trusted examples; or
+        name: Of a data set: what `load_source` takes as a name, without benchmarks.
+        columns: Named columns; where the trusted examples lack these, they are found.
+        splits: What they are trusted examples for.
+
+    Raises:
+        DataError: They can't be read, or are of another kind, or of classes that the training set does not have.
+    """
+    if name is not None:
+        check_source(name)
+        if name in BUILDERS:
+            raise DataError(f"{name!r} can't be a trusted set: give a Hub id or a folder of trusted examples")
+        trusted = load_source(name, columns=columns, with_test=False)["train"]
+    else:
+        trusted = load_whole(Path(str(folder)), columns, "meta")
+    kinds = {split: set(KINDS) & set(dataset.features) for split, dataset in splits.items()}
+    found = set(KINDS) & set(trusted.features)
+    if found != kinds["train"]:
+        raise DataError(
+            f"the trusted examples are {' and '.join(sorted(found))}, and the training examples "
+            f"{' and '.join(sorted(kinds['train']))}: give trusted examples of the same kind"
+        )
+    known = splits["train"].features["label"].names
+    trusted = trusted.remove_columns([name for name in ("clean_label", "superclass") if name in trusted.features])
+    merged = with_shared_classes({**splits, "meta": trusted})
+    names = merged["train"].features["label"].names
+    strange = [names[label] for label in sorted(set(merged["meta"]["label"][:])) if label >= len(known)]
+    if strange:
+        raise DataError(
+            f"{len(strange)} classes of the trusted examples ({first_few(strange)}) are none of the training set, "
+            f"whose {len(known)} classes are {first_few(known, 10)}: give both the same names"
+        )
+    return merged
+
+
+def load_whole(folder: Path, columns: Columns, split: str) -> Dataset:
+    """Return all that lies in a folder, with standard columns."""
+    return with_standard_columns(load_whole_folder(folder, columns.names_files), columns, split == "train", folder)
+
+
+def _shared(splits: dict[str, Dataset], with_test: bool) -> DatasetDict:
+    shared = with_shared_classes(splits)
+    return with_test_split(shared) if with_test else shared
 
 
 def check_source(
@@ -131,15 +187,6 @@ def _split_digits() -> DatasetDict:
     return with_test_split(DatasetDict({"train": whole}))
 
 
-def _load_two_folders(train_dir: Path, validation_dir: Path | None, columns: Columns) -> DatasetDict:
-    folders = {"train": train_dir} | ({} if validation_dir is None else {"test": validation_dir})
-    splits = {
-        split: with_standard_columns(load_whole_folder(folder), columns, split == "train", folder)
-        for split, folder in folders.items()
-    }
-    return with_test_split(with_shared_classes(splits))
-
-
 def load_from_hub(hub_id: str, config_name: str | None, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
     """Load all splits of a Hub data set. Raise DataError with what the client said, in one sentence."""
     try:
@@ -152,22 +199,24 @@ def load_from_hub(hub_id: str, config_name: str | None, streaming: bool = False)
         ) from error
 
 
-def standard_splits(splits: Any, columns: Columns, name: str, folder: Path | None = None) -> DatasetDict:
-    """Return splits with standard columns and shared classes; where none is to test on, 20 % of train is `test`."""
+def standard_splits(splits: Any, columns: Columns, name: str, folder: Path | None = None) -> dict[str, Dataset]:
+    """Return what there is to train and to test on, with standard columns."""
     check_has_train(splits, name)
     test = next((split for split in TEST_NAMES if split in splits and _has_labels(splits[split], columns)), None)
     chosen = {"train": splits["train"]} | ({} if test is None else {"test": splits[test]})
     if test == "test" and "validation" in splits:
         chosen["validation"] = splits["validation"]
-    standard = {
+    return {
         split: with_standard_columns(dataset, columns, split == "train", folder) for split, dataset in chosen.items()
     }
-    return with_test_split(with_shared_classes(standard))
 
 
 def check_has_train(splits: Any, name: str) -> None:
     if "train" not in splits:
-        raise DataError(f"data set {name!r} has the splits {', '.join(splits)}, but no 'train'")
+        raise DataError(
+            f"data set {name!r} has the splits {', '.join(splits)}, but no 'train': if it is a folder, name with "
+            "train_dir the one in it to train on"
+        )
 
 
 def _has_labels(dataset: Dataset, columns: Columns) -> bool:
@@ -178,30 +227,84 @@ def _has_labels(dataset: Dataset, columns: Columns) -> bool:
 
 
 def with_test_split(splits: DatasetDict) -> DatasetDict:
-    """Return the splits; where none is `test`, a fixed 20 % of train is, stratified by label if classes allow."""
+    """Return the splits; where none is `test`, a fixed 20 % of train is, stratified by label.
+
+    Where that would leave a class out of one of the two, it is a fifth of each class instead, rounded; classes of one
+    or two examples stay in train, which is said.
+    """
     if "test" in splits or len(splits["train"]) < 2:
         return splits
     train = splits["train"]
-    counts = np.bincount(train["label"][:], minlength=train.features["label"].num_classes)
+    labels = np.asarray(train["label"][:])
+    counts = np.bincount(labels, minlength=train.features["label"].num_classes)
     # What the stratified split of datasets asks for: two rows of each class, and no fewer test rows than classes.
     stratify = "label" if counts.min() >= 2 and len(train) * TEST_SHARE >= len(counts) else None
-    return DatasetDict({**splits, **train.train_test_split(TEST_SHARE, stratify_by_column=stratify, seed=TEST_SEED)})
+    parts = train.train_test_split(TEST_SHARE, stratify_by_column=stratify, seed=TEST_SEED)
+    if any(len(set(part["label"][:])) < np.count_nonzero(counts) for part in parts.values()):
+        parts = _fifth_of_each_class(train, labels, counts)
+    return DatasetDict({**splits, **parts})
+
+
+def _fifth_of_each_class(train: Dataset, labels: np.ndarray, counts: np.ndarray) -> dict[str, Dataset]:
+    generator = np.random.default_rng(TEST_SEED)
+    sizes = np.round(counts * TEST_SHARE).astype(int)
+    chosen = [generator.permutation(np.flatnonzero(labels == label))[:size] for label, size in enumerate(sizes)]
+    test = np.sort(np.concatenate(chosen))
+    if not len(test):
+        raise DataError(
+            f"no class of the {len(train)} examples has as many as three, so that none can be set apart to test on: "
+            "give a set to test on (a folder with validation_dir), or more examples"
+        )
+    return {"train": train.select(np.setdiff1d(np.arange(len(train)), test)), "test": train.select(test)}
+
+
+def without_absent_classes(splits: DatasetDict) -> DatasetDict:
+    """Leave out the names of classes that no split has an example of, and say so."""
+    feature = splits["train"].features["label"]
+    columns = [
+        (split, column)
+        for split, dataset in splits.items()
+        for column in ("label", "clean_label")
+        if column in dataset.features
+    ]
+    present = sorted({label for split, column in columns for label in splits[split][column][:] if label is not None})
+    if len(present) == feature.num_classes or not present:
+        return splits
+    absent = [name for label, name in enumerate(feature.names) if label not in set(present)]
+    logger.warning(
+        f"{len(absent)} of {feature.num_classes} classes have no example and are left out ({first_few(absent)})"
+    )
+    names = ClassLabel(names=[feature.names[label] for label in present])
+    number_of = {label: number for number, label in enumerate(present)}
+    for split, column in columns:
+        numbers = [number_of[label] for label in splits[split][column][:]]
+        splits[split] = splits[split].remove_columns(column).add_column(column, numbers, feature=names)
+    return splits
 
 
 def check_splits(splits: DatasetDict) -> None:
-    """Raise DataError on a split without rows, and on classes that only train or only the test split has."""
+    """Raise DataError on a split without rows, on a single class, and on classes that train has no example of."""
     for split, dataset in splits.items():
         if len(dataset) == 0:
             raise DataError(f"the split {split!r} of the data has no rows: give a few examples of every class")
     if "test" not in splits:
         raise DataError("the data are a single example: give enough to train and to test on")
     names = splits["train"].features["label"].names
-    classes = {split: set(splits[split]["label"][:]) for split in ("train", "test")}
-    for one, other, advice in (("test", "train", "add examples"), ("train", "test", "add some, or give another split")):
-        missing = sorted(classes[other] - classes[one])
-        if missing:
-            first = first_few(repr(names[label]) for label in missing)
+    classes = {split: set(dataset["label"][:]) for split, dataset in splits.items()}
+    if len(classes["train"]) == 1 and len(classes["test"]) == 1:
+        raise DataError(f"the examples are of one class ({names[min(classes['train'])]!r}): give two classes or more")
+    for split in splits:
+        strange = sorted(classes[split] - classes["train"])
+        if strange:
+            first = first_few(repr(names[label]) for label in strange)
             raise DataError(
-                f"{len(missing)} of {len(classes[other])} classes of the {other} split have no example in the {one} "
-                f"split ({first}): {advice}, or leave these classes out"
+                f"{len(strange)} of {len(classes[split])} classes of the {split} split have no example in the train "
+                f"split ({first}): add examples, or leave these classes out"
             )
+    untested = sorted(classes["train"] - classes["test"])
+    if untested:
+        first = first_few(repr(names[label]) for label in untested)
+        logger.warning(
+            f"{len(untested)} of {len(classes['train'])} classes have no example in the test split ({first}): what is "
+            "learned of them is not tested"
+        )

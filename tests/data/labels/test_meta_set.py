@@ -24,13 +24,25 @@ def test_default_size_of_the_meta_set():
     "num_meta, sentence",
     [
         (3, "choose at least 5"),
-        (100, r"1 of 5 classes do not have to spare \(class 4 has 10 in all\): choose a smaller num_meta"),
+        (406, "more than the 405 examples that 5 classes have to spare, as each keeps 1 .* choose at most 405"),
     ],
 )
 def test_impossible_meta_sets_are_refused(num_meta, sentence):
     labels = np.repeat(np.arange(5), [100, 100, 100, 100, 10])
     with pytest.raises(ValueError, match=sentence):
         class_balanced_holdout(labels, num_meta, 5, seed=0)
+
+
+def test_rare_classes_give_what_they_have_to_spare_and_others_make_up_for_it(caught):
+    labels = np.repeat([0, 1, 2, 4], [50, 50, 4, 1])  # of class 3 there is none
+    meta, rest = class_balanced_holdout(labels, 41, 5, seed=0, names=list("abcde"))
+    assert np.bincount(labels[meta], minlength=5).tolist() == [19, 19, 3, 0, 0]
+    assert set(labels[rest]) == {0, 1, 2, 4}
+    assert "too few examples for an even share of the meta set (c has 4, e has 1): others make up for" in caught.text
+    whole, _ = class_balanced_holdout(labels, 105, 5, seed=0, kept=0)
+    assert len(whole) == 105
+    with pytest.raises(ValueError, match=r"each keeps 1 to train on: give trusted examples of their own \(meta_dir\)"):
+        class_balanced_holdout([0, 1, 2], 3, 3, seed=0)
 
 
 def test_overlap_is_refused_with_the_offenders():
