@@ -17,6 +17,7 @@ from famus_hf.core.meta_learners import PerExampleLoss
 from famus_hf.data.inputs.class_balanced import ClassBalancedSampler
 from famus_hf.data.inputs.convert import as_model_inputs
 from famus_hf.data.inputs.model_inputs import known_labels
+from famus_hf.data.inputs.raw_data import DataForm
 from famus_hf.reporting.diagnostics.training_time import TrainingTime
 from famus_hf.training_args import FaMUSTrainingArguments
 
@@ -37,6 +38,7 @@ class ClassifierMixin(Base):
     Attributes:
         base_loss: ℓ, a per-example loss: logits (n, C), labels → (n,).
         training_time: Stopped during evaluations.
+        form: How its data sets are taken: with which columns and classes.
     """
 
     args: FaMUSTrainingArguments
@@ -44,6 +46,7 @@ class ClassifierMixin(Base):
     train_dataset: Any
     base_loss: PerExampleLoss
     training_time: TrainingTime
+    form: DataForm
 
     # ---- Optimizer and schedule ----
 
@@ -103,7 +106,9 @@ class ClassifierMixin(Base):
 
     def evaluate(self, eval_dataset: Any = None, *arguments: Any, **keywords: Any) -> dict[str, float]:
         with self.training_time.stopped():
-            return super().evaluate(as_model_inputs(eval_dataset, self.processing_class), *arguments, **keywords)
+            inputs = as_model_inputs(self.form.of(eval_dataset, "the evaluation set"), self.processing_class)
+            return super().evaluate(inputs, *arguments, **keywords)
 
     def predict(self, test_dataset: Any, *arguments: Any, **keywords: Any) -> Any:
-        return super().predict(as_model_inputs(test_dataset, self.processing_class), *arguments, **keywords)
+        inputs = as_model_inputs(self.form.of(test_dataset, "the test set"), self.processing_class)
+        return super().predict(inputs, *arguments, **keywords)

@@ -1,6 +1,6 @@
 """What FaMUSTrainer refuses before training starts, each in one sentence: what was seen, what is allowed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,8 +18,7 @@ from famus_hf.core.meta_learners import MetaLearner
 from famus_hf.core.parallel.dtensor import is_sharded
 from famus_hf.data.inputs.audio_inputs import check_long_enough
 from famus_hf.data.inputs.model_inputs import ModelInputs, known_labels
-from famus_hf.data.labels.duplicates import rows_of_copies
-from famus_hf.data.labels.meta_set import check_no_overlap
+from famus_hf.data.labels.duplicates import rows_of_copies, same_content
 from famus_hf.errors import DataError, SettingsError, first_few
 from famus_hf.storage.run_folder import NETWORKS_APART
 from famus_hf.training_args import FaMUSTrainingArguments
@@ -27,9 +26,37 @@ from famus_hf.training_args_checks import check_meta_learning_is_supported
 
 
 def check_not_empty(name: str, dataset: Any) -> None:
-    """Raise DataError on a data set that is known to have no examples."""
+    """Raise DataError on several data sets, or columns, by name, and on one that is known to have no examples."""
+    if isinstance(dataset, Mapping):
+        raise DataError(
+            f"{name} is a {type(dataset).__name__} with {', '.join(map(str, dataset))}: give one data set, such as "
+            'data["train"]'
+        )
     if has_length(dataset) and len(dataset) == 0:
         raise DataError(f"{name} is empty: give at least a few examples of every class")
+
+
+def check_examples(train: Any, meta: Any, tests: Any) -> None:
+    """Raise DataError on examples that no default collator takes: tuples, for one, or mappings without labels."""
+    sets = {"the training set": train, "the meta set": meta}
+    sets |= (
+        {f"the evaluation set {name!r}": part for name, part in tests.items()}
+        if isinstance(tests, dict)
+        else {"the evaluation set": tests}
+    )
+    for whose, dataset in sets.items():
+        if not (has_length(dataset) and hasattr(dataset, "__getitem__")) or len(dataset) == 0:
+            continue
+        example = dataset[0]
+        if not (isinstance(example, Mapping) or hasattr(example, "__dict__")):
+            raise DataError(
+                f"an example of {whose} is a {type(example).__name__}, and a mapping from the names of the network's "
+                'inputs and "labels" to their values is needed: give such examples, or a data_collator that makes them'
+            )
+        if isinstance(example, Mapping) and not {"label", "labels", "label_ids"} & set(example):
+            raise DataError(
+                f'an example of {whose} has {", ".join(map(str, example))} and no "labels": name its class so'
+            )
 
 
 def check_batch_size(args: FaMUSTrainingArguments, train: Any) -> None:
@@ -291,7 +318,6 @@ def _check_data_sets(train: Any, meta: Any) -> None:
     if len(set(known_labels(meta))) == 1:
         raise DataError("the meta set holds a single class: it needs examples of every class")
     if isinstance(train, ModelInputs) and isinstance(meta, ModelInputs):
-        check_no_overlap(train.records.get("index", []), meta.records.get("index", []))
         check_no_copies(train, meta)
 
 
@@ -333,15 +359,16 @@ def check_labels(batch_labels: Tensor, model: Any, base_loss: Any, train: Any, m
 def check_no_copies(train: ModelInputs, meta: ModelInputs) -> None:
     """Raise DataError if an example of the training set (but a placeholder) is in the meta set as well.
 
-    What is not in memory is not compared.
+    What is not in memory is compared as it is stored.
     """
     train_contents, meta_contents = train.contents(), meta.contents()
     if train_contents is None or meta_contents is None:
-        return
-    copies = rows_of_copies(train_contents, set(meta_contents))
+        copies, words = same_content(train.raw, meta.raw), "byte for byte"
+    else:
+        copies, words = rows_of_copies(train_contents, set(meta_contents)), train.words
     if copies:
         index = train.records.get("index")
         raise DataError(
-            f"{len(copies)} training {train.modality.things} are also in the meta set, {train.words} (index "
+            f"{len(copies)} training {train.modality.things} are also in the meta set, {words} (index "
             f"{first_few(copies if index is None else (index[row] for row in copies))}): remove these from one of them"
         )

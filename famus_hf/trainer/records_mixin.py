@@ -9,6 +9,7 @@ from transformers.trainer_utils import has_length
 from famus_hf.core.meta_learners import PerExampleLoss
 from famus_hf.data.inputs.convert import as_model_inputs
 from famus_hf.data.inputs.model_inputs import ModelInputs
+from famus_hf.data.inputs.raw_data import DataForm
 from famus_hf.data.labels.noise_file import write_noise_file
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
 from famus_hf.data.media.modalities import Modality
@@ -29,6 +30,7 @@ class RecordsMixin(HubMixin, LearningMixin):
     Attributes:
         modality: Whether it learns from images, texts or recordings.
         evaluate_examples: Network, data set, loss → what the network makes of each example.
+        form: How its data sets are taken: with which columns and classes.
     """
 
     train_dataset: Any
@@ -36,6 +38,7 @@ class RecordsMixin(HubMixin, LearningMixin):
     modality: Modality
     base_loss: PerExampleLoss
     evaluate_examples: ExampleEvaluator
+    form: DataForm
 
     def __init__(self, *arguments: Any, **keywords: Any):
         self._card: dict[str, Any] = {}  # facts that were given, see `create_model_card`
@@ -63,7 +66,8 @@ class RecordsMixin(HubMixin, LearningMixin):
         Raises:
             DataError: The data set is a stream, or empty, or of other classes.
         """
-        inputs = self.train_dataset if dataset is None else as_model_inputs(dataset, self.processing_class)
+        known = self.form.of(dataset, "the data set")
+        inputs = self.train_dataset if dataset is None else as_model_inputs(known, self.processing_class)
         examples = self.evaluate_examples(
             self.model, inputs, self.base_loss, with_probabilities=True, progress="Examining labels"
         )

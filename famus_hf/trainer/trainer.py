@@ -23,6 +23,7 @@ from famus_hf.data.inputs.audio_inputs import RecordingCollator, RecordingInputs
 from famus_hf.data.inputs.convert import as_model_inputs, check_settings, processor_for, raw_modality
 from famus_hf.data.inputs.image_processors import make_augmentation, training_processor
 from famus_hf.data.inputs.meta_batches import MetaBatches
+from famus_hf.data.inputs.raw_data import DataForm
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
 from famus_hf.data.media.modalities import modality_of_network
 from famus_hf.data.per_example import ExampleEvaluator
@@ -65,6 +66,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
 
     Attributes:
         modality: Whether it learns from images, texts or recordings.
+        form: How its data sets are taken: with which columns and classes.
         schedule: When meta steps are taken.
         guard: What is done about numbers that are not finite.
         evaluate_examples: Network, data set, loss → what the network makes of each example.
@@ -94,6 +96,9 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         if not isinstance(args, FaMUSTrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}: FaMUSTrainer needs FaMUSTrainingArguments")
         preflight.check_not_empty("train_dataset", train_dataset)
+        preflight.check_not_empty("meta_dataset", meta_dataset)
+        self.form = DataForm.of_run(model, train_dataset, renames=data_collator is None)
+        train_dataset = self.form.of(train_dataset, "the training set")
         modality = raw_modality(train_dataset)
         self.modality = modality or modality_of_network(model)
         if modality is not None:
@@ -104,15 +109,16 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         if data_collator is None and isinstance(train_inputs, RecordingInputs):
             data_collator = RecordingCollator(processing_class, model)
         self.training_time = TrainingTime()
-        eval_inputs = as_model_inputs(eval_dataset, processing_class)
+        eval_inputs = as_model_inputs(self.form.of(eval_dataset, "the evaluation set"), processing_class)
         super().__init__(
             model, args, data_collator, train_inputs, eval_inputs, processing_class, *arguments, **keywords
         )
+        self.form.name_classes(self.model)
         self.add_callback(self.training_time)
         self.model_accepts_loss_kwargs = False  # each micro-batch is normalised by itself
         self.processes = Processes(args.process_index, args.world_size, args.device)
         self.augmentation = make_augmentation(args, processing_class)
-        self.meta_dataset = convert(meta_dataset)
+        self.meta_dataset = convert(self.form.of(meta_dataset, "the meta set"))
         self.guard = NonFiniteGuard(args.nan_policy, self.processes, lambda: self.accelerator.scaler)
         self.metrics = MeanMetrics()
         self.evaluate_examples = self._make_evaluator()
@@ -128,6 +134,9 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
     def _set_up(self, base_loss: PerExampleLoss | None) -> None:
         """Check everything that training needs, and make what learns beside the network."""
         args, train = self.args, self.train_dataset
+        if self.form.renames:
+            with preserve_rng_state(args.device):  # examples may draw
+                preflight.check_examples(train, self.meta_dataset, self.eval_dataset)
         preflight.check_problem_type(self.model)
         preflight.check_recordings(self.model, train, self.meta_dataset, self.eval_dataset)
         preflight.check_batch_size(args, train)
