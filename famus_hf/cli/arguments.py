@@ -52,8 +52,9 @@ TOPICS: dict[str, tuple[str, ...]] = {
     ),
     "The run": ("protocol", "compare", "early_stopping_patience", "label_report", "nan_policy", "lr_milestones"),
     "Meta set and meta-learner": (
-        "meta_learner", "meta_set", "num_meta", "meta_batch_size", "meta_learning_rate", "meta_optim",
-        "weight_normalization", "plain_warmup_epochs", "mlc_form", "mlc_reduction", "mlc_keep_matrix",
+        "meta_learner", "meta_set", "meta_dir", "meta_dataset_name", "num_meta", "meta_batch_size",
+        "meta_learning_rate", "meta_optim", "weight_normalization", "plain_warmup_epochs", "mlc_form",
+        "mlc_reduction", "mlc_keep_matrix",
     ),
     "Layer sampler": (
         "layer_sampler", "expected_layers", "meta_budget", "candidate_layers", "sampler_block", "random_layers",
@@ -183,8 +184,16 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Clean meta examples held out of train, class-balanced. Default: a tenth of train, at most 1000; "
-            "10 of each class with --imbalance_factor; none with --two_networks."
+            "10 of each class with --imbalance_factor; none with --two_networks; all of --meta_dir."
         },
+    )
+    meta_dir: str | None = field(
+        default=None,
+        metadata={"help": "A folder of trusted examples, the meta set. Classes are matched by name with train's."},
+    )
+    meta_dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Likewise a data set (Hub id, short name, folder), of which the training split is taken."},
     )
     streaming: bool = field(
         default=False, metadata={"help": "Read examples as they are needed, for sets larger than the disk."}
@@ -267,7 +276,8 @@ def _complete(
     if args.augmentation == "none" and data_args.dataset_name in CROPPED_DATASETS and "augmentation" not in given:
         args.augmentation = "pad-crop"
     if model_args.two_networks and args.meta_set is None:  # which need no clean labels, known or not
-        args.meta_set = "clean" if data_args.num_meta else "pseudo-clean"
+        is_given = data_args.num_meta or data_args.meta_dir or data_args.meta_dataset_name
+        args.meta_set = "clean" if is_given else "pseudo-clean"
     if args.output_dir == "trainer_output":  # transformers' default
         args.output_dir = str(Path("outputs") / short_name(data_args))
 

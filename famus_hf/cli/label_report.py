@@ -12,16 +12,16 @@ data like them.
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from datasets import ClassLabel, Dataset
+from datasets import Dataset
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, load_famus, load_noisy_dataset
 from famus_hf.cli.data_flags import add_source_flags, source_of
 from famus_hf.cli.help_page import command_parser
 from famus_hf.cli.program import started_as
+from famus_hf.data.load import load_examples
 from famus_hf.data.media.modalities import modality_of_network
-from famus_hf.errors import SettingsError, first_few
+from famus_hf.errors import SettingsError
 from famus_hf.hub.client_errors import hub_reason
 from famus_hf.storage.run_folder import NOISE_FILE, REPORT_FILE
 
@@ -29,29 +29,14 @@ SHOWN = 20  # rows that are printed
 
 
 def load_split(options: argparse.Namespace) -> Dataset:
-    """Return the examples whose labels are judged."""
-    data = load_noisy_dataset(**source_of(options), noise_file=options.noise_file, num_meta=0)
+    """Return the examples whose labels are judged: all of a split or, with a noise file, those that it names."""
+    source = source_of(options)
+    if options.noise_file is None:
+        return load_examples(options.split, **source)
+    data = load_noisy_dataset(**source, noise_file=options.noise_file, num_meta=0)
     if options.split not in data:
         raise SettingsError(f"--split {options.split!r} is not there: choose one of {', '.join(data)}")
     return data[options.split]
-
-
-def with_classes_of(model: Any, dataset: Dataset) -> Dataset:
-    """Return the data set with its labels numbered as the model's. Raise SettingsError where the classes differ."""
-    known = {str(name): int(label) for label, name in model.config.id2label.items()}
-    names = dataset.features["label"].names
-    strange = sorted(set(names) ^ set(known))
-    if strange:
-        raise SettingsError(
-            f"the model knows {len(known)} classes and the data have {len(names)}, which differ in "
-            f"{first_few(strange)}: give the data that it was trained on, or data with the same classes"
-        )
-    feature = ClassLabel(names=sorted(known, key=known.__getitem__))
-    for column in ("label", "clean_label"):
-        if column in dataset.features and names != feature.names:
-            labels = [known[names[label]] for label in dataset[column][:]]
-            dataset = dataset.remove_columns(column).add_column(column, labels, feature=feature)
-    return dataset
 
 
 def main(argv: list[str], program: str = "label_report.py") -> None:
@@ -84,7 +69,7 @@ def build_parser(program: str) -> argparse.ArgumentParser:
 def make_report(options: argparse.Namespace) -> Dataset:
     """Load model and data, leave the report where the options say, and return it."""
     model, meta_learner, _, processor = load_famus(options.model, revision=options.revision)
-    dataset = with_classes_of(model, load_split(options))
+    dataset = load_split(options)
     if processor is None:
         raise SettingsError(f"{options.model!r} has no {modality_of_network(model).processor_name}: add its files")
     trained_on = Path(options.model) / NOISE_FILE

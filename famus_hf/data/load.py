@@ -25,6 +25,7 @@ from famus_hf.errors import DataError
 from famus_hf.training_args_checks import META_SETS
 
 SUBSET_SEED = 0  # of max_train_samples and max_eval_samples
+COLUMNS_OF_USERS = ("image", "text", "text_pair", "audio", "label", "clean_label")
 STREAMED_META = 1000  # clean meta examples of a stream, whose size is not known
 
 
@@ -166,14 +167,12 @@ def load_noisy_dataset(
     return DatasetDict(splits)
 
 
-def load_examples(name: str | None, split: str, columns: Columns, **places: str | None) -> Dataset:
+def load_examples(split: str, **source: str | None) -> Dataset:
     """Load every example of a split, as its labels came; nothing is set apart, drawn, or asked of the classes.
 
     Args:
-        name: As in `load_noisy_dataset`.
         split: `train`, or another one that the data have.
-        columns: Named columns; the others are found.
-        places: `config_name`, `data_dir`, `train_dir` and `validation_dir` of `load_noisy_dataset`.
+        source: What says in `load_noisy_dataset` where the data lie and what their columns are called.
 
     Returns:
         Columns `image`, `text` (and `text_pair`) or `audio`, `label`, `clean_label` where known, and `index`.
@@ -181,12 +180,13 @@ def load_examples(name: str | None, split: str, columns: Columns, **places: str 
     Raises:
         DataError: One sentence that says what is wrong and what to do.
     """
-    given = {place: value for place, value in places.items() if place != "config_name"}
-    check_source(name, **given)
-    source = load_source(name, places.get("config_name"), columns, **given, with_test=False)
-    if split not in source:
-        raise DataError(f"split {split!r} is not there: choose one of {', '.join(source)}")
-    dataset = _without_superclass(_with_index(source[split]))
+    name, config_name = source.pop("name", None), source.pop("config_name", None)
+    columns = Columns(**{role: source.pop(f"{role}_column_name", None) for role in COLUMNS_OF_USERS})
+    check_source(name, **source)
+    splits = load_source(name, config_name, columns, **source, with_test=False)  # type: ignore[arg-type]
+    if split not in splits:
+        raise DataError(f"split {split!r} is not there: choose one of {', '.join(splits)}")
+    dataset = _without_superclass(_with_index(splits[split]))
     known_clean = clean_labels_known(name) and "clean_label" not in dataset.features
     return _with_column(dataset, "clean_label", dataset["label"][:]) if known_clean else dataset
 

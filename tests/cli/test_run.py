@@ -217,7 +217,7 @@ WRONG_INPUT = {
         "select on a validation split or a clean meta set, and there is neither",
     ),
     "one-class meta set": (["--num_meta", "1"], "choose at least 10"),
-    "meta set too large": (["--num_meta", "1400"], "choose a smaller num_meta"),
+    "meta set too large": (["--num_meta", "1400"], "choose at most 390"),
     "two models": (["--backbone", "tiny", "--model_name_or_path", "x/y"], "contradict each other"),
     "unknown backbone": (
         ["--backbone", "resnet"],

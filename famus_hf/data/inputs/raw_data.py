@@ -5,7 +5,14 @@ from typing import Any
 
 from datasets import Audio, ClassLabel, Dataset, Image, List, Value
 
-from famus_hf.data.labels.class_names import SHOWN, check_same, names_of_data, names_of_network, numbered_by
+from famus_hf.data.labels.class_names import (
+    SHOWN,
+    are_numbers,
+    check_same,
+    names_of_data,
+    names_of_network,
+    numbered_by,
+)
 from famus_hf.data.media.modalities import MODALITIES
 from famus_hf.data.sources.columns import KINDS, LABEL_NAMES, STRINGS, Columns, select_and_rename, standard_names
 from famus_hf.errors import DataError, first_few
@@ -106,11 +113,11 @@ class DataForm:
     @classmethod
     def of_run(cls, network: Any, train: Any, renames: bool) -> "DataForm":
         """Return that of a run: the network's names count where it has any, else those of the training set."""
-        names = names_of_network(network)
-        if names is not None:
-            return cls(names, "the network", renames)
         train = in_standard_form(train, "the training set") if renames else train
-        return cls(names_of_data(train), "the training set", renames)
+        names, of_data = names_of_network(network), names_of_data(train)
+        if names is None or (of_data is not None and are_numbers(names) and not set(of_data) <= set(names)):
+            return cls(of_data, "the training set", renames)
+        return cls(names, "the network", renames)
 
     def of(self, dataset: Any, whose: str) -> Any:
         """Return a raw data set, or those of a mapping, in this form, and anything else as it is.
@@ -144,10 +151,10 @@ class DataForm:
         if names is None or config is None or getattr(config, "id2label", None) is None:
             return
         own = names_of_network(network)
-        if own is None and len(config.id2label) == len(names):
+        if (own is None or are_numbers(own)) and len(config.id2label) == len(names):
             config.id2label = dict(enumerate(names))
             config.label2id = {name: number for number, name in enumerate(names)}
-        elif own is not None and own != names:
+        elif own is not None and not are_numbers(own) and own != names:
             raise DataError(
                 f"the classes of the network are {first_few(own, SHOWN)} and those of the training set "
                 f"{first_few(names, SHOWN)}, in this order: build the network with the names of the training set"
