@@ -19,6 +19,7 @@ from famus_hf.training_args_checks import (
     check_fields,
     check_fsdp_engages,
     check_preset,
+    convert_fields,
 )
 
 PRESETS = {"fast": {"layer_sampler": "all", "candidate_layers": "4", "virtual_scope": "candidates"}}
@@ -30,7 +31,7 @@ class FaMUSTrainingArguments(TrainingArguments):
 
     Defaults that differ from transformers': SGD with momentum 0.9 on all parameters, a constant learning rate divided
     by ten at `lr_milestones`, no gradient clipping, batches of 100, the last incomplete batch dropped, no column
-    removed from the data.
+    removed from the data. Numbers may be words or numpy's, as 6 or "6" for `candidate_layers`, and lists tuples.
 
     Raises:
         SettingsError: One sentence: what was seen, what is allowed.
@@ -359,6 +360,7 @@ class FaMUSTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        convert_fields(self)
         check_fields(self)
         self._apply_preset()
         check_arguments(self)

@@ -1,9 +1,12 @@
-"""Checks of FaMUSTrainingArguments by themselves, each in one sentence: what was seen, what is allowed."""
+"""What FaMUSTrainingArguments makes of its values, and what it refuses: each in one sentence, what was seen, what is
+allowed."""
 
+from collections.abc import Callable
 from dataclasses import fields
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 from accelerate.utils import DistributedType, is_deepspeed_available, parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
@@ -26,14 +29,90 @@ DIAGNOSTICS = ("log_stage_times", "log_meta_gradient", "log_weights", "log_layer
 KNOWN_STEPS = (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED, OptimizerNames.SGD)
 
 
+def convert_fields(args: Any) -> None:
+    """Make every setting what its annotation says: a number may come as a word or from numpy, a list as a tuple.
+
+    Raises:
+        SettingsError: It can't be made that.
+    """
+    hints = get_type_hints(type(args))
+    for name in (field.name for field in fields(args)):
+        value, kinds = _without_numpy(getattr(args, name)), set(_members_of(hints[name]))
+        kind = next(iter(kinds - {NoneType})) if len(kinds - {NoneType}) == 1 else None
+        if value is None and kind == list[float] and NoneType not in kinds:
+            value = []
+        elif value is not None and kind in CONVERTED:
+            value = CONVERTED[kind](name, value)
+        setattr(args, name, value)
+    layers = _number_in(args.candidate_layers)  # a number or "all"
+    args.candidate_layers = args.candidate_layers if layers is None else _as_word("candidate_layers", layers)
+
+
+def _without_numpy(value: Any) -> Any:
+    """Return numbers and arrays of numpy, and those in a list, as Python's, which JSON takes."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    return [_without_numpy(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _number_in(value: Any) -> int | float | None:
+    """Return a number, or the one that a word stands for; None where there is none."""
+    if isinstance(value, str):
+        try:
+            return int(value) if value.strip().isdecimal() else float(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _as_number(name: str, value: Any) -> int | float:
+    number = _number_in(value)
+    if number is None:
+        raise SettingsError(f"{name}={value!r} must be a number")
+    return number
+
+
+def _as_whole(name: str, value: Any) -> int:
+    number = _number_in(value)
+    if number is None or number % 1 != 0:
+        raise SettingsError(f"{name}={value!r} must be a whole number")
+    return int(number)
+
+
+def _as_flag(name: str, value: Any) -> bool:
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if str(value).lower() not in words:
+        raise SettingsError(f"{name}={value!r} must be True or False")
+    return words[str(value).lower()]
+
+
+def _as_word(name: str, value: Any) -> Any:
+    """Return a number as it stands on the command line, and anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    return str(int(value) if value % 1 == 0 else value)
+
+
+def _as_numbers(name: str, value: Any) -> list[int | float]:
+    """Return a list of numbers, also of a single one."""
+    return [_as_number(name, number) for number in (value if isinstance(value, (list, tuple)) else [value])]
+
+
+CONVERTED: dict[Any, Callable[[str, Any], Any]] = {
+    int: _as_whole, float: _as_number, bool: _as_flag, str: _as_word, list[float]: _as_numbers
+}  # fmt: skip
+
+
 def check_fields(args: Any) -> None:
     """Raise SettingsError on a word that its field does not allow, or a number outside of the field's bounds.
 
     Both stand in the annotations of the fields, as `Literal[…]` and `Annotated[…, bound]`.
     """
-    hints = get_type_hints(type(args), include_extras=True)
+    hints, bare = get_type_hints(type(args), include_extras=True), get_type_hints(type(args))
     for name in {field.name for field in fields(args)} - {field.name for field in fields(TrainingArguments)}:
         value = getattr(args, name)
+        if value is None and NoneType not in _members_of(bare[name]):
+            raise SettingsError(f"{name}=None is no value for it: leave it out for its default")
         for member in _members_of(hints[name]):
             if get_origin(member) is Annotated:
                 for bound in member.__metadata__:
@@ -141,7 +220,7 @@ def _check_data_settings(args: Any) -> None:
 
 
 def _check_sampler(args: Any) -> None:
-    if args.candidate_layers != "all" and not (args.candidate_layers.isdigit() and int(args.candidate_layers) > 0):
+    if args.candidate_layers != "all" and not (str(args.candidate_layers).isdigit() and int(args.candidate_layers) > 0):
         raise SettingsError(f"candidate_layers={args.candidate_layers!r} must be 'all' or a whole number from 1")
     if args.meta_budget is not None and args.layer_sampler != "learned":
         raise SettingsError(f"meta_budget needs layer_sampler 'learned': {args.layer_sampler!r} chooses by itself")

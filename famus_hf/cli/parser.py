@@ -12,6 +12,15 @@ from famus_hf.cli.program import fail
 FIRST = "Recipes, files, processes"
 
 
+def whole_number(text: str) -> int:
+    """Return a whole number that may be written as 100, 100.0 or 1e2. argparse makes a sentence of a ValueError."""
+    if text.strip().lstrip("-").isdecimal():
+        return int(text)
+    if not float(text).is_integer():
+        raise ValueError(text)
+    return int(float(text))
+
+
 class TopicParser(HfArgumentParser):
     """A parser of the fields of dataclasses.
 
@@ -28,6 +37,8 @@ class TopicParser(HfArgumentParser):
         super().__init__(cast(Any, dataclass_types), formatter_class=OneLinePerFlag, **keywords)
         self.topics, self.others = topics, others
         self.fields = {action.dest for action in self._actions} - {"help"}
+        for action in self._actions:
+            action.type = whole_number if action.type is int else action.type
 
     @property
     def flags(self) -> set[str]:

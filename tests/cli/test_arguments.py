@@ -30,6 +30,16 @@ def test_config_file_sets_defaults_and_flags_win(tmp_path):
     assert data_args.noise == 0.2
 
 
+def test_whole_numbers_may_be_written_with_a_point_or_an_exponent_in_a_file_and_in_a_flag(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("num_meta: 1e2\nmeta_interval: 2.0\ncandidate_layers: 6.0\nlr_milestones: 0.25\n")
+    _, data_args, args = arguments.parse_arguments(["--config", str(config), "--max_steps=1e3", "--use_cpu"])
+    assert (data_args.num_meta, args.meta_interval, args.max_steps) == (100, 2, 1000)
+    assert (args.candidate_layers, args.lr_milestones) == ("6", [0.25])
+    with pytest.raises(SystemExit):
+        arguments.parse_arguments(["--max_steps", "2.5", "--use_cpu"])
+
+
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_every_recipe_is_parsed(recipe, tmp_path):
     values = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())

@@ -1,5 +1,8 @@
 """What is refused before training: trainer/preflight.py, training_args_checks.py, and settings of training_args.py."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
@@ -61,11 +64,37 @@ REFUSED = {
         "starts afresh in each step",
     ),
     "label names": ({"label_names": ["target"]}, "rename the column"),
+    "no whole number": ({"meta_interval": 2.5}, "meta_interval=2.5 must be a whole number"),
+    "no number": ({"expected_layers": "many"}, "expected_layers='many' must be a number"),
+    "no number of a list": ({"lr_milestones": (0.5, "late")}, "lr_milestones='late' must be a number"),
+    "neither true nor false": ({"label_report": "perhaps"}, "label_report='perhaps' must be True or False"),
+    "nothing where there is something": ({"meta_interval": None}, "leave it out for its default"),
+    "a flag for a number": ({"candidate_layers": True}, "'all' or a whole number from 1"),
     "milestones": ({"lr_milestones": [0.0]}, "greater than 0"),
     "columns": ({"remove_unused_columns": True}, "leave it False"),
     "pickles to the Hub": ({"hub_strategy": "all_checkpoints"}, "pickles"),
     "batch larger than the set": ({"per_device_train_batch_size": 41}, "less than one batch of 41"),
 }
+
+
+SAME = {
+    "candidate_layers": (6, 6.0, "6", "6.0", np.int64(6)),
+    "meta_interval": (2, 2.0, "2", np.int32(2), np.float32(2)),
+    "learning_rate": (0.5, "0.5", "5e-1", np.float32(0.5)),
+    "meta_budget": (1, 1.0, "1", np.float64(1)),
+    "save_total_limit": (3, "3", np.int64(3)),
+    "label_report": (False, "false", 0, np.bool_(False)),
+    "lr_milestones": ([0.5, 3], (0.5, 3), ("0.5", "3"), np.array([0.5, 3]), (np.float32(0.5), np.int64(3))),
+    "image_mean": ([0.5, 0.5, 0.5], (0.5,) * 3, np.full(3, 0.5, np.float32)),
+    "run_name": ("7", 7),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_setting_may_come_as_number_word_tuple_or_from_numpy(tmp_path, name):
+    saved = [json.loads(make_args(tmp_path, **{name: value}).to_json_string())[name] for value in SAME[name]]
+    assert saved == [saved[0]] * len(saved) and (saved[0] == SAME[name][0] or saved[0] == str(SAME[name][0]))
+    assert make_args(tmp_path, candidate_layers=6).num_candidate_layers == 6
 
 
 def test_a_preset_fills_in_what_is_left_at_its_default(tmp_path):
