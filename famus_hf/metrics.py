@@ -42,8 +42,13 @@ class AveragePrecision(evaluate.Metric):
 
 
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Return top-1 accuracy in [0, 1] of logits of shape (n, C), as `compute_metrics` of a Trainer."""
+    """Return top-1 accuracy in [0, 1] of logits of shape (n, C), as `compute_metrics` of a Trainer.
+
+    Examples without a label (−100) do not count.
+    """
     # A tuple where the network returns more than logits, which come first.
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    result = Accuracy().compute(predictions=np.argmax(logits, axis=1), references=prediction.label_ids)
+    labels = np.asarray(prediction.label_ids)
+    has_label = labels != -100
+    result = Accuracy().compute(predictions=np.argmax(logits, axis=1)[has_label], references=labels[has_label])
     return dict(result or {})

@@ -1,10 +1,10 @@
-"""Per-example losses ℓ: logits (n, C) and labels → (n,), in at least float32 (torch only).
+"""Per-example losses ℓ: logits (n, C) and labels → (n,), in at least float32 (torch only), and their mean.
 
 Labels are class indices of shape (n,) or, but for LDAM, soft targets of shape (n, C) whose rows sum to 1. Every loss
 serves alone (its mean is then the training loss) or below any meta-learner.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from famus_hf.errors import SettingsError
 
 BaseLoss = Literal["ce", "focal", "class-balanced", "ldam"]
+IGNORED = -100  # the label of an example without one, as torch and transformers have it
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -145,6 +146,21 @@ def class_balanced_weights(class_counts: Sequence[int], beta: float) -> Tensor:
         raise SettingsError("class_counts are all zero: at least one class needs examples")
     weights = (1 - beta) / (1 - beta ** counts.clamp_min(1))
     return (weights / weights[counts > 0].mean()).float()
+
+
+def mean_loss(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean of a per-example loss over the examples that have a label; 0 where none has.
+
+    Args:
+        loss: ℓ, which sees class 0 in the place of `IGNORED`.
+        logits: Shape (n, C).
+        labels: Shape (n,), some of them perhaps `IGNORED`, or (n, C).
+    """
+    if labels.dim() != 1:
+        return loss(logits, labels).mean()
+    is_labelled = labels != IGNORED
+    losses = loss(logits, labels.masked_fill(~is_labelled, 0))
+    return losses.where(is_labelled, 0).sum() / is_labelled.sum().clamp_min(1)
 
 
 def weights_of_labels(class_weights: Tensor, labels: Tensor) -> Tensor:

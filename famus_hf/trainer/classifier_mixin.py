@@ -12,7 +12,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import PushToHubMixin
 
 from famus_hf.core.autodiff.forward_pass import model_logits, split_inputs
-from famus_hf.core.losses import CrossEntropyLoss, cross_entropy
+from famus_hf.core.losses import CrossEntropyLoss, cross_entropy, mean_loss
 from famus_hf.core.meta_learners import PerExampleLoss
 from famus_hf.data.inputs.class_balanced import ClassBalancedSampler
 from famus_hf.data.inputs.convert import as_model_inputs
@@ -79,12 +79,15 @@ class ClassifierMixin(Base):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return our base loss in training where it is not plain cross-entropy, else the network's own one."""
+        """Return our base loss in training where it is not plain cross-entropy, else the network's own one.
+
+        Either is a mean over the examples that have a label.
+        """
         hard = inputs["labels"].dim() == 1  # with soft targets a network of transformers would train one class by one
         if not isinstance(self.model, PushToHubMixin) or not hard or (model.training and not self._is_network_loss):
             batch, labels, _ = split_inputs(inputs)
             logits = model_logits(model, batch)
-            loss = (self.base_loss if model.training else cross_entropy)(logits, labels).mean()
+            loss = mean_loss(self.base_loss if model.training else cross_entropy, logits, labels)
             return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 

@@ -26,7 +26,7 @@ from famus_hf.core.autodiff.training_pass import TrainingPass, training_pass_wit
 from famus_hf.core.budget import Budget, LayerCosts, measure_layer_costs, num_timings
 from famus_hf.core.layer_samplers import LAYER_SAMPLERS, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
 from famus_hf.core.layers import Layer, find_layers
-from famus_hf.core.losses import ClassBalancedLoss, CrossEntropyLoss, FocalLoss, LDAMLoss, cross_entropy
+from famus_hf.core.losses import IGNORED, ClassBalancedLoss, CrossEntropyLoss, FocalLoss, LDAMLoss, cross_entropy
 from famus_hf.core.meta_learners import META_LEARNERS, MLC, MetaLearner, MWNet, PerExampleLoss
 from famus_hf.core.meta_train import MetaObjective
 from famus_hf.core.meta_update import MetaUpdate
@@ -159,7 +159,7 @@ def make_base_loss(args: FaMUSTrainingArguments, model: Any, train: Any) -> PerE
         return CrossEntropyLoss(smoothing)
     if args.base_loss == "focal":
         return FocalLoss(args.focal_gamma, smoothing)
-    labels = known_labels(train)
+    labels = [label for label in known_labels(train) if label != IGNORED]
     if not labels:
         raise SettingsError(
             f"base_loss={args.base_loss!r} needs the number of examples of each class, which this train_dataset does "

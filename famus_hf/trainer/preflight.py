@@ -13,7 +13,7 @@ from transformers.trainer_utils import has_length
 
 from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS
 from famus_hf.core.fsdp import LOW_PRECISION
-from famus_hf.core.losses import LDAMLoss
+from famus_hf.core.losses import IGNORED, LDAMLoss
 from famus_hf.core.meta_learners import MetaLearner
 from famus_hf.core.parallel.dtensor import is_sharded
 from famus_hf.data.inputs.audio_inputs import check_long_enough
@@ -321,7 +321,9 @@ def _check_data_sets(train: Any, meta: Any) -> None:
         check_no_copies(train, meta)
 
 
-def check_labels(batch_labels: Tensor, model: Any, base_loss: Any, train: Any, meta: Any) -> None:
+def check_labels(
+    batch_labels: Tensor | None, model: Any, base_loss: Any, train: Any, meta: Any, *, may_be_ignored: bool = False
+) -> None:
     """Raise DataError on labels that are neither one class index per example nor soft targets.
 
     Args:
@@ -330,7 +332,10 @@ def check_labels(batch_labels: Tensor, model: Any, base_loss: Any, train: Any, m
         base_loss: ℓ.
         train: Checked as far as it can tell its labels without being read through.
         meta: Likewise.
+        may_be_ignored: Whether an example may go without a label (−100), as in plain training.
     """
+    if batch_labels is None:
+        raise DataError("the training examples hold no labels: name their column 'labels', or label in raw data")
     soft = batch_labels.dim() == 2 and batch_labels.is_floating_point()
     if not soft and (batch_labels.dim() != 1 or batch_labels.is_floating_point()):
         raise DataError(
@@ -347,7 +352,12 @@ def check_labels(batch_labels: Tensor, model: Any, base_loss: Any, train: Any, m
     sets = (("training", [*known_labels(train), *batch_labels.tolist()]),
             ("meta", known_labels(meta)))  # fmt: skip
     for name, labels in sets:
-        wrong = [label for label in labels if label < 0 or (num_labels is not None and label >= num_labels)]
+        ignored = IGNORED if may_be_ignored else None
+        wrong = [
+            label
+            for label in labels
+            if label != ignored and (label < 0 or (num_labels is not None and label >= num_labels))
+        ]
         if wrong:
             allowed = "at least 0" if num_labels is None else f"in 0..{num_labels - 1}"
             raise DataError(

@@ -154,6 +154,8 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
     def _set_up_meta_learning(self) -> None:
         """Make the meta set and what learns from it, unless training is plain."""
         if self._given[0] is None and self.args.meta_learner == "none":
+            if self.compute_loss_func is None:
+                self._check_labels(may_be_ignored=True)
             return
         preflight.check_meta_set(self.args, self.train_dataset, self.meta_dataset)
         if self.meta_dataset is None:
@@ -167,9 +169,15 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         args, train, meta = self.args, self.train_dataset, self.meta_dataset
         preflight.check_meta_learning_is_possible(args, self.model, train, meta, self.accelerator)
         preflight.check_loss_function(self.compute_loss_func)
-        with preserve_rng_state(args.device):  # examples may draw, and plain training sees the same batches
-            labels = self._first_batch(self.model, train, 2)["labels"]
-        preflight.check_labels(labels, self.model, self.base_loss, train, meta)
+        self._check_labels()
+
+    def _check_labels(self, may_be_ignored: bool = False) -> None:
+        train, meta = self.train_dataset, self.meta_dataset
+        with preserve_rng_state(self.args.device):  # examples may draw, and plain training sees the same batches
+            labels = self._first_batch(self.model, train, 2).get("labels")
+            if labels is not None and labels.dim() > 1:  # of several classes an example may have one all the same
+                labels = self._first_batch(self.model, train, self.args.train_batch_size)["labels"]
+        preflight.check_labels(labels, self.model, self.base_loss, train, meta, may_be_ignored=may_be_ignored)
 
     def _make_stages(self) -> None:
         # With model_init each training begins anew, and so from what was given as it was.

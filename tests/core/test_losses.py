@@ -4,18 +4,23 @@ import math
 
 import pytest
 import torch
+from datasets import Dataset
 from torch.nn import functional as F
+from transformers import default_data_collator
 
 from famus_hf import FaMUSTrainer
 from famus_hf.core.losses import (
+    IGNORED,
     ClassBalancedLoss,
     CrossEntropyLoss,
     FocalLoss,
     LDAMLoss,
     class_balanced_weights,
     cross_entropy,
+    mean_loss,
 )
-from tests.helpers.models import CLASSES, build_model
+from famus_hf.metrics import compute_accuracy
+from tests.helpers.models import CLASSES, PlainModule, build_model
 from tests.helpers.trainers import Examples, make_args, make_trainer
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.0, 0.0], [-1.0, 3.0, 1.0]], dtype=torch.float64)
@@ -101,6 +106,16 @@ def test_impossible_settings_are_refused(wrong, words):
         wrong()
 
 
+COUNTS_OF_4 = [9, 3, 1, 5]
+
+
+class Unlabelled(Examples):
+    """The second example has no label."""
+
+    def __getitem__(self, row):
+        return {**super().__getitem__(row), **({"labels": IGNORED} if row == 1 else {})}
+
+
 def counts_of_training_set():
     return torch.bincount(Examples(40).batch["labels"], minlength=CLASSES).tolist()
 
@@ -183,6 +198,49 @@ def test_evaluation_on_soft_targets_is_cross_entropy_and_leaves_the_configuratio
         losses = [trainer.compute_loss(trainer.model, dict(inputs)) for inputs in (batch, soft)]
     torch.testing.assert_close(*losses)
     assert trainer.model.config.problem_type in (None, "single_label_classification")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [CrossEntropyLoss(), CrossEntropyLoss(0.3), FocalLoss(), ClassBalancedLoss(COUNTS_OF_4), LDAMLoss(COUNTS_OF_4)],
+    ids=["ce", "smoothed", "focal", "class-balanced", "ldam"],
+)
+@pytest.mark.parametrize("kind", ["plain module", "vit"])
+def test_examples_without_a_label_count_neither_in_plain_training_nor_in_evaluation(tmp_path, loss, kind):
+    model = PlainModule() if kind == "plain module" else build_model(kind, torch.float32)
+    args = make_args(tmp_path, meta_learner="none", per_device_train_batch_size=4)
+    trainer = FaMUSTrainer(model, args, train_dataset=Unlabelled(4), base_loss=loss, compute_metrics=compute_accuracy)
+    whole, valid = (
+        default_data_collator([trainer.train_dataset[i] for i in rows]) for rows in ([0, 1, 2, 3], [0, 2, 3])
+    )
+    for is_training in (True, False):
+        losses, gradients = [], []
+        for batch in (whole, valid):
+            torch.manual_seed(0)
+            model.train(is_training)
+            for module in model.modules():
+                module.training = is_training and not isinstance(module, torch.nn.Dropout)
+            losses.append(trainer.compute_loss(model, {name: batch[name] for name in ("pixel_values", "labels")}))
+            gradients.append(torch.autograd.grad(losses[-1], [p for p in model.parameters() if p.requires_grad][-1]))
+        torch.testing.assert_close(*losses)
+        torch.testing.assert_close(*gradients)
+    metrics = trainer.evaluate(trainer.train_dataset)
+    torch.testing.assert_close(metrics["eval_loss"], losses[1].item())
+    assert metrics["eval_accuracy"] in [pytest.approx(right / 3) for right in range(4)]
+    trainer.train()
+
+
+def test_a_batch_without_any_label_has_a_loss_of_zero():
+    logits = torch.randn(2, CLASSES, requires_grad=True)
+    loss = mean_loss(CrossEntropyLoss(), logits, torch.tensor([IGNORED, IGNORED]))
+    assert loss == 0 and torch.autograd.grad(loss, logits)[0].eq(0).all()
+
+
+def test_the_counts_of_classes_leave_out_examples_without_a_label(tmp_path):
+    data = Dataset.from_dict({"pixel_values": torch.randn(6, 3, 8, 8).tolist(), "labels": [0, -100, 1, 2, 3, 0]})
+    args = make_args(tmp_path, meta_learner="none", base_loss="class-balanced", per_device_train_batch_size=2)
+    trainer = FaMUSTrainer(PlainModule(), args, train_dataset=data)
+    torch.testing.assert_close(trainer.base_loss.class_weights, class_balanced_weights([2, 1, 1, 1], 0.9999))
 
 
 def test_losses_that_need_class_counts_say_so(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from famus_hf import FaMUSTrainer
+from famus_hf.errors import DataError
 from famus_hf.metrics import compute_accuracy
 from tests.helpers.models import build_model
 from tests.helpers.trainers import Examples, make_args, make_trainer
@@ -144,6 +145,44 @@ def test_labels_that_are_no_classes_are_refused_in_ready_made_inputs(tmp_path):
                 build_model("batch norm", torch.float32), make_args(tmp_path), train_dataset=dataset,
                 meta_dataset=Examples(8, 1000),
             ).train()  # fmt: skip
+
+
+class Labelled(Examples):
+    """Examples with the labels given, one after the other."""
+
+    def __init__(self, labels):
+        super().__init__(40)
+        self.labels = labels
+
+    def __getitem__(self, row):
+        return {"pixel_values": self.batch["pixel_values"][row], "labels": self.labels[row % len(self.labels)]}
+
+
+NO_LABELS = {
+    "several classes each": ([[1.0, 0, 1, 0]], "rows of probabilities"),
+    "several classes of the third": ([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [1.0, 1, 0, 0]], "rows of probabilities"),
+    "whole numbers of several classes": ([[1, 0, 1, 0]], "not one class index per example"),
+    "numbers": ([0.3], "not one class index per example"),
+    "a class too many": ([0, 9], r"not in 0\.\.3 \(the first is 9\)"),
+    "a class below": ([0, -1], r"not in 0\.\.3 \(the first is -1\)"),
+}
+
+
+@pytest.mark.parametrize("case", NO_LABELS)
+@pytest.mark.parametrize("meta_learner", ["none", "mw-net"])
+def test_labels_that_are_no_classes_are_refused_with_and_without_a_meta_learner(tmp_path, case, meta_learner):
+    labels, sentence = NO_LABELS[case]
+    with pytest.raises(DataError, match=sentence):
+        FaMUSTrainer(
+            build_model("batch norm", torch.float32), make_args(tmp_path, meta_learner=meta_learner),
+            train_dataset=Labelled([torch.tensor(label) for label in labels]), meta_dataset=Examples(8, 1000),
+        )  # fmt: skip
+
+
+def test_examples_without_labels_are_refused(tmp_path):
+    data = [{"pixel_values": torch.randn(3, 8, 8)}] * 8
+    with pytest.raises(DataError, match="hold no labels"):
+        FaMUSTrainer(build_model("vit", torch.float32), make_args(tmp_path, meta_learner="none"), train_dataset=data)
 
 
 def test_a_trainer_for_evaluation_alone_needs_no_training_data(tmp_path):
