@@ -1,5 +1,6 @@
 """FaMUSTrainingArguments: transformers' TrainingArguments with the paper's defaults and its own settings."""
 
+import logging
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal
 
@@ -21,6 +22,8 @@ from famus_hf.training_args_checks import (
     check_preset,
     convert_fields,
 )
+
+logger = logging.getLogger("famus_hf")
 
 PRESETS = {"fast": {"layer_sampler": "all", "candidate_layers": "4", "virtual_scope": "candidates"}}
 
@@ -245,7 +248,7 @@ class FaMUSTrainingArguments(TrainingArguments):
         metadata={
             "help": "fast: settings for a step of little more than a plain one, in place of those that are left at "
             "their defaults: layer_sampler all, candidate_layers 4, virtual_scope candidates, meta_batch_size a "
-            "quarter of the training batch."
+            "quarter of the training batch and at least 2."
         },
     )
     nan_policy: NanPolicy = field(
@@ -385,7 +388,13 @@ class FaMUSTrainingArguments(TrainingArguments):
             return
         check_preset(self)
         defaults = {setting.name: setting.default for setting in fields(self)}
-        quarter = max(1, self.per_device_train_batch_size // 4)
+        quarter = max(2, self.per_device_train_batch_size // 4)  # batch norm may not take a single example
+        if self.meta_batch_size is None and quarter * 4 > self.per_device_train_batch_size:
+            logger.warning(
+                "preset %r takes meta batches of 2, more than a quarter of per_device_train_batch_size=%s",
+                self.preset,
+                self.per_device_train_batch_size,
+            )
         for name, value in {**PRESETS[self.preset], "meta_batch_size": quarter}.items():
             if getattr(self, name) == defaults[name]:
                 setattr(self, name, value)

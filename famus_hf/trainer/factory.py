@@ -39,6 +39,9 @@ from famus_hf.training_args import FaMUSTrainingArguments
 
 logger = logging.get_logger(__name__)
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+ONE_VALUE = "more than 1 value per channel"  # of torch's error
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -148,6 +151,31 @@ def _find_layers(model: nn.Module, inputs: dict[str, Any]) -> list[Layer]:
         ) from error
 
 
+def takes_one_example(
+    network: nn.Module, examples: Callable[[int], dict[str, Any]], autocast: Callable[[], AbstractContextManager[Any]]
+) -> bool:
+    """Return whether a network takes a batch of one example in training, by a pass that leaves no trace.
+
+    Batch norm does not where that leaves it one value for each channel. Networks without it are not asked.
+
+    Args:
+        network: The network.
+        examples: Returns the first training examples, of a given number, as a batch on the device.
+        autocast: Returns a context for its passes.
+    """
+    if not any(isinstance(module, BATCH_NORMS) for module in network.modules()):
+        return True
+    device = next(network.parameters()).device
+    try:
+        with preserve_rng_state(device), torch.no_grad(), _train_mode(network), autocast():
+            logits_without_trace(network, split_inputs(examples(1))[0])
+    except ValueError as error:
+        return ONE_VALUE not in str(error)
+    except (RuntimeError, TypeError, IndexError):  # of another cause, which training tells
+        return True
+    return True
+
+
 def make_base_loss(args: FaMUSTrainingArguments, model: Any, train: Any) -> PerExampleLoss:
     """Return the per-example loss that the settings name.
 
@@ -231,7 +259,7 @@ def _ones(network: nn.Module) -> dict[str, Tensor]:
 
 def _report_attention(network: nn.Module, environment: Environment) -> None:
     args = environment.args
-    inputs, _, _ = split_inputs(environment.train_examples(min(8, args.train_batch_size)))
+    inputs, _, _ = split_inputs(environment.train_examples(min(8, max(2, args.train_batch_size))))
     with environment.autocast():
         sentence = report_attention(network, inputs, Timer(args.device).now)
     if sentence is not None and args.should_log:
@@ -292,7 +320,7 @@ def _check_scaling(network: nn.Module, environment: Environment) -> None:
 def _measure_costs(network: nn.Module, environment: Environment, meta: MetaUpdate) -> LayerCosts:
     """Measure costs on a training batch and a meta batch of the sizes that training will see."""
     args = environment.args
-    inputs, labels, _ = split_inputs(environment.train_examples(args.train_batch_size))
+    inputs, labels, _ = split_inputs(environment.train_examples(max(2, args.train_batch_size)))
     meta_inputs, meta_labels, _ = split_inputs(environment.meta_examples(args.meta_batch_size or 1))
     with _train_mode(network):
         with environment.autocast(), differentiable_attention():
@@ -312,13 +340,14 @@ def _measure_costs(network: nn.Module, environment: Environment, meta: MetaUpdat
 
 @contextmanager
 def _train_mode(model: nn.Module) -> Iterator[None]:
-    """Have the network in train mode in the body, and then in the mode that it was in."""
-    was_training = model.training
+    """Have the network in train mode in the body, and then each of its modules in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
     model.train()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module, was_training in modes.items():
+            module.training = was_training
 
 
 def first_examples(dataset: Any, count: int) -> list[Any]:

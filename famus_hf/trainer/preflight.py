@@ -1,6 +1,7 @@
 """What FaMUSTrainer refuses before training starts, each in one sentence: what was seen, what is allowed."""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -364,6 +365,50 @@ def check_labels(
                 f"{len(wrong)} labels of the {name} set are not {allowed} (the first is {wrong[0]}): "
                 "remove these examples or build the model with more classes"
             )
+
+
+def check_batches_of_one(
+    args: FaMUSTrainingArguments, train: Any, meta: Any, is_filled_up: bool, takes_one: Callable[[], bool]
+) -> None:
+    """Raise SettingsError where a process is given a batch of one example, and the network does not take it.
+
+    Args:
+        args: The settings.
+        train: None where its batches hold several examples in any case.
+        meta: None in plain training.
+        is_filled_up: Whether the last training batches of several processes are filled up.
+        takes_one: Whether the network takes one example in training; asked only where it matters.
+    """
+    train_size, meta_size = args.train_batch_size, args.meta_batch_size or 0
+    batches = {
+        f"per_device_train_batch_size={train_size} makes batches": (
+            train is not None and train_size == 1,
+            "raise it to at least 2",
+        ),
+        f"the last of the batches of {train_size} training examples is one": (
+            train is not None and not (args.world_size > 1 and is_filled_up) and _ends_with_one(args, train),
+            "set dataloader_drop_last to True, or another per_device_train_batch_size",
+        ),
+        f"meta_batch_size={meta_size} and the meta set make batches": (
+            meta is not None and min(meta_size * args.world_size, len(meta)) // args.world_size == 1,
+            f"raise meta_batch_size to at least 2, with at least {2 * args.world_size} meta examples",
+        ),
+    }
+    for which, (is_of_one, advice) in batches.items():
+        if is_of_one and not takes_one():
+            raise SettingsError(
+                f"{which} of a single example, of which batch norm in this network can't take statistics: {advice}"
+            )
+
+
+def _ends_with_one(args: FaMUSTrainingArguments, train: Any) -> bool:
+    """Return whether training gets to a last batch of an epoch that holds one example."""
+    is_cut = args.dataloader_drop_last or args.balanced_batches_per_epoch is not None or not has_length(train)
+    if is_cut or len(train) % args.train_batch_size != 1:
+        return False
+    whole, accumulated = len(train) // args.train_batch_size, args.gradient_accumulation_steps
+    steps = math.ceil(args.num_train_epochs * -(-(whole + 1) // accumulated))
+    return (args.max_steps if args.max_steps > 0 else steps) * accumulated > whole
 
 
 def check_no_copies(train: ModelInputs, meta: ModelInputs) -> None:

@@ -156,6 +156,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         if self._given[0] is None and self.args.meta_learner == "none":
             if self.compute_loss_func is None:
                 self._check_labels(may_be_ignored=True)
+            self._check_batches_of_one(self.train_dataset, None)
             return
         preflight.check_meta_set(self.args, self.train_dataset, self.meta_dataset)
         if self.meta_dataset is None:
@@ -170,6 +171,12 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         preflight.check_meta_learning_is_possible(args, self.model, train, meta, self.accelerator)
         preflight.check_loss_function(self.compute_loss_func)
         self._check_labels()
+        self._check_batches_of_one(train, meta)
+
+    def _check_batches_of_one(self, train: Any, meta: Any) -> None:
+        examples = partial(self._first_batch, self.model, self.train_dataset)
+        takes_one = partial(factory.takes_one_example, self.model, examples, self.accelerator.autocast)
+        preflight.check_batches_of_one(self.args, train, meta, self.accelerator.even_batches, takes_one)
 
     def _check_labels(self, may_be_ignored: bool = False) -> None:
         train, meta = self.train_dataset, self.meta_dataset

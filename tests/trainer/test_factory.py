@@ -1,9 +1,14 @@
 """What a trainer is set up with: the sampler and its losses, and the derivative that works with the network."""
 
+import copy
+from contextlib import nullcontext
+
 import pytest
 import torch
+from transformers import default_data_collator
 
 from famus_hf import AllLayers, FaMUSTrainer, LearnedSampler
+from famus_hf.trainer.factory import takes_one_example
 from tests.helpers.models import PlainModule, build_model
 from tests.helpers.trainers import Examples, make_args, make_trainer
 
@@ -57,3 +62,19 @@ def test_plain_and_meta_training_start_from_the_same_random_state_where_examples
         FaMUSTrainer(model, make_args(tmp_path, **settings), train_dataset=Drawing(40), **meta)
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
+
+
+def test_asking_a_network_for_one_example_leaves_no_trace():
+    network = build_model("batch norm", torch.float32)
+    network.append = torch.nn.Dropout(0.5)
+    network.classifier.register_forward_hook(lambda module, inputs, output: network.append(output))
+    network.eval()
+    network.append.train()
+    before, modes = copy.deepcopy(network.state_dict()), [module.training for module in network.modules()]
+    random_state = torch.get_rng_state()
+    batches = [default_data_collator([Examples(1)[0]])]
+    assert takes_one_example(network, lambda count: batches.pop(), nullcontext) and not batches
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert takes_one_example(build_model("vit"), lambda count: batches.pop(), nullcontext), "it is not asked"

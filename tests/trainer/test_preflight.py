@@ -1,15 +1,19 @@
 """What is refused before training: trainer/preflight.py, training_args_checks.py, and settings of training_args.py."""
 
+import copy
 import json
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
 from famus_hf import FaMUSTrainer
-from famus_hf.errors import DataError
+from famus_hf.errors import DataError, SettingsError
 from famus_hf.metrics import compute_accuracy
-from tests.helpers.models import build_model
+from famus_hf.trainer import preflight
+from famus_hf.two_networks.trainer import TwoNetworkTrainer
+from tests.helpers.models import PlainModule, TwoModels, build_model
 from tests.helpers.trainers import Examples, make_args, make_trainer
 
 REFUSED = {
@@ -98,10 +102,15 @@ def test_a_setting_may_come_as_number_word_tuple_or_from_numpy(tmp_path, name):
     assert make_args(tmp_path, candidate_layers=6).num_candidate_layers == 6
 
 
-def test_a_preset_fills_in_what_is_left_at_its_default(tmp_path):
+def test_a_preset_fills_in_what_is_left_at_its_default(tmp_path, caplog):
     fast = make_args(tmp_path, preset="fast", per_device_train_batch_size=10)
     assert (fast.layer_sampler, fast.candidate_layers, fast.virtual_scope) == ("all", "4", "candidates")
     assert fast.meta_batch_size == 2
+    with caplog.at_level("WARNING", "famus_hf"):
+        assert make_args(tmp_path, preset="fast", per_device_train_batch_size=6).meta_batch_size == 2
+    assert [record.message for record in caplog.records] == [
+        "preset 'fast' takes meta batches of 2, more than a quarter of per_device_train_batch_size=6"
+    ]
     mine = make_args(tmp_path, preset="fast", candidate_layers="2", meta_batch_size=9)
     assert (mine.layer_sampler, mine.candidate_layers, mine.meta_batch_size) == ("all", "2", 9)
     assert make_args(tmp_path).meta_batch_size == make_args(tmp_path).per_device_train_batch_size == 8
@@ -183,6 +192,86 @@ def test_examples_without_labels_are_refused(tmp_path):
     data = [{"pixel_values": torch.randn(3, 8, 8)}] * 8
     with pytest.raises(DataError, match="hold no labels"):
         FaMUSTrainer(build_model("vit", torch.float32), make_args(tmp_path, meta_learner="none"), train_dataset=data)
+
+
+class PooledBatchNorm(PlainModule):
+    """Batch norm after pooling, to which an example is one value for each channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(3)
+
+    def forward(self, pixel_values, labels=None):
+        return {"logits": self.linear(self.norm(pixel_values.mean((2, 3))))}
+
+
+def trainer_of_few(folder, model, train=40, meta=11, kind=FaMUSTrainer, **settings):
+    data = {"train_dataset": Examples(train), "meta_dataset": Examples(meta, 1000) if meta else None}
+    return kind(model, make_args(folder, **settings), **data)
+
+
+PLAIN, KEPT = {"meta_learner": "none"}, {"dataloader_drop_last": False}
+OF_ONE = {
+    "training batch": ({"per_device_train_batch_size": 1, "meta_batch_size": 8}, "raise it to at least 2"),
+    "plain training batch": ({"per_device_train_batch_size": 1, **PLAIN}, "raise it to at least 2"),
+    "last batch": ({**KEPT, "train": 25}, "set dataloader_drop_last to True"),
+    "last plain batch": ({**KEPT, **PLAIN, "train": 25}, "set dataloader_drop_last to True"),
+    "last of accumulated ones": (
+        {**KEPT, **PLAIN, "train": 25, "gradient_accumulation_steps": 3, "max_steps": 2}, "dataloader_drop_last"
+    ),
+    "a set of one": ({**KEPT, **PLAIN, "train": 1}, "set dataloader_drop_last to True"),
+    "meta batch": ({"meta_batch_size": 1}, "raise meta_batch_size to at least 2, with at least 2 meta"),
+    "pseudo-clean meta batch": ({"meta_batch_size": 1, "meta": 0}, "raise meta_batch_size"),
+    "meta set": ({"meta": 1}, "raise meta_batch_size"),
+    "meta batch of two networks": (
+        {"meta_batch_size": 1, "meta": 0, "plain_warmup_epochs": 1, "layer_sampler": "all", "kind": TwoNetworkTrainer},
+        "raise meta_batch_size",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OF_ONE)
+def test_batches_of_one_are_refused_only_where_batch_norm_has_one_value(tmp_path, case):
+    settings, advice = OF_ONE[case]
+    is_pair = settings.get("kind") is TwoNetworkTrainer
+    pooled, spatial = (
+        TwoModels(build(), build()) if is_pair else build()
+        for build in (PooledBatchNorm, lambda: build_model("batch norm", torch.float32))
+    )
+    before = copy.deepcopy(pooled.state_dict())
+    with pytest.raises(SettingsError, match=f"of a single example.*{advice}"):
+        trainer_of_few(tmp_path, pooled, **settings)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pooled.state_dict().items())
+    trainer_of_few(tmp_path, spatial, **{"max_steps": 4, **settings}).train()
+
+
+ENOUGH = {
+    "the last batch dropped": {"train": 25},
+    "the last batch not reached": {**KEPT, "train": 25, "max_steps": 3},
+    "nor by epochs": {**KEPT, "train": 25, "max_steps": -1, "num_train_epochs": 0.75},
+    "a last batch of two": {**KEPT, "train": 26},
+    "a preset": {"preset": "fast", "per_device_train_batch_size": 4},
+    "two networks": {"per_device_train_batch_size": 1, "meta_batch_size": 2, "kind": TwoNetworkTrainer, "meta": 0,
+                     "layer_sampler": "all", "plain_warmup_epochs": 0.1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ENOUGH)
+def test_batches_of_several_train_through_any_batch_norm(tmp_path, case):
+    is_pair = ENOUGH[case].get("kind") is TwoNetworkTrainer
+    model = TwoModels(PooledBatchNorm(), PooledBatchNorm()) if is_pair else PooledBatchNorm()
+    trainer_of_few(tmp_path, model, **ENOUGH[case]).train()
+
+
+def test_of_several_processes_the_last_batches_are_filled_up(tmp_path):
+    args = make_args(tmp_path, **KEPT)
+    takes_one = iter([False]).__next__
+    with patch.object(type(args), "world_size", property(lambda self: 2)):
+        preflight.check_batches_of_one(args, range(25), None, True, takes_one)
+        with pytest.raises(SettingsError, match="the last of the batches"):
+            preflight.check_batches_of_one(args, range(25), None, False, takes_one)
+        with pytest.raises(SettingsError, match="with at least 4 meta examples"):
+            preflight.check_batches_of_one(args, range(25), range(3), True, lambda: False)
 
 
 def test_a_trainer_for_evaluation_alone_needs_no_training_data(tmp_path):
