@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, Value
 
 from famus_hf.core.meta_learners import MetaLearner, raw_weights
 from famus_hf.data.inputs.convert import raw_modality
+from famus_hf.data.media.examples import file_names
 from famus_hf.data.media.modalities import TEXT
 from famus_hf.data.per_example import PerExample
 from famus_hf.reporting.figures.label_report import draw_report
@@ -168,24 +167,9 @@ def details_of(dataset: Any) -> dict[str, list[str | None]]:
         return {}
     if modality is TEXT:
         return {name: [_beginning(text) for text in raw[name]] for name in TEXT_COLUMNS if name in raw.column_names}
-    names = _file_names(raw, modality.column)
+    names = file_names(raw, modality.column)
     return {} if names is None else {"file": names}
 
 
 def _beginning(text: str | None) -> str | None:
     return text if text is None or len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 1]}…"
-
-
-def _file_names(raw: Dataset, name: str) -> list[str | None] | None:
-    """Return folder and name of each example's file, as in `cats/7.png`; None where they have no files.
-
-    The files are not read: of a data set that holds them itself, they would be all of its bytes.
-    """
-    column = raw.data.column(name)  # of all rows, as they were before `select` and `shuffle`
-    if not pa.types.is_struct(column.type) or column.type.get_field_index("path") < 0:
-        return None
-    paths = pc.struct_field(column, "path")
-    if raw._indices is not None:
-        paths = paths.take(raw._indices.column(0))
-    names = [None if path is None else "/".join(Path(path).parts[-2:]) for path in paths.to_pylist()]
-    return names if any(names) else None

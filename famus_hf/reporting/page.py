@@ -19,6 +19,7 @@ from scipy.io import wavfile
 
 from famus_hf.data.inputs.audio_inputs import UNREADABLE, content_of, decode
 from famus_hf.data.load import load_noisy_dataset
+from famus_hf.data.media.images import as_stored, decoded
 from famus_hf.errors import reason_of
 from famus_hf.reporting.figures.label_report import OF_REPORT, SHEET
 from famus_hf.reporting.figures.run_records import RunRecords, read_run
@@ -176,24 +177,26 @@ def files_of(source: Mapping[str, Any], indices: list[int]) -> tuple[dict[int, s
     kind = next((kind for kind in SHOW if kind in train.features), None)
     if kind is None:
         return {}, ""
-    rows = {index: row for row, index in enumerate(train["index"][:])}
-    files = {index: SHOW[kind](train[rows[index]][kind]) for index in indices if index in rows}
+    train, rows = as_stored(train), {index: row for row, index in enumerate(train["index"][:])}
+    files = {index: SHOW[kind](train, rows[index]) for index in indices if index in rows}
     return {index: uri for index, uri in files.items() if uri is not None}, ""
 
 
-def _thumbnail(image: Any) -> str:
-    """Return a small copy of an image."""
-    small = image.convert("RGB")
+def _thumbnail(dataset: Dataset, row: int) -> str | None:
+    """Return a small copy of an image; None where it can't be read."""
+    small = decoded(dataset, row)
+    if small is None:
+        return None
     small.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
     small.save(file, format="png")
     return data_uri(file.getvalue(), "image/png")
 
 
-def _clip(recording: dict[str, Any] | None) -> str | None:
+def _clip(dataset: Dataset, row: int) -> str | None:
     """Return the beginning of a recording as WAV of one channel; None where it can't be read."""
     try:
-        samples, rate = decode(content_of(recording))
+        samples, rate = decode(content_of(dataset[row]["audio"]))
     except UNREADABLE:
         return None
     samples = samples[: min(SECONDS * rate, MAX_SAMPLES)].clip(-1, 1)
@@ -202,7 +205,7 @@ def _clip(recording: dict[str, Any] | None) -> str | None:
     return data_uri(file.getvalue(), "audio/wav")
 
 
-SHOW: dict[str, Callable[[Any], str | None]] = {"image": _thumbnail, "audio": _clip}
+SHOW: dict[str, Callable[[Dataset, int], str | None]] = {"image": _thumbnail, "audio": _clip}
 
 
 # ---- The page ----

@@ -109,9 +109,11 @@ class ClassifierMixin(Base):
 
     def evaluate(self, eval_dataset: Any = None, *arguments: Any, **keywords: Any) -> dict[str, float]:
         with self.training_time.stopped():
-            inputs = as_model_inputs(self.form.of(eval_dataset, "the evaluation set"), self.processing_class)
+            whose = "the evaluation set"
+            inputs = as_model_inputs(self.form.of(eval_dataset, whose), self.processing_class, whose)
             return super().evaluate(inputs, *arguments, **keywords)
 
     def predict(self, test_dataset: Any, *arguments: Any, **keywords: Any) -> Any:
-        inputs = as_model_inputs(self.form.of(test_dataset, "the test set"), self.processing_class)
+        whose = "the test set"
+        inputs = as_model_inputs(self.form.of(test_dataset, whose), self.processing_class, whose)
         return super().predict(inputs, *arguments, **keywords)

@@ -105,11 +105,12 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
             check_settings(modality, args)
         processing_class = processor_for(processing_class, model, train_dataset, args)
         convert = partial(as_model_inputs, processor=training_processor(processing_class, args))
-        train_inputs = convert(train_dataset, shuffle_seed=args.data_seed)
+        train_inputs = convert(train_dataset, name="the training set", shuffle_seed=args.data_seed)
         if data_collator is None and isinstance(train_inputs, RecordingInputs):
             data_collator = RecordingCollator(processing_class, model)
         self.training_time = TrainingTime()
-        eval_inputs = as_model_inputs(self.form.of(eval_dataset, "the evaluation set"), processing_class)
+        eval_dataset = self.form.of(eval_dataset, "the evaluation set")
+        eval_inputs = as_model_inputs(eval_dataset, processing_class, "the evaluation set")
         super().__init__(
             model, args, data_collator, train_inputs, eval_inputs, processing_class, *arguments, **keywords
         )
@@ -118,7 +119,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         self.model_accepts_loss_kwargs = False  # each micro-batch is normalised by itself
         self.processes = Processes(args.process_index, args.world_size, args.device)
         self.augmentation = make_augmentation(args, processing_class)
-        self.meta_dataset = convert(self.form.of(meta_dataset, "the meta set"))
+        self.meta_dataset = convert(self.form.of(meta_dataset, "the meta set"), name="the meta set")
         self.guard = NonFiniteGuard(args.nan_policy, self.processes, lambda: self.accelerator.scaler)
         self.metrics = MeanMetrics()
         self.evaluate_examples = self._make_evaluator()

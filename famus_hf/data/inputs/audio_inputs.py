@@ -19,9 +19,10 @@ from transformers import DataCollatorWithPadding, SequenceFeatureExtractor
 from transformers.utils import logging
 
 from famus_hf.data.inputs import model_inputs
-from famus_hf.data.media.images import SHOW_FROM, refuse_unreadable
+from famus_hf.data.media.examples import refuse_broken
+from famus_hf.data.media.images import SHOW_FROM
 from famus_hf.data.media.modalities import AUDIO
-from famus_hf.errors import DataError, first_few, reason_of
+from famus_hf.errors import DataError, reason_of
 
 if TYPE_CHECKING:
     from famus_hf.training_args import FaMUSTrainingArguments
@@ -44,6 +45,7 @@ class RecordingInputs(model_inputs.ModelInputs):
     Args:
         dataset: Columns `audio`, `label` and any of `index`, `clean_label`.
         extractor: From transformers.
+        name: Of the data set in sentences.
 
     Raises:
         DataError: Some recordings can't be read, are empty or hold no numbers; says how many and which.
@@ -52,8 +54,8 @@ class RecordingInputs(model_inputs.ModelInputs):
     modality = AUDIO
     words = "sample for sample"
 
-    def __init__(self, dataset: Dataset, extractor: SequenceFeatureExtractor):
-        super().__init__(dataset, extractor)
+    def __init__(self, dataset: Dataset, extractor: SequenceFeatureExtractor, name: str = "the data set"):
+        super().__init__(dataset, extractor, name)
         feature = dataset.features["audio"]
         if not isinstance(feature, Audio):
             raise DataError(f"column 'audio' holds {feature}, which is no recording: cast it to datasets.Audio")
@@ -91,12 +93,15 @@ class RecordingInputs(model_inputs.ModelInputs):
                 if size > model_inputs.MEMORY_LIMIT:
                     self._kept = None
         if len(unreadable) == len(self) > 0:
-            raise DataError(f"none of {len(self)} recordings can be read ({reason}): check the audio column")
-        refuse_unreadable(unreadable, len(self), self.records.get("index"), AUDIO.things)
+            raise DataError(
+                f"none of {len(self)} recordings of {self.name} can be read ({reason}): check the audio column"
+            )
+        refuse_broken(self.raw, AUDIO, unreadable, self.name, self.records.get("index"))
         if cut:
             seconds = f"{self.processor.max_length_seconds:g} seconds"
             logger.warning(
-                f"{cut} of {len(self)} recordings are longer than {seconds} and are cut: max_length_seconds sets where"
+                f"{cut} of {len(self)} recordings of {self.name} are longer than {seconds} and are cut: "
+                "max_length_seconds sets where"
             )
 
     def _wave(self, row: int) -> tuple[np.ndarray, bool]:
@@ -151,10 +156,9 @@ def check_long_enough(datasets: Iterable[Any], network: Any) -> None:
         if count_frames is not None and isinstance(dataset, RecordingInputs):
             short = (count_frames(torch.tensor(dataset.lengths)) < 1).nonzero().flatten().tolist()
             if short:
-                index = dataset.records.get("index", range(len(dataset)))
                 raise DataError(
-                    f"{len(short)} of {len(dataset)} recordings are too short for the network (index "
-                    f"{first_few([index[row] for row in short])}, the shortest of {min(dataset.lengths)} samples at "
+                    f"{len(short)} of {len(dataset)} recordings of {dataset.name} are too short for the network "
+                    f"({dataset.named(short)}; the shortest has {min(dataset.lengths)} samples at "
                     f"{dataset.processor.sampling_rate} Hz): leave them out"
                 )
 

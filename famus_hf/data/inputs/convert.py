@@ -31,28 +31,33 @@ def raw_modality(dataset: Any) -> Modality | None:
     return None
 
 
-def as_model_inputs(dataset: Any, processor: Any, shuffle_seed: int | None = None) -> Any:
+def as_model_inputs(dataset: Any, processor: Any, name: str = "the data set", shuffle_seed: int | None = None) -> Any:
     """Return `ModelInputs` of a raw data set, and anything else as it is.
 
     The same data set under the same settings is processed once, for as long as somebody holds the result.
-    `shuffle_seed` is for streams, which no sampler shuffles.
+
+    Args:
+        dataset: Of whatever form, or a dictionary of them.
+        processor: See `processor_for`.
+        name: What sentences call the data set, as in "the training set".
+        shuffle_seed: For streams, which no sampler shuffles.
     """
     if isinstance(dataset, dict):
-        return {name: as_model_inputs(split, processor) for name, split in dataset.items()}
+        return {key: as_model_inputs(split, processor, f"{name} {key!r}") for key, split in dataset.items()}
     modality = raw_modality(dataset)
     if modality is None or processor is None:
         return dataset
     if isinstance(dataset, IterableDataset):
         if modality is not IMAGE:
             raise DataError(f"{modality.things} are not read from a stream: load the data set without streaming")
-        return StreamedInputs(dataset, processor, shuffle_seed)
+        return StreamedInputs(dataset, processor, shuffle_seed, name)
     settings = _settings_of(processor)
     if settings is None:
-        return INPUTS[modality](dataset, processor)  # a callable of unknown settings
+        return INPUTS[modality](dataset, processor, name)  # a callable of unknown settings
     key = (dataset._fingerprint, settings)
     inputs = _in_use.get(key)
     if inputs is None:
-        inputs = _in_use[key] = INPUTS[modality](dataset, processor)
+        inputs = _in_use[key] = INPUTS[modality](dataset, processor, name)
     return inputs
 
 

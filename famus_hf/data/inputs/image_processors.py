@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from famus_hf.data.inputs.augmentation import Augmentation
-from famus_hf.data.media.images import decoded
+from famus_hf.data.media.images import as_stored, decoded
 from famus_hf.errors import DataError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def sample_images(dataset: Dataset | IterableDataset) -> list[PILImage]:
         first = list(dataset.take(STATISTICS_SAMPLES))
         dataset = Dataset.from_list(first, features=dataset.features).cast_column("image", Image())
     rows = np.random.default_rng(0).permutation(len(dataset))[:STATISTICS_SAMPLES]
+    dataset = as_stored(dataset)
     return [image for row in np.sort(rows) if (image := decoded(dataset, int(row))) is not None]
 
 

@@ -1,6 +1,6 @@
 """A raw data set as what a model takes; each modality has a class (`image_inputs`, `text_inputs`, `audio_inputs`)."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 
 from famus_hf.data.labels.noise import realised_noise_rate
+from famus_hf.data.media.examples import named
 from famus_hf.data.media.modalities import Modality
 
 MEMORY_LIMIT = 2 * 1024**3  # bytes of processed examples kept in memory; larger sets are processed as they come
@@ -19,6 +20,7 @@ class ModelInputs(torch.utils.data.Dataset):
     Args:
         dataset: The columns of a modality, `label` and any of `index`, `clean_label`.
         processor: What makes inputs of them, from transformers.
+        name: Of the data set in sentences, as in "the training set".
 
     Attributes:
         raw: The examples alone, as they came.
@@ -30,8 +32,8 @@ class ModelInputs(torch.utils.data.Dataset):
     modality: Modality
     words: str
 
-    def __init__(self, dataset: Dataset, processor: Any):
-        self.processor = processor
+    def __init__(self, dataset: Dataset, processor: Any, name: str = "the data set"):
+        self.processor, self.name = processor, name
         column = self.modality.column
         self.raw = dataset.select_columns([name for name in (column, f"{column}_pair") if name in dataset.column_names])
         columns = {"labels": "label", "index": "index", "clean_label": "clean_label"}
@@ -48,6 +50,10 @@ class ModelInputs(torch.utils.data.Dataset):
     def contents(self) -> Iterable[Hashable] | None:
         """Return the content of each example, by which the same ones are told; None where it is not at hand."""
         raise NotImplementedError
+
+    def named(self, rows: Sequence[int]) -> str:
+        """Return what the first few of these examples are called in sentences: their files, or their numbers."""
+        return named(self.raw, self.modality.column, rows, self.records.get("index"))
 
     def _inputs(self, rows: list[int]) -> list[dict[str, Any]]:
         """Return the network's inputs of these examples."""

@@ -6,10 +6,15 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Image, IterableDataset
+from PIL.Image import Image as PILImage
 from transformers import BaseImageProcessor
+from transformers.utils import logging
 
-from famus_hf.data.media.images import UNREADABLE
+from famus_hf.data.media.examples import file_name
+from famus_hf.data.media.images import UNREADABLE, check_image_formats, rgb_and_remarks
 from famus_hf.errors import DataError
+
+logger = logging.get_logger(__name__)
 
 SHUFFLE_BUFFER = 10_000  # examples in memory that the next one is drawn from
 
@@ -35,6 +40,7 @@ class StreamedInputs(torch.utils.data.IterableDataset):
         stream: Columns `image`, `label`, `index`, `clean_label`.
         image_processor: From transformers.
         shuffle_seed: With the epoch it decides the order, drawn from a buffer of 10 000 examples; None keeps it.
+        name: Of the stream in sentences.
 
     Attributes:
         realised_noise_rate: Share of wrong labels among the examples that came by, or None.
@@ -45,9 +51,11 @@ class StreamedInputs(torch.utils.data.IterableDataset):
         stream: IterableDataset,
         image_processor: BaseImageProcessor | Callable,
         shuffle_seed: int | None = None,
+        name: str = "the data set",
     ):
         self.stream, self.image_processor = stream, image_processor
-        self.shuffle_seed, self.epoch = shuffle_seed, 0
+        self.shuffle_seed, self.epoch, self.name = shuffle_seed, 0, name
+        self._said: set[str] = set()
         self._seen = self._wrong = 0
 
     @property
@@ -63,13 +71,24 @@ class StreamedInputs(torch.utils.data.IterableDataset):
         order = self.stream if self.shuffle_seed is None else _shuffled(self.stream, (self.shuffle_seed, self.epoch))
         for example in order:
             inputs = {"labels": example["label"], "index": example["index"]}
-            try:
-                image = Image().decode_example(example["image"]).convert("RGB")
-            except UNREADABLE as error:
-                raise DataError(f"the image of row {example['index']} can't be read: remove or repair it") from error
+            image = self._read(example)
             inputs["pixel_values"] = self.image_processor([image], return_tensors="pt")["pixel_values"][0]
             if example["clean_label"] is not None:
                 inputs["clean_label"] = example["clean_label"]
                 self._seen += 1
                 self._wrong += example["clean_label"] != example["label"]
             yield inputs
+
+    def _read(self, example: dict[str, Any]) -> PILImage:
+        """Return the image of an example in RGB. Of each remark on it that is the first of its kind, warn."""
+        path = (example["image"] or {}).get("path")
+        which = file_name(path) if path else f"row {example['index']}"
+        try:
+            rgb, remarks = rgb_and_remarks(Image().decode_example(example["image"]))
+        except UNREADABLE as error:
+            check_image_formats([path or ""])
+            raise DataError(f"an image of {self.name} can't be read ({which}): remove or repair it") from error
+        for remark in set(remarks) - self._said:
+            logger.warning(f"some images of {self.name} {remark} ({which} is the first of them)")
+        self._said |= set(remarks)
+        return rgb

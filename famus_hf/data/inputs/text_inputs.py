@@ -14,7 +14,7 @@ from transformers.utils import logging
 from famus_hf.data.inputs.model_inputs import ModelInputs, Ragged
 from famus_hf.data.media.images import SHOW_FROM
 from famus_hf.data.media.modalities import TEXT
-from famus_hf.errors import DataError, first_few
+from famus_hf.errors import DataError
 
 if TYPE_CHECKING:
     from famus_hf.training_args import FaMUSTrainingArguments
@@ -35,6 +35,7 @@ class TextInputs(ModelInputs):
     Args:
         dataset: Columns `text`, perhaps `text_pair`, `label` and any of `index`, `clean_label`.
         tokenizer: From transformers.
+        name: Of the data set in sentences.
 
     Raises:
         DataError: All texts are empty.
@@ -43,8 +44,8 @@ class TextInputs(ModelInputs):
     modality = TEXT
     words = "word for word"
 
-    def __init__(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase):
-        super().__init__(dataset, tokenizer)
+    def __init__(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, name: str = "the data set"):
+        super().__init__(dataset, tokenizer, name)
         self._report_empty()
         arrays: dict[str, list[np.ndarray]] = {}
         lengths: list[int] = []
@@ -57,8 +58,8 @@ class TextInputs(ModelInputs):
         cut = sum(length > tokenizer.model_max_length for length in lengths)
         if cut:
             logger.warning(
-                f"{cut} of {len(self)} texts are longer than {tokenizer.model_max_length} tokens and are cut (the "
-                f"longest has {max(lengths)}): max_seq_length sets where"
+                f"{cut} of {len(self)} texts of {self.name} are longer than {tokenizer.model_max_length} tokens and "
+                f"are cut (the longest has {max(lengths)}): max_seq_length sets where"
             )
 
     def contents(self) -> Iterable[Hashable] | None:
@@ -75,10 +76,11 @@ class TextInputs(ModelInputs):
         if not empty:
             return
         if len(empty) == len(self):
-            raise DataError(f"all of {len(self)} texts are empty: check the text column")
-        index = self.records.get("index", range(len(self)))
-        names = first_few((index[row] for row in sorted(empty)), 5)
-        logger.warning(f"{len(empty)} of {len(self)} texts are empty (index {names}): nothing can be learned from them")
+            raise DataError(f"all of {len(self)} texts of {self.name} are empty: check the text column")
+        logger.warning(
+            f"{len(empty)} of {len(self)} texts of {self.name} are empty ({self.named(sorted(empty))}): nothing can be "
+            "learned from them"
+        )
 
     def _tokenize(self, texts: list[list[str]], lengths: list[int]) -> dict[str, list[list[int]]]:
         """Return input name → tokens of each text, cut. Their numbers before they were cut go to `lengths`."""

@@ -9,6 +9,7 @@ from datasets import Dataset
 from PIL.Image import Image
 
 from famus_hf.data.inputs.convert import raw_modality
+from famus_hf.data.media.images import as_rgb, as_stored
 from famus_hf.data.media.modalities import IMAGE
 from famus_hf.reporting.figures.style import RIGHT, UNKNOWN, WRONG, new_figure, new_plot, save, short
 from famus_hf.storage.run_folder import FIGURES
@@ -52,6 +53,7 @@ def _images(dataset: Any, index: Sequence[int]) -> list[Image]:
     if records is None and "index" in images.column_names:
         numbers = images["index"][:]
     rows = {number: row for row, number in enumerate(range(len(images)) if numbers is None else numbers)}
+    images = as_stored(images)
     return [images[rows[number]]["image"] for number in index]
 
 
@@ -106,7 +108,7 @@ def draw_contact_sheet(report: Dataset, images: Sequence[Image], path: Path) -> 
         top = (place // COLUMNS + 1) * CELL[1] - SIDE - 0.05
         across, down = (SIDE * size / max(image.size) for size in image.size)
         extent = (middle - across / 2, middle + across / 2, top + down, top)
-        axes.imshow(image.convert("RGB"), extent=extent, interpolation="nearest", aspect="auto")
+        axes.imshow(as_rgb(image), extent=extent, interpolation="nearest", aspect="auto")
         given, looks_like = (short(kind.int2str(row[name])) for name, kind in
                         (("label", label), ("predicted_label", predicted)))  # fmt: skip
         words = f"{row['index']}\ngiven {given}\npredicted {looks_like}"

@@ -71,7 +71,8 @@ def test_recordings_that_can_not_be_read_are_counted_and_named(tmp_path):
     data = load_noisy_dataset(str(tmp_path), meta_set="pseudo-clean")["train"]
     extractor = Wav2Vec2FeatureExtractor(sampling_rate=RATE)
     extractor.max_length_seconds = 1.0
-    refused(r"2 of 12 recordings can't be read \(index", RecordingInputs, data, extractor)
+    words = r"2 of 12 recordings of the meta set can't be read \((low/0|high/1).wav, (low/0|high/1).wav\): remove"
+    refused(words, RecordingInputs, data, extractor, "the meta set")
 
 
 def test_features_that_do_not_fit_in_memory_are_not_made_before_training(tmp_path, monkeypatch):
@@ -105,8 +106,10 @@ def make_trainer_of(folder, short, splits=("train", "test"), **settings):
 @pytest.mark.parametrize("settings", [{"meta_learner": "none"}, {}], ids=["plain", "weighed"])
 @pytest.mark.parametrize("split, size", [("train", 24), ("test", 12)])
 def test_recordings_shorter_than_a_frame_are_counted_and_named_before_training(tmp_path, split, size, settings):
+    name = {"train": "the training set", "test": "the evaluation set 'all'"}[split]
     words = (
-        rf"2 of {size} recordings are too short for the network \(index [0-9, ]+, the shortest of 19 samples at 2000"
+        rf"2 of {size} recordings of {name} are too short for the network \(low/[24].wav, low/[24].wav; the shortest "
+        "has 19 samples at 2000 Hz"
     )
     refused(words, lambda: make_trainer_of(tmp_path, 19, [split], **settings))
 
@@ -170,7 +173,8 @@ def test_other_formats_are_read_by_soundfile_and_without_it_it_is_said_what_to_i
     for row, wave in found.items():
         assert np.abs(wave - expected[row]).max() < size and np.corrcoef(wave, expected[row])[0, 1] > 0.98
     monkeypatch.setitem(sys.modules, "soundfile", None)
-    refused(r"none of 8 recordings can be read \(formats other than WAV need pip install soundfile", waves_of, tmp_path)
+    words = r"none of 8 recordings of the data set can be read \(formats other than WAV need pip install soundfile"
+    refused(words, waves_of, tmp_path)
 
 
 def test_spec_augment_masks_by_numpy_and_is_the_same_in_all_passes_over_a_batch():
@@ -283,10 +287,12 @@ def test_the_page_about_a_run_plays_the_suspect_recordings(trained, tmp_path):
 def test_a_clip_is_five_seconds_of_at_most_a_megabyte_and_what_is_broken_has_none(tmp_path):
     for rate, seconds in ((RATE, 5), (192_000, 500_000 / 192_000)):
         wavfile.write(tmp_path / "long.wav", rate, np.zeros((6 * rate, 2), np.float32))
-        uri = page._clip({"bytes": None, "path": str(tmp_path / "long.wav")})
+        uri = page._clip([{"audio": {"bytes": None, "path": str(tmp_path / "long.wav")}}], 0)
         content = base64.b64decode(uri.removeprefix("data:audio/wav;base64,"))
         assert len(decode(content)[0]) == round(seconds * rate) and len(content) < 1.1e6
-    assert page._clip({"bytes": b"RIFF broken", "path": None}) is page._clip(None) is None
+    assert (
+        page._clip([{"audio": {"bytes": b"RIFF broken", "path": None}}], 0) is page._clip([{"audio": None}], 0) is None
+    )
 
 
 def test_a_release_of_an_audio_classifier_is_proven_by_its_pipeline(trained, tmp_path, capsys, monkeypatch):

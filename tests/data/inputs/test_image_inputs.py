@@ -1,17 +1,22 @@
 """What the trainer does to images: sizes and normalisation that were asked for, random crops that resume exactly."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from datasets import Features, Image, Value
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PILImage
 from transformers import ViTImageProcessorPil
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_famus, load_noisy_dataset
+from famus_hf.data.inputs import model_inputs
 from famus_hf.data.inputs.augmentation import META_STREAM, TRAIN_STREAM, Augmentation, make_generator
 from famus_hf.data.inputs.image_inputs import ImageInputs
 from famus_hf.data.inputs.image_processors import default_image_processor
 from tests.helpers.callbacks import SaveAt
-from tests.helpers.datasets import IMAGE_CLASSES, pictures
+from tests.helpers.datasets import IMAGE_CLASSES, pictures, splits_of
+from tests.helpers.hostile import refused
 from tests.helpers.trainers import make_image_trainer
 
 
@@ -237,7 +242,7 @@ def test_unreadable_images_are_counted_and_named():
     broken = broken.cast_column("image", Image())
     processor = default_image_processor(build_backbone("tiny", list("0123456789")), data)
     names = f"{data[5]['index']}, {data[270]['index']}"
-    with pytest.raises(ValueError, match=rf"2 of 300 images can't be read \(index {names}\)"):
+    with pytest.raises(ValueError, match=rf"2 of 300 images of the data set can't be read \(index {names}\)"):
         ImageInputs(broken, processor)
 
 
@@ -263,5 +268,80 @@ def test_images_of_sets_too_large_for_memory_are_checked_before_training(monkeyp
         features=Features({**data.features, "image": {"bytes": Value("binary"), "path": Value("string")}}),
     )
     monkeypatch.setattr("famus_hf.data.inputs.model_inputs.MEMORY_LIMIT", 0)
-    with pytest.raises(ValueError, match=rf"1 of 30 images can't be read \(index {data[7]['index']}\)"):
+    with pytest.raises(ValueError, match=rf"1 of 30 images of the data set can't be read \(index {data[7]['index']}\)"):
         ImageInputs(broken.cast_column("image", Image()), processor)
+
+
+def drawings(folder, count=4):
+    """Of each class as many files, of which the first half has the drawing in alpha alone."""
+    paths = []
+    for row in range(3 * count):
+        grey = pictures(1, row)[0]["image"].convert("L")
+        black = PILImage.new("L", grey.size)
+        paths.append(str(folder / IMAGE_CLASSES[row % 3] / f"{row}.png"))
+        (folder / IMAGE_CLASSES[row % 3]).mkdir(exist_ok=True)
+        (PILImage.merge("LA", (black, grey)) if row < 3 * count / 2 else grey).save(paths[-1])
+    features = pictures(1, 0).features
+    return Dataset.from_dict({"image": paths, "label": [row % 3 for row in range(3 * count)]}, features)
+
+
+@pytest.mark.parametrize("limit", [model_inputs.MEMORY_LIMIT, 0], ids=["in memory", "on the fly"])
+@pytest.mark.parametrize("source", ["files", "bytes", "mode"])
+def test_transparent_images_lie_on_white_and_are_counted(tmp_path, monkeypatch, caught, source, limit):
+    monkeypatch.setattr(model_inputs, "MEMORY_LIMIT", limit)
+    data = drawings(tmp_path)
+    if source == "bytes":
+        files = [Path(file["path"]) for file in data.cast_column("image", Image(decode=False))["image"]]
+        table = {"image": [file.read_bytes() for file in files], "label": data["label"][:]}
+        Dataset.from_dict(table).to_parquet(str(tmp_path / "a.parquet"))
+        data = Dataset.from_parquet(str(tmp_path / "a.parquet"), cache_dir=str(tmp_path / "cache"))
+        data = data.cast_column("image", Image())
+    if source == "mode":
+        data = data.cast_column("image", Image(mode="RGB"))
+    inputs = ImageInputs(data, ViTImageProcessorPil(do_resize=False, do_normalize=False), "the meta set")
+    for row in range(12):
+        drawn = np.asarray(pictures(1, row)[0]["image"].convert("L"), dtype=float)
+        expected = (255 - drawn if row < 6 else drawn) / 255
+        assert np.allclose(inputs[row]["pixel_values"], expected, atol=1e-6)
+    names = "row 0, 1, 2, 3, 4, …" if source == "bytes" else "ant/0.png, bee/1.png, cow/2.png, ant/3.png, bee/4.png, …"
+    assert f"6 of 12 images of the meta set have transparent parts, which lie on white ({names})" in caught.text
+
+
+@pytest.mark.parametrize("limit", [model_inputs.MEMORY_LIMIT, 0], ids=["in memory", "on the fly"])
+def test_images_of_one_colour_are_counted_and_refused_where_all_are_the_same(monkeypatch, caught, limit):
+    monkeypatch.setattr(model_inputs, "MEMORY_LIMIT", limit)
+    processor = ViTImageProcessorPil(do_resize=False)
+    data = splits_of([0, 1, 2], [])["train"]
+    ImageInputs(data, processor)
+    words = "3 of 3 images of the data set are of one colour, in which there is nothing to see (row 0, 1, 2)"
+    assert words in caught.text
+    words = r"all 3 images of the test set are of the same one colour \(row 0, 1, 2\): check how they were stored"
+    refused(words, ImageInputs, data.select([0, 0, 0]), processor, "the test set")
+
+
+@pytest.mark.parametrize("split", ["train", "meta", "evaluation", "later", "predict"])
+def test_broken_images_are_named_with_their_set(tmp_path, split):
+    whole = drawings(tmp_path)
+    Path(whole.cast_column("image", Image(decode=False))[7]["image"]["path"]).write_bytes(b"")
+    broken, whole = whole, whole.select([row for row in range(12) if row != 7])
+
+    def run():
+        trainer = FaMUSTrainer(
+            build_backbone("tiny", IMAGE_CLASSES),
+            FaMUSTrainingArguments(str(tmp_path / "run"), use_cpu=True, per_device_train_batch_size=2),
+            train_dataset=broken if split == "train" else whole.select(range(6)),
+            meta_dataset=broken if split == "meta" else whole.select(range(6, 11)),
+            eval_dataset={"new": broken} if split == "evaluation" else None,
+        )
+        trainer.evaluate(broken) if split == "later" else trainer.predict(broken)
+
+    name = {"train": "training", "evaluation": "evaluation set 'new'", "later": "evaluation", "predict": "test"}
+    name = name.get(split, split)
+    refused(f"1 of 12 images of the {name}( set)? can't be read \\(bee/7.png\\): remove or repair them", run)
+
+
+def test_a_file_that_is_lost_while_training_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_inputs, "MEMORY_LIMIT", 0)
+    inputs = ImageInputs(drawings(tmp_path), ViTImageProcessorPil(do_resize=False), "the training set")
+    (tmp_path / "bee" / "7.png").unlink()
+    refused(r"1 of 12 images of the training set can't be read \(bee/7.png\)", lambda: inputs.__getitems__([3, 7]))

@@ -42,13 +42,13 @@ def test_long_texts_are_cut_and_counted_and_so_are_empty_ones(caught):
     data = texts(6).remove_columns("text").add_column("text", ["sun " * 40, "", None, "ice", "  ", "sun " * 9])
     tokenizer = build_tokenizer()
     tokenizer.model_max_length = 8
-    inputs = TextInputs(data, tokenizer)
+    inputs = TextInputs(data, tokenizer, "the training set")
     assert [len(inputs[row]["input_ids"]) for row in range(6)] == [8, 2, 2, 3, 2, 8]
     assert inputs[0]["input_ids"] == tokenizer("sun " * 40, truncation=True, max_length=8)["input_ids"]
-    assert "2 of 6 texts are longer than 8 tokens and are cut (the longest has 42)" in caught.text
-    assert "3 of 6 texts are empty (index 1, 2, 4)" in caught.text
+    assert "2 of 6 texts of the training set are longer than 8 tokens and are cut (the longest has 42)" in caught.text
+    assert "3 of 6 texts of the training set are empty (index 1, 2, 4)" in caught.text
     empty = texts(2).remove_columns("text").add_column("text", ["", None])
-    refused("all of 2 texts are empty", TextInputs, empty, tokenizer)
+    refused("all of 2 texts of the data set are empty", TextInputs, empty, tokenizer)
 
 
 def test_texts_are_cut_where_the_settings_or_the_network_say(tmp_path):

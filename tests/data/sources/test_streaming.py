@@ -181,7 +181,7 @@ def test_broken_images_are_named_when_they_come(folder, tmp_path):
     broken.to_parquet(str(tmp_path / "train.parquet"))
     whole.select(range(30)).cast_column("picture", Image()).to_parquet(str(tmp_path / "test.parquet"))
     trainer = make_trainer(str(tmp_path), tmp_path / "out")
-    with pytest.raises(ValueError, match="the image of row 50 can't be read"):
+    with pytest.raises(ValueError, match=r"an image of the training set can't be read \(row 50\)"):
         trainer.train()
 
 

@@ -1,0 +1,69 @@
+"""Examples in sentences: what each is called, and which of them can't be read."""
+
+from collections.abc import Sequence
+from pathlib import PurePath
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from famus_hf.data.media.modalities import Modality
+from famus_hf.errors import DataError, first_few
+
+NAMED = 5  # examples of those that a sentence counts
+
+
+def file_name(path: str) -> str:
+    """Return folder and name of a file, as in `cats/7.png`."""
+    return "/".join(PurePath(path).parts[-2:])
+
+
+def file_names(dataset: Dataset, column: str) -> list[str | None] | None:
+    """Return folder and name of each example's file; None where they have no files.
+
+    The files are not read: of a data set that holds them itself, they would be all of its bytes.
+    """
+    stored = dataset.data.column(column)  # of all rows, as they were before `select` and `shuffle`
+    if not pa.types.is_struct(stored.type) or stored.type.get_field_index("path") < 0:
+        return None
+    paths = pc.struct_field(stored, "path")
+    if dataset._indices is not None:
+        paths = paths.take(dataset._indices.column(0))
+    names = [None if path is None else file_name(path) for path in paths.to_pylist()]
+    return names if any(names) else None
+
+
+def named(dataset: Dataset, column: str, rows: Sequence[int], index: Sequence[int] | None = None) -> str:
+    """Return what the first few of these rows are called: their files, else `index 7, 9` or `row 7, 9`.
+
+    Args:
+        dataset: That they are of.
+        column: Which holds the examples.
+        rows: Of the data set.
+        index: Numbers of all its examples. Default: they are known by their rows.
+    """
+    first = rows[: NAMED + 1]
+    word, numbers = ("row", first) if index is None else ("index", [index[row] for row in first])
+    files = file_names(dataset.select(first), column)
+    if files is None:
+        return f"{word} {first_few(numbers, NAMED)}"
+    return first_few((file or f"{word} {number}" for file, number in zip(files, numbers, strict=True)), NAMED)
+
+
+def refuse_broken(
+    dataset: Dataset, modality: Modality, rows: Sequence[int], name: str, index: Sequence[int] | None = None
+) -> None:
+    """Raise DataError that counts and names the examples that can't be read, if there are any.
+
+    Args:
+        dataset: That they are of.
+        modality: Of the examples.
+        rows: Of those that can't be read.
+        name: Of the data set, as in "the training set".
+        index: See `named`.
+    """
+    if rows:
+        which = named(dataset, modality.column, rows, index)
+        raise DataError(
+            f"{len(rows)} of {len(dataset)} {modality.things} of {name} can't be read ({which}): remove or repair them"
+        )
