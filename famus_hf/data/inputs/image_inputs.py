@@ -11,7 +11,6 @@ from transformers import BaseImageProcessor
 from transformers.utils import logging
 
 from famus_hf.data.inputs import model_inputs
-from famus_hf.data.media.examples import file_names
 from famus_hf.data.media.images import (
     BROKEN,
     ONE_COLOUR,
@@ -19,7 +18,7 @@ from famus_hf.data.media.images import (
     UNREADABLE,
     are_of_the_same_colour,
     as_stored,
-    check_image_formats,
+    check_formats_of,
     refuse_unreadable,
     remarks_on,
     rgb_and_remarks,
@@ -54,7 +53,7 @@ class ImageInputs(model_inputs.ModelInputs):
         self.pixel_values: Tensor | None = None
         first = next((row for row in range(len(dataset)) if self._readable(row)), None)
         if first is None and len(dataset):
-            check_image_formats(filter(None, file_names(self.raw, "image") or ()))
+            check_formats_of(self.raw)
             raise DataError(
                 f"none of {len(self)} images of {self.name} can be read ({self.named(range(len(self)))}): check the "
                 "image column"

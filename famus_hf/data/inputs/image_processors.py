@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from famus_hf.data.inputs.augmentation import Augmentation
-from famus_hf.data.media.images import as_stored, decoded
+from famus_hf.data.media.images import as_stored, check_formats_of, decoded
 from famus_hf.errors import DataError
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def default_image_processor(model: Any, dataset: Dataset | IterableDataset) -> B
         return AutoImageProcessor.from_pretrained(source)
     images = sample_images(dataset)
     if not images:
+        if isinstance(dataset, Dataset):
+            check_formats_of(dataset)
         raise DataError("none of the first images of the training set can be read: check the image column")
     width, height = images[0].size
     side = getattr(config, "image_size", None)

@@ -116,8 +116,13 @@ def refuse_unreadable(dataset: Dataset, rows: Sequence[int], name: str, index: S
 
     The arguments are those of `famus_hf.data.media.examples.refuse_broken`.
     """
-    check_image_formats(filter(None, file_names(dataset.select(rows), "image") or ()))
+    check_formats_of(dataset.select(rows))
     refuse_broken(dataset, IMAGE, rows, name, index)
+
+
+def check_formats_of(dataset: Dataset) -> None:
+    """Raise DataError on images that are AVIF or HEIC files, by their names, where these can't be read."""
+    check_image_formats(filter(None, file_names(dataset, "image") or ()))
 
 
 def check_image_formats(paths: Iterable[str | os.PathLike[str]]) -> None:
@@ -177,6 +182,7 @@ def pixel_features(dataset: Dataset, name: str = "the training set") -> np.ndarr
     dataset = as_stored(dataset)
     first = next((image for row in range(len(dataset)) if (image := decoded(dataset, row)) is not None), None)
     if first is None:
+        check_formats_of(dataset)
         raise DataError(f"none of {len(dataset)} images of {name} can be read: check the image column")
     size = (min(first.width, FEATURE_SIZE), min(first.height, FEATURE_SIZE))
     features = np.empty((len(dataset), 3 * size[0] * size[1]), np.uint8)

@@ -1,13 +1,16 @@
 """Data sets that are read as they come: the same labels whatever the order, exact resuming, what a stream can't do."""
 
 import functools
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
 from scipy.stats import chisquare
+from transformers import ViTImageProcessorPil
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_noisy_dataset
 from famus_hf.cli import run as run_famus
@@ -183,6 +186,22 @@ def test_broken_images_are_named_when_they_come(folder, tmp_path):
     trainer = make_trainer(str(tmp_path), tmp_path / "out")
     with pytest.raises(ValueError, match=r"an image of the training set can't be read \(row 50\)"):
         trainer.train()
+
+
+def test_images_of_a_stream_lie_on_white_which_is_said_once(folder, caught):
+    grey = PILImage.fromarray(np.arange(36, dtype=np.uint8).reshape(6, 6))
+    drawn = PILImage.merge("LA", (PILImage.new("L", (6, 6)), grey))
+    whole = load(folder, num_meta=0, noise=0)["train"].take(3)
+    file = io.BytesIO()
+    drawn.save(file, "PNG")
+    rows = [{**row, "image": {"bytes": file.getvalue(), "path": "/data/ant/a.png"}} for row in whole]
+    stream = Dataset.from_list(rows).to_iterable_dataset()
+    inputs = StreamedInputs(stream, ViTImageProcessorPil(do_resize=False, do_normalize=False), None, "the test set")
+    for _ in range(2):
+        for row in inputs:
+            assert np.allclose(row["pixel_values"], 1 - np.asarray(grey) / 255, atol=1e-6)
+    words = "some images of the test set have transparent parts, which lie on white (ant/a.png is the first of them)"
+    assert len({id(record) for record in caught.records if record.message == words}) == 1
 
 
 def test_the_command_line_trains_on_a_stream(folder, tmp_path, capsys):
