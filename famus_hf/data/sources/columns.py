@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers.utils import logging
 
+from famus_hf.data.media.images import check_image_formats
 from famus_hf.data.media.modalities import FILES
 from famus_hf.data.sources.encoded_files import decoded
 from famus_hf.errors import DataError, first_few
@@ -209,6 +210,8 @@ def _files_at_paths(dataset: Dataset, kind: str, folder: Path) -> Dataset:
                 f"{len(wrong)} of {len(names)} {kind} paths {problem} the folder {str(folder)!r} ({shown}): give paths "
                 "from that folder"
             )
+    if kind == "image":
+        check_image_formats(paths)
     return dataset.remove_columns(kind).add_column(kind, list(map(str, paths)))
 
 

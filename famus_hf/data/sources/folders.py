@@ -9,9 +9,9 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDatasetDict, Value, load_from_disk
 from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from transformers.utils import logging
 
+from famus_hf.data.media.images import IMAGE_ENDINGS, check_image_formats
 from famus_hf.data.media.modalities import FILES
 from famus_hf.data.sources import metadata
 from famus_hf.data.sources.class_folders import (
@@ -27,7 +27,7 @@ from famus_hf.errors import DataError, first_few
 logger = logging.get_logger(__name__)
 
 MEDIA = {  # kind of what is stored in files → what several are called, and their endings
-    "image": ("images", frozenset(ImageFolder.EXTENSIONS)),
+    "image": ("images", IMAGE_ENDINGS),
     "audio": ("recordings", frozenset(AudioFolder.EXTENSIONS)),
 }
 NO_DATA = ("readme", "readme.md", "license", "license.txt", "thumbs.db", "desktop.ini")  # beside data, in lower case
@@ -192,7 +192,10 @@ def _media(contents: Contents, kind: str, whole: bool) -> DatasetDict:
     _check_only_media(contents, kind)
     things, where = MEDIA[kind][0], str(contents.folder)
     descriptions = [path for path in contents.files if path.name in metadata.NAMES]
-    names = contents.names([path for path in contents.files if _is_of(kind, path)])
+    media = [path for path in contents.files if _is_of(kind, path)]
+    if kind == "image":
+        check_image_formats(media)
+    names = contents.names(media)
     _check_names(names, where, things)
     files = [tuple(name.split("/")) for name in names]
     splits = (
