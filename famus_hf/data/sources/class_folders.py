@@ -22,7 +22,7 @@ SPLITS = (
     | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 )  # as files and folders call them, in lower case
 SPLIT_WORD = re.compile(rf"(?:^|[^a-z])({'|'.join(SPLITS)})(?:set|data|images|imgs)?(?=[^a-z]|$)")
-SPLIT_LIKE = re.compile(r"trai?n|te?st|val|holdout|hold.out|dev")  # in names that may mean a split
+SPLIT_LIKE = re.compile(r"tr(ai)?n|te?st|val|holdout|hold.out|dev")  # in names that may mean a split
 ADVICE = "name the folders to read with --train_dir and --validation_dir"
 
 
