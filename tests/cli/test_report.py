@@ -1,6 +1,8 @@
 """The page about a run: a real browser shows all that it says, and fetches nothing."""
 
+import base64
 import html
+import io
 import json
 import re
 import shutil
@@ -8,7 +10,8 @@ import subprocess
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from famus_hf.cli import report as script
@@ -112,3 +115,14 @@ def test_a_folder_that_is_no_run_is_refused_in_one_sentence(tmp_path, capsys):
         script.main([str(tmp_path)])
     assert refused.value.code == 2 and capsys.readouterr().err.startswith("report.py: error: ")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_drawing_in_alpha_lies_on_white_and_a_broken_image_is_left_out(tmp_path):
+    drawn = Image.merge("LA", (Image.new("L", (4, 4)), Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4))))
+    drawn.save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"")
+    paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    data = Dataset.from_dict({"image": paths}, features=Features({"image": ImageFeature()}))
+    content = base64.b64decode(pages._thumbnail(data, 0).removeprefix("data:image/png;base64,"))
+    assert (np.asarray(Image.open(io.BytesIO(content)))[..., 0].ravel() == 255 - np.arange(16)).all()
+    assert pages._thumbnail(data, 1) is None

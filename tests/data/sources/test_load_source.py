@@ -65,7 +65,7 @@ WRONG = {
     "not there": (["--dataset_name", "user/none", "--noise", "0.4"], "'user/none' could not be loaded"),
     "broken images": (
         ["--dataset_name", "user/broken", "--noise", "0.4", "--label_column_name", "fine_label"],
-        "images can't be read",
+        "2 of 58 images of the training set can't be read",
     ),
 }
 
