@@ -8,6 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 from datasets import Dataset, Features, Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from famus_hf.data.media.examples import named
 from famus_hf.data.media.images import (
@@ -163,3 +165,46 @@ def test_images_of_phones_and_browsers_are_read(form):
     image = of(GREY, GREY, GREY).resize((64, 64))
     difference = np.asarray(as_rgb(stored(image, form, quality=100)), float) - np.asarray(image)
     assert np.abs(difference).mean() < 5
+
+
+def drawn(kind, values):
+    """The file of an image that shows these greys, floats from 0 to 1 of shape (height, width), and its ending."""
+    if kind == "16 bits":
+        return stored_file(numbers(np.rint(values * 65535), np.uint16), "PNG")
+    if kind == "32 bits":
+        return stored_file(numbers(np.rint(values * 65535), np.int32), "TIFF")
+    if kind == "floats":
+        return stored_file(numbers(values, np.float32), "TIFF")
+    grey = np.rint(values * 255).astype(np.uint8)
+    black, full = np.zeros_like(grey), np.full_like(grey, 255)
+    channels = {
+        "grey": (grey,),
+        "RGB": (grey,) * 3,
+        "whole alpha": (grey, full),
+        "drawn in alpha": (black, black, black, 255 - grey),
+        "drawn in alpha of a colour": (full, full, full, grey),
+    }[kind]
+    return stored_file(of(*channels), "PNG")
+
+
+def stored_file(image, form):
+    return file_of(image, form), {"PNG": ".png", "TIFF": ".tif"}[form]
+
+
+KINDS = ["16 bits", "32 bits", "floats", "grey", "RGB", "whole alpha", "drawn in alpha", "drawn in alpha of a colour"]
+
+
+@pytest.mark.parametrize("count", [30, pytest.param(300, marks=pytest.mark.slow)])
+def test_generated_images_of_every_kind_are_read_as_they_were_drawn(tmp_path, count):
+    @settings(max_examples=count, deadline=None)
+    @given(st.sampled_from(KINDS), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
+    def check(kind, height, width, seed):
+        values = np.random.default_rng(seed).random((height, width))
+        values.flat[0] = 1.0  # so that 32 bits are known from 8 by their largest value
+        content, ending = drawn(kind, values)
+        (tmp_path / f"image{ending}").write_bytes(content)
+        data = Dataset.from_dict({"image": [str(tmp_path / f"image{ending}")]}, features=Features({"image": Image()}))
+        expected = np.full_like(values, 255) if kind == "drawn in alpha of a colour" else values * 255
+        assert np.abs(np.asarray(as_rgb(data[0]["image"])) - expected[..., None]).max() <= 0.5 + 1e-3
+
+    check()
