@@ -50,6 +50,7 @@ setup(
         "bench": ["cleanlab>=2.9", "torchopt>=0.7.3"],
         "audio": ["soundfile>=0.13"],  # formats other than WAV
         "heic": ["pillow-heif>=1.1"],  # photographs of phones
+        "peft": ["peft>=0.21"],  # LoRA
         "timm": ["timm>=1.0.31,<2"],  # brings torchvision, whose build must be that of torch
         "logging": ["tensorboard>=2.20", "trackio", "wandb"],
     },

@@ -15,6 +15,7 @@ from famus_hf.data.media.modalities import modality_of_config
 from famus_hf.errors import LoadError
 from famus_hf.hub.client_errors import downloaded
 from famus_hf.hub.meta_net_files import load_meta_net
+from famus_hf.hub.safe_adapter import is_adapter, load_adapted
 from famus_hf.hub.safe_backbone import check_folder, load_backbone
 from famus_hf.hub.safe_processor import load_processor
 from famus_hf.storage.model_folder import holds_two_networks
@@ -35,7 +36,8 @@ def load_famus(
 ) -> tuple[Any, MetaLearner | None, LayerSampler | None, Any]:
     """Load a folder that a FaMUS run left, from disk or from the Hub.
 
-    Only safetensors and JSON are read; no file is executed and nothing is unpickled.
+    Only safetensors and JSON are read; no file is executed and nothing is unpickled. Of a run that trained adapters of
+    PEFT (LoRA) the network that they adapt is loaded too: from the Hub or, of a local folder, from another one.
 
     Args:
         repo_or_folder: A local folder, or `user/name` on the Hub.
@@ -54,7 +56,8 @@ def load_famus(
         HubError: The Hub does not give it.
     """
     root = Path(repo_or_folder)
-    if not root.is_dir():
+    is_local = root.is_dir()
+    if not is_local:
         prefix = f"{subfolder}/" if subfolder else ""
         ignored_folders = () if subfolder else (LAST_CHECKPOINT, *NETWORKS_APART)
         root = downloaded(
@@ -69,13 +72,17 @@ def load_famus(
         raise LoadError(
             f"subfolder {subfolder!r} leads out of {str(repo_or_folder)!r}: give the name of a folder in it"
         )
-    if not (folder / CONFIG).is_file():
+    if not (folder / CONFIG).is_file() and not is_adapter(folder):
         where = f" in {subfolder!r}" if subfolder else ""
         raise LoadError(
             f"{str(repo_or_folder)!r} has no config.json{where}: a run's output folder or Hub repository is needed"
         )
-    check_folder(folder)
-    model = load_backbone(folder)
+    if is_adapter(folder):
+        check_folder(folder, refused=())
+        model = load_adapted(folder, is_local=is_local, token=token)
+    else:
+        check_folder(folder)
+        model = load_backbone(folder)
     processor = load_processor(folder, modality_of_config(model.config))
     meta_learner, layer_sampler = load_meta_net(folder)
     return model, meta_learner, layer_sampler, processor

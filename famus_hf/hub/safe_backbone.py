@@ -4,7 +4,7 @@ transformers runs no code of the folder and unpickles nothing (`trust_remote_cod
 builds whatever size config.json claims, fills up missing weights at random, and follows names to other repositories.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,9 @@ def load_backbone(folder: Path) -> nn.Module:
             in another format than safetensors; a configuration that is absurd or needs code of the folder.
     """
     try:
-        files = _weight_files(folder)
+        files = weight_files(folder)
         shapes = {name: shape for path in files for name, shape in shapes_in(folder, path).items()}
-        _check_config(read_json(folder, folder / CONFIG), shapes)
+        check_config(read_json(folder, folder / CONFIG), shapes)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         classifier = modality_of_config(config).classifier
         # Built once without memory: sizes that the files do not warrant are refused before anything is that large.
@@ -50,8 +50,18 @@ def load_backbone(folder: Path) -> nn.Module:
         raise LoadError(f"{str(folder)!r} holds no backbone that can be loaded ({reason_of(error)})") from error
 
 
-def read_network(kind: Any, folder: str | Path, config: Any, **keywords: Any) -> nn.Module:
+def read_network(
+    kind: Any, folder: str | Path, config: Any, *, replaced: Collection[str] | None = None, **keywords: Any
+) -> nn.Module:
     """Call `kind.from_pretrained`, and refuse what transformers would only warn of.
+
+    Args:
+        kind: A network's class, or an Auto-class.
+        folder: Of the weights.
+        config: Of the network.
+        replaced: Weights that an adapter brings, which the folder may lack or have in another shape; it may then hold
+            others beside, as of the head that the base was pretrained with. None: there is no adapter.
+        keywords: Of `from_pretrained`.
 
     Raises:
         LoadError: Weights that are missing, too many, of other shapes or not finite.
@@ -70,14 +80,16 @@ def read_network(kind: Any, folder: str | Path, config: Any, **keywords: Any) ->
         "unexpected_keys": "have beside those of the network",
     }
     for keys, problem in problems.items():
-        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[keys])
+        names = {str(key[0] if isinstance(key, tuple) else key) for key in info[keys]}
+        if replaced is not None:
+            names = set() if keys == "unexpected_keys" else names - set(replaced)
         if names:
-            raise LoadError(f"its weights {problem} {first_few(names)}")
+            raise LoadError(f"its weights {problem} {first_few(sorted(names))}")
     check_finite("its weights", network.state_dict(), {name for name, _ in network.named_parameters()})
     return network
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """Return model.safetensors, or the files that its index names. Raise LoadError where there are none."""
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
@@ -91,7 +103,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def _check_config(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_config(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise LoadError on what would run code, fetch other files, or fill memory before a tensor is made."""
     _check_kind(CONFIG, "its", config)
     networks = _networks_of(config)
@@ -152,10 +164,10 @@ def check_values(source: str, content: Mapping[str, Any], limit: int, classes: i
             raise LoadError(f"{source} has {value} labels, and no tensor has a side of more than {classes}")
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, refused: Collection[str] = REFUSED_FILES) -> None:
     """Raise LoadError where the files that transformers would read are links out of the folder, or lead elsewhere."""
     try:
-        for name in REFUSED_FILES:
+        for name in refused:
             if (folder / name).exists():
                 raise LoadError(f"it holds {name}: give the whole network and no adapter")
         for pattern in ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"):

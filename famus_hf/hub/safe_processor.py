@@ -17,7 +17,7 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from famus_hf.data.media.modalities import AUDIO, TEXT, Modality
 from famus_hf.errors import LoadError, reason_of
 from famus_hf.hub.safe_backbone import MAX_NUMBER, check_values
-from famus_hf.storage.run_folder import PROCESSOR_FILES
+from famus_hf.storage.run_folder import CONFIG, PROCESSOR_FILES
 from famus_hf.storage.untrusted import read_json
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -91,7 +91,8 @@ def _load_tokenizer(folder: Path) -> Any:
     settings = read_json(folder, folder / TOKENIZER_CONFIG)
     check_values(TOKENIZER_CONFIG, {key: value for key, value in settings.items() if key != UNLIMITED}, MAX_NUMBER)
     _check_keys(settings)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    is_whole = (folder / CONFIG).is_file()  # an adapter has none
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False) if is_whole else None
     for name in (settings.get("tokenizer_class"), getattr(config, "tokenizer_class", None)):
         _check_class(name)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

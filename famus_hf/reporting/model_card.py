@@ -15,9 +15,11 @@ from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.core.parallel.dtensor import class_of
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
 from famus_hf.data.media.modalities import AUDIO, IMAGE, TEXT, Modality
+from famus_hf.hub.safe_adapter import HUB_NAME
 from famus_hf.reporting.figures.label_report import OF_REPORT
 from famus_hf.reporting.figures.run_records import RunRecords
 from famus_hf.reporting.figures.runs import PICTURES, draw_runs
+from famus_hf.storage.model_folder import adapted_network
 from famus_hf.storage.run_folder import FIGURES
 from famus_hf.training_args import FaMUSTrainingArguments
 
@@ -31,7 +33,8 @@ def render_model_card(facts: dict[str, Any]) -> ModelCard:
     Args:
         facts: The fields of the template, among them `metrics`: `last` and `best`, accuracies in [0, 1], and where
             there are any `baselines`: rows with `method`, `last`, `best` and `seconds_per_step`; besides, for the
-            metadata, `modality` (default: images), `dataset_id`, `license`, `base_model`, `tags`.
+            metadata, `modality` (default: images), `dataset_id`, `license`, `base_model`, `tags`, and `adapters`,
+            whether only adapters of PEFT on `base_model` are there.
     """
     modality = facts.get("modality", IMAGE)
     results = [
@@ -47,13 +50,19 @@ def render_model_card(facts: dict[str, Any]) -> ModelCard:
         for name, value in facts["metrics"].items()
     ]
     data = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if facts.get("adapters") else "transformers",
         pipeline_tag=modality.task,
         license=facts.get("license"),
         base_model=facts.get("base_model"),
         datasets=[facts["dataset_id"]] if facts.get("dataset_id") else None,
         metrics=["accuracy"],
-        tags=["famus", "noisy-labels", "meta-learning", *facts.get("tags", [])],
+        tags=[
+            "famus",
+            "noisy-labels",
+            "meta-learning",
+            *(["peft"] if facts.get("adapters") else []),
+            *facts.get("tags", []),
+        ],
         model_name=facts["model_name"] if results else None,
         eval_results=results or None,
     )
@@ -108,7 +117,7 @@ def draw_records(
 def source_of_network(network: Any) -> str | None:
     """Return the repository that a network was loaded from; None for a folder of this machine, or none."""
     source = str(getattr(getattr(network, "config", None), "_name_or_path", ""))
-    return source if source.count("/") == 1 and not Path(source).exists() else None
+    return source if HUB_NAME.fullmatch(source) and not Path(source).exists() else None
 
 
 def describe_selection(args: FaMUSTrainingArguments) -> str:
@@ -142,9 +151,12 @@ def describe_hardware(args: FaMUSTrainingArguments) -> str:
 
 
 def describe_network(network: Any) -> str:
-    """Return its class and size."""
-    size = sum(parameter.numel() for parameter in network.parameters())
-    return f"{class_of(network).__name__}, {size / 1e6:.2f} M parameters"
+    """Return its class and size, and where only adapters are trained how much that is."""
+    sizes = {p: p.numel() for p in network.parameters()}
+    base = adapted_network(network)
+    words = f"{class_of(network if base is None else base).__name__}, {sum(sizes.values()) / 1e6:.2f} M parameters"
+    trained = sum(size for parameter, size in sizes.items() if parameter.requires_grad)
+    return words if base is None else f"{words}, of which {trained / 1e6:.3g} M are adapters and head"
 
 
 def settings_of(args: FaMUSTrainingArguments, state: TrainerState, backbone: str, batch: int) -> dict[str, Any]:

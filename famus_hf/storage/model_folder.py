@@ -1,5 +1,9 @@
-"""`model_a/` and `model_b/`: what a run of two networks leaves beside their ensemble, each a folder like any run's."""
+"""The model in a run's folder, which is whole or not there, and what PEFT and transformers do not write of it.
 
+A run of two networks leaves `model_a/` and `model_b/` beside their ensemble, each a folder like any run's.
+"""
+
+import copy
 import errno
 import json
 import os
@@ -10,9 +14,19 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from transformers import PretrainedConfig
+
 from famus_hf.models.two_networks import TwoNetworksConfig, TwoNetworksForImageClassification
 from famus_hf.storage.atomic import WRITE_ERRORS, save_error, sync, sync_tree
-from famus_hf.storage.run_folder import CONFIG, MODEL_FILES, NETWORKS_APART, PROCESSOR_FILES, UNFINISHED
+from famus_hf.storage.run_folder import (
+    ADAPTER_CONFIG,
+    BASE_CONFIG,
+    CONFIG,
+    MODEL_FILES,
+    NETWORKS_APART,
+    PROCESSOR_FILES,
+    UNFINISHED,
+)
 
 
 def save_networks_apart(folder: str | Path, ensemble: TwoNetworksForImageClassification, processor: Any) -> None:
@@ -34,6 +48,29 @@ def save_networks_apart(folder: str | Path, ensemble: TwoNetworksForImageClassif
             processor.save_pretrained(Path(folder) / name)
 
 
+def adapted_network(network: Any) -> Any:
+    """Return the network under adapters of PEFT; None where it has none."""
+    if not hasattr(network, "peft_config"):  # PEFT itself takes seconds to import
+        return None
+    return network.get_base_model() if hasattr(network, "get_base_model") else network
+
+
+def save_base_config(folder: str | Path, network: Any) -> None:
+    """Write the configuration of the network under adapters, classes included, beside them; nothing if it has none.
+
+    PEFT leaves only the name of a base, whose own configuration has other classes.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    base = adapted_network(network)
+    config = getattr(base, "config", None)
+    if isinstance(config, PretrainedConfig):
+        config = copy.deepcopy(config)
+        config.architectures = [type(base).__name__]
+        (Path(folder) / BASE_CONFIG).write_text(config.to_json_string(), encoding="utf-8")
+
+
 def holds_two_networks(folder: Path) -> bool:
     """Return whether a run of two networks left this folder, by its config.json."""
     try:
@@ -47,7 +84,8 @@ def holds_two_networks(folder: Path) -> bool:
 def atomic_write_model(folder: str | Path) -> Iterator[Path]:
     """Yield a folder to save a model to; its files take the place of an earlier model's once all are on the disk.
 
-    config.json goes first and comes last: a folder with some files of either model has none, and does not load.
+    config.json, or adapter_config.json, goes first and comes last: a folder with some files of either model has none,
+    and does not load.
 
     Raises:
         SaveError: They could not be written.
@@ -61,7 +99,7 @@ def atomic_write_model(folder: str | Path) -> Iterator[Path]:
         sync_tree(beside)
         for earlier in _of_earlier_model(folder, beside):
             os.replace(earlier, beside.parent / earlier.name)
-        for path in sorted(beside.iterdir(), key=lambda path: path.name == CONFIG):
+        for path in sorted(beside.iterdir(), key=lambda path: path.name in (CONFIG, ADAPTER_CONFIG)):
             os.replace(path, folder / path.name)
         sync(folder)
     except WRITE_ERRORS as error:

@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 CONFIG = "config.json"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE_CONFIG = "base_config.json"  # of the network under an adapter: a config.json beside it would mean a whole network
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 TOKENIZER_FILES = (
@@ -46,10 +47,12 @@ OF_A_NETWORK = (CONFIG, *PROCESSOR_FILES, *WEIGHTS, f"{META_NET}/*.json", f"{MET
 OF_NETWORKS_APART = tuple(f"{network}/{name}" for network in NETWORKS_APART for name in OF_A_NETWORK)
 # What a run writes; a push uploads these, and the files of a backbone's code, and nothing else.
 OF_A_RUN = (
-    *OF_A_NETWORK, *TOKENIZER_FILES, GENERATION_CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, *RECORDS,
+    *OF_A_NETWORK, *TOKENIZER_FILES, GENERATION_CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_CONFIG, CARD, *RECORDS,
 )  # fmt: skip
 # Those of an earlier model that would be taken for the new one's.
-MODEL_FILES = (CONFIG, PROCESSOR_FILES[0], *WEIGHTS, META_NET, *TOKENIZER_FILES)
+MODEL_FILES = (
+    CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_CONFIG, PROCESSOR_FILES[0], *WEIGHTS, META_NET, *TOKENIZER_FILES,
+)  # fmt: skip
 LOADED_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
 

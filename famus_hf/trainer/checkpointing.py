@@ -31,8 +31,8 @@ from famus_hf.storage import checkpoints
 from famus_hf.storage.atomic import WRITE_ERRORS, atomic_write, save_error
 from famus_hf.storage.diagnostic_tables import remove_tables
 from famus_hf.storage.meta_state import check_meta_state, read_meta_state
-from famus_hf.storage.model_folder import atomic_write_model
-from famus_hf.storage.run_folder import CONFIG, META_STATE, TRAINER_STATE, UNFINISHED
+from famus_hf.storage.model_folder import adapted_network, atomic_write_model, save_base_config
+from famus_hf.storage.run_folder import CARD, CONFIG, META_STATE, TRAINER_STATE, UNFINISHED
 from famus_hf.trainer.hub_mixin import HubMixin
 from famus_hf.trainer.learning_mixin import LearningMixin
 
@@ -217,7 +217,11 @@ class CheckpointingMixin(HubMixin, LearningMixin):
             for name, value in tokens.items():
                 setattr(self.args, name, value)
         if self.args.should_save:
-            self._save_meta_net(Path(output_dir or str(self.args.output_dir)))
+            folder = Path(output_dir or str(self.args.output_dir))
+            if adapted_network(self.model) is not None:
+                save_base_config(folder, self.model)
+                (folder / CARD).unlink(missing_ok=True)  # PEFT's own, with the base's folder
+            self._save_meta_net(folder)
 
     def save_state(self) -> None:
         if self.is_world_process_zero():

@@ -15,7 +15,9 @@ from famus_hf.core.parallel.processes import Processes
 from famus_hf.errors import PushError, reason_of
 from famus_hf.hub import load as hub
 from famus_hf.hub import push as pushes
+from famus_hf.reporting.model_card import source_of_network
 from famus_hf.storage import checkpoints
+from famus_hf.storage.model_folder import adapted_network
 from famus_hf.storage.portable import pack
 from famus_hf.storage.run_folder import LAST_CHECKPOINT
 from famus_hf.training_args import FaMUSTrainingArguments
@@ -48,6 +50,11 @@ class HubMixin(Base):
         Raises:
             HubError: It can't, in every process.
         """
+        if adapted_network(self.model) is not None and source_of_network(self.model) is None:
+            logger.warning(
+                "what is pushed are adapters of a network that is on no Hub, so that nobody else can load them: push "
+                "that network first, and adapt it as it is loaded from there"
+            )
         self.hub_model_id = Processes.present().of_first(
             lambda: pushes.prepare_repository(
                 self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name,

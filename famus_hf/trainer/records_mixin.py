@@ -17,6 +17,7 @@ from famus_hf.data.per_example import ExampleEvaluator
 from famus_hf.reporting import model_card
 from famus_hf.reporting.label_report import report_of, save_report
 from famus_hf.storage.atomic import atomic_write
+from famus_hf.storage.model_folder import adapted_network
 from famus_hf.storage.run_folder import CARD, NOISE_FILE, REPORT_FILE
 from famus_hf.trainer.hub_mixin import HubMixin
 from famus_hf.trainer.learning_mixin import LearningMixin
@@ -127,6 +128,7 @@ class RecordsMixin(HubMixin, LearningMixin):
             "model_name": folder.name,
             "modality": self.modality,
             "base_model": model_card.source_of_network(self.model),
+            "adapters": adapted_network(self.model) is not None,
             "repo_id": self.hub_model_id or args.hub_model_id or folder.name,
             "dataset_name": "the training data",
             "noise_description": "not stated",
