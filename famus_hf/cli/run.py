@@ -182,6 +182,7 @@ class Run:
                 "noise_file": self.data_args.noise_file and Path(self.data_args.noise_file).name,
                 "imbalance_factor": self.data_args.imbalance_factor,
                 "seed": self.args.seed,
+                "class_names": train.features["label"].names,
                 "realised_noise_rate": results["realised_noise_rate"],
                 "meta_index": self.data["meta"]["index"][:] if "meta" in self.data else [],
             },

@@ -277,7 +277,7 @@ def _divided(
     names = train.features["label"].names
     num_labels = len(names)
     if given_noise is not None:
-        return divide_as(given_noise, labels, clean, num_labels, num_held_out, seed)
+        return divide_as(given_noise, labels, clean, train.features["label"].names, num_held_out, seed)
     clean_of_rows = None if clean is None else clean[rows]
     division = divide(labels[rows], clean_of_rows, num_labels, num_held_out, imbalance_factor, seed, names)
     division = division.within(rows, labels, clean)

@@ -101,7 +101,7 @@ class RecordsMixin(HubMixin, LearningMixin):
         noise = folder / NOISE_FILE
         if isinstance(train, ModelInputs) and self.is_world_process_zero() and not self.is_of_this_run(noise):
             index = train.records.get("index", list(range(len(train))))
-            metadata = {"realised_noise_rate": train.realised_noise_rate}
+            metadata = {"realised_noise_rate": train.realised_noise_rate, "class_names": train.class_names}
             write_noise_file(noise, index, train.records["labels"], train.records.get("clean_label"), metadata)
 
     def create_model_card(self, **facts: Any) -> None:  # type: ignore[override]

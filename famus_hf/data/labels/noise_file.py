@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ class NoiseFile:
         index: Shape (N,), row of each training example in the source split, all different.
         labels: Shape (N,), the possibly wrong labels.
         clean_labels: Shape (N,), the labels before corruption, or None where they are not known.
-        metadata: Seed, realised rate and whatever else describes the draw; `meta_index` are the rows of the meta set.
+        metadata: Seed, realised rate and whatever else describes the draw; `meta_index` are the rows of the meta set,
+            `class_names` the names of the classes.
     """
 
     index: np.ndarray
@@ -49,7 +50,7 @@ def write_noise_file(
         index: Row of each example in the source split.
         labels: The possibly wrong labels.
         clean_labels: The labels before corruption.
-        metadata: Seed, realised rate and whatever else describes the draw.
+        metadata: Seed, realised rate and whatever else describes the draw; `class_names`, where the classes have names.
     """
     columns = {"index": list(index), "label": list(labels)}
     if clean_labels is not None:
@@ -103,21 +104,59 @@ def _read_columns(path: Path) -> pa.Table:
 
 
 def _checked_metadata(path: Path, content: bytes, train: set[int]) -> dict[str, Any]:
-    """Return the settings, a mapping whose `meta_index`, if there is one, holds different rows outside of train."""
+    """Return the settings, a mapping; its `meta_index` has different rows outside of train, `class_names` words."""
     try:
         metadata = json.loads(content)
         rows, noise = metadata.get("meta_index", []), metadata.get("noise", 0)
         sound = isinstance(rows, list) and all(type(row) is int and abs(row) < 2**63 for row in rows)  # int64
         sound = sound and len(set(rows)) == len(rows) and not train & set(rows)
         sound = sound and type(noise) in (int, float) and math.isfinite(noise)
+        names = metadata.get("class_names") or []
+        sound = sound and isinstance(names, list) and all(isinstance(name, str) for name in names)
+        sound = sound and len(set(names)) == len(names)
     except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         sound = False
     if not sound:
         raise DataError(
             f"noise file {str(path)!r} has settings that no run writes (meta_index must hold different rows outside of "
-            "the training rows): take the noise.parquet of a run, or leave the settings out"
+            "the training rows, class_names different words): take the noise.parquet of a run, or leave them out"
         )
     return metadata
+
+
+def by_names_of(noise_file: NoiseFile, class_names: list[str]) -> NoiseFile:
+    """Return the file with its classes in the order of these names, where it has names too.
+
+    Args:
+        noise_file: The file.
+        class_names: Of the data.
+
+    Raises:
+        DataError: A class of the file is none of the data's.
+    """
+    names = noise_file.metadata.get("class_names") or class_names
+    if names == class_names:
+        return noise_file
+    unknown = sorted(set(names) - set(class_names))
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} classes of the noise file are none of the data ({_words(unknown)}): it has "
+            f"{len(names)} ({_words(names)}) and the data {len(class_names)} ({_words(class_names)}), so take the file "
+            "of a run on these data"
+        )
+    for values in (noise_file.labels, noise_file.clean_labels):
+        if values is not None and ((values < 0) | (values >= len(names))).any():
+            raise DataError(
+                f"labels of the noise file are none of the {len(names)} classes that it names: it is damaged"
+            )
+    places = {name: place for place, name in enumerate(class_names)}
+    numbers = np.array([places[name] for name in names])
+    clean = None if noise_file.clean_labels is None else numbers[noise_file.clean_labels]
+    return replace(noise_file, labels=numbers[noise_file.labels], clean_labels=clean)
+
+
+def _words(names: Sequence[str]) -> str:
+    return first_few((repr(name[:40]) for name in names), 10)
 
 
 def check_noise_file(noise_file: NoiseFile, num_rows: int, num_labels: int, known_clean: np.ndarray | None) -> None:

@@ -12,7 +12,7 @@ from famus_hf.data.labels.duplicates import same_content
 from famus_hf.data.labels.long_tail import long_tail_rows
 from famus_hf.data.labels.meta_set import class_balanced_holdout, default_num_meta
 from famus_hf.data.labels.noise import corrupt_labels
-from famus_hf.data.labels.noise_file import NoiseFile, check_noise_file
+from famus_hf.data.labels.noise_file import NoiseFile, by_names_of, check_noise_file
 from famus_hf.data.media.images import pixel_features
 from famus_hf.errors import DataError, first_few
 
@@ -102,7 +102,7 @@ def divide_as(
     noise_file: NoiseFile,
     labels: np.ndarray,
     clean: np.ndarray | None,
-    num_labels: int,
+    class_names: list[str],
     num_meta: int | None,
     seed: int,
 ) -> LabelSplit:
@@ -112,7 +112,7 @@ def divide_as(
         noise_file: What that run left. Its meta set is used too, unless another size is asked for.
         labels: Shape (N,), of the source.
         clean: Shape (N,), where the source's clean labels are known: the file's must be the same.
-        num_labels: C.
+        class_names: Of the C classes; those of the file are found by their names, where it has any.
         num_meta: None: that run's meta set, or none where the file names none; 0: none; else held out of the rows that
             the file does not name.
         seed: Of the latter.
@@ -120,6 +120,7 @@ def divide_as(
     Raises:
         DataError: The file was made for other data.
     """
+    num_labels, noise_file = len(class_names), by_names_of(noise_file, class_names)
     drawn_here = noise_file.metadata.get("noise", 0) > 0  # then the data's own labels counted as clean
     check_noise_file(noise_file, len(labels), num_labels, labels if drawn_here else clean)
     if clean is None and noise_file.clean_labels is not None:

@@ -10,7 +10,7 @@ from datasets import Dataset
 from hypothesis import given
 
 from famus_hf import load_noisy_dataset
-from famus_hf.data.labels.noise_file import check_noise_file, read_noise_file, write_noise_file
+from famus_hf.data.labels.noise_file import NoiseFile, by_names_of, check_noise_file, read_noise_file, write_noise_file
 from tests.helpers.hostile import damaged, fuzz, is_a_sentence, peak_growth, refused
 
 
@@ -60,7 +60,19 @@ def test_noise_files_of_other_data_are_refused(tmp_path, columns, sentence):
         load_noisy_dataset("digits", noise_file=str(path))
 
 
-@pytest.mark.parametrize("settings", [[], {"meta_index": ["a"]}, {"meta_index": [3, 3]}, {"meta_index": [1]}, "x"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        {"meta_index": ["a"]},
+        {"meta_index": [3, 3]},
+        {"meta_index": [1]},
+        "x",
+        {"class_names": "ab"},
+        {"class_names": [1]},
+        {"class_names": ["a", "a"]},
+    ],
+)
 def test_noise_files_with_settings_that_no_run_writes_are_refused(tmp_path, settings):
     path = tmp_path / "noise.parquet"
     write_noise_file(path, [0, 1], [0, 1], None, settings)
@@ -94,6 +106,47 @@ def test_a_noise_file_of_a_folder_that_has_changed_is_refused(tmp_path):
     )
     with pytest.raises(ValueError, match="36 of 36 clean labels of the noise file are not those of the data"):
         load_noisy_dataset(str(tmp_path), noise_file=str(tmp_path.with_suffix(".parquet")))
+
+
+NAMED = {
+    "the same": (["a", "b"], [0, 1, 1]),
+    "another order": (["b", "a"], [1, 0, 0]),
+    "one more": (["A", "a", "b"], [1, 2, 2]),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_classes_are_found_by_their_names(kind):
+    names, expected = NAMED[kind]
+    found = by_names_of(
+        NoiseFile(np.arange(3), np.array([0, 1, 1]), np.array([1, 1, 1]), {"class_names": ["a", "b"]}), names
+    )
+    assert found.labels.tolist() == expected and found.clean_labels.tolist() == [expected[1]] * 3
+    without = NoiseFile(np.arange(3), np.array([0, 1, 1]), None, {})
+    assert by_names_of(without, names) is without, "a file of an earlier version"
+
+
+@pytest.mark.parametrize(
+    "file_names, sentence",
+    [
+        (["a", "c"], r"1 classes of the noise file are none of the data \('c'\): it has 2 \('a', 'c'\) and the data 2"),
+        (["b"], "labels of the noise file are none of the 1 classes that it names"),
+    ],
+)
+def test_classes_that_the_data_have_not_are_refused(file_names, sentence):
+    refused(
+        sentence, by_names_of, NoiseFile(np.arange(2), np.array([0, 1]), None, {"class_names": file_names}), ["a", "b"]
+    )
+
+
+def test_a_run_whose_classes_have_another_order_gets_the_labels_of_the_file(tmp_path):
+    """Class folders of own data are in the order of their names: a new one comes first."""
+    path = tmp_path / "noise.parquet"
+    digits = load_noisy_dataset("digits", noise=0.4)["train"]
+    names = [str(label) for label in range(10)]
+    backwards = [9 - label for label in digits["label"]]
+    write_noise_file(path, digits["index"][:], backwards, None, {"class_names": names[::-1]})
+    assert load_noisy_dataset("digits", noise_file=str(path))["train"]["label"][:] == digits["label"][:]
 
 
 def test_a_noise_file_without_clean_labels_gives_no_clean_meta_set(tmp_path):
