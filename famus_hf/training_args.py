@@ -258,6 +258,13 @@ class FaMUSTrainingArguments(TrainingArguments):
             "moves (the log says so once, and the run stops after 100 in a row)."
         },
     )
+    allow_other_data: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from a checkpoint (--resume_from_checkpoint) with other data than those that it was trained "
+            "on; a warning says what differs."
+        },
+    )
     label_report: bool = field(
         default=True,
         metadata={

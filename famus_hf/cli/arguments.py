@@ -50,7 +50,10 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "noise", "noise_type", "noise_exact_count", "noise_file", "imbalance_factor", "max_train_samples",
         "max_eval_samples", "streaming",
     ),
-    "The run": ("protocol", "compare", "early_stopping_patience", "label_report", "nan_policy", "lr_milestones"),
+    "The run": (
+        "protocol", "compare", "early_stopping_patience", "allow_other_data", "label_report", "nan_policy",
+        "lr_milestones",
+    ),
     "Meta set and meta-learner": (
         "meta_learner", "meta_set", "meta_dir", "meta_dataset_name", "num_meta", "meta_batch_size",
         "meta_learning_rate", "meta_optim", "weight_normalization", "plain_warmup_epochs", "mlc_form",

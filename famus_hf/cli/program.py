@@ -9,6 +9,7 @@ from typing import NoReturn
 
 # What users can cause; SaveError and PushError are OSErrors.
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, FloatingPointError)
+INTERRUPTED = 130  # the status of a program that ended on Ctrl-C
 _PROGRAM: ContextVar[str | None] = ContextVar("program", default=None)
 
 
@@ -27,7 +28,7 @@ def fail(message: object) -> NoReturn:
 def started_as(
     program: str, show_traceback: bool = False, errors: tuple[type[Exception], ...] = USER_ERRORS
 ) -> Iterator[None]:
-    """Name the program in its errors, and end it with one sentence on an error that users can cause.
+    """Name the program in its errors, and end it with one sentence on an error that users can cause, or on Ctrl-C.
 
     Args:
         program: Its name on the command line.
@@ -37,6 +38,9 @@ def started_as(
     token = _PROGRAM.set(program)
     try:
         yield
+    except KeyboardInterrupt as error:
+        print(f"{program}: interrupted{''.join(f'; {advice}' for advice in error.args)}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except errors as error:
         if show_traceback:
             raise

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import EarlyStoppingCallback, set_seed
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, TwoNetworkTrainer
@@ -32,6 +33,7 @@ from famus_hf.cli.run_setup import (
     baselines_of,
     build_model,
     check_checkpoint,
+    check_data_of,
     load_data,
     method_name,
     resolve_checkpoint,
@@ -48,6 +50,8 @@ from famus_hf.reporting.model_card import recorded_accuracies
 from famus_hf.reporting.tables import format_notes, format_table
 from famus_hf.storage.atomic import atomic_write
 from famus_hf.storage.run_folder import NOISE_FILE, RESULTS
+
+GO_ON = "--resume_from_checkpoint true goes on from the newest checkpoint"
 
 
 class Run:
@@ -254,6 +258,10 @@ def set_up(argv: list[str]) -> tuple[list[Run], str | None]:
         raise SettingsError(str(error)) from error
     if checkpoint is not None and is_hub_id(checkpoint):
         checkpoint = check_checkpoint(runs[-1].trainer.fetch_checkpoint(checkpoint), model_args, args)
+    if checkpoint is not None:
+        check_data_of(checkpoint, runs[-1].trainer)
+        if len(runs) > 1:  # else the others would be trained before it is found not to fit
+            runs[-1].trainer.take_weights_of(checkpoint)
     return runs, checkpoint
 
 
@@ -269,8 +277,14 @@ def train_all(runs: list[Run], checkpoint: str | None, argv: list[str]) -> list[
             else:
                 rows.append(run.train(None))
         except FloatingPointError as error:
-            advice = "--resume_from_checkpoint true goes on from the newest checkpoint"
-            raise FloatingPointError(f"{error}; {advice}") from error
+            raise FloatingPointError(f"{error}; {GO_ON}") from error
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(GO_ON) from None
+        except torch.OutOfMemoryError as error:
+            raise SettingsError(
+                f"the memory of {run.args.device} is full: lower --per_device_train_batch_size (and raise "
+                "--gradient_accumulation_steps), or choose a smaller network"
+            ) from error
     return rows
 
 

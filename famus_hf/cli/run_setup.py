@@ -9,7 +9,13 @@ import torch
 from transformers import AutoConfig, set_seed
 from transformers.utils import logging
 
-from famus_hf import FaMUSTrainingArguments, TwoNetworksForImageClassification, build_backbone, load_noisy_dataset
+from famus_hf import (
+    FaMUSTrainer,
+    FaMUSTrainingArguments,
+    TwoNetworksForImageClassification,
+    build_backbone,
+    load_noisy_dataset,
+)
 from famus_hf.cli.arguments import DataArguments, ModelArguments, Settings, fine_tuning, parse_arguments
 from famus_hf.cli.data_flags import settings_of
 from famus_hf.data.media.modalities import AUDIO, IMAGE, Modality, modality_of_columns
@@ -214,6 +220,16 @@ def check_checkpoint(wanted: str, model_args: ModelArguments, args: FaMUSTrainin
         kind = "DivideMix" if model_args.two_networks else "plain training"
         raise SettingsError(f"{flag} is of {kind}: add --meta_learner none")
     return to_resume_from(wanted, str(args.output_dir))
+
+
+def check_data_of(checkpoint: str, trainer: FaMUSTrainer) -> None:
+    """Raise SettingsError on a checkpoint of other data, before anything of the run is trained or written."""
+    differing = "" if trainer.args.allow_other_data else trainer.other_data_than(checkpoint)
+    if differing:
+        raise SettingsError(
+            f"the data differ from those of --resume_from_checkpoint {checkpoint!r} in {differing}: give the flags of "
+            "that run, or add --allow_other_data to go on with these"
+        )
 
 
 def baselines_of(

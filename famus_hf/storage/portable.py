@@ -32,6 +32,7 @@ from famus_hf.storage.run_folder import (
     GENERATION_CONFIG,
     META_NET,
     NETWORKS_APART,
+    TRAINED_ON,
     TRAINER_STATE,
     UNFINISHED,
 )
@@ -39,7 +40,8 @@ from famus_hf.storage.saved_state import is_dict, is_list, is_number, is_whole
 from famus_hf.storage.untrusted import MAX_JSON_BYTES, read_json, shapes_in
 
 STATE, STATE_TENSORS = "state.json", "state.safetensors"
-CARRIED = (CONFIG, GENERATION_CONFIG, ADAPTER_CONFIG, BASE_CONFIG, "*.safetensors", "*.safetensors.index.json",
+CARRIED = (CONFIG, GENERATION_CONFIG, ADAPTER_CONFIG, BASE_CONFIG, TRAINED_ON, "*.safetensors",
+           "*.safetensors.index.json",
            f"{META_NET}/{CONFIG}", *(f"{network}/{META_NET}/{CONFIG}" for network in NETWORKS_APART))  # fmt: skip
 PICKLED = re.compile(r"[a-z_]+(_\d+)?\.(pt|pth|bin)")
 RANDOM_STATE = re.compile(r"rng_state(_\d+)?\.pth")

@@ -3,8 +3,8 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,6 +16,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerState
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import has_length
 
+from famus_hf.core.autodiff.forward_pass import preserve_rng_state
 from famus_hf.core.layer_samplers import LayerSampler
 from famus_hf.core.meta_learners import MetaLearner
 from famus_hf.core.meta_update import MetaUpdate
@@ -33,6 +34,7 @@ from famus_hf.storage.diagnostic_tables import remove_tables
 from famus_hf.storage.meta_state import check_meta_state, read_meta_state
 from famus_hf.storage.model_folder import adapted_network, atomic_write_model, save_base_config
 from famus_hf.storage.run_folder import CARD, CONFIG, META_STATE, TRAINER_STATE, UNFINISHED
+from famus_hf.trainer import trained_on
 from famus_hf.trainer.hub_mixin import HubMixin
 from famus_hf.trainer.learning_mixin import LearningMixin
 
@@ -47,6 +49,7 @@ class CheckpointingMixin(HubMixin, LearningMixin):
     Beside the model's files each has the meta-net, `meta_state.pt` and the tables of the diagnostics.
     """
 
+    train_dataset: Any
     meta_dataset: Any
     _is_resumed = False
 
@@ -56,7 +59,7 @@ class CheckpointingMixin(HubMixin, LearningMixin):
         """Train; True resumes from the newest whole checkpoint in `output_dir`, `user/name` from the one on the Hub.
 
         Raises:
-            LoadError: The checkpoint is damaged, or there is none.
+            LoadError: The checkpoint is damaged or of other data, or there is none.
             HubError: Likewise, of one on the Hub.
             SaveError: A checkpoint can't be written.
         """
@@ -67,6 +70,11 @@ class CheckpointingMixin(HubMixin, LearningMixin):
         if is_hub_id(resume_from_checkpoint):
             resume_from_checkpoint = self.fetch_checkpoint(str(resume_from_checkpoint))
         checkpoint = checkpoints.to_resume_from(resume_from_checkpoint, output_dir)
+        self._trained_on = self._describe()
+        if checkpoint is not None:
+            with _reading(TRAINER_STATE, checkpoint):
+                TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE))
+            self._compare_with(checkpoint)
         self._started = time.time() - MTIME_LAG
         self._is_resumed = checkpoint is not None
         self.training_time.earlier = 0.0
@@ -83,6 +91,55 @@ class CheckpointingMixin(HubMixin, LearningMixin):
         """Whether the training went on from a checkpoint."""
         return self._is_resumed
 
+    def other_data_than(self, checkpoint: str | Path) -> str:
+        """Return in words in what the data differ from those of a checkpoint; empty where nothing is known to.
+
+        All processes call it.
+
+        Raises:
+            LoadError: The checkpoint can't be compared.
+        """
+        saved = Processes.present().of_first(lambda: trained_on.read(Path(checkpoint)))
+        return "" if saved is None else trained_on.other_data(saved, self._describe())
+
+    def take_weights_of(self, checkpoint: str) -> None:
+        """Take what has learned from a checkpoint, as `train` does when it goes on from there. All processes call it.
+
+        Raises:
+            LoadError: It does not fit.
+        """
+        self._load_from_checkpoint(checkpoint)
+        self._load_meta_state(checkpoint)
+
+    def _describe(self) -> dict[str, Any]:
+        """Return on which data this run trains, and by which settings."""
+        with preserve_rng_state(self.args.device):  # as examples may draw
+            meta = {} if self.stages is None else {"meta": self.meta_dataset}
+            return trained_on.describe({"train": self.train_dataset, **meta}, self.args)
+
+    def _compare_with(self, checkpoint: str) -> None:
+        """Refuse a checkpoint of other data, unless they are allowed; say which settings are other ones."""
+        saved = Processes.present().of_first(lambda: trained_on.read(Path(checkpoint)))
+        if saved is None:
+            self._warn("%s is of an earlier version: whether data and settings are the same is not known", checkpoint)
+            return
+        data, settings = (
+            compare(saved, self._trained_on) for compare in (trained_on.other_data, trained_on.other_settings)
+        )
+        if data and not self.args.allow_other_data:
+            raise LoadError(
+                f"the data differ from those of checkpoint {checkpoint!r} in {data}: give the same, or set "
+                "allow_other_data=True to go on with these"
+            )
+        if data:
+            self._warn("going on from %s with data that differ in %s", checkpoint, data)
+        if settings:
+            self._warn("going on from %s with other settings: %s", checkpoint, settings)
+
+    def _warn(self, message: str, *values: object) -> None:
+        if self.is_world_process_zero():
+            logger.warning(message, *values)
+
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, num_epochs: int, checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
@@ -91,7 +148,8 @@ class CheckpointingMixin(HubMixin, LearningMixin):
         transformers 5.23 takes a stream for a single epoch of `max_steps` when it resumes, and so skips batches of the
         first epoch where it should skip some of a later one, which is shuffled differently.
         """
-        progress = super()._init_training_state(max_steps, steps_per_epoch, num_epochs, checkpoint, trial)
+        with _reading(TRAINER_STATE, checkpoint):
+            progress = super()._init_training_state(max_steps, steps_per_epoch, num_epochs, checkpoint, trial)
         if checkpoint is None or has_length(self.train_dataset) or self.args.ignore_data_skip:
             return progress
         saved = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE))
@@ -176,6 +234,7 @@ class CheckpointingMixin(HubMixin, LearningMixin):
             exported: Any = [callback for callback in callbacks if isinstance(callback, ExportableState)]
             self.state.stateful_callbacks = TrainerState(stateful_callbacks=exported).stateful_callbacks
             self.state.save_to_json(str(written / TRAINER_STATE))
+            trained_on.write(written, self._trained_on)
 
     def _publish_checkpoint(self, written: Path, checkpoint: Path) -> None:
         if self.args.should_save:
@@ -286,13 +345,33 @@ class CheckpointingMixin(HubMixin, LearningMixin):
             torch.save(state, Path(output_dir) / META_STATE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        try:
+        if checkpoint is None:
+            return
+        if not self.is_deepspeed_enabled:
+            self._check_optimizers_are_in(Path(checkpoint))
+        optimizer: Any = self.optimizer
+        groups = [set(group) - {"initial_lr"} for group in optimizer.param_groups]  # which a schedule adds
+        with _reading("optimizer.pt or scheduler.pt", checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
-        except Exception as error:  # torch.load raises anything on a damaged file
-            raise LoadError(
-                f"optimizer.pt or scheduler.pt of checkpoint {checkpoint!r} does not fit: {reason_of(error)}"
-            ) from error
-        if checkpoint is None or self._meta_state() is None:
+            missing = [
+                name for own, read in zip(groups, optimizer.param_groups, strict=True) for name in own - set(read)
+            ]
+            if missing:  # torch takes another optimizer's state, and fails at the next step
+                raise LoadError(f"it is of another optimizer, without {missing[0]}: set optim to the one of that run")
+        self._load_meta_state(checkpoint)
+
+    def _check_optimizers_are_in(self, checkpoint: Path) -> None:
+        """Raise LoadError where files lack without which transformers 5.23 silently starts an optimizer anew."""
+        for name in ("optimizer", "scheduler"):
+            if not list(checkpoint.glob(f"{name}*")):
+                raise LoadError(f"checkpoint {str(checkpoint)!r} has no {name}.pt: it was saved without optimizers")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _reading("the random state", checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    def _load_meta_state(self, checkpoint: str) -> None:
+        if self._meta_state() is None:
             return
         path = Path(checkpoint) / META_STATE
         if not path.is_file():
@@ -320,6 +399,17 @@ class CheckpointingMixin(HubMixin, LearningMixin):
         take_checked(self.stages.meta, state)
         if is_pseudo_clean:
             self.meta_dataset.load_state_dict(state["pseudo_clean"])
+
+
+@contextmanager
+def _reading(name: str, checkpoint: str | None) -> Iterator[None]:
+    """Have whatever the body raises over a file of a checkpoint name the file."""
+    try:
+        yield
+    except Exception as error:  # torch.load raises anything on a damaged file
+        if checkpoint is None:
+            raise
+        raise LoadError(f"{name} of checkpoint {checkpoint!r} does not fit: {reason_of(error)}") from error
 
 
 def take_checked(meta: MetaUpdate, state: dict[str, Any]) -> None:

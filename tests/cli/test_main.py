@@ -46,6 +46,18 @@ def test_errors_name_what_was_started(capsys):
     assert capsys.readouterr().err == "benchmark.py: error: two lines\n"
 
 
+def test_ctrl_c_ends_a_training_with_one_line(tmp_path, capsys, monkeypatch):
+    def train(trainer, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_famus.FaMUSTrainer, "train", train)
+    with pytest.raises(SystemExit) as end:
+        run_famus.main([*SMALL, "--output_dir", str(tmp_path)])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert end.value.code == 130
+    assert said == "run_famus.py: interrupted; --resume_from_checkpoint true goes on from the newest checkpoint"
+
+
 class Mistake(Exception):
     pass
 

@@ -72,6 +72,31 @@ def test_resuming_through_the_command_line_gives_the_same_result(tmp_path, compa
         assert first[name] == second[name], name
 
 
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--seed", "4"], "in which training examples there are (their index) and which meta examples there are"),
+        (["--seed", "3", "--num_meta", "20"], "in the number of training examples (380 instead of 360)"),
+        (["--seed", "3", "--noise_type", "pair"], "of 360 training examples: give the flags"),
+        (["--seed", "3", "--backbone", "small"], "does not fit"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_does_not_fit_is_found_before_anything_is_trained_or_written(
+    tmp_path, compared_run, capsys, monkeypatch, flags, words
+):
+    checkpoint = max(compared_run[0].glob("checkpoint-*"))
+    monkeypatch.setattr(run_famus.FaMUSTrainer, "train", lambda *arguments, **keywords: pytest.fail("it trains"))
+    with pytest.raises(SystemExit):
+        run_famus.main([
+            *SMALL, *flags, "--compare", "--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint",
+            str(checkpoint),
+        ])  # fmt: skip
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert words in error and (("or add --allow_other_data" in error) == ("does not fit" not in error)), error
+    assert not list(tmp_path.rglob("*.*"))
+
+
 def test_best_model_is_selected_on_the_meta_set(tmp_path):
     run_famus.main([
         *SMALL, "--output_dir", str(tmp_path), "--load_best_model_at_end", "--save_strategy", "epoch",

@@ -58,7 +58,7 @@ def test_a_checkpoint_has_all_that_transformers_saves(tmp_path, uninterrupted_ru
     Trainer(build_model("batch norm", torch.float32), args, train_dataset=Examples(40)).train()
     theirs = {path.name for path in (tmp_path / "checkpoint-2").iterdir()}
     ours = {path.name for path in (Path(uninterrupted_run.args.output_dir) / "checkpoint-2").iterdir()}
-    assert ours - theirs == {"meta_net", "meta_state.pt", "checkpoint_files.json"} and theirs <= ours
+    assert ours - theirs == {"meta_net", "meta_state.pt", "checkpoint_files.json", "trained_on.json"} and theirs <= ours
     state = json.loads((Path(uninterrupted_run.args.output_dir) / "checkpoint-2" / "trainer_state.json").read_text())
     assert state.keys() == json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text()).keys()
 

@@ -107,12 +107,23 @@ def test_a_resume_refuses_a_damaged_checkpoint_in_one_sentence(tmp_path, checkpo
         ("model.safetensors", pickled, "can't be loaded"),
         ("meta_net/model.safetensors", pickled, "does not fit"),
         ("meta_net/config.json", b"[" * 10**5, "does not fit"),
+        ("rng_state.pth", pickled, "the random state of checkpoint .* does not fit"),
+        ("trainer_state.json", b'{"epoch": 1', r"trainer_state\.json of checkpoint .* does not fit"),
+        ("trainer_state.json", b'{"global_step": 1}', r"trainer_state\.json of checkpoint .* does not fit"),
+        ("trained_on.json", b"{", r"can't be compared with this run: trained_on\.json can't be read as JSON"),
+        ("trained_on.json", b"{}", r"can't be compared with this run: trained_on\.json lacks the key 'data'"),
+        ("trained_on.json", b'{"data": {"train": {}}, "settings": {}}', "has data that are no fingerprints"),
     ):
         sound = (checkpoint / file).read_bytes()
         (checkpoint / file).write_bytes(content)
         checkpoints.write_manifest(checkpoint, "run")
         refused(words, resume, tmp_path, checkpoint)
         (checkpoint / file).write_bytes(sound)
+    for file in ("optimizer.pt", "scheduler.pt"):
+        (checkpoint / file).rename(tmp_path / file)
+        checkpoints.write_manifest(checkpoint, "run")
+        refused(f"has no {file}: it was saved without optimizers", resume, tmp_path, checkpoint)
+        (tmp_path / file).rename(checkpoint / file)
     checkpoints.write_manifest(checkpoint, "run")
     assert not (tmp_path / "ran").exists()
     resume(tmp_path, checkpoint)

@@ -1,15 +1,21 @@
 """Checkpoints of a run: resuming from any of them is bit-identical, and the best one comes back."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import ClassLabel
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from famus_hf import load_famus
+from famus_hf import FaMUSTrainer, load_famus
+from famus_hf.errors import LoadError
+from famus_hf.storage import checkpoints
 from tests.helpers.checkpointed_runs import STEPS, assert_one_sentence, assert_same, names, run
-from tests.helpers.trainers import make_trainer, state_of
+from tests.helpers.datasets import texts
+from tests.helpers.models import build_text_model, build_tokenizer
+from tests.helpers.trainers import Examples, make_args, make_trainer, state_of
 
 # ---- Resuming ----
 
@@ -97,6 +103,113 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match="does not fit"):
             make_trainer(tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / folder / "checkpoint-6"))
+
+
+# ---- Other data, other settings ----
+
+TEXTS, META_TEXTS = texts(40), texts(12, 1, 1000)
+
+
+def text_trainer(folder, train=TEXTS, meta=META_TEXTS, **changes):
+    args = make_args(folder, **{"max_steps": 2, **changes})
+    keywords = {"train_dataset": train, "meta_dataset": meta, "processing_class": build_tokenizer()}
+    return FaMUSTrainer(build_text_model(), args, **keywords)
+
+
+@pytest.fixture(scope="module")
+def checkpoint_of_texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    text_trainer(folder, save_strategy="steps", save_steps=1).train()
+    return folder / "checkpoint-1"
+
+
+def with_column(name, values):
+    return TEXTS.remove_columns(name).add_column(name, values, feature=TEXTS.features[name])
+
+
+def renamed_classes():
+    names = ["hot", *TEXTS.features["label"].names[1:]]
+    return TEXTS.cast_column("label", ClassLabel(names=names))
+
+
+OTHER_DATA = {
+    "labels": (lambda: with_column("label", [*TEXTS["label"][:-1], 0]), META_TEXTS, "the labels of 1 of 40 training"),
+    "size": (lambda: TEXTS.select(range(39)), META_TEXTS, "the number of training examples (39 instead of 40)"),
+    "rows": (lambda: with_column("index", list(range(1, 41))), META_TEXTS, "which training examples there are"),
+    "contents": (lambda: with_column("text", ["cold"] * 40), META_TEXTS, "the contents of the training examples"),
+    "classes": (renamed_classes, META_TEXTS, "the class names ('hot', 'warm', 'wet' instead of 'cold', 'warm', 'wet')"),
+    "meta": (lambda: TEXTS, texts(11, 1, 1000), "in the number of meta examples (11 instead of 12)"),
+    "no meta": (lambda: TEXTS, None, "in the meta set (none of its own instead of 12 examples)"),
+    "two": (
+        lambda: TEXTS.select(range(39)),
+        None,
+        "(39 instead of 40) and the meta set (none of its own instead of 12 examples)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHER_DATA)
+def test_a_checkpoint_of_other_data_is_refused_by_what_differs(tmp_path, checkpoint_of_texts, kind):
+    make, meta, words = OTHER_DATA[kind]
+    with pytest.raises(LoadError) as error:
+        text_trainer(tmp_path, make(), meta).train(resume_from_checkpoint=str(checkpoint_of_texts))
+    assert_one_sentence(str(error.value), "the data differ from those of checkpoint", words, "allow_other_data=True")
+
+
+def test_other_data_that_are_allowed_are_named_in_one_line(tmp_path, checkpoint_of_texts, caplog):
+    trainer = text_trainer(tmp_path, TEXTS.select(range(39)), allow_other_data=True)
+    trainer.train(resume_from_checkpoint=str(checkpoint_of_texts))
+    lines = [record.getMessage() for record in caplog.records if "differ" in record.getMessage()]
+    assert trainer.state.global_step == 2 and len(lines) == 1
+    assert lines[0].endswith("data that differ in the number of training examples (39 instead of 40)")
+
+
+def test_examples_that_tell_their_labels_one_by_one_are_compared_too(tmp_path):
+    run(tmp_path, max_steps=1)
+    trainer = make_trainer(tmp_path)
+    trainer.train_dataset = Examples(40, seed=1)
+    with pytest.raises(
+        LoadError, match=r"differ from those of checkpoint .* in the labels or index of the training ex"
+    ):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_other_settings_are_named_with_what_they_were_and_which_of_them_do_nothing(
+    tmp_path, checkpoint_of_texts, caplog
+):
+    def said(**changes):
+        caplog.clear()
+        trainer = text_trainer(tmp_path, **changes)
+        trainer.train(resume_from_checkpoint=str(checkpoint_of_texts))
+        lines = [record.getMessage() for record in caplog.records if "settings" in record.getMessage()]
+        return trainer, [line.partition("other settings: ")[2] for line in lines]
+
+    assert said(logging_steps=1, eval_strategy="no")[1] == []
+    trainer, lines = said(max_steps=3, base_loss="focal", learning_rate=0.5, meta_learning_rate=0.7)
+    assert lines == [
+        'base_loss="focal" (was "ce"), max_steps=3 (was 2); the optimizers bring back learning_rate=0.05 (not 0.5), '
+        "meta_learning_rate=0.05 (not 0.7)"
+    ]
+    assert trainer.lr_scheduler.base_lrs == [0.05] * 2 and trainer.meta.learner_optimizer.param_groups[0]["lr"] == 0.05
+
+
+def test_a_checkpoint_that_does_not_say_what_it_was_trained_on_goes_on_with_a_warning(
+    tmp_path, checkpoint_of_texts, caplog
+):
+    earlier = shutil.copytree(checkpoint_of_texts, tmp_path / "checkpoint-1")
+    (earlier / "trained_on.json").unlink()
+    checkpoints.write_manifest(earlier, "run")
+    trainer = text_trainer(tmp_path, TEXTS.select(range(39)))
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 2 and "whether data and settings are the same is not known" in caplog.text
+
+
+def test_another_optimizer_is_refused(tmp_path):
+    """torch takes any state whose groups are as large, and fails at the next step."""
+    run(tmp_path, max_steps=1, optim="adamw_torch")
+    with pytest.raises(LoadError) as error:
+        run(tmp_path, True, optim="rmsprop")
+    assert_one_sentence(str(error.value), "it is of another optimizer, without alpha: set optim to the one of that run")
 
 
 # ---- Which checkpoint, and what is kept ----

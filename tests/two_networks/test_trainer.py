@@ -379,6 +379,14 @@ def test_a_checkpoint_of_one_network_is_refused(tmp_path):
         make(tmp_path).train(resume_from_checkpoint=str(path))
 
 
+def test_a_checkpoint_of_other_data_is_refused_with_two_networks_too(tmp_path):
+    make(tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
+    with pytest.raises(
+        ValueError, match=r"checkpoint .* in the labels or index of the training examples: give the same"
+    ):
+        make(tmp_path, train=Learnable(seed=1)).train(resume_from_checkpoint=True)
+
+
 # ---- What it refuses ----
 
 

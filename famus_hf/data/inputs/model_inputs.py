@@ -27,6 +27,7 @@ class ModelInputs(torch.utils.data.Dataset):
         records: Name → values, shape (N,).
         class_names: Of the labels, by their numbers; None where they are numbers alone.
         words: How an error calls examples that are the same in the network's eyes.
+        class_names: Of the labels, where they have any.
     """
 
     modality: Modality
@@ -36,6 +37,7 @@ class ModelInputs(torch.utils.data.Dataset):
         self.processor, self.name = processor, name
         column = self.modality.column
         self.raw = dataset.select_columns([name for name in (column, f"{column}_pair") if name in dataset.column_names])
+        self.class_names: list[str] | None = getattr(dataset.features.get("label"), "names", None)
         columns = {"labels": "label", "index": "index", "clean_label": "clean_label"}
         self.class_names = getattr(dataset.features.get("label"), "names", None)
         self.records = {new: dataset[old][:] for new, old in columns.items() if old in dataset.column_names}
