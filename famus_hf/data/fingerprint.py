@@ -111,7 +111,7 @@ def _sampled_contents(dataset: ModelInputs) -> str:
 def _content(value: Any) -> bytes:
     """Return an example in bytes. Of an image these are its pixels: how they are packed depends on the library."""
     if isinstance(value, Image):
-        return str(value.size).encode() + value.convert("RGB").tobytes()
+        return f"{value.mode} {value.size}".encode() + value.tobytes()
     return content_of(value) if isinstance(value, dict) else str(value).encode()
 
 
