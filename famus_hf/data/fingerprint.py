@@ -54,7 +54,7 @@ def fingerprint_of(dataset: Any) -> Fingerprint | None:
         "examples": len(dataset) if has_length(dataset) else None,
         "class_names": _class_names(dataset),
         "index": _digest_of(records.get("index")),
-        "labels": labels if is_numbers(labels) and len(labels) <= MAX_LABELS else _digest_of(labels),
+        "labels": labels if labels and len(labels) <= MAX_LABELS and is_numbers(labels) else _digest_of(labels),
         "clean_labels": _digest_of(records.get("clean_label")),
         "sampled_records": None if records else _digest_of(_sampled_records(dataset)),
         "sampled_contents": _sampled_contents(dataset) if isinstance(dataset, ModelInputs) else None,

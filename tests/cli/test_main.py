@@ -1,6 +1,7 @@
 """The command `famus-hf`, and how its errors are told."""
 
 import pytest
+import torch
 from transformers.utils import logging
 
 from famus_hf.cli import main as command
@@ -46,16 +47,23 @@ def test_errors_name_what_was_started(capsys):
     assert capsys.readouterr().err == "benchmark.py: error: two lines\n"
 
 
-def test_ctrl_c_ends_a_training_with_one_line(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "error, status, sentence",
+    [
+        (KeyboardInterrupt, 130, "interrupted; --resume_from_checkpoint true goes on from the newest checkpoint"),
+        (torch.OutOfMemoryError, 2, "error: the memory of cpu is full: lower --per_device_train_batch_size (and raise "
+         "--gradient_accumulation_steps), or choose a smaller network"),
+    ],
+)  # fmt: skip
+def test_ctrl_c_and_a_full_memory_end_a_training_with_one_line(tmp_path, capsys, monkeypatch, error, status, sentence):
     def train(trainer, **keywords):
-        raise KeyboardInterrupt
+        raise error
 
     monkeypatch.setattr(run_famus.FaMUSTrainer, "train", train)
     with pytest.raises(SystemExit) as end:
         run_famus.main([*SMALL, "--output_dir", str(tmp_path)])
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert end.value.code == 130
-    assert said == "run_famus.py: interrupted; --resume_from_checkpoint true goes on from the newest checkpoint"
+    assert end.value.code == status and said == f"run_famus.py: {sentence}"
 
 
 class Mistake(Exception):

@@ -71,7 +71,7 @@ def test_a_pushed_checkpoint_has_no_pickle_and_no_path_of_the_machine(hub, clien
     assert {
         "config.json", "model.safetensors", "last-checkpoint/trainer_state.json", "last-checkpoint/state.json",
         "last-checkpoint/state.safetensors", "last-checkpoint/model.safetensors",
-        "last-checkpoint/meta_net/config.json",
+        "last-checkpoint/meta_net/config.json", "last-checkpoint/trained_on.json",
     } <= set(pushed)  # fmt: skip
     assert not [name for name in pushed if name.endswith(PICKLES)]
     assert not [name for name, content in pushed.items() if str(tmp_path).encode() in content]

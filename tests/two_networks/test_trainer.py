@@ -384,7 +384,7 @@ def test_a_checkpoint_of_other_data_is_refused_with_two_networks_too(tmp_path):
     with pytest.raises(
         ValueError, match=r"checkpoint .* in the labels or index of the training examples: give the same"
     ):
-        make(tmp_path, train=Learnable(seed=1)).train(resume_from_checkpoint=True)
+        make(tmp_path, train=Learnable(dtype=torch.float64, seed=1)).train(resume_from_checkpoint=True)
 
 
 # ---- What it refuses ----
