@@ -48,6 +48,7 @@ from famus_hf.metrics import compute_accuracy
 from famus_hf.reporting.figures.run_records import read_run
 from famus_hf.reporting.model_card import recorded_accuracies
 from famus_hf.reporting.tables import format_notes, format_table
+from famus_hf.storage import checkpoints
 from famus_hf.storage.atomic import atomic_write
 from famus_hf.storage.run_folder import NOISE_FILE, RESULTS
 
@@ -279,7 +280,8 @@ def train_all(runs: list[Run], checkpoint: str | None, argv: list[str]) -> list[
         except FloatingPointError as error:
             raise FloatingPointError(f"{error}; {GO_ON}") from error
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(GO_ON) from None
+            has_checkpoints = checkpoints.by_age(Path(str(runs[-1].args.output_dir)))
+            raise KeyboardInterrupt(*[GO_ON] if has_checkpoints else []) from None
         except torch.OutOfMemoryError as error:
             raise SettingsError(
                 f"the memory of {run.args.device} is full: lower --per_device_train_batch_size (and raise "

@@ -16,7 +16,6 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerState
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import has_length
 
-from famus_hf.core.autodiff.forward_pass import preserve_rng_state
 from famus_hf.core.layer_samplers import LayerSampler
 from famus_hf.core.meta_learners import MetaLearner
 from famus_hf.core.meta_update import MetaUpdate
@@ -35,6 +34,7 @@ from famus_hf.storage.meta_state import check_meta_state, read_meta_state
 from famus_hf.storage.model_folder import adapted_network, atomic_write_model, save_base_config
 from famus_hf.storage.run_folder import CARD, CONFIG, META_STATE, TRAINER_STATE, UNFINISHED
 from famus_hf.trainer import trained_on
+from famus_hf.trainer.comparison_mixin import ComparisonMixin
 from famus_hf.trainer.hub_mixin import HubMixin
 from famus_hf.trainer.learning_mixin import LearningMixin
 
@@ -43,14 +43,12 @@ MTIME_LAG = 0.01  # seconds by which the time of a new file may lag behind the c
 logger = logging.getLogger("famus_hf")
 
 
-class CheckpointingMixin(HubMixin, LearningMixin):
+class CheckpointingMixin(ComparisonMixin, HubMixin, LearningMixin):
     """Checkpoints of a Trainer that are whole or not there, and from which a run goes on exactly.
 
-    Beside the model's files each has the meta-net, `meta_state.pt` and the tables of the diagnostics.
+    Beside the model's files each has the meta-net, `meta_state.pt`, `trained_on.json` and the diagnostics' tables.
     """
 
-    train_dataset: Any
-    meta_dataset: Any
     _is_resumed = False
 
     # ---- Checkpoints ----
@@ -91,17 +89,6 @@ class CheckpointingMixin(HubMixin, LearningMixin):
         """Whether the training went on from a checkpoint."""
         return self._is_resumed
 
-    def other_data_than(self, checkpoint: str | Path) -> str:
-        """Return in words in what the data differ from those of a checkpoint; empty where nothing is known to.
-
-        All processes call it.
-
-        Raises:
-            LoadError: The checkpoint can't be compared.
-        """
-        saved = Processes.present().of_first(lambda: trained_on.read(Path(checkpoint)))
-        return "" if saved is None else trained_on.other_data(saved, self._describe())
-
     def take_weights_of(self, checkpoint: str) -> None:
         """Take what has learned from a checkpoint, as `train` does when it goes on from there. All processes call it.
 
@@ -110,35 +97,6 @@ class CheckpointingMixin(HubMixin, LearningMixin):
         """
         self._load_from_checkpoint(checkpoint)
         self._load_meta_state(checkpoint)
-
-    def _describe(self) -> dict[str, Any]:
-        """Return on which data this run trains, and by which settings."""
-        with preserve_rng_state(self.args.device):  # as examples may draw
-            meta = {} if self.stages is None else {"meta": self.meta_dataset}
-            return trained_on.describe({"train": self.train_dataset, **meta}, self.args)
-
-    def _compare_with(self, checkpoint: str) -> None:
-        """Refuse a checkpoint of other data, unless they are allowed; say which settings are other ones."""
-        saved = Processes.present().of_first(lambda: trained_on.read(Path(checkpoint)))
-        if saved is None:
-            self._warn("%s is of an earlier version: whether data and settings are the same is not known", checkpoint)
-            return
-        data, settings = (
-            compare(saved, self._trained_on) for compare in (trained_on.other_data, trained_on.other_settings)
-        )
-        if data and not self.args.allow_other_data:
-            raise LoadError(
-                f"the data differ from those of checkpoint {checkpoint!r} in {data}: give the same, or set "
-                "allow_other_data=True to go on with these"
-            )
-        if data:
-            self._warn("going on from %s with data that differ in %s", checkpoint, data)
-        if settings:
-            self._warn("going on from %s with other settings: %s", checkpoint, settings)
-
-    def _warn(self, message: str, *values: object) -> None:
-        if self.is_world_process_zero():
-            logger.warning(message, *values)
 
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, num_epochs: int, checkpoint: str | None, trial: Any

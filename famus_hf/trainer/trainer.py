@@ -364,7 +364,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         """Train; `resume_from_checkpoint` may be a folder, True for the newest whole one, or a Hub repository.
 
         Raises:
-            LoadError: The checkpoint is damaged, or there is none.
+            LoadError: The checkpoint is damaged or of other data, or there is none.
             HubError: Likewise, of one on the Hub.
             FloatingPointError: Numbers are not finite, see `nan_policy`.
             SaveError: A checkpoint can't be written.

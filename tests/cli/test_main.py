@@ -59,6 +59,7 @@ def test_ctrl_c_and_a_full_memory_end_a_training_with_one_line(tmp_path, capsys,
     def train(trainer, **keywords):
         raise error
 
+    (tmp_path / "checkpoint-1").mkdir()
     monkeypatch.setattr(run_famus.FaMUSTrainer, "train", train)
     with pytest.raises(SystemExit) as end:
         run_famus.main([*SMALL, "--output_dir", str(tmp_path)])
