@@ -56,7 +56,8 @@ def check_examples(train: Any, meta: Any, tests: Any) -> None:
             )
         if isinstance(example, Mapping) and not {"label", "labels", "label_ids"} & set(example):
             raise DataError(
-                f'an example of {whose} has {", ".join(map(str, example))} and no "labels": name its class so'
+                f"the examples of {whose} hold no labels (but {', '.join(map(str, example))}): name their column "
+                "'labels', or label in raw data"
             )
 
 

@@ -243,6 +243,7 @@ def test_the_script_judges_the_labels_that_a_run_was_trained_on(tmp_path, capsys
 def test_data_of_other_classes_are_refused_in_one_sentence(tmp_path, capsys):
     model = build_backbone("tiny", NAMES)
     model.save_pretrained(tmp_path)
+    default_image_processor(None, load_noisy_dataset("digits", num_meta=0)["train"]).save_pretrained(tmp_path)
     with pytest.raises(SystemExit) as end:
         label_report_script.main(["--model", str(tmp_path), "--dataset_name", "digits", "--use_cpu"])
     error = capsys.readouterr().err

@@ -127,9 +127,9 @@ def with_column(name, values):
     return TEXTS.remove_columns(name).add_column(name, values, feature=TEXTS.features[name])
 
 
-def renamed_classes():
-    names = ["hot", *TEXTS.features["label"].names[1:]]
-    return TEXTS.cast_column("label", ClassLabel(names=names))
+def with_renamed_class(dataset):
+    names = ["hot", *dataset.features["label"].names[1:]]
+    return dataset.cast_column("label", ClassLabel(names=names))
 
 
 OTHER_DATA = {
@@ -137,7 +137,10 @@ OTHER_DATA = {
     "size": (lambda: TEXTS.select(range(39)), META_TEXTS, "the number of training examples (39 instead of 40)"),
     "rows": (lambda: with_column("index", list(range(1, 41))), META_TEXTS, "which training examples there are"),
     "contents": (lambda: with_column("text", ["cold"] * 40), META_TEXTS, "the contents of the training examples"),
-    "classes": (renamed_classes, META_TEXTS, "the class names ('hot', 'warm', 'wet' instead of 'cold', 'warm', 'wet')"),
+    "classes": (
+        lambda: with_renamed_class(TEXTS), with_renamed_class(META_TEXTS),
+        "the class names ('hot', 'warm', 'wet' instead of 'cold', 'warm', 'wet')",
+    ),
     "meta": (lambda: TEXTS, texts(11, 1, 1000), "in the number of meta examples (11 instead of 12)"),
     "no meta": (lambda: TEXTS, None, "in the meta set (none of its own instead of 12 examples)"),
     "two": (
