@@ -1,5 +1,7 @@
 """Gates: their distribution, their gradients (Eq. 8, 10–12) by hand and by brute force, and what being off saves."""
 
+import copy
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,6 +23,7 @@ from famus_hf.core.layers import Layer, find_layers, pool_gradient
 from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_learners import MWNet
 from famus_hf.core.meta_train import MetaObjective, meta_train
+from famus_hf.core.meta_update import MetaUpdate
 from tests.helpers import brute_force
 from tests.helpers.models import build_batch, build_model, layers_of_width
 
@@ -112,6 +115,24 @@ def test_gate_gradient_equals_brute_force(setting):
     (expected,) = torch.autograd.grad(total, gates)
     torch.testing.assert_close(found.gate_slopes + sparsity, expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(found.meta_loss, value.detach())
+
+
+def test_the_sampler_moves_against_the_gradient_of_its_objective(setting):
+    """η ← η − δ·∂/∂η Σ_l r_l·(slope_l + ∂λ1(Σ r − K)²/∂r_l), by hand, from the slopes that the step reports."""
+    model, meta_learner, _, meta, layers, training_pass, gradient = setting
+    sampler = LearnedSampler()
+    objective = MetaObjective(expected_layers=2.0, sparsity_weight=0.1)
+    update = MetaUpdate(meta_learner, sampler, layers, objective=objective, sampler_learning_rate=0.5, seed=3)
+    before = copy.deepcopy(sampler)
+    inputs, labels, _ = split_inputs(meta)
+    outcome = update.step(training_pass, cross_entropy, inputs, labels, gradient, plain_step(model))
+    assert outcome.gate_slopes.abs().max() > 0 and 0 < sum(outcome.switched_on) < len(layers)
+    gates = before(pooled_gradients(layers, gradient), step_generator(3, 0))
+    total = (gates * outcome.gate_slopes).sum() + 0.1 * (gates.sum() - 2) ** 2
+    slopes = torch.autograd.grad(total, list(before.parameters()), materialize_grads=True)
+    for old, new, slope in zip(before.parameters(), sampler.parameters(), slopes, strict=True):
+        torch.testing.assert_close(new, old - 0.5 * slope, rtol=1e-5, atol=1e-7)
+    assert sum(slope.abs().sum() for slope in slopes) > 0
 
 
 @pytest.mark.parametrize("derivative", ["forward", "reverse"])

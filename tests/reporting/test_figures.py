@@ -24,6 +24,7 @@ from famus_hf.reporting.figures.stage_times import draw_stage_times, seconds_of_
 from famus_hf.reporting.figures.style import SETTINGS
 from famus_hf.reporting.figures.summary import summary
 from famus_hf.reporting.figures.weights import clean_above_mean, draw_clean_weights, draw_weights
+from famus_hf.reporting.tables import format_mean
 from famus_hf.storage.diagnostic_tables import SCHEMAS
 
 
@@ -215,6 +216,19 @@ def test_the_summary_has_mean_and_deviation_over_the_runs_of_a_method():
     )
     assert first == "| ours | 65.0 ± 7.1 | 67.5 ± 10.6 | 1.00 | 0.75 | 0.25 | 1.00 | 2 |"
     assert second == "| theirs | 40.0 | 40.0 | – | – | – | – | 1 |"
+
+
+def test_means_have_the_deviation_of_a_sample():
+    assert format_mean([1.0, 2.0, 3.0], 2) == "2.00 ± 1.00", "divided by the number of runs it would be 0.82"
+    assert format_mean([1.5]) == "1.5"
+
+
+def test_accuracy_on_the_meta_set_is_none_on_the_test_set():
+    log = [
+        {"step": 1, "eval_meta_accuracy": 0.9, "eval_test_accuracy": 0.5, "eval_validation_accuracy": 0.8},
+        {"step": 2, "eval_accuracy": 0.6, "eval_meta_accuracy": 0.95},
+    ]
+    assert RunRecords("ours", log).on_test_set("accuracy") == {1: 0.5, 2: 0.6}
 
 
 def test_meta_sets_and_divisions_have_a_panel_for_each_figure():

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
+from experiments import compare_cleanlab
 from PIL import Image
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, MWNet, build_backbone, load_noisy_dataset
 from famus_hf.cli import label_report as label_report_script
 from famus_hf.cli import run as run_famus
+from famus_hf.cli.results import summary_of
 from famus_hf.data.inputs.image_processors import default_image_processor
 from famus_hf.hub.load import files_to_push
 from famus_hf.metrics import AveragePrecision
@@ -61,6 +63,29 @@ def test_the_most_suspect_example_comes_first():
     assert report["index"][:] == [7, 9, 8] and report["clean_label"][:] == [1, 0, 0]
     assert report["weight"][:] == pytest.approx([0.1, 0.5, 0.9])
     assert report.features["predicted_label"].int2str(report["predicted_label"][0]) == "dog"
+
+
+def test_of_equally_suspect_examples_the_one_of_the_larger_loss_comes_first():
+    probabilities = np.full((3, 3), 1 / 3)
+    report = label_report(np.array([0, 1, 2]), probabilities, np.array([1.0, 3.0, 2.0]), NAMES)
+    assert len(set(report["clean_probability"][:])) == 1 and report["index"][:] == [1, 2, 0]
+
+
+def test_what_a_summary_estimates_is_the_share_of_wrong_labels():
+    columns = {"clean_probability": [0.1, 0.4, 0.9, 1.0], "label": [0, 0, 1, 1], "clean_label": [1, 0, 1, 1]}
+    found = summary_of(Dataset.from_dict(columns))
+    assert found["suspect_labels"] == 2
+    assert found["estimated_noise_rate_by_label_report"] == pytest.approx((0.9 + 0.6 + 0.1 + 0) / 4)
+    assert found["wrong_label_average_precision"] == pytest.approx(1.0)
+
+
+def test_our_score_is_compared_as_the_chance_that_a_label_is_wrong():
+    comparison = object.__new__(compare_cleanlab.Comparison)
+    comparison.wrong = np.array([True, False, False, True])
+    found = comparison.judge_ours(np.array([0.1, 0.9, 0.4, 0.2]))
+    assert found == {
+        "average_precision": 1.0, "flagged": 3, "precision": pytest.approx(2 / 3), "recall": 1.0
+    }  # fmt: skip
 
 
 def test_impossible_predictions_give_probabilities_all_the_same():

@@ -11,6 +11,7 @@ from experiments import recipe_cards
 from huggingface_hub import ModelCard
 
 from famus_hf.cli import results as records
+from famus_hf.reporting.model_card import metrics_of
 from tests.helpers import clean_process
 from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.trainers import make_trainer
@@ -62,6 +63,24 @@ def test_the_card_of_a_compared_run_has_baselines_pictures_and_licences(compared
     baseline = (compared_runs / "own-plain" / "README.md").read_text()
     assert "plainly and without a meta-net" in baseline
     assert re.findall(r"\]\(figures/(\w+)", baseline) == ["accuracy"], "it has weighed nothing"
+
+
+def test_last_and_best_of_a_run_are_not_mistaken_for_each_other(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.create_model_card(metrics={"last": 0.25, "best": 0.75}, baselines=[
+        {"method": "plain", "last": 0.125, "best": 0.375, "seconds_per_step": 0.5}
+    ])  # fmt: skip
+    card = ModelCard.load(tmp_path / "README.md")
+    assert {result.metric_name: result.metric_value for result in card.data.eval_results} == {
+        "last": 0.25,
+        "best": 0.75,
+    }
+    rows = [re.sub(r"[\s%*]", "", line) for line in card.text.splitlines() if line.startswith("|")]
+    assert any("|25.0|75.0|" in row or "|25.00|75.00|" in row for row in rows), rows
+    assert any("|12.5|37.5|" in row or "|12.50|37.50|" in row for row in rows), rows
+    log = [{"step": step, "eval_accuracy": accuracy} for step, accuracy in ((1, 0.5), (2, 0.75), (3, 0.625))]
+    trainer.state.log_history = log
+    assert metrics_of(trainer.args, trainer.state) == {"last": 0.625, "best": 0.75}
 
 
 def test_a_card_says_so_where_a_baseline_is_better(tmp_path):

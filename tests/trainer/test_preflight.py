@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from famus_hf import FaMUSTrainer
+from famus_hf import FaMUSTrainer, FaMUSTrainingArguments
 from famus_hf.errors import DataError, SettingsError
 from famus_hf.metrics import compute_accuracy
 from famus_hf.trainer import preflight
@@ -121,6 +121,20 @@ def test_contradictions_are_refused_before_training(tmp_path, case):
     changes, sentence = REFUSED[case]
     with pytest.raises(ValueError, match=sentence):
         make_trainer(tmp_path, **changes)
+
+
+def test_defaults_that_documents_and_tables_name_stay_what_they_are(tmp_path):
+    args = FaMUSTrainingArguments(str(tmp_path))
+    expected = {
+        "expected_layers": 4.0, "sampler_learning_rate": 0.1, "sampler_temperature": 1.0, "meta_interval": 1,
+        "weight_normalization": "sum", "layer_sampler": "learned", "meta_learner": "mw-net", "clean_threshold": 0.5,
+        "sharpening_temperature": 0.5, "mixup_alpha": 0.5, "unlabelled_weight": 5.0, "ramp_up_epochs": 16.0,
+        "focal_gamma": 2.0, "learning_rate": 0.05, "weight_decay": 5e-4, "max_grad_norm": 0.0,
+    }  # fmt: skip
+    assert {name: getattr(args, name) for name in expected} == expected
+    for sampler, weight in (("learned", 0.1), ("all", 0.0)):  # λ1 and λ2 hang on it
+        objective = make_trainer(tmp_path, layer_sampler=sampler).stages.meta.objective
+        assert (objective.sparsity_weight, objective.gradient_match_weight) == (weight, weight)
 
 
 def test_models_that_do_not_classify_are_refused(tmp_path):
