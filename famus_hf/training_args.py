@@ -213,7 +213,8 @@ class FaMUSTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Virtual-Train's step: sgd (the plain gradient step of the paper) or optimizer (preconditioned as "
-            "the optimizer's own). Default: the latter for torch's Adam and AdamW, else sgd."
+            "the step of torch's optimizers; for any other, a gradient step as long as the optimizer's own). Default: "
+            "optimizer, which with sgd is the plain step."
         },
     )
     virtual_scope: Literal["all", "candidates"] = field(

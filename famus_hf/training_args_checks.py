@@ -25,8 +25,9 @@ SHARDING = {  # set by `accelerate launch` → the flag that asks for it
     "ACCELERATE_USE_MEGATRON_LM": "--use_megatron_lm",
 }
 DIAGNOSTICS = ("log_stage_times", "log_meta_gradient", "log_weights", "log_layers")
-# optimizers whose step `virtual_step="optimizer"` knows
-KNOWN_STEPS = (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED, OptimizerNames.SGD)
+# Optimizers that step within the backward pass, before anybody knows whether the step is sound; their own step does
+# nothing, and has no groups of parameters.
+WITHIN_BACKWARD = ("lomo", "adalomo", *(name.value for name in OptimizerNames if name.value.endswith("_layerwise")))
 
 
 def convert_fields(args: Any) -> None:
@@ -170,6 +171,12 @@ def check_meta_learning_is_supported(args: Any) -> None:
             f"derivative='finite' does not work with {'bf16' if args.bf16 else 'fp16'}, in whose rounding "
             "differences drown: use auto"
         )
+    optimizer = OptimizerNames(args.optim).value
+    if optimizer in WITHIN_BACKWARD:
+        raise SettingsError(
+            f"optim={optimizer!r} moves the network within the backward pass, where the meta step can't foresee it: "
+            "choose another optimizer, or meta_learner 'none'"
+        )
     if args.label_names not in (None, ["labels"]):
         raise SettingsError(f"label_names={args.label_names} can't be used: rename the column to 'labels'")
 
@@ -189,12 +196,6 @@ def check_fsdp_engages(args: Any) -> None:
 
 
 def _check_virtual_step(args: Any) -> None:
-    optimizer = OptimizerNames(args.optim)
-    if args.virtual_step == "optimizer" and optimizer not in KNOWN_STEPS:
-        raise SettingsError(
-            f"virtual_step='optimizer' does not know the step of optim={optimizer.value!r}: choose virtual_step "
-            f"'sgd' or one of {', '.join(name.value for name in KNOWN_STEPS)}"
-        )
     if args.virtual_scope == "candidates" and args.reuse_virtual_gradient:
         raise SettingsError(
             "reuse_virtual_gradient takes the gradient of all layers: leave virtual_scope at 'all', or leave it out"

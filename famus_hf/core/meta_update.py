@@ -23,6 +23,7 @@ from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
 from famus_hf.core.meta_train import MetaObjective, MetaTrain, meta_train
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.core.timer import NO_TIMER, Timer
+from famus_hf.core.virtual_train import StepSizes
 from famus_hf.errors import SettingsError
 
 SAMPLER_MOMENTUM = 0.9
@@ -42,6 +43,7 @@ class MetaUpdate:
         budget: What the gates may cost, instead of Eq. (10); None without one.
         spent: What these steps cost by the budget's measure before calibration.
         clock: Takes the time of the parts of a step.
+        step_sizes: Of the network's optimizer, where Virtual-Train needs them.
 
     Args:
         meta_learner: Ψ.
@@ -102,6 +104,7 @@ class MetaUpdate:
         self.budget: Budget | None = None
         self.spent = 0.0
         self.clock = NO_TIMER
+        self.step_sizes = StepSizes()
 
     def set_budget(self, budget: Budget, clock: Timer) -> None:
         """Replace Eq. (10) by the budget, and have the clock measure what it really takes."""
@@ -234,7 +237,9 @@ class MetaUpdate:
 
     def state_dict(self) -> dict[str, Any]:
         """Return optimizers and counters; the parameters themselves are in `meta_net/`."""
+        sizes = self.step_sizes.state_dict()
         return {
+            **({"step_sizes": sizes} if sizes else {}),
             "learner_optimizer": self.learner_optimizer and self.learner_optimizer.state_dict(),
             "sampler_optimizer": self.sampler_optimizer and self.sampler_optimizer.state_dict(),
             "steps": self.steps,
@@ -262,6 +267,7 @@ class MetaUpdate:
             self.clock.seconds.update(state["seconds"])
             self.clock.times.update(state["times"])
         self.spent = state["spent"]
+        self.step_sizes.load_state_dict(state.get("step_sizes", {}))
 
 
 def _make_optimizer(

@@ -110,6 +110,10 @@ class ThreeStages:
         self._learned: list[dict[str, Any]] | None = None  # θ and η before this step, where it may be taken back
         self._open = ExitStack()  # what lasts from one stage to another
 
+    def watch(self, optimizer: Any) -> None:
+        """Learn how long the optimizer's steps are, where Virtual-Train needs that. Called before training."""
+        self.meta.step_sizes.watch(self.network, optimizer, self.settings.virtual_step)
+
     # ---- The shared forward pass ----
 
     def forward(self, model: nn.Module, batch: Mapping[str, Any], is_meta_step: bool) -> TrainingPass:
@@ -181,7 +185,8 @@ class ThreeStages:
         if names:
             with self.meta.clock("virtual backward"):
                 gradient = self._virtual_gradient(train, loss, names)
-        step = virtual_step_of(self.network, optimizer, self.settings.virtual_step, gradient.keys())
+        kind, sizes = self.settings.virtual_step, self.meta.step_sizes
+        step = virtual_step_of(self.network, optimizer, kind, gradient.keys(), sizes)
         keep_weights = keep_weights and self.settings.reuse_virtual_gradient
         weights = self.example_weights(train) if keep_weights else None
         return VirtualTrain(loss, gradient, step, weights)

@@ -32,6 +32,9 @@ OPTIMIZER_STATE: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
 }
 SIGNED = ("momentum_buffer", "exp_avg")  # of these, what may be below zero
 WHAT = "the meta state"
+OPTIONAL: dict[str, tuple[Check, str]] = {  # there where a run needed it
+    "step_sizes": (is_dict(is_list(is_number(0), 2)), "step_sizes that are no pairs of lengths"),
+}
 
 
 def read_meta_state(path: Path) -> dict[str, Any]:
@@ -81,6 +84,8 @@ def check_meta_state(
     """
     is_total = is_number(0)
     fields: dict[str, tuple[Check, str]] = {key: (lambda value: True, "") for key in present}
+    for key in OPTIONAL:
+        fields.pop(key, None)
     fields |= {
         "steps": (is_whole(), "steps that are no whole number of at least 0"),
         "slope_size": (is_tensor((), low=0), "a slope_size that is no number of at least 0"),
@@ -89,6 +94,7 @@ def check_meta_state(
         "times": (is_dict(is_whole(1)), "times that are no measurements of parts"),
         "costs": (optional(is_costs(num_candidates)), f"costs that are not those of {num_candidates} layers"),
     }
+    fields |= {key: field for key, field in OPTIONAL.items() if key in state}
     check_state(WHAT, state, fields, {"pseudo_clean"})
     steps = state["steps"]
     if not is_list(is_whole(0, steps), num_candidates)(state["times_on"]):

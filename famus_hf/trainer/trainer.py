@@ -264,6 +264,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         """Have the stages train the network that there is now, which model_init has made anew, or FSDP has sharded."""
         if self.stages is not None:
             self.stages.network = self.model
+            self.stages.watch(self.optimizer)
 
     # ---- The training step ----
 

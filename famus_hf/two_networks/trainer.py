@@ -118,6 +118,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
         """Have accelerate prepare each network too, as the model's own forward is not what is trained."""
         for peer in self.peers:
             peer.network = peer.stages.network = self.model.get_submodule(peer.name)
+            peer.stages.watch(self.optimizer)
             if not hasattr(peer.network, "_original_forward"):  # else accelerate would wrap its forward again
                 self.accelerator.prepare_model(peer.network, device_placement=False, evaluation_mode=True)
 

@@ -36,10 +36,7 @@ REFUSED = {
     "budget without learned sampler": ({"layer_sampler": "all", "meta_budget": 0.5}, "meta_budget needs"),
     "budget below the cheapest layer": ({"meta_budget": 1e-6}, r"cheapest layer's cost of 0\.\d+ plain steps"),
     "unknown base loss": ({"base_loss": "hinge"}, "choose one of ce, focal"),
-    "preconditioned step of an unknown optimizer": (
-        {"virtual_step": "optimizer", "optim": "adafactor"},
-        "does not know the step of optim='adafactor'",
-    ),
+    "an optimizer within the backward pass": ({"optim": "lomo"}, "'lomo' moves the network within the backward pass"),
     "unknown derivative": ({"derivative": "backward"}, "choose one of auto"),
     "negative weight": ({"sparsity_weight": -1.0}, "must be at least 0"),
     "candidate layers": ({"candidate_layers": "0"}, "whole number from 1"),
