@@ -51,7 +51,10 @@ class FaMUSTrainingArguments(TrainingArguments):
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping of the actual step; 0 is none."})
     lr_scheduler_type: SchedulerType | str = field(
         default="constant",
-        metadata={"help": "Learning rate schedule; constant is divided by ten at each of lr_milestones."},
+        metadata={
+            "help": "Learning rate schedule; constant rises in warmup_steps, and is divided by ten at each of "
+            "lr_milestones."
+        },
     )
     dataloader_drop_last: bool = field(
         default=True, metadata={"help": "Drop the last incomplete training batch (a batch of one breaks batch norm)."}

@@ -52,6 +52,7 @@ class ExampleEvaluator:
         prepare: From a batch as it was loaded to one on the device, as the network takes it in evaluation.
         processes: That share the examples; all of them call this together.
         autocast: Returns a context for forward passes.
+        judged_weights: Returns a context in which the network has the weights that it is to be judged by.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class ExampleEvaluator:
         prepare: Callable[[dict[str, Any]], dict[str, Any]],
         processes: Processes,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        judged_weights: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ):
         self.args, self.collate, self.prepare = args, collate, prepare
-        self.processes, self.autocast = processes, autocast
+        self.processes, self.autocast, self.judged_weights = processes, autocast, judged_weights
 
     def __call__(
         self,
@@ -130,10 +132,11 @@ class ExampleEvaluator:
         is_shown = progress is not None and rank == 0 and not self.args.disable_tqdm
         network.eval()
         try:
-            for inputs in tqdm(batches, desc=progress, disable=not is_shown):
-                batch, labels, _ = split_inputs(self.prepare(inputs))
-                with self.autocast():
-                    logits = model_logits(network, batch).float()
-                yield logits, labels, inputs
+            with self.judged_weights():
+                for inputs in tqdm(batches, desc=progress, disable=not is_shown):
+                    batch, labels, _ = split_inputs(self.prepare(inputs))
+                    with self.autocast():
+                        logits = model_logits(network, batch).float()
+                    yield logits, labels, inputs
         finally:
             network.train(was_training)

@@ -219,9 +219,10 @@ def meta_settings_of(args: FaMUSTrainingArguments, learner: MetaLearner, metas: 
 
 def _describe_schedule(args: FaMUSTrainingArguments) -> str:
     kind = SchedulerType(args.lr_scheduler_type).value
+    rise = f", warm-up {args.warmup_steps:g}" if args.warmup_steps else ""
     if kind != "constant":
-        return f", {kind}"
-    return f", a tenth from each of {', '.join(map(str, args.lr_milestones))} on" if args.lr_milestones else ""
+        return f"{rise}, {kind}"
+    return f"{rise}, a tenth from each of {', '.join(map(str, args.lr_milestones))} on" if args.lr_milestones else rise
 
 
 def _times_processes(size: int, count: int) -> str:

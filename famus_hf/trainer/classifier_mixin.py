@@ -27,9 +27,10 @@ else:
     Base = object
 
 
-def step_decay(milestones: list[int], step: int) -> float:
-    """Return the factor of the learning rate at a step: a tenth for each milestone that is reached."""
-    return 0.1 ** bisect_right(milestones, step)
+def step_decay(milestones: list[int], warmup_steps: int, step: int) -> float:
+    """Return the factor of the learning rate at a step: a tenth for each milestone reached, risen linearly before."""
+    rise = min(1.0, step / warmup_steps) if warmup_steps else 1.0
+    return rise * 0.1 ** bisect_right(milestones, step)
 
 
 class ClassifierMixin(Base):
@@ -58,10 +59,12 @@ class ClassifierMixin(Base):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         is_constant = SchedulerType(self.args.lr_scheduler_type) == SchedulerType.CONSTANT
-        if self.lr_scheduler is None and is_constant and self.args.lr_milestones:
+        warmup_steps = self.args.get_warmup_steps(num_training_steps)
+        if self.lr_scheduler is None and is_constant and (self.args.lr_milestones or warmup_steps):
             steps = [round(m * num_training_steps) if m < 1 else round(m) for m in self.args.lr_milestones]
             target: Any = optimizer or self.optimizer
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(target, partial(step_decay, sorted(steps)))
+            decay = partial(step_decay, sorted(steps), warmup_steps)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(target, decay)
             self._created_lr_scheduler = True  # else the next train() would go on with this one, at its end
         return super().create_scheduler(num_training_steps, optimizer)
 

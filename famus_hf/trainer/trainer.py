@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
@@ -240,6 +241,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
             self._evaluation_batch,
             self.processes,
             self.compute_loss_context_manager,
+            self._judged_weights,
         )
 
     def _make_diagnostics(self) -> Diagnostics:
@@ -274,7 +276,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         if self.stages is None or self.schedule.is_warmup(self.state):
             return self._plain_step(model, batch, self.model)
         self._refresh_meta_set()
-        model.train()
+        self._begin_training_mode(model)
         is_meta_step, clean_labels = self.schedule.is_meta_step(self.state), inputs.get("clean_label")
         with self._guarded_step(model, self.stages) as step:
             train = self.stages.forward(model, batch, is_meta_step)  # z at w; its graph serves both backward passes
@@ -285,6 +287,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
                 self.diagnostics.measure_meta_gradient(self.stages, train, virtual)
                 outcome = self.stages.meta_train(train, virtual, self._next_meta_batch())  # θ, η: Eq. (4), (6)–(12)
                 self._note_meta_step(outcome)
+            self._empty_cache()
             step.loss = self.stages.actual_train(train, virtual, self._accumulated)  # ∇_w J(w, θ'): Eq. (5)
             self._note_weights(self.stages, train, virtual, clean_labels)
         return step.loss / self._accumulated
@@ -318,6 +321,34 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
             yield step
         if is_summed_later and self.accelerator.sync_gradients:
             self._average_gradients()
+
+    def _begin_training_mode(self, model: nn.Module) -> None:
+        """Have the network, and an optimizer with weights of its own for training (schedule-free), train."""
+        model.train()
+        optimizer: Any = self.optimizer
+        if callable(getattr(optimizer, "train", None)):
+            optimizer.train()
+
+    @contextmanager
+    def _judged_weights(self) -> Iterator[None]:
+        """Have the network, in the body, the weights that a schedule-free optimizer judges by."""
+        optimizer: Any = self.optimizer
+        if not callable(getattr(optimizer, "eval", None)):
+            yield
+            return
+        was_training = any(group.get("train_mode") for group in optimizer.param_groups)
+        optimizer.eval()
+        try:
+            yield
+        finally:
+            if was_training:
+                optimizer.train()
+
+    def _empty_cache(self) -> None:
+        """Return memory to the device before the last backward pass, where `torch_empty_cache_steps` says so."""
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
 
     @property
     def _accumulated(self) -> int:

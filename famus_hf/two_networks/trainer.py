@@ -184,7 +184,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Train each network on a batch of its own. Return the mean of both training losses, detached."""
         self.processes.take_from_first(self.model.buffers())  # as DDP does, whose forward is not called here
-        self.model.train()
+        self._begin_training_mode(self.model)
         number = self._number_of_batch()
         for peer in self.peers:
             peer.epoch = self.schedule.epoch(self.state)
@@ -227,6 +227,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
                 virtual = stages.virtual_train(train, self.optimizer, keep_weights=clean_labels is not None)
                 self.diagnostics.measure_meta_gradient(stages, train, virtual)
                 self._note_meta_step(stages.meta_train(train, virtual, self._meta_batch_of(peer)))
+            self._empty_cache()
             step.loss = stages.actual_train(train, virtual, self._accumulated)
             self._note_weights(stages, train, virtual, clean_labels)
         return step.loss / self._accumulated

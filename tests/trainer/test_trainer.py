@@ -334,3 +334,79 @@ def test_no_tensor_outlives_its_step(tmp_path, mode):
     epoch = 5  # steps; at its end a loader goes and another comes
     assert len(alive) == 11
     assert max(alive[-epoch:]) == max(alive[:epoch]), alive
+
+
+@pytest.mark.parametrize("milestones", [[], [4]])
+def test_the_constant_schedule_warms_up(tmp_path, milestones):
+    trainer = make_trainer(tmp_path, max_steps=6, warmup_steps=2, lr_milestones=milestones, logging_steps=1)
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    last = [0.005] * 2 if milestones else [0.05] * 2
+    assert rates == pytest.approx([0.0, 0.025, 0.05, 0.05, *last])
+
+
+@pytest.mark.parametrize("settings", [{}, {"meta_learner": "none"}, {"plain_warmup_epochs": 0.4}])
+def test_the_device_cache_is_emptied_every_so_many_steps(tmp_path, monkeypatch, settings):
+    emptied = []
+    for module in ("famus_hf.trainer.trainer", "transformers.trainer"):
+        monkeypatch.setattr(f"{module}.clear_device_cache", lambda: emptied.append(trainer.state.global_step))
+    trainer = make_trainer(tmp_path, torch_empty_cache_steps=2, **settings)
+    trainer.train()
+    assert emptied == [0, 2, 4]
+
+
+class Averaging(torch.optim.SGD):
+    """Schedule-free in small: gradients are taken at some weights, and the network is judged by others."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr)
+        self.param_groups[0]["train_mode"] = False
+        self.switches = []
+
+    def _switch(self, is_training):
+        for group in self.param_groups:
+            if group["train_mode"] != is_training:
+                self.switches.append(is_training)
+                group["train_mode"] = is_training
+                for parameter in group["params"]:
+                    parameter.data *= 2 if is_training else 0.5
+
+    def train(self):
+        self._switch(True)
+
+    def eval(self):
+        self._switch(False)
+
+    def step(self, closure=None):
+        assert self.param_groups[0]["train_mode"], "Optimizer was not in train mode"
+        return super().step(closure)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"meta_learner": "none"}, {"pseudo clean": True}, {"log_weights": 2}], ids=str
+)
+def test_a_schedule_free_optimizer_trains_in_steps_and_is_judged_in_evaluations(tmp_path, settings):
+    model = build_model("batch norm", torch.float32)
+    optimizer, judged = Averaging(model.parameters(), lr=0.01), []
+    changes = {**settings, "max_steps": 4, "eval_strategy": "steps", "eval_steps": 2}
+    is_pseudo_clean = changes.pop("pseudo clean", False)
+    trainer = FaMUSTrainer(
+        model, make_args(tmp_path, plain_warmup_epochs=0 if is_pseudo_clean else None, **changes),
+        train_dataset=Examples(40), eval_dataset=Examples(9, 2000),
+        meta_dataset=None if is_pseudo_clean else Examples(8, 1000), optimizers=(optimizer, None),
+    )  # fmt: skip
+    handle = model.register_forward_pre_hook(
+        lambda module, inputs: judged.append(optimizer.param_groups[0]["train_mode"] == module.training)
+    )
+    trainer.train()
+    handle.remove()
+    assert all(judged) and len(judged) > 4
+    assert optimizer.switches[-1] is False, "the last evaluation"
+
+
+def test_schedule_free_optimizers_of_their_package_train(tmp_path):
+    pytest.importorskip("schedulefree")
+    trainer = make_trainer(tmp_path, optim="schedule_free_adamw", learning_rate=1e-3, lr_milestones=[])
+    trainer.train()
+    assert trainer.meta.step_sizes.state_dict(), "their steps have no derivative that is known"
+    assert trainer.evaluate()["eval_loss"] > 0
