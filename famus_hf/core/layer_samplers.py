@@ -43,6 +43,15 @@ class LayerSampler(Pretrained, nn.Module):
         """Tell the sampler its candidate layers, in order. Raise SettingsError where it can't choose among them."""
         self.layers = list(layers)
 
+    def rebuild(self, layers: Sequence[Layer], optimizer: torch.optim.Optimizer | None) -> None:
+        """Tell the sampler other candidate layers in the middle of a run, as some were frozen or set free.
+
+        Args:
+            layers: In order.
+            optimizer: Of the sampler; where parameters become others, it goes on with those.
+        """
+        self.build(layers)
+
     def forward(self, pooled: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
         """Return gates r of shape (L,), 0 or 1.
 
@@ -161,6 +170,36 @@ class LearnedSampler(LayerSampler):
             raise SettingsError("a layer sampler can't learn from a layer of width 0, which has no gradient")
         for width in sorted(counts):
             self.stacks[str(width)] = _StackedGates(counts[width], width, self.hidden_size, self.initial_bias)
+
+    @torch.no_grad()
+    def rebuild(self, layers: Sequence[Layer], optimizer: torch.optim.Optimizer | None) -> None:
+        """Take other layers: those that stay keep what was learned, and its momentum; new ones begin anew."""
+        like = next(self.parameters())
+        stacks, places = self.stacks, self._places()
+        self.stacks, self.layers = nn.ModuleDict(), []
+        self.build(layers)
+        self.to(like)
+        momenta = {} if optimizer is None else {p: state["momentum_buffer"] for p, state in optimizer.state.items()}
+        kept: dict[Tensor, Tensor] = {}  # parameter → its momentum
+        for (width, row), place in ((place, places.get(name)) for name, place in self._places().items()):
+            for name, parameter in self.stacks[width].named_parameters():
+                momentum = kept.setdefault(parameter, torch.zeros_like(parameter))
+                if place is not None and place[0] == width:
+                    earlier = stacks[width].get_parameter(name)
+                    parameter[row] = earlier[place[1]]
+                    if momenta.get(earlier) is not None:
+                        momentum[row] = momenta[earlier][place[1]]
+        if optimizer is not None:
+            optimizer.param_groups[0]["params"] = list(self.parameters())
+            optimizer.state.clear()
+            if momenta:
+                optimizer.state.update({p: {"momentum_buffer": momentum} for p, momentum in kept.items()})
+
+    def _places(self) -> dict[str, tuple[str, int]]:
+        """Return layer → its stack, and its row there."""
+        return {
+            name: (width, row) for width in self.stacks for row, name in enumerate(self._names_of_width(int(width)))
+        }
 
     def _names_of_width(self, width: int) -> list[str]:
         return [layer.name for layer in self.layers if min(layer.width, MAX_WIDTH) == width]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from famus_hf.core.autodiff.forward_pass import preserve_rng_state
 from famus_hf.core.autodiff.training_pass import TrainingPass
 from famus_hf.core.autodiff.virtual_weights import VirtualStep
 from famus_hf.core.budget import Budget, LayerCosts
@@ -40,6 +41,7 @@ class MetaUpdate:
         candidates: Those that have a gate.
         steps: Meta steps so far; meta batch and gates of a step are functions of (seed, steps).
         times_on: In how many of these steps each candidate layer was on, of length L.
+        times_before: The same of layers that were candidates and have been frozen, by name.
         budget: What the gates may cost, instead of Eq. (10); None without one.
         spent: What these steps cost by the budget's measure before calibration.
         clock: Takes the time of the parts of a step.
@@ -79,7 +81,9 @@ class MetaUpdate:
         device: torch.device | None = None,
     ):
         self.layers = list(layers)
-        self.candidates = self.layers if num_candidates is None else self.layers[-num_candidates:]
+        self.num_candidates = num_candidates
+        self.candidates = self._top_layers()
+        self._blocks = {layer.name: layer.block for layer in self.layers}  # the first is 1 whatever is frozen later
         layer_sampler.build(self.candidates)
         if isinstance(layer_sampler, LearnedSampler):
             layer_sampler.budget = None  # of an earlier run
@@ -98,6 +102,7 @@ class MetaUpdate:
         self.sampler_optimizer = _make_optimizer(self.layer_sampler, "sgd", sampler_learning_rate, SAMPLER_MOMENTUM)
         self.steps = 0
         self.times_on = [0] * len(self.candidates)
+        self.times_before: dict[str, int] = {}
         self.relative_slopes = relative_slopes
         self.virtual_scope = virtual_scope
         self.slope_size = torch.zeros((), device=device)  # running mean of |slope| over the gates that were on
@@ -105,6 +110,41 @@ class MetaUpdate:
         self.spent = 0.0
         self.clock = NO_TIMER
         self.step_sizes = StepSizes()
+
+    def _top_layers(self) -> list[Layer]:
+        return self.layers if self.num_candidates is None else self.layers[-self.num_candidates :]
+
+    def follow(self, layers: Sequence[Layer]) -> bool:
+        """Have the layers be these from now on, as others are frozen than before. Return whether candidates are others.
+
+        Gates of layers that stay keep what they have learned. A budget has the costs of the earlier candidates until
+        `set_costs` is called.
+
+        Args:
+            layers: From `find_layers`.
+        """
+        if not layers:
+            raise SettingsError("all parameters of the network are frozen: leave some that can learn")
+        self.layers = [replace(layer, block=self._blocks.get(layer.name)) for layer in layers]
+        before, self.candidates = self.candidates, self._top_layers()
+        if self.candidates == before:
+            return False
+        times = self.times_before | {layer.name: on for layer, on in zip(before, self.times_on, strict=True)}
+        self.times_on = [times.pop(layer.name, 0) for layer in self.candidates]
+        self.times_before = times
+        device = self.slope_size.device
+        with preserve_rng_state(device):
+            torch.manual_seed(step_generator(self.seed, self.steps).initial_seed())
+            self.layer_sampler.rebuild(self.candidates, self.sampler_optimizer)
+        self.layer_sampler.to(device)
+        return True
+
+    def set_costs(self, costs: LayerCosts) -> None:
+        """Tell the budget what the candidate layers cost."""
+        assert self.budget is not None
+        scale = self.budget.scale
+        self.set_budget(Budget(self.budget.share, costs), self.clock)
+        self.budget.scale = min(scale, self.budget.share / costs.cheapest)
 
     def set_budget(self, budget: Budget, clock: Timer) -> None:
         """Replace Eq. (10) by the budget, and have the clock measure what it really takes."""
@@ -118,7 +158,7 @@ class MetaUpdate:
     @property
     def mean_active_layers(self) -> float:
         """Layers that were on, averaged over all steps so far."""
-        return sum(self.times_on) / max(self.steps, 1)
+        return (sum(self.times_on) + sum(self.times_before.values())) / max(self.steps, 1)
 
     @property
     def share_of_steps_on(self) -> dict[str, float]:
@@ -240,6 +280,7 @@ class MetaUpdate:
         sizes = self.step_sizes.state_dict()
         return {
             **({"step_sizes": sizes} if sizes else {}),
+            **({"times_before": self.times_before} if self.times_before else {}),
             "learner_optimizer": self.learner_optimizer and self.learner_optimizer.state_dict(),
             "sampler_optimizer": self.sampler_optimizer and self.sampler_optimizer.state_dict(),
             "steps": self.steps,
@@ -260,6 +301,7 @@ class MetaUpdate:
                 optimizer.load_state_dict(state[name])
         self.steps = state["steps"]
         self.times_on = state["times_on"]
+        self.times_before = dict(state.get("times_before", {}))
         self.slope_size = state["slope_size"].to(self.slope_size.device)
         if self.budget is not None and state["costs"] is not None:  # as measured at the start of the run
             self.set_budget(Budget(self.budget.share, LayerCosts(**state["costs"])), self.clock)

@@ -81,6 +81,11 @@ class VirtualTrain:
     weights: Tensor | None = None
 
 
+def trained_parameters(network: nn.Module) -> tuple[bool, ...]:
+    """Return of each parameter, in their order, whether it is trained."""
+    return tuple(parameter.requires_grad for parameter in network.parameters())
+
+
 class ThreeStages:
     """The paper's step for one network and the meta-learner that belongs to it.
 
@@ -91,6 +96,9 @@ class ThreeStages:
         processes: That share each batch.
         precision: Of the passes.
         settings: How a step is taken.
+
+    Attributes:
+        trained: `trained_parameters` when the meta-learner was told the layers.
     """
 
     def __init__(
@@ -107,6 +115,7 @@ class ThreeStages:
         self.processes = processes or Processes()
         self.precision = precision or Precision()
         self.settings = settings or StepSettings()
+        self.trained = trained_parameters(network)
         self._learned: list[dict[str, Any]] | None = None  # θ and η before this step, where it may be taken back
         self._open = ExitStack()  # what lasts from one stage to another
 

@@ -33,6 +33,7 @@ OPTIMIZER_STATE: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
 SIGNED = ("momentum_buffer", "exp_avg")  # of these, what may be below zero
 WHAT = "the meta state"
 OPTIONAL: dict[str, tuple[Check, str]] = {  # there where a run needed it
+    "times_before": (is_dict(is_whole()), "times_before that are no counts of steps"),
     "step_sizes": (is_dict(is_list(is_number(0), 2)), "step_sizes that are no pairs of lengths"),
 }
 

@@ -192,7 +192,7 @@ class CheckpointingMixin(ComparisonMixin, HubMixin, LearningMixin):
             exported: Any = [callback for callback in callbacks if isinstance(callback, ExportableState)]
             self.state.stateful_callbacks = TrainerState(stateful_callbacks=exported).stateful_callbacks
             self.state.save_to_json(str(written / TRAINER_STATE))
-            trained_on.write(written, self._trained_on)
+            trained_on.write(written, {**self._trained_on, "frozen": self._frozen})
 
     def _publish_checkpoint(self, written: Path, checkpoint: Path) -> None:
         if self.args.should_save:
@@ -293,7 +293,40 @@ class CheckpointingMixin(ComparisonMixin, HubMixin, LearningMixin):
 
     def _load_meta_net(self, checkpoint: str) -> None:
         if self.stages is not None:
+            self._follow_frozen_of(checkpoint)
             load_into(checkpoint, *_learner_and_sampler(self.stages))
+
+    def _follow_frozen_of(self, checkpoint: str) -> None:
+        """Have the meta-learner know the layers that were trained when a checkpoint was saved.
+
+        The network stays as it is: what the first step finds frozen then is followed there.
+        """
+        saved = trained_on.read(Path(checkpoint))
+        if saved is None or "frozen" not in saved or set(saved["frozen"]) == set(self._frozen):
+            return
+        flags = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
+        try:
+            for network, stages in self.networks.items():
+                for name, parameter in stages.network.named_parameters():
+                    is_frozen = f"{network}.{name}".removeprefix(".") in saved["frozen"]
+                    parameter.requires_grad_(not is_frozen and parameter.is_floating_point())
+                self._find_layers_again(stages)
+        finally:
+            for parameter, is_trained in flags.items():
+                parameter.requires_grad_(is_trained)
+
+    @property
+    def _frozen(self) -> list[str]:
+        """Names of the parameters that the meta-learners take for frozen."""
+        return [
+            f"{network}.{name}".removeprefix(".")
+            for network, stages in self.networks.items()
+            for (name, _), is_trained in zip(stages.network.named_parameters(), stages.trained, strict=True)
+            if not is_trained
+        ]
+
+    def _find_layers_again(self, stages: ThreeStages) -> None:
+        raise NotImplementedError
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

@@ -125,6 +125,24 @@ def make_meta_update(
         return meta
 
 
+def follow_layers(network: nn.Module, environment: Environment, meta: MetaUpdate) -> None:
+    """Tell what learns from meta batches which layers there are, as parameters were frozen or set free.
+
+    Raises:
+        SettingsError: There is none left, or settings do not go with those that there are.
+    """
+    args, processes = environment.args, environment.processes
+    with preserve_rng_state(args.device):
+        inputs, _, _ = split_inputs(environment.train_examples(2))
+        if not meta.follow(_find_layers(network, inputs)):
+            return
+        if args.scale_example_gradients:
+            _check_scaling(network, environment)
+        if meta.budget is not None:
+            meta.set_costs(processes.first_object(_measure_costs(network, environment, meta)))
+        processes.take_from_first([*meta.layer_sampler.parameters(), *meta.layer_sampler.buffers()])
+
+
 def _objective(args: FaMUSTrainingArguments, layer_sampler: LayerSampler, derivative: str) -> MetaObjective:
     default = 0.1 if isinstance(layer_sampler, LearnedSampler) else 0.0  # of λ1 and λ2
     return MetaObjective(

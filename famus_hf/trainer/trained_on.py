@@ -8,7 +8,7 @@ from typing import Any
 from famus_hf.data.fingerprint import FIELDS, differences, fingerprint_of
 from famus_hf.errors import LoadError
 from famus_hf.storage.run_folder import TRAINED_ON
-from famus_hf.storage.saved_state import check_state, is_dict
+from famus_hf.storage.saved_state import check_state, is_dict, is_list, is_word
 from famus_hf.storage.untrusted import read_json
 from famus_hf.training_args import FaMUSTrainingArguments
 
@@ -66,6 +66,7 @@ def read(checkpoint: Path) -> dict[str, Any] | None:
             {
                 "data": (is_dict(_is_fingerprint), "data that are no fingerprints"),
                 "settings": (is_dict(lambda value: True), "settings that are none"),
+                **({"frozen": (is_list(is_word), "frozen parameters that are no names")} if "frozen" in facts else {}),
             },
         )
     except LoadError as error:

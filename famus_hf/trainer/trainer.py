@@ -19,7 +19,7 @@ from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
 from famus_hf.core.non_finite import GuardedStep, NonFiniteGuard
 from famus_hf.core.parallel.processes import Processes
-from famus_hf.core.three_stages import Precision, StepSettings, ThreeStages
+from famus_hf.core.three_stages import Precision, StepSettings, ThreeStages, trained_parameters
 from famus_hf.data.inputs.audio_inputs import RecordingCollator, RecordingInputs
 from famus_hf.data.inputs.convert import as_model_inputs, check_settings, processor_for, raw_modality
 from famus_hf.data.inputs.image_processors import make_augmentation, training_processor
@@ -202,16 +202,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
     ) -> ThreeStages:
         """Return the step of a network with the meta-learner and layer sampler given, else those of the settings."""
         args, accelerator = self.args, self.accelerator
-        environment = factory.Environment(
-            args,
-            partial(self._first_batch, network, self.train_dataset),
-            partial(self._first_batch, network, self.meta_dataset),
-            self.processes,
-            accelerator.autocast,
-            accelerator.mixed_precision,
-            is_sharded=self.is_fsdp_enabled,
-            is_compiled=preflight.is_compiled(accelerator),
-        )
+        environment = self._environment_of(network)
         settings = StepSettings(
             virtual_step=args.virtual_step or "optimizer",
             reuse_virtual_gradient=args.reuse_virtual_gradient,
@@ -226,6 +217,19 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
             processes=self.processes,
             precision=Precision(self.compute_loss_context_manager, self._loss_scale, accelerator.backward),
             settings=settings,
+        )
+
+    def _environment_of(self, network: nn.Module) -> factory.Environment:
+        accelerator = self.accelerator
+        return factory.Environment(
+            self.args,
+            partial(self._first_batch, network, self.train_dataset),
+            partial(self._first_batch, network, self.meta_dataset),
+            self.processes,
+            accelerator.autocast,
+            accelerator.mixed_precision,
+            is_sharded=self.is_fsdp_enabled,
+            is_compiled=preflight.is_compiled(accelerator),
         )
 
     def _first_batch(self, network: nn.Module, dataset: Any, count: int) -> dict[str, Any]:
@@ -268,6 +272,17 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
             self.stages.network = self.model
             self.stages.watch(self.optimizer)
 
+    def _find_layers_again(self, stages: ThreeStages) -> None:
+        """Tell the meta-learner of a network which layers are trained now."""
+        factory.follow_layers(stages.network, self._environment_of(stages.network), stages.meta)
+        stages.trained = trained_parameters(stages.network)
+
+    def _follow_frozen(self, stages: ThreeStages) -> None:
+        """Have layers and candidates follow what was frozen or set free since the last step, by a callback perhaps."""
+        if stages.trained != trained_parameters(stages.network):
+            with self.diagnostics.changing_layers():
+                self._find_layers_again(stages)
+
     # ---- The training step ----
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -275,6 +290,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         batch = self._training_batch(inputs)
         if self.stages is None or self.schedule.is_warmup(self.state):
             return self._plain_step(model, batch, self.model)
+        self._follow_frozen(self.stages)
         self._refresh_meta_set()
         self._begin_training_mode(model)
         is_meta_step, clean_labels = self.schedule.is_meta_step(self.state), inputs.get("clean_label")

@@ -217,6 +217,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
     def _learn(self, peer: Peer, number: int, clock: Timer) -> Tensor:
         """Take a network's Virtual-Train (Eq. 3), Meta-Train (4, 6–12) and Actual-Train (5) on a mixed batch."""
         stages = peer.stages
+        self._follow_frozen(stages)
         if stages.meta.budget is None:  # which measures every step
             stages.meta.clock = peer.clock if clock is self.clock else NO_TIMER
         with self._guarded_step(peer.network, stages) as step:
@@ -325,6 +326,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
             save_meta_net(folder / peer.name, peer.meta_learner, peer.meta.layer_sampler)
 
     def _load_meta_net(self, checkpoint: str) -> None:
+        self._follow_frozen_of(checkpoint)
         for peer in self.peers:
             if peer.meta_learner is not None:
                 load_into(Path(checkpoint) / peer.name, peer.meta_learner, peer.meta.layer_sampler)

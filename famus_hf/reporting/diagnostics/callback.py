@@ -8,7 +8,7 @@ epoch.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,14 @@ class Diagnostics(TrainerCallback, ExportableState):
                 meta.objective.derivative,
             )  # fmt: skip
         self._record_meta_gradient(network, {"sampled": sampled, "exact": exact}, [len(on), len(layers)])
+
+    @contextmanager
+    def changing_layers(self) -> Iterator[None]:
+        """Record the layers before the body, after which there are others, and count these from then on."""
+        if self.every["layers"] and fits(self.counted, self._counts()):
+            self._record_layers()
+        yield
+        self.counted = self._counts()
 
     # ---- Hooks of the Trainer's loop ----
 
