@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames, SchedulerType
@@ -378,12 +378,8 @@ class FaMUSTrainingArguments(TrainingArguments):
         check_fields(self)
         self._apply_preset()
         check_arguments(self)
-        if OptimizerNames(self.optim) == OptimizerNames.SGD and self.optim_args is None:
-            self.optim_args = "momentum=0.9"
-        if self.data_seed is None:
-            self.data_seed = self.seed  # else the order of the data depends on whoever last seeded torch
-        if self.meta_batch_size is None:
-            self.meta_batch_size = self.per_device_train_batch_size
+        self._given = {name: getattr(self, name) for name in ("optim_args", "data_seed", "meta_batch_size")}
+        self._fill_in()
         super().__post_init__()
         check_fsdp_engages(self)
         if self.device.type == "cpu":
@@ -394,18 +390,53 @@ class FaMUSTrainingArguments(TrainingArguments):
         """N of the top N candidate layers; None means all."""
         return None if self.candidate_layers == "all" else int(self.candidate_layers)
 
+    def take_changes(self, before: dict[str, Any]) -> list[str]:
+        """Check settings that were changed, as a search does, and have those follow that were left to follow them.
+
+        Args:
+            before: All settings as they were.
+
+        Returns:
+            The names of those that were changed.
+
+        Raises:
+            SettingsError: As of the constructor.
+        """
+        changed = [setting.name for setting in fields(self) if getattr(self, setting.name) != before[setting.name]]
+        self._given |= {name: getattr(self, name) for name in changed if name in self._given}
+        convert_fields(self)
+        self._fill_in()
+        check_fields(self)
+        check_arguments(self)
+        return changed
+
+    def _fill_in(self) -> None:
+        """Have the settings that were left out follow others."""
+        for name, value in self._given.items():
+            setattr(self, name, value)
+        if OptimizerNames(self.optim) == OptimizerNames.SGD and self.optim_args is None:
+            self.optim_args = "momentum=0.9"
+        if self.data_seed is None:
+            self.data_seed = self.seed  # else the order of the data depends on whoever last seeded torch
+        if self.meta_batch_size is None:
+            self.meta_batch_size = self._quarter if self.preset else self.per_device_train_batch_size
+
+    @property
+    def _quarter(self) -> int:
+        """A quarter of a training batch, and at least 2, as batch norm may not take a single example."""
+        return max(2, self.per_device_train_batch_size // 4)
+
     def _apply_preset(self) -> None:
         if self.preset is None:
             return
         check_preset(self)
         defaults = {setting.name: setting.default for setting in fields(self)}
-        quarter = max(2, self.per_device_train_batch_size // 4)  # batch norm may not take a single example
-        if self.meta_batch_size is None and quarter * 4 > self.per_device_train_batch_size:
+        if self.meta_batch_size is None and self._quarter * 4 > self.per_device_train_batch_size:
             logger.warning(
                 "preset %r takes meta batches of 2, more than a quarter of per_device_train_batch_size=%s",
                 self.preset,
                 self.per_device_train_batch_size,
             )
-        for name, value in {**PRESETS[self.preset], "meta_batch_size": quarter}.items():
+        for name, value in PRESETS[self.preset].items():
             if getattr(self, name) == defaults[name]:
                 setattr(self, name, value)

@@ -81,7 +81,10 @@ class CheckpointingMixin(ComparisonMixin, HubMixin, LearningMixin):
         self._run = uuid4().hex if checkpoint is None else checkpoints.run_of(checkpoint)
         if checkpoint is None and checkpoints.by_age(output_dir):
             logger.warning("%s holds checkpoints of an earlier run: save_total_limit removes those first", output_dir)
-        reshard(self.model)  # of an earlier training, as accelerate finds the optimizer's parameters by their memory
+        if self.model is not None:  # else it was dropped between two trials of a search
+            reshard(
+                self.model
+            )  # of an earlier training, as accelerate finds the optimizer's parameters by their memory
         return super().train(checkpoint, *arguments, **keywords)
 
     @property

@@ -25,6 +25,9 @@ from famus_hf.storage.run_folder import NETWORKS_APART
 from famus_hf.training_args import FaMUSTrainingArguments
 from famus_hf.training_args_checks import check_meta_learning_is_supported
 
+# What data sets are converted by.
+MADE_FOR = ("image_size", "resize_size", "image_mean", "image_std", "max_seq_length", "max_length_seconds")
+
 
 def check_not_empty(name: str, dataset: Any) -> None:
     """Raise DataError on several data sets, or columns, by name, and on one that is known to have no examples."""
@@ -58,6 +61,16 @@ def check_examples(train: Any, meta: Any, tests: Any) -> None:
             raise DataError(
                 f"the examples of {whose} hold no labels (but {', '.join(map(str, example))}): name their column "
                 "'labels', or label in raw data"
+            )
+
+
+def check_searched(names: Iterable[str]) -> None:
+    """Raise SettingsError on settings that a search can't change, as the data were converted by them."""
+    for name in names:
+        if name in MADE_FOR:
+            raise SettingsError(
+                f"{name} can't be searched, as the data sets are made for it with the trainer: make a trainer for each "
+                "value of it"
             )
 
 

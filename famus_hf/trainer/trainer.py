@@ -25,6 +25,7 @@ from famus_hf.data.inputs.convert import as_model_inputs, check_settings, proces
 from famus_hf.data.inputs.image_processors import make_augmentation, training_processor
 from famus_hf.data.inputs.meta_batches import MetaBatches
 from famus_hf.data.inputs.raw_data import DataForm
+from famus_hf.data.inputs.streamed_inputs import StreamedInputs
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
 from famus_hf.data.media.modalities import modality_of_network
 from famus_hf.data.per_example import ExampleEvaluator
@@ -136,6 +137,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
     def _set_up(self, base_loss: PerExampleLoss | None) -> None:
         """Check everything that training needs, and make what learns beside the network."""
         args, train = self.args, self.train_dataset
+        self._set_up_from = (base_loss, self.meta_dataset)
         if self.form.renames:
             with preserve_rng_state(args.device):  # examples may draw
                 preflight.check_examples(train, self.meta_dataset, self.eval_dataset)
@@ -151,7 +153,33 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         if self.diagnostics.is_on:
             learners = [stages.meta.meta_learner for stages in self.networks.values()]
             preflight.check_diagnostics(args, train, learners)
-            self.add_callback(self.diagnostics)
+            if self.diagnostics not in self.callback_handler.callbacks:
+                self.add_callback(self.diagnostics)
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Make what learns beside a network that `model_init` has made anew; by a trial's settings, if it is of one."""
+        before = dict(vars(self.args))
+        super()._hp_search_setup(trial)
+        if self.hp_search_backend is not None and trial is not None:
+            self._take_settings(before)
+        elif self.stages is not None and self.model_init is not None:
+            self._make_stages()
+
+    def _take_settings(self, before: dict[str, Any]) -> None:
+        """Take the settings as they are now. before: As they were."""
+        args = self.args
+        preflight.check_searched(args.take_changes(before))
+        self.create_accelerator_and_postprocess()  # again: transformers does so before data_seed follows the seed
+        augmentation = make_augmentation(args, self.processing_class)
+        if augmentation.size != self.augmentation.size:
+            preflight.check_searched(["image_size"])
+        self.augmentation, self.guard.policy = augmentation, args.nan_policy
+        if isinstance(self.train_dataset, StreamedInputs):
+            self.train_dataset.shuffle_seed = args.data_seed
+        base_loss, self.meta_dataset = self._set_up_from
+        self.base_loss, self.stages = cross_entropy if base_loss is None else base_loss, None
+        self._set_up(base_loss)
+        self._trained_on = self._describe()
 
     def _set_up_meta_learning(self) -> None:
         """Make the meta set and what learns from it, unless training is plain."""
@@ -417,8 +445,6 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
             FloatingPointError: Numbers are not finite, see `nan_policy`.
             SaveError: A checkpoint can't be written.
         """
-        if self.stages is not None and self.model_init is not None:  # as the network, so everything that learns
-            self._make_stages()
         for chosen in self._chosen_sets:
             chosen.forget()
         self.forget_earlier_training()
