@@ -16,8 +16,19 @@ from typing import Any
 
 from famus_hf.errors import LoadError
 from famus_hf.storage.atomic import sync, sync_tree
-from famus_hf.storage.run_folder import MANIFEST, UNFINISHED
+from famus_hf.storage.run_folder import (
+    ADAPTER_WEIGHTS,
+    MANIFEST,
+    META_NET,
+    META_STATE,
+    NETWORKS_APART,
+    TRAINED_ON,
+    TRAINER_STATE,
+    UNFINISHED,
+    WEIGHTS,
+)
 
+FOREIGN_WEIGHTS = (*WEIGHTS, ADAPTER_WEIGHTS, "pytorch_model*.bin")  # of checkpoints that transformers has saved
 NAME = re.compile(r"checkpoint-(\d+)")  # what transformers takes for a checkpoint
 
 logger = logging.getLogger("famus_hf")
@@ -108,8 +119,24 @@ def by_age(output_dir: Path) -> list[Path]:
     return sorted(folders, key=lambda path: (_read_manifest(path).get("saved_at", path.stat().st_mtime), step_of(path)))
 
 
+def is_foreign(checkpoint: str | Path) -> bool:
+    """Return whether transformers' own Trainer has saved it: there is none of the files that only ours writes."""
+    folder = Path(checkpoint)
+    own = (MANIFEST, META_NET, META_STATE, TRAINED_ON, *(f"{network}/{META_NET}" for network in NETWORKS_APART))
+    return (folder / TRAINER_STATE).is_file() and not any((folder / name).exists() for name in own)
+
+
+def _fault_of_foreign(checkpoint: Path) -> str | None:
+    """Return which of the files that transformers 5.23 resumes from is missing; None if all are there."""
+    if not any(list(checkpoint.glob(pattern)) for pattern in FOREIGN_WEIGHTS):
+        return "there are no weights in it"
+    return None
+
+
 def fault_of(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint, naming the file; None if it is whole."""
+    if is_foreign(checkpoint):
+        return _fault_of_foreign(checkpoint)
     record = _read_manifest(checkpoint)
     if not record:
         return f"{MANIFEST} is missing or can't be read"
@@ -148,7 +175,7 @@ def to_resume_from(resume_from_checkpoint: str | Path | bool | None, output_dir:
     fault = fault_of(checkpoint)
     if fault is not None:
         raise LoadError(f"checkpoint {str(checkpoint)!r} is damaged ({fault}): {_other_choice(checkpoint)}")
-    if not _read_manifest(checkpoint)["resumable"]:
+    if not is_foreign(checkpoint) and not _read_manifest(checkpoint)["resumable"]:
         raise LoadError(
             f"checkpoint {str(checkpoint)!r} was saved with save_only_model, so the optimizers that it takes to go on "
             "are not in it: start anew from its weights, or resume from another one"

@@ -50,6 +50,7 @@ class CheckpointingMixin(ComparisonMixin, HubMixin, LearningMixin):
     """
 
     _is_resumed = False
+    _is_foreign = False  # whether it went on from a checkpoint of transformers' own Trainer
 
     # ---- Checkpoints ----
 
@@ -73,12 +74,16 @@ class CheckpointingMixin(ComparisonMixin, HubMixin, LearningMixin):
             with _reading(TRAINER_STATE, checkpoint):
                 TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE))
             self._compare_with(checkpoint)
+        self._is_foreign = checkpoint is not None and self._is_of_other_trainer(checkpoint)
+        if self._is_foreign and self.stages is not None:
+            self._warn("%s holds no meta-learner: that and the layer sampler start afresh", checkpoint)
         self._started = time.time() - MTIME_LAG
         self._is_resumed = checkpoint is not None
         self.training_time.earlier = 0.0
         if checkpoint is None and self.args.should_save:
             remove_tables(output_dir)
-        self._run = uuid4().hex if checkpoint is None else checkpoints.run_of(checkpoint)
+        is_own = checkpoint is not None and not self._is_foreign
+        self._run = checkpoints.run_of(str(checkpoint)) if is_own else uuid4().hex
         if checkpoint is None and checkpoints.by_age(output_dir):
             logger.warning("%s holds checkpoints of an earlier run: save_total_limit removes those first", output_dir)
         if self.model is not None:  # else it was dropped between two trials of a search
@@ -86,6 +91,9 @@ class CheckpointingMixin(ComparisonMixin, HubMixin, LearningMixin):
                 self.model
             )  # of an earlier training, as accelerate finds the optimizer's parameters by their memory
         return super().train(checkpoint, *arguments, **keywords)
+
+    def _is_of_other_trainer(self, checkpoint: str) -> bool:
+        return Processes.present().of_first(lambda: checkpoints.is_foreign(checkpoint))
 
     @property
     def is_resumed(self) -> bool:
@@ -137,6 +145,12 @@ class CheckpointingMixin(ComparisonMixin, HubMixin, LearningMixin):
         if not self.args.restore_callback_states_from_checkpoint:
             return
         saved: Any = self.state.stateful_callbacks
+        present = {type(callback).__name__ for callback in [*self.callback_handler.callbacks, self.control]}
+        lost = [name for name in saved if name not in present]
+        if lost:  # in transformers' words
+            self._warn(
+                "Checkpoint included callbacks not included in current configuration. Ignoring. (%s)", ", ".join(lost)
+            )
         for name, states in saved.items():
             callbacks = [callback for callback in self.callback_handler.callbacks if type(callback).__name__ == name]
             for callback, state in zip(callbacks, states if isinstance(states, list) else [states], strict=False):
@@ -278,7 +292,7 @@ class CheckpointingMixin(ComparisonMixin, HubMixin, LearningMixin):
             self._load_network(self.model, resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_meta_net(resume_from_checkpoint)
+        self._load_meta_net_of(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         best = str(self.state.best_model_checkpoint)
@@ -286,7 +300,11 @@ class CheckpointingMixin(ComparisonMixin, HubMixin, LearningMixin):
             self._load_network(self.model, best)
         else:
             super()._load_best_model()
-        self._load_meta_net(best)
+        self._load_meta_net_of(best)
+
+    def _load_meta_net_of(self, checkpoint: str) -> None:
+        if not self._is_of_other_trainer(checkpoint):
+            self._load_meta_net(checkpoint)
 
     # ---- What learns beside the network ----
 
@@ -365,7 +383,7 @@ class CheckpointingMixin(ComparisonMixin, HubMixin, LearningMixin):
             super()._load_rng_state(checkpoint)
 
     def _load_meta_state(self, checkpoint: str) -> None:
-        if self._meta_state() is None:
+        if self._meta_state() is None or self._is_of_other_trainer(checkpoint):
             return
         path = Path(checkpoint) / META_STATE
         if not path.is_file():

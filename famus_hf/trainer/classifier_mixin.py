@@ -48,12 +48,16 @@ class ClassifierMixin(Base):
     base_loss: PerExampleLoss
     training_time: TrainingTime
     form: DataForm
+    _is_foreign: bool
 
     # ---- Optimizer and schedule ----
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Return what decays: with SGD all parameters, as in the paper's recipes; otherwise by transformers' rule."""
-        if OptimizerNames(self.args.optim) == OptimizerNames.SGD:
+        """Return what decays: with SGD all parameters, as in the paper's recipes; otherwise by transformers' rule.
+
+        So too in a run that goes on from a checkpoint of transformers' own Trainer, whose optimizer has these groups.
+        """
+        if OptimizerNames(self.args.optim) == OptimizerNames.SGD and not self._is_foreign:
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
 

@@ -7,6 +7,7 @@ from typing import Any
 from famus_hf.core.autodiff.forward_pass import preserve_rng_state
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.errors import LoadError
+from famus_hf.storage import checkpoints
 from famus_hf.trainer import trained_on
 from famus_hf.trainer.learning_mixin import LearningMixin
 
@@ -41,7 +42,9 @@ class ComparisonMixin(LearningMixin):
         """Refuse a checkpoint of other data, unless they are allowed; say which settings are other ones."""
         saved = Processes.present().of_first(lambda: trained_on.read(Path(checkpoint)))
         if saved is None:
-            self._warn("%s is of an earlier version: whether data and settings are the same is not known", checkpoint)
+            is_foreign = Processes.present().of_first(lambda: checkpoints.is_foreign(checkpoint))
+            whose = "transformers' own Trainer" if is_foreign else "an earlier version"
+            self._warn("%s is of %s: whether data and settings are the same is not known", checkpoint, whose)
             return
         data, settings = (
             compare(saved, self._trained_on) for compare in (trained_on.other_data, trained_on.other_settings)

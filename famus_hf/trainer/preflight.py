@@ -128,11 +128,11 @@ def check_meta_learning_is_possible(
     _check_processes(args, model, train, meta, accelerator)
     if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
         raise SettingsError("fp16 was asked for and needs a GPU, which there is none of: use bf16, or leave it out")
-    checkpointing: Any = args.gradient_checkpointing_kwargs or {}
-    if args.gradient_checkpointing and checkpointing.get("use_reentrant"):
+    checkpointing: Any = args.activation_checkpointing_kwargs or {}
+    if args.activation_checkpointing and checkpointing.get("use_reentrant"):
         raise SettingsError(
-            "gradient_checkpointing with use_reentrant=True gives no single gradients, which the meta step needs: set "
-            "it to False"
+            "activation_checkpointing with use_reentrant=True gives no single gradients, which the meta step needs: "
+            "set it to False in activation_checkpointing_kwargs"
         )
     _check_sharding(args, model, accelerator)
     _check_data_sets(train, meta)
@@ -191,7 +191,7 @@ def _check_sharding(args: FaMUSTrainingArguments, model: Any, accelerator: Accel
         f"mixed precision ({accelerator.mixed_precision})": accelerator.mixed_precision != "no",
         "half precision": half,
         "torch.compile": is_compiled(accelerator),
-        "activation checkpointing": plugin.activation_checkpointing or args.gradient_checkpointing,
+        "activation checkpointing": plugin.activation_checkpointing or args.activation_checkpointing,
         "CPU offload": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
         "a parallelism_config": accelerator.parallelism_config is not None,
         "PEFT": is_peft_model(model),

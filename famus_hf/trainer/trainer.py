@@ -401,7 +401,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
 
     def _attention_of_checkpoints(self) -> Any:
         """Return what has a checkpointed layer take the same attention kernel when it runs again in backward."""
-        return differentiable_attention() if self.args.gradient_checkpointing else nullcontext()
+        return differentiable_attention() if self.args.activation_checkpointing else nullcontext()
 
     def _loss_scale(self) -> float:
         """Return what fp16's GradScaler multiplies losses by; 1 without it."""

@@ -1,20 +1,21 @@
 """Checkpoints of a run: resuming from any of them is bit-identical, and the best one comes back."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import ClassLabel
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from famus_hf import FaMUSTrainer, load_famus
 from famus_hf.errors import LoadError
 from famus_hf.storage import checkpoints
 from tests.helpers.checkpointed_runs import STEPS, assert_one_sentence, assert_same, names, run
 from tests.helpers.datasets import texts
-from tests.helpers.models import build_text_model, build_tokenizer
+from tests.helpers.models import build_model, build_text_model, build_tokenizer
 from tests.helpers.trainers import Examples, make_args, make_trainer, state_of
 
 # ---- Resuming ----
@@ -296,3 +297,106 @@ def test_the_best_checkpoint_is_never_an_earlier_run_s(tmp_path):
     second = best_run(tmp_path, 3, max_steps=4, save_steps=2, seed=6, save_total_limit=None)
     assert second.state.best_global_step == 3
     assert second.state.best_model_checkpoint in (None, str(tmp_path / "checkpoint-2"))
+
+
+# ---- Checkpoints of transformers' own Trainer ----
+
+
+def without_records(examples):
+    return default_data_collator([{name: row[name] for name in ("pixel_values", "labels")} for row in examples])
+
+
+def train_with_transformers(folder, **settings):
+    args = TrainingArguments(
+        str(folder), per_device_train_batch_size=8, save_strategy="steps", save_steps=3, seed=5, data_seed=5,
+        dataloader_drop_last=True, max_grad_norm=0.0, disable_tqdm=True, use_cpu=True, report_to="none",
+        remove_unused_columns=False, lr_scheduler_type="constant", weight_decay=0.01, max_steps=6, **settings,
+    )  # fmt: skip
+    trainer = Trainer(
+        build_model("batch norm", torch.float32), args, without_records, Examples(40),
+        callbacks=[EarlyStoppingCallback(3)] if args.eval_strategy != "no" else None, eval_dataset=Examples(9),
+    )  # fmt: skip
+    trainer.train()
+    return trainer
+
+
+FOREIGN = {
+    "sgd": {"optim": "sgd", "learning_rate": 0.05, "optim_args": "momentum=0.9"},
+    "adamw": {"optim": "adamw_torch", "learning_rate": 1e-3},
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("resume", ["by name", True])
+def test_plain_training_goes_on_from_a_checkpoint_of_transformers_own_trainer(tmp_path, caplog, name, resume):
+    whole = train_with_transformers(tmp_path, **FOREIGN[name])
+    if resume is True:
+        shutil.rmtree(tmp_path / "checkpoint-6")
+    resumed = make_trainer(
+        tmp_path, meta_learner="none", lr_milestones=[], weight_decay=0.01, **FOREIGN[name],
+        save_strategy="steps", save_steps=3,
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING, logger="famus_hf"):
+        resumed.train(resume_from_checkpoint=True if resume is True else str(tmp_path / "checkpoint-3"))
+    assert [entry for entry in messages(caplog) if entry.startswith(str(tmp_path / "checkpoint-3"))] == [
+        f"{tmp_path / 'checkpoint-3'} is of transformers' own Trainer: whether data and settings are the same is not "
+        "known"
+    ]
+    assert resumed.state.global_step == 6
+    for key, tensor in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[key], tensor), key
+    assert checkpoints.run_of(tmp_path / "checkpoint-6"), "the resumed run has a name"
+
+
+@pytest.mark.parametrize("meta_dataset", ["clean", None])
+def test_a_meta_run_starts_its_meta_learner_afresh_from_there_and_says_so(tmp_path, caplog, meta_dataset):
+    train_with_transformers(tmp_path, **FOREIGN["adamw"])
+    settings = {"lr_milestones": [], "max_steps": 10, "save_strategy": "steps", "save_steps": 3, **FOREIGN["adamw"]}
+
+    def make():
+        return FaMUSTrainer(
+            build_model("batch norm", torch.float32), make_args(tmp_path / "own", **settings),
+            train_dataset=Examples(40), meta_dataset=meta_dataset and Examples(11, 1000),
+        )  # fmt: skip
+
+    trainer = make()
+    with caplog.at_level(logging.WARNING, logger="famus_hf"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    said = f"{tmp_path / 'checkpoint-6'} holds no meta-learner: that and the layer sampler start afresh"
+    assert messages(caplog).count(said) == 1
+    assert trainer.meta.steps == 4 and trainer.state.global_step == 10
+    again = make()
+    again.train(resume_from_checkpoint=str(tmp_path / "own" / "checkpoint-9"))
+    expected, found = state_of(trainer), state_of(again)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_lost_callbacks_are_named_as_trainer_names_them(tmp_path, caplog):
+    steps = {"eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True}
+    train_with_transformers(tmp_path, **FOREIGN["adamw"], **steps)
+    trainer = make_trainer(tmp_path, meta_learner="none", max_steps=7, lr_milestones=[], **FOREIGN["adamw"])
+    with caplog.at_level(logging.WARNING, logger="famus_hf"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert messages(caplog).count(
+        "Checkpoint included callbacks not included in current configuration. Ignoring. (EarlyStoppingCallback)"
+    ) == 1  # fmt: skip
+
+
+def test_of_transformers_checkpoints_a_damaged_one_is_refused_too(tmp_path):
+    train_with_transformers(tmp_path, **FOREIGN["adamw"])
+    checkpoint = tmp_path / "checkpoint-6"
+    for file, complaint in (
+        ("optimizer.pt", "has no optimizer.pt: it was saved without optimizers"),
+        ("model.safetensors", "is damaged .there are no weights in it.: resume from .*checkpoint-3"),
+    ):
+        (checkpoint / file).unlink()
+        with pytest.raises(LoadError, match=complaint):
+            make_trainer(tmp_path, meta_learner="none", **FOREIGN["adamw"]).train(str(checkpoint))
+    make_trainer(tmp_path / "own", save_strategy="steps", save_steps=6).train()
+    (tmp_path / "own" / "checkpoint-6" / "checkpoint_files.json").unlink()
+    with pytest.raises(LoadError, match=r"is damaged .checkpoint_files\.json is missing"):
+        make_trainer(tmp_path / "own").train(str(tmp_path / "own" / "checkpoint-6"))
+
+
+def messages(caplog):
+    return [record.getMessage() for record in caplog.records]

@@ -41,7 +41,7 @@ def fixed_theta():
 def test_gradient_checkpointing_changes_nothing(tmp_path, derivative):
     """With dropout, whose masks the layers that run again must draw again, and in Meta-Train at the virtual weights."""
     trainers = []
-    for settings in ({}, {"gradient_checkpointing": True}):
+    for settings in ({}, {"activation_checkpointing": True}):
         trainers.append(in_float64(tmp_path, "vit", derivative=derivative, **settings))
         with differentiable_attention():  # torch's fused kernel for CPUs is off by 1e-7, even in float64
             trainers[-1].train()
@@ -51,9 +51,10 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, derivative):
 
 
 def test_reentrant_checkpointing_is_refused(tmp_path):
-    settings = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
-    with pytest.raises(ValueError, match="set it to False"):
-        make_trainer(tmp_path, "vit", **settings)
+    for name in ("activation", "gradient"):
+        settings = {f"{name}_checkpointing": True, f"{name}_checkpointing_kwargs": {"use_reentrant": True}}
+        with pytest.raises(ValueError, match=r"^activation_checkpointing with .* in activation_checkpointing_kwargs$"):
+            make_trainer(tmp_path, "vit", **settings)
 
 
 def test_torch_compile_changes_nothing(tmp_path):
