@@ -149,9 +149,10 @@ class StepSizes:
         optimizer = _unwrapped(optimizer)
         if kind == "sgd" or type(optimizer) in PRECONDITIONERS:
             return
+        name = f"{type(optimizer).__module__.partition('.')[0]}.{type(optimizer).__name__}"  # not torch's, if of AdamW
         log_once(
-            f"the derivative of {type(optimizer).__name__}'s step is not known: Virtual-Train takes a gradient step, "
-            "of each parameter as long as the optimizer's own steps are on average"
+            f"the derivative of {name}'s step is not known: Virtual-Train takes a gradient step, of each parameter as "
+            "long as the optimizer's own steps are on average"
         )
         self._hooks = [
             optimizer.register_step_pre_hook(lambda *arguments: self._begin(network, optimizer)),

@@ -317,8 +317,8 @@ def test_an_unknown_optimizer_is_named_at_the_start_and_its_steps_come_back_afte
     with caplog.at_level(logging.WARNING, logger="famus_hf"):
         whole.train()
     assert [r.message for r in caplog.records if "Sign" in r.message] == [
-        "the derivative of Sign's step is not known: Virtual-Train takes a gradient step, of each parameter as long as "
-        "the optimizer's own steps are on average"
+        "the derivative of tests.Sign's step is not known: Virtual-Train takes a gradient step, of each parameter as "
+        "long as the optimizer's own steps are on average"
     ]
     resumed = trainer()
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
