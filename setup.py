@@ -39,6 +39,7 @@ setup(
         "test": [
             "hypothesis>=6.150",
             "mypy>=2",
+            "optuna>=4",
             "peft>=0.21",
             "pytest>=9",
             "pytest-timeout>=2.4",
