@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any
 
+import jinja2.meta
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import TrainerState
@@ -25,6 +27,11 @@ from famus_hf.training_args import FaMUSTrainingArguments
 
 ON_CARD = tuple(name for name in PICTURES if name not in ("test_loss", "clean_weights"))
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
+OUR_TAGS = ("famus", "noisy-labels", "meta-learning")
+NOT_SHOWN = {  # facts that the text does not show as they are
+    "language", "tags", "tasks", "dataset_id", "dataset_args", "metrics", "baselines", "seconds_per_step", "compared"
+}  # fmt: skip
+MADE_HERE = {"card_data", "results_table", "ratio", "better", "teachers"}  # fields of the template that are no facts
 
 
 def render_model_card(facts: dict[str, Any]) -> ModelCard:
@@ -33,36 +40,37 @@ def render_model_card(facts: dict[str, Any]) -> ModelCard:
     Args:
         facts: The fields of the template, among them `metrics`: `last` and `best`, accuracies in [0, 1], and where
             there are any `baselines`: rows with `method`, `last`, `best` and `seconds_per_step`; besides, for the
-            metadata, `modality` (default: images), `dataset_id`, `license`, `base_model`, `tags`, and `adapters`,
-            whether only adapters of PEFT on `base_model` are there.
+            metadata, `modality` (default: images), `license`, `base_model`, `adapters`, whether only adapters of PEFT
+            on `base_model` are there, and one word or several each of `language`, `tags`, `tasks`, `dataset_id` (on the
+            Hub) and `dataset_args` (of each of these, its configuration).
     """
     modality = facts.get("modality", IMAGE)
+    tasks = listed(facts.get("tasks")) or [modality.task]
+    names, ids = listed(facts["dataset_name"]), listed(facts.get("dataset_id"))
+    sets = zip_longest(names, ids, listed(facts.get("dataset_args")))
     results = [
         EvalResult(
-            task_type=modality.task,
-            dataset_type=facts.get("dataset_id") or "unknown",
-            dataset_name=facts["dataset_name"],
+            task_type=task,
+            dataset_type=repository or "unknown",
+            dataset_name=shown or names[-1],
+            dataset_config=configuration,
             dataset_split="test",
             metric_type="accuracy",
             metric_name=name,
             metric_value=round(value, 6),
         )
-        for name, value in facts["metrics"].items()
+        for task, (shown, repository, configuration), (name, value) in product(tasks, sets, facts["metrics"].items())
     ]
+    facts = {**facts, "dataset_name": " and ".join(names)}
     data = ModelCardData(
+        language=facts.get("language"),
         library_name="peft" if facts.get("adapters") else "transformers",
-        pipeline_tag=modality.task,
+        pipeline_tag=tasks[0],
         license=facts.get("license"),
         base_model=facts.get("base_model"),
-        datasets=[facts["dataset_id"]] if facts.get("dataset_id") else None,
+        datasets=ids or None,
         metrics=["accuracy"],
-        tags=[
-            "famus",
-            "noisy-labels",
-            "meta-learning",
-            *(["peft"] if facts.get("adapters") else []),
-            *facts.get("tags", []),
-        ],
+        tags=[*dict.fromkeys([*OUR_TAGS, *(["peft"] if facts.get("adapters") else []), *listed(facts.get("tags"))])],
         model_name=facts["model_name"] if results else None,
         eval_results=results or None,
     )
@@ -71,6 +79,17 @@ def render_model_card(facts: dict[str, Any]) -> ModelCard:
     last = shown["metrics"].get("last", 1.0)
     shown["better"] = [row["method"] for row in shown["baselines"] if row.get("last", 0.0) > last]
     return ModelCard.from_template(data, template_path=str(TEMPLATE), results_table=_results_table(shown), **shown)
+
+
+def listed(value: Any) -> list[Any]:
+    """Return one thing, or several, or None for none, as a list."""
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
+
+
+def names_of_facts() -> set[str]:
+    """Return the names of what a card can say."""
+    template = jinja2.Environment().parse(TEMPLATE.read_text(encoding="utf-8"))
+    return (jinja2.meta.find_undeclared_variables(template) - MADE_HERE) | NOT_SHOWN
 
 
 def _results_table(facts: dict[str, Any]) -> str:
@@ -117,7 +136,12 @@ def draw_records(
 def source_of_network(network: Any) -> str | None:
     """Return the repository that a network was loaded from; None for a folder of this machine, or none."""
     source = str(getattr(getattr(network, "config", None), "_name_or_path", ""))
-    return source if HUB_NAME.fullmatch(source) and not Path(source).exists() else None
+    return source if is_repository(source) else None
+
+
+def is_repository(name: str) -> bool:
+    """Return whether this may be a repository on the Hub, and is no folder of this machine."""
+    return HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
 def describe_selection(args: FaMUSTrainingArguments) -> str:

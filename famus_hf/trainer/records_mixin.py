@@ -1,5 +1,6 @@
 """What a Trainer leaves beside its model: label report, noise file, model card."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from famus_hf.data.labels.noise_file import write_noise_file
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
 from famus_hf.data.media.modalities import Modality
 from famus_hf.data.per_example import ExampleEvaluator
+from famus_hf.errors import SettingsError
 from famus_hf.reporting import model_card
 from famus_hf.reporting.label_report import report_of, save_report
 from famus_hf.storage.atomic import atomic_write
@@ -21,6 +23,8 @@ from famus_hf.storage.model_folder import adapted_network
 from famus_hf.storage.run_folder import CARD, NOISE_FILE, REPORT_FILE
 from famus_hf.trainer.hub_mixin import HubMixin
 from famus_hf.trainer.learning_mixin import LearningMixin
+
+logger = logging.getLogger("famus_hf")
 
 OF_ONE_TRAINING = ("metrics", "suspects", "seconds_per_step", "baselines", "compared")  # facts of the model card
 
@@ -104,19 +108,62 @@ class RecordsMixin(HubMixin, LearningMixin):
             metadata = {"realised_noise_rate": train.realised_noise_rate, "class_names": train.class_names}
             write_noise_file(noise, index, train.records["labels"], train.records.get("clean_label"), metadata)
 
-    def create_model_card(self, **facts: Any) -> None:  # type: ignore[override]
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+        **facts: Any,
+    ) -> None:
         """Write README.md into the output folder. Facts given once are kept for later calls.
 
         Args:
-            facts: `dataset_name`, `dataset_id`, `data_license`, `noise_description`, `license`, `tags`, `model_name`,
-                `metrics` (`last` and `best`, accuracies in [0, 1]), `compared` (other runs, drawn beside this one, by
-                `famus_hf.reporting.figures.run_records.read_run`), and what else `render_model_card` knows.
+            language: Of texts or speech, as in "en".
+            license: Of the weights.
+            tags: Beside ours.
+            model_name: Default: the folder's.
+            finetuned_from: The pretrained network's repository. Default: where the model was loaded from.
+            tasks: Default: the classification of what it learns from.
+            dataset_tags: Repositories of the data sets on the Hub.
+            dataset: Their names.
+            dataset_args: The configuration of each.
+            facts: `noise_description`, `data_license`, `metrics` (`last` and `best`, accuracies in [0, 1]), `compared`
+                (other runs, drawn beside this one, by `famus_hf.reporting.figures.run_records.read_run`), and what else
+                `render_model_card` knows; `dataset_name`, `dataset_id` and `base_model` are other words for `dataset`,
+                `dataset_tags` and `finetuned_from`.
+
+        Raises:
+            SettingsError: The card has no place for a fact.
         """
+        given = {
+            "language": language, "license": license, "tags": tags, "model_name": model_name,
+            "base_model": finetuned_from, "tasks": tasks, "dataset_id": dataset_tags, "dataset_name": dataset,
+            "dataset_args": dataset_args,
+        }  # fmt: skip
+        if finetuned_from is not None and not model_card.is_repository(finetuned_from):
+            logger.warning(
+                "finetuned_from=%r is no repository on the Hub: the model card leaves it out", finetuned_from
+            )
+            del given["base_model"]
+        strange = sorted(set(facts) - model_card.names_of_facts())
+        if strange:
+            raise SettingsError(f"the model card has no place for {', '.join(strange)}: leave it out")
         if self.is_world_process_zero():
-            self._card.update({name: value for name, value in facts.items() if value is not None})
-            card = model_card.render_model_card({**self.model_card_facts(), **self._card})
+            self._card.update({name: value for name, value in {**given, **facts}.items() if value is not None})
+            card = model_card.render_model_card({**self.model_card_facts(), **self._card_with_own_tags()})
             with atomic_write(Path(str(self.args.output_dir)) / CARD) as path:
                 card.save(path)
+
+    def _card_with_own_tags(self) -> dict[str, Any]:
+        """Return the facts that were given, with the tags that the network brings along."""
+        own = model_card.listed(getattr(self.model, "model_tags", None))
+        return {**self._card, "tags": [*own, *model_card.listed(self._card.get("tags"))]}
 
     def model_card_facts(self) -> dict[str, Any]:
         """Return what this trainer knows of its run; the caller adds what only it knows (`dataset_name`, …)."""

@@ -11,6 +11,7 @@ from experiments import recipe_cards
 from huggingface_hub import ModelCard
 
 from famus_hf.cli import results as records
+from famus_hf.errors import SettingsError
 from famus_hf.reporting.model_card import metrics_of
 from tests.helpers import clean_process
 from tests.helpers.loopback_hub import LoopbackHub
@@ -30,6 +31,36 @@ def test_the_card_says_what_was_trained_on_what(tmp_path):
     assert found["best"] == pytest.approx(max(accuracies), abs=1e-6)
     for text in ("huggingface.co/papers/2104.15092", "symmetric, 40 %", "MWNet", "load_famus(", "@inproceedings"):
         assert text in card.text
+
+
+def test_the_card_takes_what_transformers_examples_say_of_a_run(tmp_path, caught):
+    """As run_glue.py and run_image_classification.py call it, words alone or several of them."""
+    trainer = make_trainer(tmp_path, eval_strategy="steps", eval_steps=3, max_steps=3)
+    trainer.model.model_tags = ["own-tag"]
+    trainer.train()
+    words = {
+        "language": "en", "license": "mit", "tags": "glue-run", "model_name": "Mine", "finetuned_from": "org/base",
+        "tasks": "text-classification", "dataset_tags": "glue", "dataset": "GLUE SST2", "dataset_args": "sst2",
+    }  # fmt: skip
+    plain = ("language", "license", "model_name", "finetuned_from")
+    for given in (words, {name: words[name] if name in plain else [words[name]] for name in words}):
+        trainer.create_model_card(**given)
+        card = ModelCard.load(tmp_path / "README.md")
+        data = card.data.to_dict()
+        assert data["tags"] == ["famus", "noisy-labels", "meta-learning", "own-tag", "glue-run"]
+        assert (data["language"], data["license"], data["base_model"]) == ("en", "mit", "org/base")
+        assert data["datasets"] == ["glue"] and data["pipeline_tag"] == "text-classification"
+        (result,) = [result for result in card.data.eval_results if result.metric_name == "last"]
+        assert (result.dataset_type, result.dataset_name, result.dataset_config) == ("glue", "GLUE SST2", "sst2")
+        assert result.task_type == "text-classification" and "# Mine" in card.text and "on GLUE SST2" in card.text
+        assert validated((tmp_path / "README.md").read_text(), tmp_path) == ""
+    trainer.create_model_card("de", "apache-2.0", ["a", "b"], finetuned_from=str(tmp_path), dataset_tags=["x/a", "x/b"])
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert data.language == "de" and data.tags[-2:] == ["a", "b"] and data.datasets == ["x/a", "x/b"]
+    assert data.base_model == "org/base" and str(tmp_path) not in (tmp_path / "README.md").read_text()
+    assert f"finetuned_from='{tmp_path}' is no repository on the Hub" in caught.text
+    with pytest.raises(SettingsError, match="the model card has no place for daatset: leave it out"):
+        trainer.create_model_card(daatset="digits")
 
 
 def validated(text, folder):
