@@ -49,8 +49,8 @@ class MetaBatches:
                 self.dataset,
                 batch_sampler=MetaBatchSampler(len(self.dataset), global_batch_size, self.seed, step, share),
                 collate_fn=self.collate,
-                num_workers=self.args.dataloader_num_workers,
                 pin_memory=self.args.dataloader_pin_memory,
+                **_loading(self.args),
                 generator=torch.Generator(),  # its own: the loader must not draw from the global one
             )
             self._batches = iter(loader)
@@ -75,11 +75,21 @@ def in_order(dataset: Any, args: FaMUSTrainingArguments, collate: Callable[[list
         dataset,
         batch_size=args.per_device_eval_batch_size,
         collate_fn=collate,
-        num_workers=args.dataloader_num_workers,
         generator=torch.Generator(),
+        **_loading(args),
     )
     with preserve_rng_state(args.device):
         yield from loader
+
+
+def _loading(args: FaMUSTrainingArguments) -> dict[str, Any]:
+    """Return what a DataLoader's workers are, as in Trainer's own loaders."""
+    return {
+        "num_workers": args.dataloader_num_workers,
+        "multiprocessing_context": args.dataloader_multiprocessing_context,
+        "prefetch_factor": args.dataloader_prefetch_factor,
+        "in_order": args.dataloader_in_order,
+    }
 
 
 class MetaBatchSampler:
