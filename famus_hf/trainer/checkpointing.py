@@ -51,10 +51,16 @@ class CheckpointingMixin(ComparisonMixin, HubMixin, LearningMixin):
 
     _is_resumed = False
     _is_foreign = False  # whether it went on from a checkpoint of transformers' own Trainer
+    _unfinished: Path | None = None  # the checkpoint that is being written
 
     # ---- Checkpoints ----
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **keywords: Any) -> Any:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
         """Train; True resumes from the newest whole checkpoint in `output_dir`, `user/name` from the one on the Hub.
 
         Raises:
@@ -87,10 +93,9 @@ class CheckpointingMixin(ComparisonMixin, HubMixin, LearningMixin):
         if checkpoint is None and checkpoints.by_age(output_dir):
             logger.warning("%s holds checkpoints of an earlier run: save_total_limit removes those first", output_dir)
         if self.model is not None:  # else it was dropped between two trials of a search
-            reshard(
-                self.model
-            )  # of an earlier training, as accelerate finds the optimizer's parameters by their memory
-        return super().train(checkpoint, *arguments, **keywords)
+            # Of an earlier training, as accelerate finds the optimizer's parameters by their memory.
+            reshard(self.model)
+        return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     def _is_of_other_trainer(self, checkpoint: str) -> bool:
         return Processes.present().of_first(lambda: checkpoints.is_foreign(checkpoint))
@@ -199,7 +204,11 @@ class CheckpointingMixin(ComparisonMixin, HubMixin, LearningMixin):
             written.mkdir(parents=True)
 
     def _write_checkpoint(self, written: Path, checkpoint: Path) -> None:
-        super().save_model(str(written), _internal_call=True)  # Trainer's: the folder becomes visible as a whole anyway
+        self._unfinished = written
+        try:
+            self.save_model(str(written), _internal_call=True)
+        finally:
+            self._unfinished = None
         if not self.args.save_only_model:
             self._save_optimizer_and_scheduler(str(written))
             self._save_scaler(str(written))
@@ -229,6 +238,8 @@ class CheckpointingMixin(ComparisonMixin, HubMixin, LearningMixin):
             SaveError: They can't be written.
         """
         folder = output_dir or str(self.args.output_dir)
+        if self._unfinished is not None and Path(folder) == self._unfinished:  # it becomes visible as a whole anyway
+            return super().save_model(folder, _internal_call=True)
         with atomic_write_model(folder) if self.args.should_save else nullcontext(folder) as beside:
             super().save_model(str(beside), _internal_call=True)
             if self.args.should_save:

@@ -400,3 +400,34 @@ def test_of_transformers_checkpoints_a_damaged_one_is_refused_too(tmp_path):
 
 def messages(caplog):
     return [record.getMessage() for record in caplog.records]
+# ---- Subclasses ----
+
+
+class Noting(FaMUSTrainer):
+    """Writes a file of its own with each model, as subclasses of transformers' Trainer do."""
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        super().save_model(output_dir, _internal_call)
+        folder = Path(output_dir or self.args.output_dir)
+        (folder / "note.txt").write_text(f"step {self.state.global_step}")
+
+
+@pytest.mark.parametrize("meta_learner", ["none", "mw-net"])
+def test_a_save_model_of_ones_own_is_called_for_checkpoints_too(tmp_path, meta_learner):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "meta_learner": meta_learner}
+
+    def make(kind):
+        model = build_model("batch norm", torch.float32)
+        return kind(model, make_args(tmp_path, **settings), train_dataset=Examples(40), meta_dataset=Examples(8, 1000))
+
+    whole = make(Noting)
+    whole.train()
+    for step in (2, 4):
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        assert (checkpoint / "note.txt").read_text() == f"step {step}" and checkpoints.fault_of(checkpoint) is None
+    resumed = make(Noting)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert all(torch.equal(a, b) for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True))
+    whole.save_model()
+    assert (tmp_path / "note.txt").is_file()
+    assert not any(path.name.startswith(".") for path in tmp_path.iterdir()), "nothing unfinished is left"
