@@ -1,16 +1,29 @@
 """FaMUSTrainer: transformers' Trainer whose training step runs Virtual-Train, Meta-Train and Actual-Train."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+import datasets
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import Trainer
+from torch.utils.data import Dataset, IterableDataset
+from transformers import (
+    BaseImageProcessor,
+    DataCollator,
+    EvalPrediction,
+    FeatureExtractionMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    Trainer,
+    TrainerCallback,
+)
+from transformers.trainer_utils import TrainOutput
 
 from famus_hf.core.autodiff.forward_pass import differentiable_attention, preserve_rng_state
 from famus_hf.core.fsdp import ShardedStages
@@ -81,18 +94,28 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
 
     def __init__(
         self,
-        model: Any = None,
+        model: PreTrainedModel | nn.Module | None = None,
         args: FaMUSTrainingArguments | None = None,
-        data_collator: Any = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
-        *arguments: Any,
-        meta_dataset: Any = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | datasets.Dataset | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | datasets.Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase
+        | BaseImageProcessor
+        | FeatureExtractionMixin
+        | ProcessorMixin
+        | None = None,
+        model_init: Callable[..., PreTrainedModel | nn.Module] | None = None,
+        compute_loss_func: Callable[..., Tensor] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
+        meta_dataset: Dataset | datasets.Dataset | None = None,
         meta_learner: MetaLearner | None = None,
         layer_sampler: LayerSampler | None = None,
         base_loss: PerExampleLoss | None = None,
-        **keywords: Any,
     ):
         args = FaMUSTrainingArguments("famus_output") if args is None else args
         if not isinstance(args, FaMUSTrainingArguments):
@@ -114,7 +137,19 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         eval_dataset = self.form.of(eval_dataset, "the evaluation set")
         eval_inputs = as_model_inputs(eval_dataset, processing_class, "the evaluation set")
         super().__init__(
-            model, args, data_collator, train_inputs, eval_inputs, processing_class, *arguments, **keywords
+            model,
+            args,
+            data_collator,
+            train_inputs,
+            eval_inputs,
+            processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
         self.form.name_classes(self.model)
         self.add_callback(self.training_time)
@@ -436,7 +471,12 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
 
     # ---- Training ----
 
-    def train(self, *arguments: Any, **keywords: Any) -> Any:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """Train; `resume_from_checkpoint` may be a folder, True for the newest whole one, or a Hub repository.
 
         Raises:
@@ -449,7 +489,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
             chosen.forget()
         self.forget_earlier_training()
         try:
-            return super().train(*arguments, **keywords)
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:
             self._end_loading()
 
