@@ -60,7 +60,11 @@ class FaMUSTrainingArguments(TrainingArguments):
         default=True, metadata={"help": "Drop the last incomplete training batch (a batch of one breaks batch norm)."}
     )
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: the trainer itself keeps index and clean_label apart."}
+        default=False,
+        metadata={
+            "help": "Give a data_collator of your own only what the network takes, index and clean_label; False: "
+            "everything. Collators of transformers are never given more than that."
+        },
     )
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "Resume callbacks too, so that early stopping goes on counting."}

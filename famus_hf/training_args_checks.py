@@ -251,8 +251,15 @@ def _check_transformers_settings(args: Any) -> None:
         raise SettingsError("DeepSpeed was asked for and is not installed: leave it out, or pip install deepspeed")
     if args.fsdp_config and not args.fsdp:
         raise SettingsError("fsdp_config does nothing without fsdp: add fsdp, or leave it out")
-    if args.remove_unused_columns:
-        raise SettingsError("remove_unused_columns=True would drop the columns that hold images: leave it False")
+    if args.label_names is not None and len(args.label_names) != 1:
+        raise SettingsError(f"label_names={args.label_names} must hold one name: an example has one class")
+    if args.liger_kernel_config and not args.use_liger_kernel:
+        raise SettingsError("liger_kernel_config does nothing without use_liger_kernel: set that, or leave it out")
+    if args.balanced_batches_per_epoch is not None and args.train_sampling_strategy != "random":
+        raise SettingsError(
+            f"balanced_batches_per_epoch draws its own batches, so that train_sampling_strategy="
+            f"{args.train_sampling_strategy!r} does nothing: leave one of them out"
+        )
     if args.hub_strategy == "all_checkpoints":
         raise SettingsError(
             "hub_strategy='all_checkpoints' would push the pickles of local checkpoints: choose 'every_save', or "

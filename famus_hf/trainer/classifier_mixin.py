@@ -1,30 +1,29 @@
 """What a Trainer needs to train and judge classifiers well: the paper's schedule, whole evaluation sets, its losses."""
 
+import inspect
 from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_pt_utils import LabelSmoother
+from transformers.trainer_utils import PredictionOutput, RemoveColumnsCollator, SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils import PushToHubMixin
 
-from famus_hf.core.autodiff.forward_pass import model_logits, split_inputs
+from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS, logits_of, named_outputs
 from famus_hf.core.losses import CrossEntropyLoss, cross_entropy, mean_loss
 from famus_hf.core.meta_learners import PerExampleLoss
 from famus_hf.data.inputs.class_balanced import ClassBalancedSampler
 from famus_hf.data.inputs.convert import as_model_inputs
 from famus_hf.data.inputs.model_inputs import known_labels
 from famus_hf.data.inputs.raw_data import DataForm
-from famus_hf.reporting.diagnostics.training_time import TrainingTime
+from famus_hf.trainer.learning_mixin import LearningMixin
 from famus_hf.training_args import FaMUSTrainingArguments
-
-if TYPE_CHECKING:
-    from transformers import Trainer as Base
-else:
-    Base = object
 
 
 def step_decay(milestones: list[int], warmup_steps: int, step: int) -> float:
@@ -33,20 +32,32 @@ def step_decay(milestones: list[int], warmup_steps: int, step: int) -> float:
     return rise * 0.1 ** bisect_right(milestones, step)
 
 
-class ClassifierMixin(Base):
+@contextmanager
+def without_label_smoothing(args: FaMUSTrainingArguments) -> Iterator[None]:
+    """Hide it from Trainer's constructor, which fails on networks without a configuration (transformers 5.23)."""
+    smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0
+    try:
+        yield
+    finally:
+        args.label_smoothing_factor = smoothing
+
+
+def with_labels(collate: Callable[[list[Any]], Any], name: str, examples: list[Any]) -> Any:
+    """Return a batch whose labels, called `name` by the network, are called `labels`."""
+    batch = collate(examples)
+    return {"labels" if key == name else key: value for key, value in batch.items()}
+
+
+class ClassifierMixin(LearningMixin):
     """What a Trainer needs beside its own to train classifiers well.
 
     Attributes:
         base_loss: ℓ, a per-example loss: logits (n, C), labels → (n,).
-        training_time: Stopped during evaluations.
         form: How its data sets are taken: with which columns and classes.
     """
 
-    args: FaMUSTrainingArguments
-    model: nn.Module
     train_dataset: Any
     base_loss: PerExampleLoss
-    training_time: TrainingTime
     form: DataForm
     _is_foreign: bool
 
@@ -81,46 +92,116 @@ class ClassifierMixin(Base):
         size = batches * self.args.train_batch_size * self.args.world_size
         return ClassBalancedSampler(known_labels(self.train_dataset), size, self.args.seed)
 
-    # ---- Evaluation ----
+    @property
+    def label_name(self) -> str:
+        """What the network calls the labels."""
+        return "labels" if self.args.label_names is None else self.args.label_names[0]
+
+    @property
+    def _collate(self) -> Callable[[list[Any]], Any]:
+        """What makes a batch of examples: the collator, perhaps without what neither the network nor the logs take.
+
+        A collator of transformers makes tensors of all that it is given, and so is never given a text; one of the
+        user's may need it, and is given all, unless `remove_unused_columns` says otherwise.
+        """
+        is_transformers = getattr(self.data_collator, "__module__", "").partition(".")[0] == "transformers"
+        if not (is_transformers or self.args.remove_unused_columns) or self._takes_any_input:
+            return self.data_collator
+        self._set_signature_columns_if_needed()
+        return RemoveColumnsCollator(self.data_collator, self._signature_columns)
+
+    @property
+    def _labelled_collate(self) -> Callable[[list[Any]], Any]:
+        """The same, with labels that are called `labels` in any case."""
+        name = self.label_name
+        return self._collate if name == "labels" else partial(with_labels, self._collate, name)
+
+    @property
+    def _takes_any_input(self) -> bool:
+        """Whether the network does not say what it takes, as with `forward(**inputs)`."""
+        return not isinstance(self.model, PushToHubMixin) and any(
+            parameter.kind == parameter.VAR_KEYWORD
+            for parameter in inspect.signature(self.model.forward).parameters.values()
+        )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        columns += [name for name in (self.label_name, *RECORD_COLUMNS) if name not in columns]
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        """Leave the data set as it is: a transform, or a sampler by length, may need what `_collate` drops."""
+        return dataset
+
+    def _get_dataloader(self, dataset: Any, *arguments: Any, **keywords: Any) -> DataLoader:
+        """Keep evaluation sets whole: transformers drops their last batch too, and so would judge on a part of them."""
+        drop_last, collator = self.args.dataloader_drop_last, self.data_collator
+        self.args.dataloader_drop_last = drop_last and keywords.get("is_training", False)
+        self.data_collator = self._collate
+        try:
+            return super()._get_dataloader(dataset, *arguments, **keywords)
+        finally:
+            self.args.dataloader_drop_last, self.data_collator = drop_last, collator
+
+    # ---- Loss ----
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return our base loss in training where it is not plain cross-entropy, else the network's own one.
+        """Return the loss of a batch, outside of meta steps.
 
-        Either is a mean over the examples that have a label.
+        It is `compute_loss_func` where there is one. In training it is our base loss where that is not plain
+        cross-entropy; else the network's own, and cross-entropy of a network that returns none. Ours is a mean over the
+        examples that have a label.
         """
-        hard = inputs["labels"].dim() == 1  # with soft targets a network of transformers would train one class by one
-        if not isinstance(self.model, PushToHubMixin) or not hard or (model.training and not self._is_network_loss):
-            batch, labels, _ = split_inputs(inputs)
-            logits = model_logits(model, batch)
-            loss = mean_loss(self.base_loss if model.training else cross_entropy, logits, labels)
-            return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.get(self.label_name)
+        is_transformers = isinstance(self.model, PushToHubMixin)
+        is_hard = labels is None or labels.dim() == 1  # of soft targets its networks would train one class by one
+        is_own = self._is_own_loss(model)
+        if self.compute_loss_func is not None or (is_transformers and is_hard and is_own):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        sees_labels = not is_transformers and is_own and self._takes_labels
+        outputs = model(**{name: value for name, value in inputs.items() if sees_labels or name != self.label_name})
+        named = named_outputs(outputs)
+        loss = named.get("loss") if sees_labels else None
+        if loss is None:
+            loss = mean_loss(self.base_loss if model.training else cross_entropy, logits_of(outputs), labels)
+        return (loss, {**named, "loss": loss}) if return_outputs else loss
+
+    def _is_own_loss(self, model: nn.Module) -> bool:
+        """Return whether the network's own loss is the one that is asked for, if it returns any."""
+        if not model.training:
+            return True
+        smoothing = self.args.label_smoothing_factor
+        if type(self.base_loss) is not CrossEntropyLoss or self.base_loss.label_smoothing != smoothing:
+            return False
+        if isinstance(self.model, PushToHubMixin):
+            return smoothing == 0 or self.label_name == "labels"  # which Trainer smooths
+        return smoothing == 0 and self.stages is None  # a warm-up learns by the loss of the meta steps after it
+
+    def _smooth_labels(self) -> None:
+        """Have Trainer smooth the labels of transformers' networks."""
+        smoothing = self.args.label_smoothing_factor
+        if smoothing > 0 and isinstance(self.model, PushToHubMixin):
+            self.label_smoother = LabelSmoother(epsilon=smoothing)
 
     @property
-    def _is_network_loss(self) -> bool:
-        return (
-            type(self.base_loss) is CrossEntropyLoss
-            and self.base_loss.label_smoothing == self.args.label_smoothing_factor
-        )
+    def _takes_labels(self) -> bool:
+        return self._takes_any_input or self.label_name in inspect.signature(self.model.forward).parameters
 
-    def _get_dataloader(self, dataset: Any, *arguments: Any, **keywords: Any) -> DataLoader:
-        """Keep evaluation sets whole: transformers drops their last batch too, and so would judge on a part of them."""
-        drop_last = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = drop_last and keywords.get("is_training", False)
-        try:
-            return super()._get_dataloader(dataset, *arguments, **keywords)
-        finally:
-            self.args.dataloader_drop_last = drop_last
+    # ---- Evaluation ----
 
-    def evaluate(self, eval_dataset: Any = None, *arguments: Any, **keywords: Any) -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         with self.training_time.stopped():
             whose = "the evaluation set"
             inputs = as_model_inputs(self.form.of(eval_dataset, whose), self.processing_class, whose)
-            return super().evaluate(inputs, *arguments, **keywords)
+            return super().evaluate(inputs, ignore_keys, metric_key_prefix)
 
-    def predict(self, test_dataset: Any, *arguments: Any, **keywords: Any) -> Any:
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
         whose = "the test set"
         inputs = as_model_inputs(self.form.of(test_dataset, whose), self.processing_class, whose)
-        return super().predict(inputs, *arguments, **keywords)
+        return super().predict(inputs, ignore_keys, metric_key_prefix)

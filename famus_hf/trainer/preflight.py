@@ -40,7 +40,7 @@ def check_not_empty(name: str, dataset: Any) -> None:
         raise DataError(f"{name} is empty: give at least a few examples of every class")
 
 
-def check_examples(train: Any, meta: Any, tests: Any) -> None:
+def check_examples(train: Any, meta: Any, tests: Any, label_name: str = "labels") -> None:
     """Raise DataError on examples that no default collator takes: tuples, for one, or mappings without labels."""
     sets = {"the training set": train, "the meta set": meta}
     sets |= (
@@ -55,12 +55,14 @@ def check_examples(train: Any, meta: Any, tests: Any) -> None:
         if not (isinstance(example, Mapping) or hasattr(example, "__dict__")):
             raise DataError(
                 f"an example of {whose} is a {type(example).__name__}, and a mapping from the names of the network's "
-                'inputs and "labels" to their values is needed: give such examples, or a data_collator that makes them'
+                f'inputs and "{label_name}" to their values is needed: give such examples, or a data_collator that '
+                "makes them"
             )
-        if isinstance(example, Mapping) and not {"label", "labels", "label_ids"} & set(example):
+        names = {"label", "labels", "label_ids"} if label_name == "labels" else {label_name}
+        if isinstance(example, Mapping) and not names & set(example):
             raise DataError(
                 f"the examples of {whose} hold no labels (but {', '.join(map(str, example))}): name their column "
-                "'labels', or label in raw data"
+                f"{label_name!r}, or label in raw data"
             )
 
 
@@ -138,10 +140,39 @@ def check_meta_learning_is_possible(
     _check_data_sets(train, meta)
 
 
-def check_loss_function(compute_loss_func: Any) -> None:
-    """Raise SettingsError on a loss of Trainer's that has no value for each example."""
+def check_loss_function(args: FaMUSTrainingArguments, compute_loss_func: Any, base_loss: Any) -> None:
+    """Raise SettingsError on another loss beside Trainer's `compute_loss_func`, which could not both be taken."""
+    others = {
+        "a base_loss object": base_loss is not None,
+        f"base_loss={args.base_loss!r}": args.base_loss != "ce",
+        f"label_smoothing_factor={args.label_smoothing_factor}": args.label_smoothing_factor > 0,
+    }
+    for name, is_given in others.items():
+        if compute_loss_func is not None and is_given:
+            raise SettingsError(f"compute_loss_func is the whole training loss, so that {name} does nothing: drop one")
+
+
+def check_loss_of_meta_steps(kind: type, compute_loss_func: Any) -> None:
+    """Raise SettingsError on a loss that has no value for each example, which meta steps would pass over.
+
+    Args:
+        kind: The trainer's class, which may have a `compute_loss` of its own.
+        compute_loss_func: Trainer's.
+    """
+    way = (
+        "give a base_loss, a callable from logits (n, C) and labels to n losses, or a MetaLearner, which says what the "
+        "training loss is"
+    )
     if compute_loss_func is not None:
-        raise SettingsError("compute_loss_func returns one number, but FaMUS weighs examples: leave it out")
+        raise SettingsError(
+            f"compute_loss_func returns one number, but FaMUS weighs examples and would never call it: {way}"
+        )
+    owner = next(owner for owner in kind.__mro__ if "compute_loss" in vars(owner))
+    if owner.__module__.partition(".")[0] != "famus_hf":
+        raise SettingsError(
+            f"{owner.__name__}.compute_loss returns one number, but FaMUS weighs examples, and meta steps would never "
+            f"call it: {way}"
+        )
 
 
 def uses_fsdp(accelerator: Accelerator) -> bool:

@@ -49,7 +49,7 @@ from famus_hf.reporting.diagnostics.training_time import TrainingTime
 from famus_hf.trainer import factory, preflight
 from famus_hf.trainer.batches_mixin import BatchesMixin
 from famus_hf.trainer.checkpointing import CheckpointingMixin
-from famus_hf.trainer.classifier_mixin import ClassifierMixin
+from famus_hf.trainer.classifier_mixin import ClassifierMixin, without_label_smoothing
 from famus_hf.trainer.hub_mixin import HubMixin
 from famus_hf.trainer.logs_mixin import LogsMixin
 from famus_hf.trainer.meta_set_schedule import MetaSetSchedule
@@ -136,21 +136,23 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         self.training_time = TrainingTime()
         eval_dataset = self.form.of(eval_dataset, "the evaluation set")
         eval_inputs = as_model_inputs(eval_dataset, processing_class, "the evaluation set")
-        super().__init__(
-            model,
-            args,
-            data_collator,
-            train_inputs,
-            eval_inputs,
-            processing_class,
-            model_init=model_init,
-            compute_loss_func=compute_loss_func,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
-        )
+        with without_label_smoothing(args):
+            super().__init__(
+                model,
+                args,
+                data_collator,
+                train_inputs,
+                eval_inputs,
+                processing_class,
+                model_init=model_init,
+                compute_loss_func=compute_loss_func,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+                preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            )
+        self._smooth_labels()
         self.form.name_classes(self.model)
         self.add_callback(self.training_time)
         self.model_accepts_loss_kwargs = False  # each micro-batch is normalised by itself
@@ -175,11 +177,12 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         self._set_up_from = (base_loss, self.meta_dataset)
         if self.form.renames:
             with preserve_rng_state(args.device):  # examples may draw
-                preflight.check_examples(train, self.meta_dataset, self.eval_dataset)
+                preflight.check_examples(train, self.meta_dataset, self.eval_dataset, self.label_name)
         preflight.check_problem_type(self.model)
         preflight.check_recordings(self.model, train, self.meta_dataset, self.eval_dataset)
         preflight.check_batch_size(args, train)
         preflight.check_balanced_epochs(args, train)
+        preflight.check_loss_function(args, self.compute_loss_func, base_loss)
         if base_loss is None:
             self.base_loss = factory.make_base_loss(args, self.model, train)
         elif args.label_smoothing_factor > 0:
@@ -227,14 +230,14 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         if self.meta_dataset is None:
             self.meta_dataset = PseudoCleanSet(self.train_dataset)
         self.schedule.judges_by_losses = self._judges_by_losses
-        self._meta_batches = MetaBatches(self.meta_dataset, self.args, self.data_collator, self.processes)
+        self._meta_batches = MetaBatches(self.meta_dataset, self.args, self._collate, self.processes)
         self._check_meta_learning()
         self._make_stages()
 
     def _check_meta_learning(self) -> None:
         args, train, meta = self.args, self.train_dataset, self.meta_dataset
         preflight.check_meta_learning_is_possible(args, self.model, train, meta, self.accelerator)
-        preflight.check_loss_function(self.compute_loss_func)
+        preflight.check_loss_of_meta_steps(type(self), self.compute_loss_func)
         self._check_labels()
         self._check_batches_of_one(train, meta)
 
@@ -297,14 +300,14 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
 
     def _first_batch(self, network: nn.Module, dataset: Any, count: int) -> dict[str, Any]:
         """Return the first examples as a batch where the network is."""
-        batch = self._evaluation_batch(self.data_collator(factory.first_examples(dataset, count)))
+        batch = self._evaluation_batch(self._labelled_collate(factory.first_examples(dataset, count)))
         device = next(network.parameters()).device  # with FSDP the network goes to its own when training starts
         return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
     def _make_evaluator(self) -> ExampleEvaluator:
         return ExampleEvaluator(
             self.args,
-            self.data_collator,
+            self._labelled_collate,
             self._evaluation_batch,
             self.processes,
             self.compute_loss_context_manager,
@@ -352,7 +355,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         """Take Virtual-Train (Eq. 3), Meta-Train (Eq. 4, 6–12), Actual-Train (Eq. 5) on a batch. Return its loss."""
         batch = self._training_batch(inputs)
         if self.stages is None or self.schedule.is_warmup(self.state):
-            return self._plain_step(model, batch, self.model)
+            return self._plain_step(model, batch, self.model, num_items_in_batch)
         self._follow_frozen(self.stages)
         self._refresh_meta_set()
         self._begin_training_mode(model)
@@ -371,10 +374,12 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
             self._note_weights(self.stages, train, virtual, clean_labels)
         return step.loss / self._accumulated
 
-    def _plain_step(self, model: nn.Module, batch: dict[str, Any], network: nn.Module) -> Tensor:
+    def _plain_step(
+        self, model: nn.Module, batch: dict[str, Any], network: nn.Module, num_items_in_batch: Any = None
+    ) -> Tensor:
         """Do what Trainer does: the mean loss of the batch, and its gradient."""
         with self.guard.step(network, self.state.global_step, "the loss or its gradient") as step:
-            step.loss = super().training_step(model, batch)
+            step.loss = super().training_step(model, batch, num_items_in_batch)
         return step.loss
 
     @contextmanager

@@ -73,7 +73,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
     def _set_up_meta_learning(self) -> None:
         args, train = self.args, self.train_dataset
         preflight.check_meta_set(args, train, self.meta_dataset)
-        preflight.check_two_networks(args, self.model, train, self.data_collator, self.base_loss, self.accelerator)
+        preflight.check_two_networks(args, self.model, train, self._collate, self.base_loss, self.accelerator)
         self.trusted = self.meta_dataset
         self.peers = (self._make_peer(0), self._make_peer(1))
         for peer, other in zip(self.peers, reversed(self.peers), strict=True):
@@ -97,7 +97,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
             self.train_dataset,
             self.trusted,
             args=self.args,
-            collate=self.data_collator,
+            collate=self._collate,
             prepare=self._prepare_inputs,
             augmentation=self.augmentation,
             processes=self.processes,

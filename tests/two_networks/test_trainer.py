@@ -419,13 +419,21 @@ def test_one_network_and_twice_the_same_are_refused(tmp_path):
             TwoNetworkTrainer(model, make_args(tmp_path), train_dataset=Learnable(dtype=torch.float64))
 
 
-def test_inputs_that_can_not_be_mixed_are_refused(tmp_path):
+def test_inputs_that_can_not_be_mixed_are_refused_where_the_networks_take_them(tmp_path):
     class Masked(Learnable):
         def __getitem__(self, row):
             return {**super().__getitem__(row), "attention_mask": torch.ones(3)}
 
+    class TakeMasks(TwoModels):
+        def forward(self, pixel_values, attention_mask=None, labels=None):
+            return super().forward(pixel_values)
+
+    model = TakeMasks(build_model("called group norm"), build_model("called group norm", seed=2))
     with pytest.raises(ValueError, match="mix images, and these examples hold attention_mask, pixel_values"):
-        make(tmp_path, train=Masked(dtype=torch.float64))
+        TwoNetworkTrainer(model, make_args(tmp_path), train_dataset=Masked(dtype=torch.float64))
+    trainer = make(tmp_path, train=Masked(dtype=torch.float64), max_steps=2)
+    trainer.train()
+    assert trainer.state.global_step == 2
 
 
 def test_a_trainer_without_a_training_set_evaluates(tmp_path):

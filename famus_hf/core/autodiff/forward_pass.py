@@ -69,12 +69,26 @@ def model_logits(model: nn.Module, inputs: Mapping[str, Any], tensors: Mapping[s
     Raises:
         TypeError: The output has no `logits` of shape (n, C).
     """
-    outputs = model(**inputs) if tensors is None else functional_call(model, dict(tensors), (), dict(inputs))
+    return logits_of(model(**inputs) if tensors is None else functional_call(model, dict(tensors), (), dict(inputs)))
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """Return the logits of a network's outputs, shape (n, C).
+
+    Raises:
+        TypeError: They have no `logits` of shape (n, C).
+    """
     logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         seen = f"logits of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(outputs).__name__
         raise TypeError(f"the model returned {seen}; FaMUS needs an output with .logits of shape (batch, classes)")
     return logits
+
+
+def named_outputs(outputs: Any) -> dict[str, Any]:
+    """Return a network's outputs by their names, those that are None left out."""
+    named = outputs if isinstance(outputs, Mapping) else getattr(outputs, "__dict__", {"logits": logits_of(outputs)})
+    return {name: value for name, value in named.items() if value is not None}
 
 
 class _Substituted(nn.Module):
