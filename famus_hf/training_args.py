@@ -13,6 +13,7 @@ from famus_hf.core.non_finite import NanPolicy
 from famus_hf.core.validation import Above, AtLeast, Between
 from famus_hf.core.virtual_train import VirtualStepKind
 from famus_hf.training_args_checks import (
+    OF_SGD,
     AugmentationName,
     MetaSet,
     PaddingMode,
@@ -419,7 +420,7 @@ class FaMUSTrainingArguments(TrainingArguments):
         for name, value in self._given.items():
             setattr(self, name, value)
         if OptimizerNames(self.optim) == OptimizerNames.SGD and self.optim_args is None:
-            self.optim_args = "momentum=0.9"
+            self.optim_args = OF_SGD
         if self.data_seed is None:
             self.data_seed = self.seed  # else the order of the data depends on whoever last seeded torch
         if self.meta_batch_size is None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import numpy as np
 from accelerate.utils import DistributedType, is_deepspeed_available, parse_flag_from_env
 from transformers import TrainingArguments
-from transformers.training_args import OptimizerNames
+from transformers.training_args import OptimizerNames, SchedulerType
 
 from famus_hf.core.layer_samplers import LAYER_SAMPLERS
 from famus_hf.core.meta_learners import META_LEARNERS
@@ -24,6 +24,18 @@ SHARDING = {  # set by `accelerate launch` → the flag that asks for it
     "ACCELERATE_USE_DEEPSPEED": "--use_deepspeed",
     "ACCELERATE_USE_MEGATRON_LM": "--use_megatron_lm",
 }
+# Names that transformers 5.23 reads in `optim_args`, of optimizers of torch; it passes over others without a word.
+READ_OPTIM_ARGS: dict[OptimizerNames, tuple[str, ...]] = {
+    OptimizerNames.SGD: ("momentum", "dampening", "nesterov"),
+    OptimizerNames.ADAGRAD: ("lr_decay", "eps"),
+    OptimizerNames.RMSPROP: ("momentum", "alpha", "eps", "centered"),
+    OptimizerNames.ADAMW_TORCH: (),
+    OptimizerNames.ADAMW_TORCH_FUSED: (),
+    OptimizerNames.ADAFACTOR: (),
+}
+OF_SGD = "momentum=0.9"  # optim_args where SGD is given none; copies of settings have it with other optimizers too
+WITHOUT_SETTINGS = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
+LOW_RANK = ("galore", "apollo")  # optimizers whose names begin so take `optim_target_modules`
 DIAGNOSTICS = ("log_stage_times", "log_meta_gradient", "log_weights", "log_layers")
 # Optimizers that step within the backward pass, before anybody knows whether the step is sound; their own step does
 # nothing, and has no groups of parameters.
@@ -253,6 +265,12 @@ def _check_transformers_settings(args: Any) -> None:
         raise SettingsError("fsdp_config does nothing without fsdp: add fsdp, or leave it out")
     if args.label_names is not None and len(args.label_names) != 1:
         raise SettingsError(f"label_names={args.label_names} must hold one name: an example has one class")
+    _check_optimizer_and_schedule(args)
+    if args.optim_target_modules and not OptimizerNames(args.optim).value.startswith(LOW_RANK):
+        raise SettingsError(
+            f"optim_target_modules does nothing with optim={OptimizerNames(args.optim).value!r}: it is for GaLore and "
+            "APOLLO, which take the gradients of these modules to a low rank; leave it out"
+        )
     if args.liger_kernel_config and not args.use_liger_kernel:
         raise SettingsError("liger_kernel_config does nothing without use_liger_kernel: set that, or leave it out")
     if args.balanced_batches_per_epoch is not None and args.train_sampling_strategy != "random":
@@ -267,3 +285,20 @@ def _check_transformers_settings(args: Any) -> None:
         )
     if args.hub_strategy == "checkpoint" and args.save_only_model:
         raise SettingsError("hub_strategy='checkpoint' needs optimizers to resume with: leave save_only_model out")
+
+
+def _check_optimizer_and_schedule(args: Any) -> None:
+    """Raise SettingsError on what transformers would pass over without a word."""
+    optimizer = OptimizerNames(args.optim)
+    read = READ_OPTIM_ARGS.get(optimizer)
+    given = [pair.partition("=")[0].strip() for pair in str(args.optim_args or "").split(",") if pair.strip()]
+    strange = [name for name in given if read is not None and name not in read]
+    if strange and args.optim_args != OF_SGD:
+        allowed = f"it takes {', '.join(read)}" if read else "it takes none"
+        raise SettingsError(f"optim_args {strange[0]!r} does nothing with optim={optimizer.value!r}: {allowed}")
+    schedule = SchedulerType(args.lr_scheduler_type)
+    if args.lr_scheduler_kwargs and schedule in WITHOUT_SETTINGS:
+        raise SettingsError(
+            f"lr_scheduler_kwargs does nothing with lr_scheduler_type={schedule.value!r}, which has no settings: leave "
+            "it out, or choose another schedule"
+        )

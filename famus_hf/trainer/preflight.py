@@ -128,8 +128,6 @@ def check_meta_learning_is_possible(
     """Raise FaMUSError on settings, devices, models and data sets that do not go with a meta-learner."""
     check_meta_learning_is_supported(args)
     _check_processes(args, model, train, meta, accelerator)
-    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
-        raise SettingsError("fp16 was asked for and needs a GPU, which there is none of: use bf16, or leave it out")
     checkpointing: Any = args.activation_checkpointing_kwargs or {}
     if args.activation_checkpointing and checkpointing.get("use_reentrant"):
         raise SettingsError(
@@ -150,6 +148,12 @@ def check_loss_function(args: FaMUSTrainingArguments, compute_loss_func: Any, ba
     for name, is_given in others.items():
         if compute_loss_func is not None and is_given:
             raise SettingsError(f"compute_loss_func is the whole training loss, so that {name} does nothing: drop one")
+
+
+def check_precision(accelerator: Accelerator) -> None:
+    """Raise SettingsError on fp16 that would not engage, of which accelerate 1.15 says nothing."""
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise SettingsError("fp16 was asked for and needs a GPU, which there is none of: use bf16, or leave it out")
 
 
 def check_loss_of_meta_steps(kind: type, compute_loss_func: Any) -> None:
@@ -297,6 +301,7 @@ def check_two_networks(
         "FSDP": uses_fsdp(accelerator),
         "torch.compile": is_compiled(accelerator),
         "PEFT": is_peft_model(model),
+        f"train_sampling_strategy={args.train_sampling_strategy!r}": args.train_sampling_strategy != "random",
         "division_history with balanced_batches_per_epoch": args.division_history > 1
         and args.balanced_batches_per_epoch is not None,
     }

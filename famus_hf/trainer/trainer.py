@@ -1,6 +1,7 @@
 """FaMUSTrainer: transformers' Trainer whose training step runs Virtual-Train, Meta-Train and Actual-Train."""
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -153,6 +154,8 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
                 preprocess_logits_for_metrics=preprocess_logits_for_metrics,
             )
         self._smooth_labels()
+        if args.log_level != "passive":  # which leaves it as it is
+            logging.getLogger("famus_hf").setLevel(args.get_process_log_level())
         self.form.name_classes(self.model)
         self.add_callback(self.training_time)
         self.model_accepts_loss_kwargs = False  # each micro-batch is normalised by itself
@@ -182,6 +185,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         preflight.check_recordings(self.model, train, self.meta_dataset, self.eval_dataset)
         preflight.check_batch_size(args, train)
         preflight.check_balanced_epochs(args, train)
+        preflight.check_precision(self.accelerator)
         preflight.check_loss_function(args, self.compute_loss_func, base_loss)
         if base_loss is None:
             self.base_loss = factory.make_base_loss(args, self.model, train)

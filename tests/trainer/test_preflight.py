@@ -73,6 +73,18 @@ REFUSED = {
     "nothing where there is something": ({"meta_interval": None}, "leave it out for its default"),
     "a flag for a number": ({"candidate_layers": True}, "'all' or a whole number from 1"),
     "milestones": ({"lr_milestones": [0.0]}, "greater than 0"),
+    "a misspelt setting of the optimizer": (
+        {"optim_args": "momentun=0.9"},
+        "optim_args 'momentun' does nothing with optim='sgd': it takes momentum",
+    ),
+    "settings of an optimizer that has none": ({"optim": "adamw_torch", "optim_args": "momentum=0.5"}, "it takes none"),
+    "settings of a constant schedule": ({"lr_scheduler_kwargs": {"min_lr": 0.1}}, "which has no settings"),
+    "target modules without a low rank": ({"optim_target_modules": "all"}, "it is for GaLore and APOLLO"),
+    "settings of a kernel that is off": ({"liger_kernel_config": {"rope": True}}, "nothing without use_liger_kernel"),
+    "two ways to draw batches": (
+        {"balanced_batches_per_epoch": 2, "train_sampling_strategy": "sequential"},
+        "train_sampling_strategy='sequential' does nothing",
+    ),
     "pickles to the Hub": ({"hub_strategy": "all_checkpoints"}, "pickles"),
     "batch larger than the set": ({"per_device_train_batch_size": 41}, "less than one batch of 41"),
 }

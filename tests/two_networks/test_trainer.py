@@ -398,6 +398,7 @@ def test_a_checkpoint_of_other_data_is_refused_with_two_networks_too(tmp_path):
         ({"keywords": {"meta_learner": MWNet(detach_losses=False)}}, "detach_losses=False does not go with two"),
         ({"keywords": {"meta_learner": MLC(CLASSES)}}, "MLC gives an example no weight by its loss"),
         ({"keywords": {"base_loss": LDAMLoss([24] * CLASSES)}}, "base_loss 'ldam' does not go with two networks"),
+        ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy='sequential' does not go"),
         ({"scale_example_gradients": True}, "scale_example_gradients does not go with two networks"),
         ({"per_device_train_batch_size": 60}, "the training set has 96 examples, less than 120"),
         ({"clean_threshold": 1.0}, "clean_threshold=1.0 must"),
