@@ -97,6 +97,8 @@ def train(folder, repo, resume=None, stop_at=None, push=False, strange=False, **
     torch.save(state_of(trainer), Path(folder) / "final.pt")
     if push == "later":
         trainer.push_to_hub(blocking=False).result()
+    elif isinstance(push, dict):
+        trainer.push_to_hub(**push)
     elif push:
         trainer.push_to_hub(dataset_name="random images")
     return trainer.state.global_step

@@ -155,6 +155,21 @@ def test_a_branch_to_resume_from_is_that_of_hub_revision(hub, client, tmp_path):
     )
 
 
+def test_a_push_takes_the_words_of_trainers(hub, client, tmp_path):
+    """Message, branch, privacy, and what goes on the card, as transformers' example scripts give it."""
+    words = {"commit_message": "Mine", "private": True, "revision": "main", "tags": "own", "language": "en",
+             "dataset_tags": "glue", "dataset": "GLUE SST2"}  # fmt: skip
+    settings = {"max_steps": 1, "push_to_hub": False, "hub_model_id": "user/worded"}
+    client.done("train", folder=tmp_path / "a", repo="user/worded", push=words, **settings)
+    card = hub.files["user/worded"]["README.md"].decode()
+    assert "language: en" in card and "- own" in card and "- glue" in card and "trained on GLUE SST2" in card
+    assert hub.commits[-1] == "Mine" and "user/worded" in hub.private
+    answer = client.call("train", folder=tmp_path / "c", repo="user/worded", push={"revision": "nowhere"}, **settings)
+    assert_a_sentence(answer.error, "PushError", "there is no such repository or branch (404)")
+    answer = client.call("train", folder=tmp_path / "d", repo="user/worded", push={"daatset": "x"}, **settings)
+    assert_a_sentence(answer.error, "SettingsError: the model card has no place for daatset")
+
+
 # ---- Faults ----
 
 
