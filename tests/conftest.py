@@ -50,6 +50,15 @@ def client(hub, tmp_path_factory):
         yield client
 
 
+@pytest.fixture(autouse=True)
+def same_log_levels():
+    """A trainer's log_level is of the whole process, and of no other test."""
+    levels = {name: logging.getLogger(name).level for name in ("transformers", "famus_hf")}
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
 @pytest.fixture
 def caught(caplog):
     """What is logged."""

@@ -64,7 +64,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
     Paper: Xu, Zhu, Jiang, Yang, "Faster Meta Update Strategy for Noise-Robust Deep Learning", CVPR 2021,
     arXiv:2104.15092.
 
-    Takes Trainer's arguments, and:
+    Takes Trainer's arguments (`compute_loss_func` in plain training only), and:
 
     Args:
         model: Any network whose forward accepts `labels` and returns `.logits` of shape (n, C).

@@ -529,14 +529,6 @@ def plain_runs(tmp_path_factory):
     return of
 
 
-@pytest.fixture(autouse=True)
-def same_log_level():
-    before, ours = transformers.logging.get_verbosity(), logging.getLogger("famus_hf").level
-    yield
-    transformers.logging.set_verbosity(before)
-    logging.getLogger("famus_hf").setLevel(ours)
-
-
 SHOWN = [(name, mode) for name, entry in FIELDS.items() if isinstance(entry, Shown) for mode in entry.modes]
 REFUSED = [(name, mode) for name, entry in FIELDS.items() if isinstance(entry, Refused) for mode in entry.modes]
 
