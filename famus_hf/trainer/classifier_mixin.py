@@ -22,6 +22,7 @@ from famus_hf.data.inputs.class_balanced import ClassBalancedSampler
 from famus_hf.data.inputs.convert import as_model_inputs
 from famus_hf.data.inputs.model_inputs import known_labels
 from famus_hf.data.inputs.raw_data import DataForm
+from famus_hf.storage.model_folder import adapted_network
 from famus_hf.trainer.learning_mixin import LearningMixin
 from famus_hf.training_args import FaMUSTrainingArguments
 
@@ -117,11 +118,17 @@ class ClassifierMixin(LearningMixin):
         return self._collate if name == "labels" else partial(with_labels, self._collate, name)
 
     @property
+    def _own_network(self) -> nn.Module:
+        """The network without adapters around it."""
+        base = adapted_network(self.model)
+        return self.model if base is None else base
+
+    @property
     def _takes_any_input(self) -> bool:
         """Whether the network does not say what it takes, as with `forward(**inputs)`."""
-        return not isinstance(self.model, PushToHubMixin) and any(
+        return not isinstance(self._own_network, PushToHubMixin) and any(
             parameter.kind == parameter.VAR_KEYWORD
-            for parameter in inspect.signature(self.model.forward).parameters.values()
+            for parameter in inspect.signature(self._own_network.forward).parameters.values()
         )
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -155,7 +162,7 @@ class ClassifierMixin(LearningMixin):
         examples that have a label.
         """
         labels = inputs.get(self.label_name)
-        is_transformers = isinstance(self.model, PushToHubMixin)
+        is_transformers = isinstance(self._own_network, PushToHubMixin)
         is_hard = labels is None or labels.dim() == 1  # of soft targets its networks would train one class by one
         is_own = self._is_own_loss(model)
         if self.compute_loss_func is not None or (is_transformers and is_hard and is_own):
@@ -175,19 +182,19 @@ class ClassifierMixin(LearningMixin):
         smoothing = self.args.label_smoothing_factor
         if type(self.base_loss) is not CrossEntropyLoss or self.base_loss.label_smoothing != smoothing:
             return False
-        if isinstance(self.model, PushToHubMixin):
+        if isinstance(self._own_network, PushToHubMixin):
             return smoothing == 0 or self.label_name == "labels"  # which Trainer smooths
         return smoothing == 0 and self.stages is None  # a warm-up learns by the loss of the meta steps after it
 
     def _smooth_labels(self) -> None:
         """Have Trainer smooth the labels of transformers' networks."""
         smoothing = self.args.label_smoothing_factor
-        if smoothing > 0 and isinstance(self.model, PushToHubMixin):
+        if smoothing > 0 and isinstance(self._own_network, PushToHubMixin):
             self.label_smoother = LabelSmoother(epsilon=smoothing)
 
     @property
     def _takes_labels(self) -> bool:
-        return self._takes_any_input or self.label_name in inspect.signature(self.model.forward).parameters
+        return self._takes_any_input or self.label_name in inspect.signature(self._own_network.forward).parameters
 
     # ---- Evaluation ----
 

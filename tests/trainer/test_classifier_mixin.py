@@ -1,7 +1,9 @@
 """trainer/classifier_mixin.py: which columns reach a collator, and which loss is taken outside of meta steps."""
 
+import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments, default_data_collator
 
@@ -229,6 +231,20 @@ def test_a_networks_own_loss_is_taken_in_plain_training_and_its_outputs_are_kept
     assert_same(ours, theirs)
     logits, features = ours.predict(ours.eval_dataset).predictions
     assert logits.shape == (9, CLASSES) and features.shape == (9, 3)
+
+
+@pytest.mark.parametrize("kind", ["OwnLoss", "PlainModule"])
+@pytest.mark.parametrize("around", ["bf16", "adapters"])
+def test_what_is_wrapped_around_a_network_leaves_its_loss_alone(tmp_path, kind, around):
+    losses = []
+    for wrapped in (False, True):
+        model = network(kind)
+        if wrapped and around == "adapters":
+            model = get_peft_model(model, LoraConfig(target_modules=["linear"], r=2))
+        trainer = trained(tmp_path, model, max_steps=1, bf16=wrapped and around == "bf16")
+        losses.append((trainer.state.log_history[0]["loss"], trainer.evaluate()["eval_loss"]))
+        assert np.shape(trainer.predict(trainer.eval_dataset).predictions[0])[-1] == CLASSES
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
 
 
 @pytest.mark.parametrize("settings", [{"base_loss": "focal"}, {"label_smoothing_factor": 0.2}], ids=str)

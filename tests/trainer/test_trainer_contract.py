@@ -605,7 +605,9 @@ def test_batches_are_grouped_by_a_column_of_lengths(tmp_path, mode, strategy):
         assert all(max(short) <= min(long) or max(long) <= min(short) for short, long in pairs)
 
 
-@pytest.mark.parametrize("mode", ["control", "plain", pytest.param("meta", marks=pytest.mark.xfail(strict=True))])
+@pytest.mark.parametrize(
+    "mode", ["control", "plain", pytest.param("meta", marks=pytest.mark.xfail(reason="meta steps do not", strict=True))]
+)
 def test_the_cache_is_emptied_every_so_many_steps(tmp_path, mode):
     with patch("transformers.trainer.clear_device_cache") as clear:
         run(mode, tmp_path, {"torch_empty_cache_steps": 2, "max_steps": 4})
