@@ -400,6 +400,8 @@ def test_of_transformers_checkpoints_a_damaged_one_is_refused_too(tmp_path):
 
 def messages(caplog):
     return [record.getMessage() for record in caplog.records]
+
+
 # ---- Subclasses ----
 
 
