@@ -104,7 +104,8 @@ def sharded_meta_gradient(
             gradient = training_pass.virtual_gradient(loss, step.learning_rates)
         names = [name for tensors in on.values() for name in tensors]
         _, validation = training_pass.validation_gradient(gradient, step, meta_batch, meta_labels, names, cross_entropy)
-        direction = {name: step.displacement(name, validation[name]) for name in names}
+        moving = step.relative() if meta_learner.only_ratios_count else step
+        direction = {name: moving.displacement(name, validation[name]) for name in names}
         tangent = training_pass.gathered(training_pass.logit_tangent(direction, "finite"))
     return meta_learner.outcome(gradient_of_slope(meta_learner, logits, tangent, all_labels, cross_entropy))
 
@@ -159,7 +160,7 @@ class ShardedPass(TrainingPass):
     def logit_tangent(self, direction: Mapping[str, Tensor], derivative: str) -> Tensor:
         """Return ż of this process's rows, shape (n, C), by a central difference whatever is asked; w is restored."""
 
-        def logits() -> Tensor:
+        def logits(originals: Sequence[Tensor]) -> Tensor:
             with preserve_rng_state(self.logits.device, self.random_state):
                 z = model_logits(self.model, self.inputs, cloned_buffers(self.model))
             reshard(self.model)

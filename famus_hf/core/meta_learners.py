@@ -25,6 +25,8 @@ class MetaLearner(Pretrained, nn.Module):
         keeps_theta: Whether θ lives on from step to step; where not, `begin_step` makes it afresh.
         weighs_examples: Whether ∇_w J = Σ_i V̂_i ∇_w ℓ_i with V̂ = `example_weights(ℓ)`.
         has_virtual_step: False where J does not move w before θ is known (L2R: its weights start at zero): then ŵ = w.
+        only_ratios_count: Whether a positive factor of the gradient by θ changes nothing: then the learning rate of w,
+            which is 0 at the start of a warm-up, is left out of it.
         default_optimizer: Of θ where the user names none, `"adam"` or `"sgd"`.
         default_learning_rate: β, likewise.
         momentum: Of `"sgd"`.
@@ -33,6 +35,7 @@ class MetaLearner(Pretrained, nn.Module):
     keeps_theta = True
     weighs_examples = False
     has_virtual_step = True
+    only_ratios_count = False
     default_optimizer = "adam"
     default_learning_rate = 1e-3
     momentum = 0.9
@@ -161,14 +164,15 @@ class MWNet(MetaLearner):
 class L2R(MetaLearner):
     """Learning to Reweight (Ren et al., ICML 2018, arXiv:1803.09050): no parameters, fresh weights in each step.
 
-    The weights ε of the virtual step are zero, so ŵ = w; then `u_i = max(0, −∂L_c/∂ε_i)`, in which the learning rate
-    cancels, and V̂ = u / Σ_j u_j, all zero if the sum is zero. In a step in which no layer is on nothing is known of the
-    examples, and all weigh 1/n.
+    The weights ε of the virtual step are zero, so ŵ = w; then `u_i = max(0, −∂L_c/∂ε_i)` of a plain gradient step, in
+    which the learning rate cancels, and V̂ = u / Σ_j u_j, all zero if the sum is zero. In a step in which no layer is on
+    nothing is known of the examples, and all weigh 1/n.
     """
 
     keeps_theta = False
     weighs_examples = True
     has_virtual_step = False
+    only_ratios_count = True
 
     def __init__(self) -> None:
         super().__init__()

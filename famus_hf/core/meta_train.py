@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from famus_hf.core.autodiff.agreement import tangent_that_agrees
 from famus_hf.core.autodiff.forward_pass import (
     differentiable_attention,
     logits_without_trace,
@@ -76,6 +77,15 @@ def choose_derivative(derivative: str, layers: Sequence[Layer]) -> str:
     if derivative != "auto":
         return derivative
     return "reverse" if max(layer.share for layer in layers) <= REVERSE_SHARE else "forward"
+
+
+def _ways(model: nn.Module, inputs: Mapping[str, Any], on: Mapping[str, Any]) -> list[str]:
+    """Return the ways that `"auto"` tries one after another: exact ones first, and of them the cheaper."""
+    is_cheap_backward = (
+        len(on) < len(parameters_by_layer(model))
+        and choose_derivative("auto", [layer for layer in find_layers(model, inputs) if layer.name in on]) == "reverse"
+    )
+    return ["reverse", "forward", "finite"] if is_cheap_backward else ["forward", "reverse", "finite"]
 
 
 @dataclass(frozen=True)
@@ -177,6 +187,9 @@ def meta_train(
                     for layer in on
                 ]
             ).to(slopes)
+        if meta_learner.only_ratios_count:
+            relative = step.relative()
+            direction = {name: relative.displacement(name, validation[name]) for name in direction}
         for layer in matched:
             _add_matching_direction(direction, layer, gradient, validation, objective.gradient_match_weight)
         with clock("derivative"):
@@ -232,7 +245,9 @@ def meta_gradient(
         learning_rate: α of the virtual step.
         layers: Paths in `model.named_modules()` of modules that directly own trainable parameters (`""` is the root);
             None means all.
-        derivative: `"auto"`, `"forward"`, `"reverse"` or `"finite"` (see `famus_hf.core.autodiff.training_pass`).
+        derivative: `"forward"`, `"reverse"` or `"finite"` (see `famus_hf.core.autodiff.training_pass`); `"auto"` takes
+            the first that the network has and that agrees with its backward pass: an exact one, else finite
+            differences.
 
     Returns:
         The gradient by name in `meta_learner.named_parameters()`; for `L2R`, which has none, its weights of shape (n,)
@@ -250,11 +265,6 @@ def meta_gradient(
     if not on:
         meta_learner.begin_step(logits_without_trace(model, inputs))
         return meta_learner.outcome({name: torch.zeros_like(t) for name, t in meta_learner.theta().items()})
-    if derivative == "auto":
-        if layers is None:
-            derivative = "forward"
-        else:
-            derivative = choose_derivative("auto", [layer for layer in find_layers(model, inputs) if layer.name in on])
     device = next(model.parameters()).device
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     step = VirtualStep(dict.fromkeys(parameters, learning_rate))
@@ -269,6 +279,10 @@ def meta_gradient(
         names = [name for tensors in on.values() for name in tensors]
         meta_batch, meta_labels, _ = split_inputs(meta_inputs)
         _, validation = training_pass.validation_gradient(gradient, step, meta_batch, meta_labels, names, cross_entropy)
-        direction = {name: step.displacement(name, value) for name, value in validation.items()}
-        tangent = training_pass.logit_tangent(direction, derivative)
+        moving = step.relative() if meta_learner.only_ratios_count else step
+        direction = {name: moving.displacement(name, value) for name, value in validation.items()}
+        if derivative == "auto":
+            tangent = tangent_that_agrees(training_pass, direction, _ways(model, inputs, on))
+        else:
+            tangent = training_pass.logit_tangent(direction, derivative)
     return meta_learner.outcome(gradient_of_slope(meta_learner, logits, tangent, labels, cross_entropy))

@@ -20,7 +20,14 @@ from torch import Tensor, nn
 
 from famus_hf.core.autodiff.example_scaling import ScaledGradients
 from famus_hf.core.autodiff.forward_mode import ForwardRecord
-from famus_hf.core.autodiff.forward_pass import differentiable_attention, get_random_state, model_logits, split_inputs
+from famus_hf.core.autodiff.forward_pass import (
+    cloned_buffers,
+    differentiable_attention,
+    get_random_state,
+    model_logits,
+    split_inputs,
+    uncompiled,
+)
 from famus_hf.core.autodiff.training_pass import TrainingPass
 from famus_hf.core.autodiff.virtual_weights import VirtualStep, names_with_own_memory
 from famus_hf.core.meta_learners import PerExampleLoss
@@ -55,13 +62,13 @@ class StepSettings:
         virtual_step: `"sgd"` or `"optimizer"`, see `virtual_step_of`.
         reuse_virtual_gradient: Take Virtual-Train's gradient for the actual step too.
         scale_example_gradients: Go back through the activations once for both, see `ScaledGradients`.
-        is_compiled: Whether torch.compile is on, under which nothing can be recorded of the forward pass.
+        can_be_left_out: Whether a step that proves not finite is to leave θ and η where they were.
     """
 
     virtual_step: str = "sgd"
     reuse_virtual_gradient: bool = False
     scale_example_gradients: bool = False
-    is_compiled: bool = False
+    can_be_left_out: bool = False
 
 
 @dataclass
@@ -149,11 +156,13 @@ class ThreeStages:
             raise DataError(f"a training batch holds the label {int(labels.min())}: every example needs a class")
         exact = is_meta_step and self.meta.objective.derivative != "finite"
         record = ForwardRecord()
+        buffers = cloned_buffers(self.network) if is_meta_step else None
         with (
             self.meta.clock("forward"),
             self.precision.autocast(),
             differentiable_attention() if exact else nullcontext(),
-            record if is_meta_step and not self.settings.is_compiled else nullcontext(),
+            uncompiled() if is_meta_step else nullcontext(),
+            record if is_meta_step else nullcontext(),
         ):
             logits = model_logits(model, inputs)
         return TrainingPass(
@@ -162,6 +171,7 @@ class ThreeStages:
             labels,
             logits,
             random_state,
+            buffers,
             record,
             processes=self.processes,
             loss_scale=self.precision.loss_scale(),
@@ -201,10 +211,14 @@ class ThreeStages:
         return VirtualTrain(loss, gradient, step, weights)
 
     def _virtual_gradient(self, train: TrainingPass, loss: Tensor, names: list[str]) -> dict[str, Tensor]:
-        if not self.settings.scale_example_gradients:
+        parameters = {name: self.network.get_parameter(name) for name in names}
+        can_scale = self.settings.scale_example_gradients and self.processes.all_true(
+            # Of a network whose path varies, a layer may be called once in one step and twice in the next.
+            train.record.captures(parameters)
+        )
+        if not can_scale:
             return train.virtual_gradient(loss, names)
         weights = self.processes.own(self.example_weights(train))
-        parameters = {name: self.network.get_parameter(name) for name in names}
         train.scaled = ScaledGradients(loss, weights, parameters, train.record, train.loss_scale)
         return self.processes.summed(train.scaled.first)
 
@@ -216,7 +230,7 @@ class ThreeStages:
             virtual: Of `virtual_train`.
             meta_batch: This process's rows of it, `labels` included.
         """
-        if train.loss_scale != 1:  # the scaling may leave this step out, which then is no step of θ either
+        if train.loss_scale != 1 or self.settings.can_be_left_out:  # which then is no step of θ either
             self._learned = self.meta.copy_of_learned()
         inputs, labels, _ = split_inputs(meta_batch)
         keep = self.settings.reuse_virtual_gradient
@@ -234,7 +248,8 @@ class ThreeStages:
             accumulated: How many batches make one step of the optimizer.
         """
         if virtual is not None and self.settings.reuse_virtual_gradient:
-            self._add_gradient(virtual.gradient, train.loss_scale, accumulated)
+            used = {name: value for name, value in virtual.gradient.items() if name not in train.unused}
+            self._add_gradient(used, train.loss_scale, accumulated)
             return virtual.loss.detach()
         loss = self.training_loss(train)
         if train.scaled is not None:
@@ -252,14 +267,14 @@ class ThreeStages:
 
     def __enter__(self) -> "ThreeStages":
         """Begin a step, at whose end what was opened for it is closed, whatever is raised."""
-        self._open = ExitStack()
+        self._open, self._learned = ExitStack(), None
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._open.__exit__(*error)
 
     def take_back(self) -> None:
-        """Make θ and η again what they were before this step, where its gradient was scaled and proved not finite."""
+        """Make θ and η again what they were before this step, which proved not finite."""
         if self._learned is not None:
             self.meta.take_back(self._learned)
 

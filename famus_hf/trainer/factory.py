@@ -1,28 +1,29 @@
 """From settings, network and data to what a trainer learns with, before training starts."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from famus_hf.core.autodiff.agreement import BackwardReference
 from famus_hf.core.autodiff.attention import report_attention
 from famus_hf.core.autodiff.example_scaling import why_gradients_do_not_scale
 from famus_hf.core.autodiff.forward_pass import (
     differentiable_attention,
-    get_random_state,
+    in_mode,
     logits_without_trace,
     preserve_rng_state,
     split_inputs,
 )
-from famus_hf.core.autodiff.training_pass import TrainingPass, training_pass_without_trace
+from famus_hf.core.autodiff.training_pass import training_pass_without_trace
 from famus_hf.core.budget import Budget, LayerCosts, measure_layer_costs, num_timings
 from famus_hf.core.layer_samplers import LAYER_SAMPLERS, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
 from famus_hf.core.layers import Layer, find_layers
@@ -39,6 +40,8 @@ from famus_hf.training_args import FaMUSTrainingArguments
 
 logger = logging.get_logger(__name__)
 
+MAX_ERROR = 0.5  # of finite differences, relative; beyond it they say nothing
+PROBED = 2  # examples on which the ways of the derivative are compared
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 ONE_VALUE = "more than 1 value per channel"  # of torch's error
 
@@ -55,7 +58,6 @@ class Environment:
         autocast: Returns a context for passes of a network that accelerate has not prepared yet.
         mixed_precision: As accelerate calls it: `"no"`, `"fp16"` or `"bf16"`.
         is_sharded: Whether FSDP will shard the network.
-        is_compiled: Whether torch.compile is on.
     """
 
     args: FaMUSTrainingArguments
@@ -65,7 +67,6 @@ class Environment:
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     mixed_precision: str = "no"
     is_sharded: bool = False
-    is_compiled: bool = False
 
 
 def make_meta_update(
@@ -88,12 +89,10 @@ def make_meta_update(
     seed = args.seed if seed is None else seed
     with preserve_rng_state(args.device):  # plain and meta training of one seed see the same batches
         torch.manual_seed(seed)
-        inputs, labels, _ = split_inputs(environment.train_examples(2))
+        inputs, _, _ = split_inputs(environment.train_examples(2))
+        layers = _find_layers(network, inputs)
         with torch.no_grad():
-            layers = _find_layers(network, inputs)
-            logits = logits_without_trace(network, inputs)
-        probe = TrainingPass(network, inputs, labels, logits, get_random_state(labels.device))
-        num_labels = logits.shape[1]
+            num_labels = logits_without_trace(network, inputs).shape[1]
         if isinstance(meta_learner, MLC) and meta_learner.num_labels != num_labels:
             raise SettingsError(f"MLC was made for {meta_learner.num_labels} classes, and the network has {num_labels}")
         layer_sampler = layer_sampler or _make_layer_sampler(args)
@@ -104,7 +103,7 @@ def make_meta_update(
             layer_sampler,
             layers,
             num_candidates=args.num_candidate_layers,
-            objective=_objective(args, layer_sampler, _usable_derivative(environment, probe)),
+            objective=_objective(args, layer_sampler, _usable_derivative(network, environment)),
             learning_rate=args.meta_learning_rate,
             optimizer=args.meta_optim,
             sampler_learning_rate=args.sampler_learning_rate,
@@ -185,7 +184,7 @@ def takes_one_example(
         return True
     device = next(network.parameters()).device
     try:
-        with preserve_rng_state(device), torch.no_grad(), _train_mode(network), autocast():
+        with preserve_rng_state(device), torch.no_grad(), in_mode(network, training=True), autocast():
             logits_without_trace(network, split_inputs(examples(1))[0])
     except ValueError as error:
         return ONE_VALUE not in str(error)
@@ -251,28 +250,66 @@ def _make_layer_sampler(args: FaMUSTrainingArguments) -> LayerSampler:
     return LAYER_SAMPLERS[args.layer_sampler]()
 
 
-def _usable_derivative(environment: Environment, probe: TrainingPass) -> str:
-    """Return `args.derivative`, unless an operation of the network has no forward mode, or its graph no derivative."""
-    derivative = "finite" if environment.is_sharded else environment.args.derivative
-    if derivative == "reverse" and environment.is_compiled:
-        raise SettingsError("derivative='reverse' does not work with torch.compile, whose backward has none: use auto")
-    if derivative == "reverse" and (fault := _fault_of_reverse(environment, probe)) is not None:
-        raise SettingsError(f"derivative='reverse' does not work with this network ({fault}): use auto")
-    if derivative in ("reverse", "finite"):
-        return derivative
-    try:
-        with environment.autocast():
-            probe.logit_tangent(_ones(probe.model), "forward")
-    except torch.OutOfMemoryError:  # a RuntimeError too, which does not mean that there is no forward mode
-        raise
-    except RuntimeError as error:
-        return _instead_of_forward(environment, probe, error)
-    return "forward" if environment.is_compiled else derivative
+def _usable_derivative(network: nn.Module, environment: Environment) -> str:
+    """Return `args.derivative`, checked on a pass of the network; of "auto", what agrees with its own backward pass.
+
+    Raises:
+        SettingsError: The one that is asked for is wrong for the network, or all are.
+    """
+    args, processes = environment.args, environment.processes
+    inputs, labels, _ = split_inputs(environment.train_examples(PROBED))
+    with in_mode(network, training=True), environment.autocast(), torch.enable_grad():
+        with differentiable_attention():
+            probe = BackwardReference(training_pass_without_trace(network, inputs, labels))
+        asked = "finite" if environment.is_sharded else args.derivative
+        faults = {way: probe.fault_of(way) for way in ("forward", "reverse") if asked in (way, "auto")}
+        if asked in faults and faults[asked] is not None:
+            raise SettingsError(
+                f"derivative={asked!r} does not work with this network, as {_in_words(asked, faults[asked])}: use auto"
+            )
+        if asked == "auto":
+            asked = processes.first_object(_first_without_fault(faults))
+        if asked == "reverse" and args.derivative == "auto":
+            logger.warning(
+                f"the derivative is taken by two backward passes, as {_in_words('forward', faults['forward'])}"
+            )
+        if asked == "finite":
+            _check_differences(probe, environment, [_in_words(way, fault) for way, fault in faults.items()])
+    return asked
 
 
-def _ones(network: nn.Module) -> dict[str, Tensor]:
-    """Return a direction that moves every trained parameter."""
-    return {name: torch.ones_like(p) for name, p in network.named_parameters() if p.requires_grad}
+def _first_without_fault(faults: dict[str, str | None]) -> str:
+    if not any(faults.values()):
+        return "auto"
+    return next((way for way, fault in faults.items() if fault is None), "finite")
+
+
+def _in_words(way: str, fault: str | None) -> str:
+    return f"{'forward mode' if way == 'forward' else 'a second backward pass'} does not work with it ({fault})"
+
+
+def _check_differences(probe: BackwardReference, environment: Environment, reasons: list[str]) -> None:
+    """Say how far finite differences are off on a pass of the network. reasons: Why there is nothing better.
+
+    Raises:
+        SettingsError: Too far.
+    """
+    because = f", as {' and '.join(reasons)}" if reasons else ""
+    if environment.mixed_precision != "no":  # in whose rounding they drown
+        raise SettingsError(
+            f"no derivative is left for this network under mixed precision{because}: leave that out, or load the "
+            "network with attn_implementation='sdpa'"
+        )
+    error = probe.error_of("finite")
+    if error > MAX_ERROR:
+        raise SettingsError(
+            f"no derivative is left for this network{because}; finite differences are off by {100 * error:.0f} % of "
+            "what its backward pass gives, as where it rounds: use another network, or meta_learner='none'"
+        )
+    logger.warning(
+        "the derivative is taken by finite differences, two more forward passes of the training batch in each meta "
+        f"step, off by {100 * error:.2g} % on the first training examples{because}"
+    )
 
 
 def _report_attention(network: nn.Module, environment: Environment) -> None:
@@ -284,49 +321,10 @@ def _report_attention(network: nn.Module, environment: Environment) -> None:
         logger.warning(sentence)
 
 
-def _instead_of_forward(environment: Environment, probe: TrainingPass, error: RuntimeError) -> str:
-    if environment.args.derivative == "forward":
-        raise SettingsError(f"derivative='forward' does not work with this network ({error}): use auto") from error
-    is_mixed = environment.mixed_precision != "no"  # finite differences drown in its rounding
-    if is_mixed and environment.is_compiled:
-        raise SettingsError(
-            f"no derivative is left for this network under torch.compile and mixed precision ({error}): leave one of "
-            "them out"
-        ) from error
-    if is_mixed:
-        fault = _fault_of_reverse(environment, probe)
-        if fault is not None:
-            raise SettingsError(
-                f"no derivative is left for this network under mixed precision ({fault}): leave that out, or load the "
-                "network with attn_implementation='sdpa'"
-            ) from error
-        logger.warning(f"the derivative is taken by two backward passes, as the network has no forward mode ({error})")
-        return "reverse"
-    logger.warning(
-        "the derivative is taken by finite differences, two more forward passes of the training batch in each meta "
-        f"step, right to about 1 %, as the network has no forward mode ({error})"
-    )
-    return "finite"
-
-
-def _fault_of_reverse(environment: Environment, probe: TrainingPass) -> str | None:
-    """Return why two backward passes do not work with the network; None where they do."""
-    network = probe.model
-    try:
-        with environment.autocast(), differentiable_attention():
-            training_pass = training_pass_without_trace(network, probe.inputs, probe.labels)
-            training_pass.logit_tangent(_ones(network), "reverse")
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        return reason_of(error)
-    return None
-
-
 def _check_scaling(network: nn.Module, environment: Environment) -> None:
     """Raise SettingsError where the examples of a batch are coupled, or gradients have several sources."""
     inputs, labels, _ = split_inputs(environment.train_examples(3))
-    with _train_mode(network), environment.autocast():
+    with in_mode(network, training=True), environment.autocast():
         training_pass = training_pass_without_trace(network, inputs, labels)
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
     losses = cross_entropy(training_pass.logits, labels)
@@ -340,7 +338,7 @@ def _measure_costs(network: nn.Module, environment: Environment, meta: MetaUpdat
     args = environment.args
     inputs, labels, _ = split_inputs(environment.train_examples(max(2, args.train_batch_size)))
     meta_inputs, meta_labels, _ = split_inputs(environment.meta_examples(args.meta_batch_size or 1))
-    with _train_mode(network):
+    with in_mode(network, training=True):
         with environment.autocast(), differentiable_attention():
             training_pass = training_pass_without_trace(network, inputs, labels)
         is_shown = args.should_log and not args.disable_tqdm
@@ -354,18 +352,6 @@ def _measure_costs(network: nn.Module, environment: Environment, meta: MetaUpdat
                 always=meta.objective.gradient_match_weight > 0,
                 on_progress=bar.update,
             )
-
-
-@contextmanager
-def _train_mode(model: nn.Module) -> Iterator[None]:
-    """Have the network in train mode in the body, and then each of its modules in the mode that it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.train()
-    try:
-        yield
-    finally:
-        for module, was_training in modes.items():
-            module.training = was_training
 
 
 def first_examples(dataset: Any, count: int) -> list[Any]:

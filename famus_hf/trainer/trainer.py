@@ -277,7 +277,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
             virtual_step=args.virtual_step or "optimizer",
             reuse_virtual_gradient=args.reuse_virtual_gradient,
             scale_example_gradients=args.scale_example_gradients,
-            is_compiled=environment.is_compiled,
+            can_be_left_out=args.nan_policy == "skip",
         )
         meta = factory.make_meta_update(network, environment, meta_learner, layer_sampler, seed)
         return (ShardedStages if environment.is_sharded else ThreeStages)(
@@ -299,7 +299,6 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
             accelerator.autocast,
             accelerator.mixed_precision,
             is_sharded=self.is_fsdp_enabled,
-            is_compiled=preflight.is_compiled(accelerator),
         )
 
     def _first_batch(self, network: nn.Module, dataset: Any, count: int) -> dict[str, Any]:

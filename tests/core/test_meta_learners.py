@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from famus_hf import L2R, MLC, MWNet
+from famus_hf import L2R, MLC, MWNet, meta_gradient
 from famus_hf.core.losses import cross_entropy
+from tests.helpers.models import build_batch, build_model
 
 
 def test_raw_weights_are_sigmoids_of_shape_n():
@@ -76,6 +77,22 @@ def test_l2r_weights_by_hand():
     torch.testing.assert_close(meta_learner.training_loss(logits, labels, cross_entropy).detach(), expected)
     meta_learner.move({"weights": torch.tensor([3.0, 2.0, 1.0, 0.0])}, None)
     assert meta_learner.example_weights(torch.rand(4)).tolist() == [0] * 4, "no example helps"
+
+
+@pytest.mark.parametrize("derivative", ["forward", "reverse", "finite", "auto"])
+def test_l2r_weights_do_not_depend_on_the_size_of_the_learning_rate(derivative):
+    model = build_model("batch norm", torch.float32)
+    train, meta = (build_batch("batch norm", dtype=torch.float32, seed=seed) for seed in (1, 2))
+
+    def weights(learning_rate):
+        return meta_gradient(
+            model, L2R(), train, meta, learning_rate=learning_rate, layers=["classifier"], derivative=derivative
+        )["weights"]
+
+    expected = weights(0.1)
+    assert 0 < (expected > 0).sum() < len(expected)
+    for learning_rate in (0.0, 1e-44, 1e-38, 10.0):
+        torch.testing.assert_close(weights(learning_rate), expected)
 
 
 @pytest.mark.parametrize("form, dim", [("logits", 0), ("probabilities", 1)])

@@ -10,8 +10,13 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-def logits_of(model, inputs, parameters):
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+def copies_of_buffers(model):
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def logits_of(model, inputs, parameters, buffers=None):
+    """buffers: moved by the pass; default: copies of the model's."""
+    buffers = copies_of_buffers(model) if buffers is None else buffers
     inputs = {name: value for name, value in inputs.items() if name != "labels"}
     with sdpa_kernel(SDPBackend.MATH):
         return functional_call(model, {**parameters, **buffers}, (), inputs).logits
@@ -55,6 +60,7 @@ def meta_loss(
     gates=None,
     preconditioners=None,
     moved=None,
+    keeps_buffers=False,
 ):
     """L_c at ŵ with the graph back to θ through the layers that are on; random states and buffers stay.
 
@@ -62,11 +68,13 @@ def meta_loss(
     gates: layer name → r_l with a graph of its own, entering as ŵ_l = w_l − α(g_l + (r_l − sg(r_l))·sg(g_l)).
     preconditioners: parameter name → P, constant, entering as ŵ = w − α·P·g.
     moved: the layers that the virtual step moves (default: all).
+    keeps_buffers: whether the meta pass begins with the buffers that the training pass leaves.
     """
     state, numpy_state = torch.get_rng_state(), np.random.get_state()
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    loss = training_loss(logits_of(model, train_inputs, parameters), train_inputs["labels"])
-    gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
+    buffers = copies_of_buffers(model)
+    loss = training_loss(logits_of(model, train_inputs, parameters, buffers), train_inputs["labels"])
+    gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True, materialize_grads=True)
     virtual = {}
     for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
         if not is_on(name, layers):
@@ -77,7 +85,9 @@ def meta_loss(
         if preconditioners is not None:
             gradient = preconditioners[name] * gradient
         virtual[name] = parameter - learning_rate * gradient if is_on(name, moved) else parameter
-    value = F.cross_entropy(logits_of(model, meta_inputs, virtual), meta_inputs["labels"])
+    left = {name: buffer.clone() for name, buffer in buffers.items()} if keeps_buffers else None
+    logits = logits_of(model, meta_inputs, virtual, left)
+    value = F.cross_entropy(logits, meta_inputs["labels"])
     torch.set_rng_state(state)
     np.random.set_state(numpy_state)
     return value, dict(zip(parameters, gradients, strict=True)), virtual

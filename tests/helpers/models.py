@@ -190,9 +190,9 @@ def build_audio_model(kind="wav2vec2", num_labels=2, **settings):
                            num_labels=num_labels, **sizes, **settings)  # fmt: skip
         return ASTForAudioClassification(config)
     config = Wav2Vec2Config(conv_dim=(8, 8), conv_kernel=(8, 4), conv_stride=(4, 4), num_conv_pos_embeddings=4,
-                            num_conv_pos_embedding_groups=2, feat_extract_norm="layer", layerdrop=0.0,
+                            num_conv_pos_embedding_groups=2, feat_extract_norm="layer",
                             mask_time_prob=0.3, mask_time_length=2, mask_time_min_masks=1, num_labels=num_labels,
-                            **sizes, **settings)  # fmt: skip
+                            **{"layerdrop": 0.0, **sizes, **settings})  # fmt: skip
     return Wav2Vec2ForSequenceClassification(config)
 
 

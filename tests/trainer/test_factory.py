@@ -30,7 +30,7 @@ def test_a_trained_sampler_keeps_what_it_has_learned(tmp_path):
         make_trainer(tmp_path, kind="vit", keywords={"layer_sampler": first.layer_sampler})
 
 
-def test_networks_without_forward_mode_fall_back_to_finite_differences(tmp_path):
+def test_networks_without_forward_mode_fall_back_to_two_backward_passes(tmp_path):
     class Recurrent(PlainModule):
         def __init__(self):
             super().__init__()
@@ -41,7 +41,7 @@ def test_networks_without_forward_mode_fall_back_to_finite_differences(tmp_path)
 
     trainer = FaMUSTrainer(Recurrent(), make_args(tmp_path), train_dataset=Examples(40), meta_dataset=Examples(8, 1000))
     trainer.train()
-    assert trainer.meta.objective.derivative == "finite"
+    assert trainer.meta.objective.derivative == "reverse"
     with pytest.raises(ValueError, match="does not work with this network"):
         FaMUSTrainer(
             Recurrent(), make_args(tmp_path, derivative="forward"), train_dataset=Examples(40),

@@ -188,9 +188,9 @@ def test_a_network_without_forward_mode_gets_the_derivative_that_the_precision_l
     logging.getLogger("famus_hf").addHandler(caplog.handler)
     try:
         for operation, settings, derivative, words in (
-            (Squared, {}, "finite", "by finite differences, two more forward passes"),
+            (Squared, {}, "reverse", "by two backward passes, as forward mode does not work with it"),
             (SquaredOnce, {}, "finite", "by finite differences, two more forward passes"),
-            (Squared, {"bf16": True}, "reverse", "by two backward passes, as the network has no forward mode"),
+            (Squared, {"bf16": True}, "reverse", "by two backward passes, as forward mode does not work with it"),
         ):
             caplog.clear()
             trainer = make_odd(tmp_path, operation, **settings)

@@ -47,11 +47,15 @@ class ScaledGradients:
         inputs = [*parameters.values(), *edges]
         gradients = torch.autograd.grad(loss * loss_scale, inputs, retain_graph=True, materialize_grads=True)
         self.first = without_scale(dict(zip(parameters, gradients, strict=False)), loss_scale)
+        self.has_row_each = all(call.output_shape[:1] == weights.shape for call in self._names_of)
         self._rows: dict[Call, Tensor] = dict(zip(self._names_of, gradients[len(parameters) :], strict=True))
 
     def can_scale_to(self, weights: Tensor) -> bool:
-        """Return whether the new weights are a finite multiple of the old ones. One host synchronisation."""
-        return bool((weights / self._weights).isfinite().all())
+        """Return whether the new weights are a finite multiple of the old ones, and each layer's output has their rows.
+
+        One host synchronisation.
+        """
+        return self.has_row_each and bool((weights / self._weights).isfinite().all())
 
     def scaled_to(self, weights: Tensor) -> dict[str, Tensor]:
         """Return ∇_w Σ c_i ℓ_i for new weights c of shape (n,), by name; once only, as what was kept is set free."""
@@ -59,7 +63,8 @@ class ScaledGradients:
         gradients: dict[str, Tensor] = {}
         for call in list(self._rows):
             rows = self._rows.pop(call)
-            rows = rows * factors.to(rows).view(-1, *[1] * (rows.dim() - 1))
+            rows = rows.view(call.output_shape)
+            rows = (rows * factors.to(rows).view(-1, *[1] * (rows.dim() - 1))).view(call.edge_shape)
             names = self._names_of[call]
             parameters = [self._parameters[name] for name in names]
             edges: list[Any] = [call.edge]
@@ -87,7 +92,7 @@ def why_gradients_do_not_scale(
     old = torch.arange(1, len(losses) + 1, device=losses.device, dtype=losses.dtype)
     new = old.flip(0)
     scaled = ScaledGradients((old * losses).sum(), old, parameters, record)
-    if any(len(rows) != len(losses) for rows in scaled._rows.values()):
+    if not scaled.has_row_each:
         return "a layer's output has not one row for each example"
     actual = scaled.scaled_to(new)
     expected = torch.autograd.grad((new * losses).sum(), list(parameters.values()), retain_graph=True)

@@ -10,7 +10,7 @@ parameters moves its output along d by the layer itself with d in place of its p
 """
 
 import weakref
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,8 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from famus_hf.core.autodiff.embedding import embedding_of_duals
 
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 PRODUCTS: dict[Callable[..., Tensor], tuple[str, ...]] = {  # linear in the input and in the weight
@@ -55,7 +57,10 @@ class Call:
     Attributes:
         function: A key of `LINEAR_IN_PARAMETERS`.
         input, output: Of the call.
+        shape: Of the input.
+        output_shape: Of the output.
         edge: Where its output stands in the graph; None where it has no gradient.
+        edge_shape: The shape that it has there.
         arguments: All others, by name; `weight` and `bias` among them.
         autocast: Device type, whether autocast was on, and its precision.
     """
@@ -63,12 +68,18 @@ class Call:
     function: Callable[..., Tensor]
     input: _Weak
     output: _Weak
+    shape: torch.Size
+    output_shape: torch.Size
     edge: GradientEdge | None
+    edge_shape: torch.Size
     arguments: dict[str, Any]
     autocast: tuple[str, bool, torch.dtype]
 
     def moved_output(self, tangents: Mapping[int, Tensor]) -> Tensor | None:
-        """Return (∂output/∂parameters)·d, or None where the input is gone. tangents: id of a parameter → d."""
+        """Return (∂output/∂parameters)·d as it is at the edge, or None where the input is gone.
+
+        tangents: id of a parameter → d.
+        """
         value = self.input.get()
         if value is None:
             return None
@@ -82,7 +93,7 @@ class Call:
             arguments |= {"running_mean": None, "running_var": None}  # which stay as they are
         device_type, enabled, dtype = self.autocast
         with torch.no_grad(), torch.autocast(device_type, dtype, enabled):
-            return self.function(value, **arguments)
+            return self.function(value, **arguments).reshape(self.edge_shape)
 
 
 class ForwardRecord(TorchFunctionMode):
@@ -106,17 +117,33 @@ class ForwardRecord(TorchFunctionMode):
         if names is not None:
             arguments = {**dict(zip(names, args, strict=False)), **keywords}
             value = arguments.pop("input")
-            edge = get_gradient_edge(result) if result.requires_grad else None
+            source = _source(result)
+            edge = get_gradient_edge(source) if source.requires_grad else None
             device_type = result.device.type
             autocast = (device_type, torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type))
-            self.calls.append(Call(func, _Weak(value), _Weak(result), edge, arguments, autocast))
+            self.calls.append(
+                Call(
+                    func,
+                    _Weak(value),
+                    _Weak(result),
+                    value.shape,
+                    result.shape,
+                    edge,
+                    source.shape,
+                    arguments,
+                    autocast,
+                )
+            )
         # A look at a shape or a dtype comes through here too, but uses no values of the parameter.
         if not isinstance(result, bool | int | torch.Size | torch.dtype | torch.device):
             self._uses.update(id(parameter) for parameter in _parameters_in([*args, *keywords.values()]))
         return result
 
     def captured(self, parameters: Mapping[str, nn.Parameter]) -> dict[Call, list[str]]:
-        """Return call → names of those of the given parameters that enter it, which is linear in them, and no other."""
+        """Return call → names of those of the given parameters that enter it, which is linear in them, and no other.
+
+        Parameters whose gradient a hook changes are in none.
+        """
         call_of = {
             id(parameter): call
             for call in self.calls
@@ -126,9 +153,23 @@ class ForwardRecord(TorchFunctionMode):
         }
         names_of: dict[Call, list[str]] = {}
         for name, parameter in parameters.items():
-            if self._uses[id(parameter)] == 1 and id(parameter) in call_of:
+            if self._uses[id(parameter)] == 1 and id(parameter) in call_of and not parameter._backward_hooks:
                 names_of.setdefault(call_of[id(parameter)], []).append(name)
         return names_of
+
+    def captures(self, parameters: Mapping[str, nn.Parameter]) -> bool:
+        """Return whether all of the given parameters are captured."""
+        return sum(map(len, self.captured(parameters).values())) == len(parameters)
+
+
+def _source(result: Tensor) -> Tensor:
+    """Return what a result is a view of in another shape, as that of a linear map with bias of three dimensions is.
+
+    Where such a result is changed in place, gradients no longer pass by it, but by its source.
+    """
+    base = result._base
+    is_reshaped = base is not None and base.is_contiguous() and result.is_contiguous()
+    return base if base is not None and is_reshaped and base.numel() == result.numel() else result
 
 
 def _parameters_in(values: Sequence[Any]) -> list[nn.Parameter]:
@@ -144,13 +185,28 @@ def _parameters_in(values: Sequence[Any]) -> list[nn.Parameter]:
 class TangentRules(TorchFunctionMode):
     """Carries dual tensors through a forward pass that repeats a recorded one: same inputs, weights and random state.
 
+    A call takes the value that the same function had with the same weight, as often called before.
+
     Args:
-        record: Of the recorded pass; None has all values computed again.
+        record: Of the recorded pass; None, or an empty one, has all values computed again.
+        originals: id of a tensor that stands for a parameter in this pass → that parameter.
     """
 
-    def __init__(self, record: ForwardRecord | None = None):
+    def __init__(self, record: ForwardRecord | None = None, originals: Mapping[int, Tensor] | None = None):
         super().__init__()
-        self._recorded = iter([] if record is None else [call for call in record.calls if call.function in PRODUCTS])
+        self._originals = originals or {}
+        self._recorded: dict[tuple[Any, int], deque[Call]] = defaultdict(deque)
+        self._is_recorded = record is not None and bool(record.calls)
+        parameters = {id(parameter) for parameter in self._originals.values()}
+        for call in record.calls if record is not None else ():
+            if call.function in PRODUCTS and id(call.arguments.get("weight")) in parameters:
+                self._recorded[call.function, id(call.arguments["weight"])].append(call)
+        self._is_unlike = False
+
+    @property
+    def has_strayed(self) -> bool:
+        """Return whether this pass made other calls than the recorded one, whose values then are not this one's."""
+        return self._is_unlike or any(self._recorded.values())
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -160,6 +216,8 @@ class TangentRules(TorchFunctionMode):
             return self._product(func, *args, **keywords)
         if func is F.batch_norm:
             return _batch_norm(*args, **keywords)
+        if func is F.embedding:
+            return embedding_of_duals(*args, **keywords)
         return func(*args, **keywords)
 
     def _product(
@@ -168,7 +226,7 @@ class TangentRules(TorchFunctionMode):
         x, x_tangent = _unpack(input)
         w, w_tangent = _unpack(weight)
         b, b_tangent = (None, None) if bias is None else _unpack(bias)
-        value = self._recorded_value(func)
+        value = self._recorded_value(func, x, weight)
         if value is None:
             value = func(x, w, b, *rest, **kw)
         tangent = None
@@ -181,13 +239,14 @@ class TangentRules(TorchFunctionMode):
             tangent = moved if tangent is None else tangent.add_(moved)
         return value if tangent is None else forward_ad.make_dual(value, tangent)
 
-    def _recorded_value(self, func: Any) -> Tensor | None:
-        call = next(self._recorded, None)
-        if call is None:
+    def _recorded_value(self, func: Any, input: Tensor, weight: Tensor) -> Tensor | None:
+        original = self._originals.get(id(weight))
+        if original is None or not self._is_recorded:
             return None
-        if call.function is not func:
-            raise RuntimeError("the network took another path in its second pass over a batch: use derivative='finite'")
-        return call.output.get()
+        calls = self._recorded[func, id(original)]
+        call = calls.popleft() if calls else None
+        self._is_unlike |= call is None or call.shape != input.shape
+        return None if call is None or self._is_unlike else call.output.get()
 
 
 def _batch_norm(

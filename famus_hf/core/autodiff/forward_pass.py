@@ -1,6 +1,7 @@
 """Forward passes that leave no trace: substituted tensors, thrown-away buffers, restored generators (torch only)."""
 
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -56,6 +57,32 @@ def preserve_rng_state(device: torch.device, start: RandomState | None = None) -
         yield
     finally:
         set_random_state(device, before)
+
+
+@contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Have the network in train or eval mode in the body, and then each of its modules in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in modes.items():
+            module.training = was_training
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Have whatever torch.compile was asked for run as it was written: networks, blocks and functions alike.
+
+    What it compiles draws dropout masks of its own, its backward has no derivative, and tangents of forward mode come
+    out of it as if they had been zero, without an error.
+    """
+    if "torch._dynamo" not in sys.modules:  # which takes seconds to import, and nothing is compiled without it
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def differentiable_attention() -> Any:

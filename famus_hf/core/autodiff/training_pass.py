@@ -7,6 +7,12 @@ It is all that the meta gradient needs from the network besides ordinary gradien
 | forward | dual tensors on the layers of the direction, see `forward_mode` | many layers, or low ones |
 | reverse | vector-Jacobian product, differentiated by its vector; reuses the retained graph | layers near the top |
 | finite | central difference of two forward passes | kernels without either derivative |
+
+Reverse is the derivative of what the network's backward does, and so what is meant wherever that differs from the
+derivative of its values: straight-through estimators, rounding, hooks. `agreement` measures who agrees with it.
+
+Forward and finite repeat the training pass: from the buffers that it began with, with its random numbers, and with
+gradients enabled as then, though without a graph.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
@@ -19,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from famus_hf.core.autodiff.embedding import FixedRows
 from famus_hf.core.autodiff.example_scaling import ScaledGradients
 from famus_hf.core.autodiff.forward_mode import ForwardRecord, TangentRules
 from famus_hf.core.autodiff.forward_pass import (
@@ -28,6 +35,7 @@ from famus_hf.core.autodiff.forward_pass import (
     get_random_state,
     model_logits,
     preserve_rng_state,
+    uncompiled,
     with_tensors,
     without_scale,
 )
@@ -37,7 +45,7 @@ from famus_hf.core.parallel.processes import Processes
 CUT = "torch::autograd::Error"  # the node that stands behind a once_differentiable backward
 Derivative = Literal["auto", "forward", "reverse", "finite"]
 DERIVATIVES = get_args(Derivative)
-LOSS = " loss"  # no parameter's name
+LOSS, USED = " loss", " used"  # no parameter's names
 Clock = Callable[[str], AbstractContextManager[None]]  # `with clock(part): …` takes the time of the part
 
 # Above this share of the forward pass, forward mode costs less than reverse twice. Measured on one CPU core, WRN-28-4
@@ -60,10 +68,12 @@ class TrainingPass:
         labels: Shape (n,).
         logits: Shape (n, C), with graph.
         random_state: The generators' state before the pass, so that another pass draws the same dropout masks.
+        buffers: By name, as they were before the pass, whose state a training forward may move; None: as they are.
         record: What forward mode need not compute again; may be empty.
         scaled: With `scale_example_gradients`, what Virtual-Train leaves for Actual-Train.
         processes: That share the global batch; inputs, labels and logits are of this one.
         loss_scale: What losses are multiplied by before a backward pass in fp16, whose smallest number is 6e-8.
+        unused: Parameters that no process's pass has used, known after `virtual_gradient`; theirs is zero.
     """
 
     model: nn.Module
@@ -71,10 +81,12 @@ class TrainingPass:
     labels: Tensor
     logits: Tensor
     random_state: RandomState
+    buffers: Mapping[str, Tensor] | None = None
     record: ForwardRecord = field(default_factory=ForwardRecord)
     scaled: ScaledGradients | None = None
     processes: Processes = field(default_factory=Processes)
     loss_scale: float = 1.0
+    unused: Set[str] = frozenset()
 
     @cached_property
     def all_logits(self) -> Tensor:
@@ -99,8 +111,18 @@ class TrainingPass:
         """
         parameters = {name: self.model.get_parameter(name) for name in names}
         inputs = list(parameters.values())
-        gradients = torch.autograd.grad(loss * self.loss_scale, inputs, retain_graph=True, materialize_grads=True)
-        return self.processes.summed(without_scale(dict(zip(parameters, gradients, strict=True)), self.loss_scale))
+        found = torch.autograd.grad(loss * self.loss_scale, inputs, retain_graph=True, allow_unused=True)
+        gradients = {
+            name: torch.zeros_like(parameter) if gradient is None else gradient
+            for (name, parameter), gradient in zip(parameters.items(), found, strict=True)
+        }
+        uses = [float(gradient is not None) for gradient in found]
+        gradients = without_scale(gradients, self.loss_scale)
+        if self.processes.count > 1:
+            gradients = self.processes.summed({**gradients, USED: loss.new_tensor(uses)})
+            uses = gradients.pop(USED).tolist()
+        self.unused = {name for name, use in zip(parameters, uses, strict=True) if not use}
+        return gradients
 
     def validation_gradient(
         self,
@@ -141,7 +163,7 @@ class TrainingPass:
                 gradients = torch.autograd.grad(loss * self.loss_scale, list(leaves.values()), materialize_grads=True)
                 return loss.detach(), without_scale(dict(zip(leaves, gradients, strict=True)), self.loss_scale)
 
-        with preserve_rng_state(labels.device), torch.enable_grad():
+        with preserve_rng_state(labels.device), torch.enable_grad(), uncompiled():
             tensors = {**virtual, **leaves, **cloned_buffers(model)}
             loss, gradients = with_tensors(model, tensors, loss_and_gradients)
         means = self.processes.mean({**gradients, LOSS: loss}, len(labels))
@@ -166,26 +188,38 @@ class TrainingPass:
 def training_pass_without_trace(model: nn.Module, inputs: Mapping[str, Any], labels: Tensor) -> TrainingPass:
     """Run a training pass outside of a Trainer: buffers stay as they are, generators move on as in any pass."""
     random_state = get_random_state(labels.device)
-    with ForwardRecord() as record:
+    with uncompiled(), ForwardRecord() as record:
         logits = model_logits(model, inputs, cloned_buffers(model))
-    return TrainingPass(model, inputs, labels, logits, random_state, record)
+    return TrainingPass(model, inputs, labels, logits, random_state, record=record)
+
+
+def _repeated_logits(training_pass: TrainingPass, weights: Mapping[str, Tensor]) -> Tensor:
+    """Return the logits of a pass that repeats the training pass with the given weights, all of them, by name."""
+    model, before = training_pass.model, training_pass.buffers
+    buffers = cloned_buffers(model) if before is None else {name: value.clone() for name, value in before.items()}
+    with (
+        torch.enable_grad(),  # a forward may ask; no weight has a graph
+        preserve_rng_state(training_pass.logits.device, training_pass.random_state),
+        uncompiled(),
+    ):
+        return model_logits(model, training_pass.inputs, {**weights, **buffers})
+
+
+def _detached_weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def _forward_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]) -> Tensor:
-    model, inputs = training_pass.model, training_pass.inputs
-    device = training_pass.logits.device
-    with (
-        torch.no_grad(),
-        preserve_rng_state(device, training_pass.random_state),
-        differentiable_attention(),
-        forward_ad.dual_level(),
-    ):
-        duals = {
-            name: forward_ad.make_dual(model.get_parameter(name).detach(), tangent)
-            for name, tangent in direction.items()
-        }
-        with TangentRules(training_pass.record):
-            logits = model_logits(model, inputs, {**duals, **cloned_buffers(model)})
+    model = training_pass.model
+    weights = _detached_weights(model)
+    with differentiable_attention(), forward_ad.dual_level():
+        weights |= {name: forward_ad.make_dual(weights[name], tangent) for name, tangent in direction.items()}
+        originals = {id(weight): model.get_parameter(name) for name, weight in weights.items()}
+        with TangentRules(training_pass.record, originals) as rules:
+            logits = _repeated_logits(training_pass, weights)
+        if rules.has_strayed:
+            with TangentRules():
+                logits = _repeated_logits(training_pass, weights)
         tangent = forward_ad.unpack_dual(logits).tangent
     return torch.zeros_like(training_pass.logits) if tangent is None else tangent.detach()
 
@@ -241,19 +275,21 @@ def _starts_of_reverse(training_pass: TrainingPass, direction: Mapping[str, Tens
 
 
 def _finite_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]) -> Tensor:
-    model, inputs = training_pass.model, training_pass.inputs
-    device = training_pass.logits.device
+    model = training_pass.model
     tangents = list(direction.values())
     norm = norm_of(tangents)
     if norm == 0:
         return torch.zeros_like(training_pass.logits)
 
-    def logits() -> Tensor:
-        with preserve_rng_state(device, training_pass.random_state):
-            return model_logits(model, inputs, cloned_buffers(model))
-
     # `.data` leaves the version counters alone: the retained graph of the training pass stays valid.
-    return central_difference([model.get_parameter(name).data for name in direction], tangents, norm, logits)
+    moved = {name: model.get_parameter(name).data for name in direction}
+    weights = _detached_weights(model) | moved
+
+    def logits(originals: Sequence[Tensor]) -> Tensor:
+        with FixedRows({id(weight): original for weight, original in zip(moved.values(), originals, strict=True)}):
+            return _repeated_logits(training_pass, weights).detach()
+
+    return central_difference(list(moved.values()), tangents, norm, logits)
 
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
@@ -262,7 +298,7 @@ def norm_of(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def central_difference(
-    weights: Sequence[Tensor], tangents: Sequence[Tensor], norm: Tensor, logits: Callable[[], Tensor]
+    weights: Sequence[Tensor], tangents: Sequence[Tensor], norm: Tensor, logits: Callable[[Sequence[Tensor]], Tensor]
 ) -> Tensor:
     """Return ż = (∂z/∂w)·d, shape (n, C), from the logits at w + εd and w − εd.
 
@@ -270,7 +306,7 @@ def central_difference(
         weights: w, changed in place, and restored bit for bit whatever happens in between.
         tangents: d, of the same shapes.
         norm: ‖d‖, greater than 0; where w is spread over processes, the same in all of them.
-        logits: A forward pass at the weights as they are, z of shape (n, C).
+        logits: A forward pass at the weights as they are, z of shape (n, C); it is given w.
     """
     # Small enough to cross few kinks of a ReLU network, large enough to stay clear of rounding. Measured in float32 on
     # wide ResNets with batch norm (nine of them), ViT and BERT: at a power of 0.4 the former are off by up to 4 %, at
@@ -281,7 +317,7 @@ def central_difference(
         for sign in (1, -1):
             for weight, original, tangent in zip(weights, originals, tangents, strict=True):
                 torch.add(original, tangent, alpha=sign * step, out=weight)
-            shifted.append(logits())
+            shifted.append(logits(originals))
     return (shifted[0] - shifted[1]) / (2 * step)
 
 

@@ -20,6 +20,11 @@ class VirtualStep:
     learning_rates: Mapping[str, float]
     preconditioners: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def relative(self) -> "VirtualStep":
+        """Return the plain step whose largest α is 1; where all are 0, as at the start of a warm-up, all are 1."""
+        largest = max(self.learning_rates.values(), default=0.0)
+        return VirtualStep({name: rate / largest if largest else 1.0 for name, rate in self.learning_rates.items()})
+
     def displacement(self, name: str, gradient: Tensor) -> Tensor:
         """Return −α·P·gradient."""
         preconditioner = self.preconditioners.get(name)

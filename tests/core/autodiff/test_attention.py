@@ -56,7 +56,7 @@ def test_the_attention_kernel_and_its_cost_are_reported_and_only_the_passes_that
     assert "a forward pass of 8 examples takes" in caught.text
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
     trainer.train()
-    assert seen == [(False, True)] * 2 + [(True, True)] * 2 + [(False, False)] * 2  # of two layers: training, meta, ż
+    assert seen == [(False, True)] * 2 + [(True, True)] * 2 + [(False, True)] * 2  # of two layers: training, meta, ż
     caught.clear()
     make_text_trainer(tmp_path, build_text_model(kind), processing_class=tokenizer, derivative="finite")
     make_text_trainer(tmp_path, build_text_model(kind, attn_implementation="eager"), processing_class=tokenizer)
