@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from famus_hf.core.autodiff.forward_pass import logits_without_trace
+from famus_hf.core.autodiff.forward_pass import in_mode, logits_without_trace, uncompiled
 from famus_hf.core.parallel.dtensor import spread_like, whole
 from famus_hf.errors import SettingsError
 
@@ -46,7 +46,9 @@ def parameters_by_layer(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def find_layers(model: nn.Module, inputs: Mapping[str, Any]) -> list[Layer]:
-    """Return the layers in the order of their first call, by one forward pass that leaves no trace.
+    """Return the layers in the order of their first call, by one forward pass in eval mode that leaves no trace.
+
+    In train mode LayerDrop would leave out layers by lot.
 
     A module whose parameters are used without a call of its own (`nn.MultiheadAttention.out_proj`) comes right after
     the nearest module around it that is called.
@@ -67,7 +69,7 @@ def find_layers(model: nn.Module, inputs: Mapping[str, Any]) -> list[Layer]:
             for name, module in model.named_modules()
         ]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), in_mode(model, training=False), uncompiled():
                 logits_without_trace(model, inputs)
         finally:
             for handle in handles:

@@ -5,7 +5,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from famus_hf.core.autodiff.forward_pass import split_inputs
 from famus_hf.core.layers import find_layers, pool_gradient, unpool_gradient
-from tests.helpers.models import build_batch, build_model
+from tests.helpers.models import build_audio_model, build_batch, build_model
 
 
 def test_pooling_averages_all_but_the_first_dimension_and_keeps_biases():
@@ -33,6 +33,22 @@ def test_layers_stand_in_order_of_their_first_call_and_frozen_ones_are_none():
     assert "blocks.1.conv1" not in names
     shares = [layer.share for layer in find_layers(model, inputs)]
     assert shares[0] == 1 and shares == sorted(shares, reverse=True)
+
+
+def test_layer_drop_changes_neither_the_order_nor_the_modes():
+    expected = [layer.name for layer in find_layers(*recordings(0.0))]
+    assert expected.index("wav2vec2.encoder.layers.1.layer_norm") < expected.index("classifier")
+    for seed in range(10):
+        model, inputs = recordings(0.5)
+        model.wav2vec2.feature_extractor.eval()
+        modes = [module.training for module in model.modules()]
+        torch.manual_seed(seed)
+        assert [layer.name for layer in find_layers(model, inputs)] == expected
+        assert [module.training for module in model.modules()] == modes
+
+
+def recordings(layerdrop):
+    return build_audio_model(layerdrop=layerdrop).train(), {"input_values": torch.randn(2, 400)}
 
 
 def layers_of(kind):
