@@ -249,12 +249,14 @@ class MetaUpdate:
     def copy_of_learned(self) -> list[dict[str, Any]]:
         """Return copies of θ, η and their optimizers' states, for `take_back`."""
         # A state_dict holds the tensors themselves, which the step changes in place.
-        return copy.deepcopy([part.state_dict() for part in self._learning_parts()])
+        return copy.deepcopy([*(part.state_dict() for part in self._learning_parts()), {"slopes": self.slope_size}])
 
     def take_back(self, learned: Sequence[dict[str, Any]]) -> None:
         """Make θ, η and their optimizers again what they were when they were copied."""
-        for part, state in zip(self._learning_parts(), learned, strict=True):
+        *states, others = learned
+        for part, state in zip(self._learning_parts(), states, strict=True):
             part.load_state_dict(state)
+        self.slope_size = others["slopes"]
 
     def _learning_parts(self) -> list[Any]:
         parts = [self.meta_learner, self.layer_sampler, self.learner_optimizer, self.sampler_optimizer]

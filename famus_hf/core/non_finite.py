@@ -15,7 +15,7 @@ from famus_hf.core.parallel.dtensor import abandon_passes, own_part
 from famus_hf.core.parallel.processes import Processes
 
 NanPolicy = Literal["stop", "skip"]
-LOGITS = "the network's logits"
+LOGITS, META_GRADIENT = "the network's logits", "the meta gradient"
 MOST_IN_A_ROW = 100  # faults of one kind, after which nothing is to be hoped for
 
 logger = logging.getLogger("famus_hf")
@@ -47,12 +47,14 @@ class NonFiniteGuard:
             it finds its scale.
 
     Attributes:
-        count: Of all kinds, so far.
+        count: Steps left out so far, for whatever reason.
+        meta_count: Steps so far that moved the network alone, and neither θ nor η.
     """
 
     def __init__(self, policy: str, processes: Processes | None = None, scaler: Callable[[], Any] = lambda: None):
         self.policy, self.processes, self.scaler = policy, processes or Processes(), scaler
-        self.count = 0
+        self.count = self.meta_count = 0
+        self._is_meta_step_sound = True
         self._in_a_row: dict[str, int] = {}
 
     @contextmanager
@@ -76,9 +78,11 @@ class NonFiniteGuard:
         buffers = cloned_buffers(network)
         device = next(network.parameters()).device
         step = GuardedStep(torch.zeros((), device=device))
+        self._is_meta_step_sound = True
         try:
             yield step
         except NotFiniteError as error:
+            undo()
             self._leave_out(network, buffers)
             self.failed(str(error), number)
             step.loss = torch.zeros((), device=device)
@@ -87,6 +91,8 @@ class NonFiniteGuard:
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
         if self.processes.all_true(all_finite([step.loss, *gradients])):
             self.passed(what)
+            if not self._is_meta_step_sound:
+                self._meta_step_failed(number)
             return
         network.zero_grad()
         undo()
@@ -108,9 +114,22 @@ class NonFiniteGuard:
         """Note that in this step it was finite."""
         self._in_a_row[what] = 0
 
+    def note_meta_step(self, is_finite: bool) -> None:
+        """Note whether θ and η could move in this step, in which the network may all the same."""
+        self._is_meta_step_sound = is_finite
+        if is_finite:
+            self.passed(META_GRADIENT)
+
+    def _meta_step_failed(self, number: int) -> None:
+        self.meta_count += 1
+        self._failed(META_GRADIENT, number, "such meta steps are left out, and the network learns without them")
+
     def failed(self, what: str, number: int) -> None:
         """Note that in this step of the optimizer it was not. Raise FloatingPointError where the run is to stop."""
         self.count += 1
+        self._failed(what, number, "such steps are left out")
+
+    def _failed(self, what: str, number: int, consequence: str) -> None:
         self._in_a_row[what] = self._in_a_row.get(what, 0) + 1
         advice = "look at the data and at the learning rates; what was saved before is sound"
         if self.policy == "stop":
@@ -122,7 +141,7 @@ class NonFiniteGuard:
             raise FloatingPointError(
                 f"step {number}: {what} held values that are not finite {MOST_IN_A_ROW} times in a row: {advice}"
             )
-        log_once(f"{what} held values that are not finite: such steps are left out")
+        log_once(f"{what} held values that are not finite: {consequence}")
 
 
 @cache

@@ -23,11 +23,7 @@ class LogsMixin(LearningMixin):
     guard: NonFiniteGuard
 
     def _note_meta_step(self, outcome: MetaTrain) -> None:
-        what = "the meta gradient"
-        if outcome.is_finite:
-            self.guard.passed(what)
-        elif self.accelerator.scaler is None:
-            self.guard.failed(what, self.state.global_step)
+        self.guard.note_meta_step(outcome.is_finite or self.accelerator.scaler is not None)
         self.metrics.add("mean_active_layers", torch.tensor(float(sum(outcome.switched_on))))
         if outcome.meta_loss is not None:
             self.metrics.add("meta_loss", outcome.meta_loss)
@@ -65,6 +61,8 @@ class LogsMixin(LearningMixin):
             logs.update(self.metrics.take(self.processes))
             if self.guard.count:
                 logs["steps_left_out"] = self.guard.count  # since the start of this training
+            if self.guard.meta_count:
+                logs["meta_steps_left_out"] = self.guard.meta_count
         if self.training_time.seconds is not None:
             logs["train_seconds"] = round(self.training_time.seconds, 3)
         super().log(logs, start_time)

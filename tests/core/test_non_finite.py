@@ -1,5 +1,6 @@
 """Numbers that are not finite, degenerate batches, and what else must not poison what is learned; determinism."""
 
+import copy
 import random
 
 import pytest
@@ -57,6 +58,81 @@ def test_a_meta_set_that_is_not_finite_never_reaches_theta(tmp_path, caplog):
     assert_finite(trainer)
     assert not torch.equal(start, trainer.model.classifier.weight)
     assert len([record for record in caplog.records if "the meta gradient held values" in record.message]) == 1
+    assert "such meta steps are left out, and the network learns without them" in caplog.text
+    assert (trainer.guard.count, trainer.guard.meta_count) == (0, 6)
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["meta_steps_left_out"] for entry in logs] == [2, 4, 6]
+    assert not any("steps_left_out" in entry for entry in logs)
+
+
+class BrokenBelow(torch.nn.Module):
+    """Of batches that begin with a bright pixel the gradient is no number below the two highest layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(192, 8), torch.nn.Linear(8, 8)
+        self.classifier = torch.nn.Linear(8, 4)
+
+    def forward(self, pixel_values, labels=None):
+        hidden = self.first(pixel_values.flatten(1))
+        if pixel_values[0, 0, 0, 0] > 50:
+            hidden = hidden + (hidden - hidden.detach()).abs().sqrt()
+        return {"logits": self.classifier(torch.tanh(self.second(torch.tanh(hidden))))}
+
+
+class Bright(Examples):
+    def __getitem__(self, row):
+        example = super().__getitem__(row)
+        return {**example, "pixel_values": example["pixel_values"] + 100}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layer_sampler": "all"},
+        {"layer_sampler": "learned", "sampler_relative_slopes": True},
+        {"layer_sampler": "learned", "meta_learner": "l2r"},
+        {"layer_sampler": "all", "meta_learner": "mlc"},
+        {"layer_sampler": "all", "reuse_virtual_gradient": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("scope", ["all", "candidates"])
+def test_a_step_that_is_left_out_moves_neither_w_nor_theta_nor_eta(tmp_path, scope, settings):
+    if scope == "candidates" and "reuse_virtual_gradient" in settings:
+        pytest.skip("does not go together")
+    torch.manual_seed(1)
+    args = make_args(tmp_path, max_steps=3, nan_policy="skip", candidate_layers="2", virtual_scope=scope, **settings)
+    trainer = FaMUSTrainer(BrokenBelow(), args, train_dataset=Bright(40), meta_dataset=Examples(11, 1000))
+    parts = (trainer.model, trainer.meta_learner, trainer.layer_sampler)
+
+    def everything():
+        return copy.deepcopy([*(part.state_dict() for part in parts), {"slopes": trainer.meta.slope_size}])
+
+    before = everything()
+    trainer.train()
+    for old, new in zip(before, everything(), strict=True):
+        assert all(torch.equal(tensor, new[name]) for name, tensor in old.items())
+    for optimizer in (trainer.meta.learner_optimizer, trainer.meta.sampler_optimizer):
+        assert optimizer is None or not optimizer.state_dict()["state"]
+    assert (trainer.guard.count, trainer.guard.meta_count) == (3, 0)
+
+
+def test_a_meta_batch_that_is_not_finite_ends_a_run_that_is_to_stop(tmp_path):
+    class Broken(Examples):
+        def __getitem__(self, row):
+            return {**super().__getitem__(row), "pixel_values": torch.full((3, 8, 8), float("nan"))}
+
+    trainer = FaMUSTrainer(
+        build_model("batch norm", torch.float32), make_args(tmp_path), train_dataset=Examples(40),
+        meta_dataset=Broken(11, 1000),
+    )  # fmt: skip
+    start = trainer.model.classifier.weight.detach().clone()
+    with pytest.raises(
+        FloatingPointError, match=r"^step 0: the meta gradient held values that are not finite: look at"
+    ):
+        trainer.train()
+    assert torch.equal(start, trainer.model.classifier.weight)
 
 
 @pytest.mark.parametrize("meta_learner", ["mw-net", "l2r", "mlc"])
