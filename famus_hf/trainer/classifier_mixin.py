@@ -16,7 +16,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import PushToHubMixin
 
 from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS, logits_of, named_outputs
-from famus_hf.core.losses import CrossEntropyLoss, cross_entropy, mean_loss
+from famus_hf.core.losses import CrossEntropyLoss, mean_loss
 from famus_hf.core.meta_learners import PerExampleLoss
 from famus_hf.data.inputs.class_balanced import ClassBalancedSampler
 from famus_hf.data.inputs.convert import as_model_inputs
@@ -159,7 +159,7 @@ class ClassifierMixin(LearningMixin):
 
         It is `compute_loss_func` where there is one. In training it is our base loss where that is not plain
         cross-entropy; else the network's own, and cross-entropy of a network that returns none. Ours is a mean over the
-        examples that have a label.
+        examples that have a label. In evaluation, too, cross-entropy has label smoothing, as Trainer's has.
         """
         labels = inputs.get(self.label_name)
         is_transformers = isinstance(self._own_network, PushToHubMixin)
@@ -172,14 +172,15 @@ class ClassifierMixin(LearningMixin):
         named = named_outputs(outputs)
         loss = named.get("loss") if sees_labels else None
         if loss is None:
-            loss = mean_loss(self.base_loss if model.training else cross_entropy, logits_of(outputs), labels)
+            judge = self.base_loss if model.training else CrossEntropyLoss(self.args.label_smoothing_factor)
+            loss = mean_loss(judge, logits_of(outputs), labels)
         return (loss, {**named, "loss": loss}) if return_outputs else loss
 
     def _is_own_loss(self, model: nn.Module) -> bool:
         """Return whether the network's own loss is the one that is asked for, if it returns any."""
-        if not model.training:
-            return True
         smoothing = self.args.label_smoothing_factor
+        if not model.training:
+            return smoothing == 0 or isinstance(self._own_network, PushToHubMixin)
         if type(self.base_loss) is not CrossEntropyLoss or self.base_loss.label_smoothing != smoothing:
             return False
         if isinstance(self._own_network, PushToHubMixin):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.nn import functional as F
-from transformers import default_data_collator
+from transformers import Trainer, TrainingArguments, default_data_collator
 
 from famus_hf import FaMUSTrainer
 from famus_hf.core.losses import (
@@ -187,6 +187,33 @@ def test_smoothing_of_a_loss_object_reaches_plain_training(tmp_path):
     assert losses[0] != losses[1]
     with pytest.raises(ValueError, match="smooth in the object itself"):
         make_trainer(tmp_path, label_smoothing_factor=0.1, keywords={"base_loss": FocalLoss()})
+
+
+@pytest.mark.parametrize("meta_learner", ["mw-net", "none"])
+@pytest.mark.parametrize("base_loss", ["ce", "focal"])
+def test_evaluation_smooths_as_transformers_trainer_does_for_its_own_networks_and_for_plain_modules(
+    tmp_path, base_loss, meta_learner
+):
+    settings = {"label_smoothing_factor": 0.3, "base_loss": base_loss, "meta_learner": meta_learner, "max_steps": 2}
+    data = {"eval_dataset": Examples(19, 2000, seed=7), "train_dataset": Examples(40)}
+    if meta_learner != "none":
+        data["meta_dataset"] = Examples(11, 1000)
+    for network in (build_model("vit", torch.float32), PlainModule()):
+        trainer = FaMUSTrainer(network, make_args(tmp_path, **settings), **data)
+        assert trainer.args.label_smoothing_factor == 0.3
+        trainer.train()
+        batch = default_data_collator([data["eval_dataset"][row] for row in range(19)])
+        with torch.no_grad():
+            outputs = network.eval()(pixel_values=batch["pixel_values"])
+        logits = outputs["logits"]
+        found = trainer.evaluate()["eval_loss"]
+        expected = F.cross_entropy(logits, batch["labels"], label_smoothing=0.3).item()
+        assert found == pytest.approx(expected, rel=1e-5)
+        if isinstance(network, PlainModule):
+            continue
+        args = TrainingArguments(str(tmp_path), label_smoothing_factor=0.3, report_to="none", use_cpu=True)
+        theirs = Trainer(network, args, eval_dataset=data["eval_dataset"])
+        assert theirs.evaluate()["eval_loss"] == pytest.approx(found, rel=1e-5)
 
 
 def test_evaluation_on_soft_targets_is_cross_entropy_and_leaves_the_configuration(tmp_path):
