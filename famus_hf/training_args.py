@@ -264,7 +264,8 @@ class FaMUSTrainingArguments(TrainingArguments):
         default="stop",
         metadata={
             "help": "Where logits, a loss or a gradient is not finite: stop, or skip the step, in which then nothing "
-            "moves (the log says so once, and the run stops after 100 in a row)."
+            "moves (the log says so once, and the run stops after 100 in a row); where only the meta batch is to "
+            "blame, the network alone moves."
         },
     )
     allow_other_data: bool = field(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from famus_hf.core.autodiff.forward_pass import in_mode, logits_without_trace, uncompiled
+from famus_hf.core.autodiff.forward_pass import in_mode, logits_without_trace
 from famus_hf.core.parallel.dtensor import spread_like, whole
 from famus_hf.errors import SettingsError
 
@@ -69,7 +69,7 @@ def find_layers(model: nn.Module, inputs: Mapping[str, Any]) -> list[Layer]:
             for name, module in model.named_modules()
         ]
         try:
-            with torch.no_grad(), in_mode(model, training=False), uncompiled():
+            with torch.no_grad(), in_mode(model, training=False):
                 logits_without_trace(model, inputs)
         finally:
             for handle in handles:

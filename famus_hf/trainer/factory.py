@@ -253,15 +253,19 @@ def _make_layer_sampler(args: FaMUSTrainingArguments) -> LayerSampler:
 def _usable_derivative(network: nn.Module, environment: Environment) -> str:
     """Return `args.derivative`, checked on a pass of the network; of "auto", what agrees with its own backward pass.
 
+    Of a network that is to be sharded nothing is asked, as it may be too large for one device.
+
     Raises:
         SettingsError: The one that is asked for is wrong for the network, or all are.
     """
     args, processes = environment.args, environment.processes
+    if environment.is_sharded:
+        return "finite"
     inputs, labels, _ = split_inputs(environment.train_examples(PROBED))
     with in_mode(network, training=True), environment.autocast(), torch.enable_grad():
         with differentiable_attention():
             probe = BackwardReference(training_pass_without_trace(network, inputs, labels))
-        asked = "finite" if environment.is_sharded else args.derivative
+        asked: str = args.derivative
         faults = {way: probe.fault_of(way) for way in ("forward", "reverse") if asked in (way, "auto")}
         if asked in faults and faults[asked] is not None:
             raise SettingsError(

@@ -5,6 +5,7 @@ which every network that is trained has. It is also what is meant: the meta grad
 network's backward gives it, straight-through estimators, hooks and all.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -55,7 +56,7 @@ class BackwardReference:
         if not expected.isfinite().all() or not expected.any():
             return 0.0
         error = float((found - expected).norm() / expected.norm())
-        return error if error == error else torch.inf
+        return math.inf if math.isnan(error) else error
 
     def error_of(self, way: str) -> float:
         """Return the error of a way of the derivative, along a direction in which each tensor moves the logits.

@@ -146,7 +146,7 @@ def cloned_buffers(model: nn.Module) -> dict[str, Tensor]:
 def logits_without_trace(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     """Return logits (n, C) of a pass that leaves buffers and random state as they were."""
     device = next(model.parameters()).device
-    with preserve_rng_state(device):
+    with preserve_rng_state(device), uncompiled():
         return model_logits(model, inputs, cloned_buffers(model))
 
 

@@ -205,16 +205,12 @@ def _repeated_logits(training_pass: TrainingPass, weights: Mapping[str, Tensor])
         return model_logits(model, training_pass.inputs, {**weights, **buffers})
 
 
-def _detached_weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-
 def _forward_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]) -> Tensor:
-    model = training_pass.model
-    weights = _detached_weights(model)
+    parameters = dict(training_pass.model.named_parameters())
+    weights = {name: parameter.detach() for name, parameter in parameters.items()}
     with differentiable_attention(), forward_ad.dual_level():
         weights |= {name: forward_ad.make_dual(weights[name], tangent) for name, tangent in direction.items()}
-        originals = {id(weight): model.get_parameter(name) for name, weight in weights.items()}
+        originals = {id(weight): parameters[name] for name, weight in weights.items()}
         with TangentRules(training_pass.record, originals) as rules:
             logits = _repeated_logits(training_pass, weights)
         if rules.has_strayed:
@@ -283,7 +279,7 @@ def _finite_tangent(training_pass: TrainingPass, direction: Mapping[str, Tensor]
 
     # `.data` leaves the version counters alone: the retained graph of the training pass stays valid.
     moved = {name: model.get_parameter(name).data for name in direction}
-    weights = _detached_weights(model) | moved
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()} | moved
 
     def logits(originals: Sequence[Tensor]) -> Tensor:
         with FixedRows({id(weight): original for weight, original in zip(moved.values(), originals, strict=True)}):
