@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from famus_hf.core.autodiff.agreement import tangent_that_agrees
+from famus_hf.core.autodiff.agreement import BackwardReference
 from famus_hf.core.autodiff.forward_pass import (
     differentiable_attention,
     logits_without_trace,
@@ -39,7 +39,7 @@ from famus_hf.core.layers import (
 )
 from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
-from famus_hf.core.non_finite import all_finite
+from famus_hf.core.non_finite import all_finite, log_once
 from famus_hf.core.parallel.dtensor import is_sharded, whole
 from famus_hf.core.timer import NO_TIMER, Timer
 from famus_hf.errors import SettingsError
@@ -77,15 +77,6 @@ def choose_derivative(derivative: str, layers: Sequence[Layer]) -> str:
     if derivative != "auto":
         return derivative
     return "reverse" if max(layer.share for layer in layers) <= REVERSE_SHARE else "forward"
-
-
-def _ways(model: nn.Module, inputs: Mapping[str, Any], on: Mapping[str, Any]) -> list[str]:
-    """Return the ways that `"auto"` tries one after another: exact ones first, and of them the cheaper."""
-    is_cheap_backward = (
-        len(on) < len(parameters_by_layer(model))
-        and choose_derivative("auto", [layer for layer in find_layers(model, inputs) if layer.name in on]) == "reverse"
-    )
-    return ["reverse", "forward", "finite"] if is_cheap_backward else ["forward", "reverse", "finite"]
 
 
 @dataclass(frozen=True)
@@ -282,7 +273,51 @@ def meta_gradient(
         moving = step.relative() if meta_learner.only_ratios_count else step
         direction = {name: moving.displacement(name, value) for name, value in validation.items()}
         if derivative == "auto":
-            tangent = tangent_that_agrees(training_pass, direction, _ways(model, inputs, on))
+            tangent = _tangent_that_agrees(training_pass, direction, _ways(model, inputs, on))
         else:
             tangent = training_pass.logit_tangent(direction, derivative)
     return meta_learner.outcome(gradient_of_slope(meta_learner, logits, tangent, labels, cross_entropy))
+
+
+def _tangent_that_agrees(training_pass: TrainingPass, direction: Mapping[str, Tensor], ways: Sequence[str]) -> Tensor:
+    """Return ż by the first of the ways that works and agrees with the backward pass, else by the one that is nearest.
+
+    Args:
+        training_pass: Whose graph is kept.
+        direction: d by parameter name.
+        ways: Of the derivative, the preferred one first.
+
+    Raises:
+        RuntimeError: None of them works.
+    """
+    reference = BackwardReference(training_pass, list(direction))
+    found: dict[str, tuple[float, Tensor]] = {}
+    for way in ways:
+        try:
+            tangent = training_pass.logit_tangent(direction, way)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            if way == ways[-1] and not found:
+                raise
+            continue
+        error = reference.error(direction, tangent)
+        if error <= reference.tolerance:
+            return tangent
+        found[way] = error, tangent
+    nearest = min(found, key=lambda way: found[way][0])
+    error, tangent = found[nearest]
+    log_once(
+        f"the derivative is taken by {nearest!r}, the nearest, off by {100 * error:.2g} % of what the network's own "
+        "backward pass gives"
+    )
+    return tangent
+
+
+def _ways(model: nn.Module, inputs: Mapping[str, Any], on: Mapping[str, Any]) -> list[str]:
+    """Return the ways that `"auto"` tries one after another: exact ones first, and of them the cheaper."""
+    is_cheap_backward = (
+        len(on) < len(parameters_by_layer(model))
+        and choose_derivative("auto", [layer for layer in find_layers(model, inputs) if layer.name in on]) == "reverse"
+    )
+    return ["reverse", "forward", "finite"] if is_cheap_backward else ["forward", "reverse", "finite"]

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from famus_hf.core.autodiff.forward_pass import differentiable_attention, uncompiled
 from famus_hf.core.autodiff.training_pass import TrainingPass
-from famus_hf.core.non_finite import log_once
 from famus_hf.errors import reason_of
 
 COTANGENTS = 2
@@ -105,38 +104,3 @@ class BackwardReference:
         with uncompiled():
             gradients = torch.autograd.grad(logits, parameters, cotangent, retain_graph=True, materialize_grads=True)
         return dict(zip(names, gradients, strict=True))
-
-
-def tangent_that_agrees(training_pass: TrainingPass, direction: Mapping[str, Tensor], ways: Sequence[str]) -> Tensor:
-    """Return ż by the first of the ways that works and agrees with the backward pass, else by the one that is nearest.
-
-    Args:
-        training_pass: Whose graph is kept.
-        direction: d by parameter name.
-        ways: Of the derivative, the preferred one first.
-
-    Raises:
-        RuntimeError: None of them works.
-    """
-    reference = BackwardReference(training_pass, list(direction))
-    found: dict[str, tuple[float, Tensor]] = {}
-    for way in ways:
-        try:
-            tangent = training_pass.logit_tangent(direction, way)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            if way == ways[-1] and not found:
-                raise
-            continue
-        error = reference.error(direction, tangent)
-        if error <= reference.tolerance:
-            return tangent
-        found[way] = error, tangent
-    nearest = min(found, key=lambda way: found[way][0])
-    error, tangent = found[nearest]
-    log_once(
-        f"the derivative is taken by {nearest!r}, the nearest, off by {100 * error:.2g} % of what the network's own "
-        "backward pass gives"
-    )
-    return tangent
