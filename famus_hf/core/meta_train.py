@@ -308,7 +308,7 @@ def _tangent_that_agrees(training_pass: TrainingPass, direction: Mapping[str, Te
     nearest = min(found, key=lambda way: found[way][0])
     error, tangent = found[nearest]
     log_once(
-        f"the derivative is taken by {nearest!r}, the nearest, off by {100 * error:.2g} % of what the network's own "
+        f"the derivative is taken by {nearest!r}, the nearest, off by {100 * error:.1g} % of what the network's own "
         "backward pass gives"
     )
     return tangent

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 
 import pytest
 import torch
@@ -170,6 +171,15 @@ class SquaredOnce(Squared):
     backward = staticmethod(once_differentiable(Squared.backward))
 
 
+class RoundedOnce(SquaredOnce):
+    """A straight-through estimator without any second derivative: its values say nothing of its gradients."""
+
+    @staticmethod
+    def forward(context, x):
+        context.save_for_backward(torch.full_like(x, 0.5))
+        return x.round()
+
+
 class Odd(torch.nn.Module):
     def __init__(self, operation):
         super().__init__()
@@ -196,6 +206,14 @@ def test_a_network_without_forward_mode_gets_the_derivative_that_the_precision_l
             trainer = make_odd(tmp_path, operation, **settings)
             assert trainer.meta.objective.derivative == derivative and words in caplog.text
             trainer.train()
+        caplog.clear()
+        make_odd(tmp_path, SquaredOnce)
+        error = float(re.search(r"off by (\S+) % on the first training examples, as forward mode", caplog.text)[1])
+        assert 0 < error < 1, "in per cent; the operation is smooth"
+        refused(
+            "no derivative is left for this network, as .*; finite differences are off by .* as where it rounds",
+            lambda: make_odd(tmp_path, RoundedOnce),
+        )
         refused(
             "no derivative is left for this network under mixed precision",
             lambda: make_odd(tmp_path, SquaredOnce, bf16=True),
