@@ -211,12 +211,11 @@ class ThreeStages:
         return VirtualTrain(loss, gradient, step, weights)
 
     def _virtual_gradient(self, train: TrainingPass, loss: Tensor, names: list[str]) -> dict[str, Tensor]:
+        if not self.settings.scale_example_gradients:
+            return train.virtual_gradient(loss, names)
         parameters = {name: self.network.get_parameter(name) for name in names}
-        can_scale = self.settings.scale_example_gradients and self.processes.all_true(
-            # Of a network whose path varies, a layer may be called once in one step and twice in the next.
-            train.record.captures(parameters)
-        )
-        if not can_scale:
+        # Of a network whose path varies, a layer may be called once in one step and twice in the next.
+        if not self.processes.all_true(train.record.captures(parameters)):
             return train.virtual_gradient(loss, names)
         weights = self.processes.own(self.example_weights(train))
         train.scaled = ScaledGradients(loss, weights, parameters, train.record, train.loss_scale)
