@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from famus_hf.data.labels.noise import generator_for
 from famus_hf.errors import DataError
 
 
@@ -37,7 +38,7 @@ def long_tail_rows(labels: np.ndarray, num_labels: int, imbalance_factor: float,
         imbalance_factor: See `long_tail_counts`; a class that is too small is taken whole.
         seed: Of the draw.
     """
-    generator = np.random.default_rng(seed)
+    generator = generator_for("long tail", seed)
     counts = long_tail_counts(len(labels), num_labels, imbalance_factor)
     kept = [generator.permutation(np.flatnonzero(labels == label))[:count] for label, count in enumerate(counts)]
     return np.sort(np.concatenate(kept))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers.utils import logging
 
+from famus_hf.data.labels.noise import generator_for
 from famus_hf.errors import DataError, first_few
 
 logger = logging.get_logger(__name__)
@@ -71,7 +72,7 @@ def class_balanced_holdout(
             f"({first_few(f'{label if names is None else names[label]} has {counts[label]}' for label in short)}): "
             "others make up for it"
         )
-    generator = np.random.default_rng(seed)
+    generator = generator_for("meta set", seed)
     chosen = []
     for label, share in zip(present, shares, strict=True):
         rows = np.flatnonzero(labels == label)

@@ -13,6 +13,18 @@ INSTANCE_SPREAD = 0.1  # standard deviation of an example's own rate under insta
 FEATURES_AT_ONCE = 4096  # examples whose features are in memory as floats
 
 
+def generator_for(purpose: str, seed: int) -> np.random.Generator:
+    """Return a generator whose stream belongs to a purpose alone.
+
+    Two draws by one seed are so independent of each other, and of what a user draws by `default_rng(seed)`.
+
+    Args:
+        purpose: Its name.
+        seed: At least 0.
+    """
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(purpose.encode())))
+
+
 @dataclass
 class Draw:
     """What a noise model draws from.
@@ -169,7 +181,7 @@ def corrupt_labels(
         return clean.copy(), 0.0
     if num_labels < 2:
         raise DataError(f"{num_labels} class can't be mistaken for another: noise needs at least two classes")
-    generator = np.random.default_rng(seed)
+    generator = generator_for("noise", seed)
     draw = Draw(clean, noise, num_labels, generator, _checked_map(class_map, num_labels), features)
     wrong = NOISE_TYPES[noise_type](draw)
     if noise_type == "instance":

@@ -7,7 +7,9 @@ from scipy.stats import chisquare, kstest
 
 from famus_hf import corrupt_labels
 from famus_hf.data.labels.class_maps import CIFAR10_CLASSES, known_class_map
-from famus_hf.data.labels.noise import NOISE_TYPES
+from famus_hf.data.labels.long_tail import long_tail_rows
+from famus_hf.data.labels.meta_set import class_balanced_holdout
+from famus_hf.data.labels.noise import NOISE_TYPES, generator_for
 
 LABELS = np.repeat(np.arange(10), 2000)
 CLASS_MAP = np.array([0, 1, 0, 5, 7, 3, 6, 7, 8, 1])
@@ -141,3 +143,18 @@ def test_cifar_classes_are_mistaken_as_in_the_literature():
     assert known_class_map(rows).tolist() == [2, 3, 4, 1, 0, 5], "the next of the superclass, round and round"
     with pytest.raises(ValueError, match=r"1 classes are in more than one superclass \(a\)"):
         known_class_map(Dataset.from_dict({"label": fine, "superclass": [1, 0, 1, 0, 1, 2, 0]}, features))
+
+
+def test_draws_of_other_purposes_or_of_a_user_by_the_same_seed_do_not_repeat_those_of_the_noise():
+    """Labels that were drawn by `default_rng(seed)` itself once got no symmetric noise at all."""
+    rows, labels = np.arange(2000), np.zeros(2000, dtype=int)
+    for seed in range(3):
+        users = np.random.default_rng(seed).integers(10, size=20_000)
+        assert corrupt_labels(users, 0.4, "symmetric", 10, seed)[1] == pytest.approx(0.36, abs=0.015)
+        held_out, _ = class_balanced_holdout(labels, 200, 1, seed)
+        long_tailed = long_tail_rows(np.repeat([0, 1], [2000, 1]), 2, 5, seed)[:200]
+        by_user = np.random.default_rng(seed)
+        chosen = [by_user.choice(rows, 200, replace=False), np.random.default_rng(seed).permutation(rows)[:1000]]
+        for drawn, users_own, expected in ((held_out, chosen[0], 20), (long_tailed, chosen[1], 100)):
+            assert np.isin(drawn, users_own).sum() == pytest.approx(expected, abs=40), "as often as by chance"
+    assert generator_for("a", 1).random() != generator_for("b", 1).random()
