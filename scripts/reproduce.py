@@ -10,13 +10,13 @@
         --noise symmetric:0.6 --max_steps 20000 --blocks 4 8 12 --random_layers 4 8 16
 
 Prints a Markdown table: last and best test accuracy (mean ± sample standard deviation over the seeds; "best" is the
-highest of eight evaluations, of sixteen in the table figures, and selected nothing), milliseconds of a step, their
-ratio to a plain Trainer step timed in the same run (a twin network takes a plain step now and then), the layers that
-were on and, with a budget, what their choice really cost in plain steps. The table two-networks has methods × noises
-instead, and the seconds of an epoch; --noise, --seeds and --rows share its runs out among processes. Each run leaves a
-folder below --output_dir and its figures below --results_dir. A run whose figures are there is not repeated: an
-interrupted table goes on, and a finished one is printed again. Flags that this script does not know go to every run, as
-in run_famus.py.
+highest of eight evaluations, of sixteen in the table figures, and selected nothing), milliseconds of a step (over whole
+cycles of `--meta_interval`), their ratio to a plain Trainer step timed in the same run (a twin network takes a plain
+step now and then), the layers that were on and, with a budget, what their choice really cost in plain steps. The table
+two-networks has methods × noises instead, and the seconds of an epoch; --noise, --seeds and --rows share its runs out
+among processes. Each run leaves a folder below --output_dir and its figures below --results_dir. A run whose figures
+are there is not repeated: an interrupted table goes on, and a finished one is printed again. Flags that this script
+does not know go to every run, as in run_famus.py.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def train_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: li
         if twin is not None:
             run.trainer.add_callback(twin)
         results = run.train(None)
-        results["train_seconds_per_step"] = trimmed_mean(run.timer.seconds)
+        results["train_seconds_per_step"] = trimmed_mean(run.timer.per_step)
         if twin is not None:
             results["plain_seconds_per_step"] = trimmed_mean(twin.seconds)
         results["flags"] = argv

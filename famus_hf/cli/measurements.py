@@ -12,21 +12,35 @@ from famus_hf.core.timer import Timer
 
 
 class StepTimer(TrainerCallback):
-    """Seconds of each training step alone, without the loading of its data."""
+    """Seconds of each training step alone, without the loading of its data.
+
+    Attributes:
+        seconds: Of each step.
+        cycle: Steps of which one is a meta step: `meta_interval`.
+    """
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.cycle = 1
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
+        self.cycle = int(getattr(args, "meta_interval", 1))
         self.started = Timer(args.device).now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
         self.seconds.append(Timer(args.device).now() - self.started)
 
     @property
-    def median_step(self) -> float | None:
-        """Return seconds; None where no step was taken."""
-        return statistics.median(self.seconds) if self.seconds else None
+    def per_step(self) -> list[float]:
+        """Return the mean seconds of a step of each whole cycle, which has one meta step; of all steps before one."""
+        starts = range(0, len(self.seconds) - self.cycle + 1, self.cycle)
+        cycles = [self.seconds[start : start + self.cycle] for start in starts] or [self.seconds]
+        return [statistics.fmean(cycle) for cycle in cycles if cycle]
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Return the median over whole cycles; None where no step was taken."""
+        return statistics.median(self.per_step) if self.seconds else None
 
 
 def start_measuring_memory(device: torch.device) -> None:

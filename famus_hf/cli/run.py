@@ -105,7 +105,7 @@ class Run:
             "dataset_name": short_name(self.data_args) if self.is_folder else self.data_args.dataset_name,
             "protocol": self.data_args.protocol,
             **self.meta_set_facts,
-            "train_seconds_per_step": self.timer.median_step,
+            "train_seconds_per_step": self.timer.seconds_per_step,
             "train_seconds": seconds,
             "seconds_per_epoch": seconds / trainer.state.epoch if seconds and trainer.state.epoch else None,
             "peak_memory_mb": peak_memory_mb(self.args.device),
