@@ -153,9 +153,16 @@ def describe_selection(args: FaMUSTrainingArguments) -> str:
 
 
 def recorded_accuracies(log: Iterable[Mapping[str, Any]]) -> dict[int, float]:
-    """Return step → accuracy of each evaluation on the evaluation set, or on the one called `test` of several."""
-    names = ("eval_accuracy", "eval_test_accuracy")
-    return {int(entry["step"]): entry[name] for entry in log for name in names if name in entry}
+    """Return step → accuracy of the first evaluation there on the evaluation set, or on `test` of several.
+
+    After the last step comes one of the weights that are saved, which `load_best_model_at_end` takes from another step.
+    """
+    accuracies: dict[int, float] = {}
+    for entry in log:
+        for name in ("eval_accuracy", "eval_test_accuracy"):
+            if name in entry:
+                accuracies.setdefault(int(entry["step"]), entry[name])
+    return accuracies
 
 
 def metrics_of(args: FaMUSTrainingArguments, state: TrainerState) -> dict[str, float]:

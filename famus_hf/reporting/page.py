@@ -70,11 +70,10 @@ def as_html(pictures: Mapping[str, tuple[str, str]], *names: str) -> Markup:
 
 def row_of_method(run: RunRecords) -> dict[str, str] | None:
     """Return accuracies and time of a run; None where none was recorded."""
-    accuracies = run.on_test_set("accuracy")
-    if not accuracies:
+    accuracies, last = run.on_test_set("accuracy"), run.last_accuracy
+    if not accuracies or last is None:
         return None
     seconds = run.results.get("train_seconds") or max(run.series("train_seconds").values(), default=None)
-    last = run.results.get("eval_accuracy", list(accuracies.values())[-1])
     return {
         "name": run.name,
         "last": f"{100 * last:.1f} %",

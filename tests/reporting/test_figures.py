@@ -3,6 +3,7 @@
 import itertools
 import shutil
 import xml.etree.ElementTree as ElementTree
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -24,6 +25,8 @@ from famus_hf.reporting.figures.stage_times import draw_stage_times, seconds_of_
 from famus_hf.reporting.figures.style import SETTINGS
 from famus_hf.reporting.figures.summary import summary
 from famus_hf.reporting.figures.weights import clean_above_mean, draw_clean_weights, draw_weights
+from famus_hf.reporting.model_card import metrics_of, recorded_accuracies
+from famus_hf.reporting.page import row_of_method
 from famus_hf.reporting.tables import format_mean
 from famus_hf.storage.diagnostic_tables import SCHEMAS
 
@@ -229,6 +232,20 @@ def test_accuracy_on_the_meta_set_is_none_on_the_test_set():
         {"step": 2, "eval_accuracy": 0.6, "eval_meta_accuracy": 0.95},
     ]
     assert RunRecords("ours", log).on_test_set("accuracy") == {1: 0.5, 2: 0.6}
+
+
+@pytest.mark.parametrize("key", ["eval_accuracy", "eval_test_accuracy"])
+def test_where_the_best_checkpoint_is_loaded_pictures_page_and_card_agree(key):
+    """The evaluation at the end is of the weights of step 10, and takes the place of no record of step 20."""
+    log = [{"step": 10, key: 0.942}, {"step": 20, key: 0.928}, {"step": 20, "eval_accuracy": 0.942}]
+    run = RunRecords("ours", log, {"eval_accuracy": 0.942})
+    assert run.on_test_set("accuracy") == recorded_accuracies(log) == {10: 0.942, 20: 0.928}
+    assert summary({"ours": [run]}).splitlines()[2] == "| ours | 94.2 | 94.2 | 1 |"
+    assert {row_of_method(run)[name] for name in ("last", "best")} == {"94.2 %"}
+    args, state = SimpleNamespace(load_best_model_at_end=True), SimpleNamespace(log_history=log, best_global_step=10)
+    assert metrics_of(args, state) == {"last": 0.942, "best": 0.942}
+    args.load_best_model_at_end = False
+    assert metrics_of(args, state) == {"last": 0.928, "best": 0.942}
 
 
 def test_meta_sets_and_divisions_have_a_panel_for_each_figure():

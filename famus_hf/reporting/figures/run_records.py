@@ -42,9 +42,22 @@ class RunRecords:
         return {step: float(value) for step, value in values.items() if _is_number(value)}
 
     def on_test_set(self, name: str) -> dict[int, float]:
-        """Return step → accuracy or another figure of the evaluations on the test set, in the order of steps."""
-        values = {step: value for prefix in OF_TEST_SET for step, value in self.series(f"eval_{prefix}{name}").items()}
+        """Return step → accuracy or another figure of the first evaluation there on the test set, in order of steps.
+
+        After the last step comes one of the weights that are saved, which may be those of another step.
+        """
+        values: dict[int, float] = {}
+        for entry in self.log:
+            for key in (f"eval_{prefix}{name}" for prefix in OF_TEST_SET):
+                if "step" in entry and _is_number(entry.get(key)):
+                    values.setdefault(int(entry["step"]), float(entry[key]))
         return dict(sorted(values.items()))
+
+    @property
+    def last_accuracy(self) -> float | None:
+        """Accuracy on the test set of the weights that are saved, else of the last evaluation; None without any."""
+        saved = self.results.get("eval_accuracy")
+        return float(saved) if _is_number(saved) else list(self.on_test_set("accuracy").values() or [None])[-1]
 
     def table(self, name: str) -> pd.DataFrame:
         """Return a table; one without rows where it was not recorded."""

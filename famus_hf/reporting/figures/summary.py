@@ -17,12 +17,12 @@ def _last(name: str) -> Measure:
     return lambda run: list(run.series(name).values() or [None])[-1]
 
 
-def _accuracy(choose: Callable[[Sequence[float]], float]) -> Measure:
-    def of_run(run: RunRecords) -> float | None:
-        accuracies = list(run.on_test_set("accuracy").values())
-        return 100 * choose(accuracies) if accuracies else None
+def _last_accuracy(run: RunRecords) -> float | None:
+    return None if run.last_accuracy is None else 100 * run.last_accuracy
 
-    return of_run
+
+def _best_accuracy(run: RunRecords) -> float | None:
+    return 100 * max(run.on_test_set("accuracy").values()) if run.on_test_set("accuracy") else None
 
 
 def _quality(measure: str) -> Measure:
@@ -39,8 +39,8 @@ def _milliseconds(run: RunRecords) -> float | None:
 
 
 COLUMNS: dict[str, tuple[Measure, int]] = {  # head → what it is of a run, digits
-    "last accuracy, %": (_accuracy(lambda accuracies: accuracies[-1]), 1),
-    "best, %": (_accuracy(max), 1),
+    "last accuracy, %": (_last_accuracy, 1),
+    "best, %": (_best_accuracy, 1),
     "ms a step": (_milliseconds, 0),
     "cosine": (_quality("cosine"), 2),
     "distance": (_quality("bias"), 2),
