@@ -8,10 +8,12 @@ accuracy and test_loss are there for every run that was evaluated while it train
 known; stage_times, meta_gradient, gradient_quality, weights_over_time, clean_weights, weight_curves, weight_by_class
 and layers where the run was told to look (--log_stage_times and so on); meta_set with a pseudo-clean meta set, division
 with two networks. Runs with the same name are taken for seeds of one method: curves are their mean, with a band of one
-standard deviation. A run that has not ended is drawn as far as its newest checkpoint. A table is printed beside.
+standard deviation. A run that has not ended is drawn as far as its newest checkpoint, and left out beside others of its
+name that have. A table is printed beside.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from famus_hf.cli.help_page import command_parser
@@ -31,7 +33,7 @@ def named_apart(runs: list[RunRecords], folders: list[Path]) -> list[RunRecords]
         seeds = [other.results.get("seed") for other in namesakes]
         is_one_method = None not in seeds and len(set(seeds)) == len(seeds)
         name = run.name if is_one_method or len(namesakes) == 1 else f"{run.name} ({folder.resolve().name})"
-        renamed.append(RunRecords(name, run.log, run.results, run.tables, run.class_names))
+        renamed.append(replace(run, name=name))
     return renamed
 
 

@@ -1,8 +1,11 @@
 """Pictures of runs: they show what was recorded, nothing overlaps, and bad folders end in one sentence."""
 
 import itertools
+import json
+import os
 import shutil
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from types import SimpleNamespace
 
 import matplotlib
@@ -217,7 +220,8 @@ def test_the_summary_has_mean_and_deviation_over_the_runs_of_a_method():
     assert (
         head == "| | last accuracy, % | best, % | cosine | distance | ratio of deviations | of relative ones | runs |"
     )
-    assert first == "| ours | 65.0 ± 7.1 | 67.5 ± 10.6 | 1.00 | 0.75 | 0.25 | 1.00 | 2 |"
+    cells = "1.00 (of 1) | 0.75 (of 1) | 0.25 (of 1) | 1.00 (of 1)"
+    assert first == f"| ours | 65.0 ± 7.1 | 67.5 ± 10.6 | {cells} | 2 |"
     assert second == "| theirs | 40.0 | 40.0 | – | – | – | – | 1 |"
 
 
@@ -232,6 +236,51 @@ def test_accuracy_on_the_meta_set_is_none_on_the_test_set():
         {"step": 2, "eval_accuracy": 0.6, "eval_meta_accuracy": 0.95},
     ]
     assert RunRecords("ours", log).on_test_set("accuracy") == {1: 0.5, 2: 0.6}
+
+
+def test_runs_that_have_not_ended_or_gave_no_figure_are_no_part_of_a_mean():
+    ended, cut_off = run_with("ours", (0.5, 0.7)), replace(run_with("ours", (0.3,)), has_ended=False)
+    groups = {"ours": [ended, cut_off, run_with("ours")], "theirs": [replace(cut_off, results={"eval_accuracy": 1.0})]}
+    _, _, ours, theirs = summary(groups).splitlines()
+    assert ours == "| ours | 70.0 | 70.0 | 1 (1 more not ended) |"
+    assert theirs == "| theirs | 30.0 | 30.0 | 1, not ended |", "results in its folder are of an earlier run"
+
+
+def test_a_run_without_an_end_is_known_by_its_newest_state(tmp_path):
+    state = {"log_history": [{"step": 4, "eval_accuracy": 0.5}], "global_step": 4, "max_steps": 8}
+    for name in ("", "checkpoint-4", "checkpoint-8"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text(json.dumps(state))
+    assert not read_run(tmp_path).has_ended
+    (tmp_path / "checkpoint-8" / "trainer_state.json").write_text(json.dumps({**state, "global_step": 8}))
+    os.utime(tmp_path / "checkpoint-4" / "trainer_state.json", (0, 0))
+    assert read_run(tmp_path).has_ended
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    assert read_run(tmp_path).has_ended, "it stopped early"
+    os.utime(tmp_path / "trainer_state.json", (1, 1))
+    (tmp_path / "checkpoint-8" / "trainer_state.json").write_text(json.dumps(state))
+    assert not read_run(tmp_path).has_ended, "a later run in the folder of an earlier one"
+
+
+def test_a_method_looks_the_same_in_all_pictures(tmp_path):
+    """Though the first one has weighed nothing, and so is missing from some of them."""
+    by_class = {"step": 9, "network": "", "kind": "class", "x": 0.0, "value": 0.5}
+    rows = [*weight_rows({"clean": (1, 3, 2), "wrong": (2, 1, 0)}), by_class]
+    runs = [
+        run_with(name, (0.5, 0.6), **({} if name == "plain" else {"weights": rows})) for name in ("plain", "a", "b")
+    ]
+    groups = {run.name: [run] for run in runs}
+    accuracy, weights, classes = (
+        PICTURES[name][0](groups) for name in ("accuracy", "clean_weights", "weight_by_class")
+    )
+    by_accuracy = [(line.get_color(), line.get_linestyle()) for line in accuracy.axes[0].lines]
+    assert [(line.get_color(), line.get_linestyle()) for line in weights.axes[0].lines[:2]] == by_accuracy[1:]
+    assert [line.get_color() for line in classes.axes[0].lines[:2]] == [colour for colour, _ in by_accuracy[1:]]
+
+
+def test_axes_name_their_units(compared_runs):
+    figure = PICTURES["meta_gradient"][0]({run.name: [run] for run in records_of(compared_runs)})
+    assert {axes.get_ylabel() for axes in figure.axes} - {""} == {"sum of the meta gradient\n[norms of the exact one]"}
 
 
 @pytest.mark.parametrize("key", ["eval_accuracy", "eval_test_accuracy"])

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from famus_hf.data.inputs.convert import raw_modality
 from famus_hf.data.media.images import as_rgb, as_stored
 from famus_hf.data.media.modalities import IMAGE
-from famus_hf.reporting.figures.style import RIGHT, UNKNOWN, WRONG, new_figure, new_plot, save, short
+from famus_hf.reporting.figures.style import RIGHT, UNKNOWN, WRONG, new_figure, new_plot, save, short_class
 from famus_hf.storage.run_folder import FIGURES
 
 SHEET, CURVE, HISTOGRAM = PICTURES = ("suspect_labels.png", "weight_curve.png", "weight_histogram.png")
@@ -109,7 +109,7 @@ def draw_contact_sheet(report: Dataset, images: Sequence[Image], path: Path) -> 
         across, down = (SIDE * size / max(image.size) for size in image.size)
         extent = (middle - across / 2, middle + across / 2, top + down, top)
         axes.imshow(as_rgb(image), extent=extent, interpolation="nearest", aspect="auto")
-        given, looks_like = (short(kind.int2str(row[name])) for name, kind in
+        given, looks_like = (short_class(kind.int2str(row[name]), row[name]) for name, kind in
                         (("label", label), ("predicted_label", predicted)))  # fmt: skip
         words = f"{row['index']}\ngiven {given}\npredicted {looks_like}"
         axes.text(middle, top - 0.05, words, fontsize=7, ha="center", va="bottom")

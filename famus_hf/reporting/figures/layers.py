@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from famus_hf.reporting.figures.run_records import RunRecords
-from famus_hf.reporting.figures.style import MAP, new_figure, short
+from famus_hf.reporting.figures.style import MAP, label_of, new_figure, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,7 +17,7 @@ MOST_NAMES = 30  # of layers beside a heat map
 def draw_layers(groups: Mapping[str, Sequence[RunRecords]]) -> "Figure | None":
     """Draw a heat map for each method and network whose layers were not all on throughout, of its first run."""
     tables = {
-        f"{name}{f', {network}' if network else ''}": table
+        label_of(name, network): table
         for name, runs in groups.items()
         for network, table in runs[0].table("layers").groupby("network")
         if (table["share_on"] < 1).any()

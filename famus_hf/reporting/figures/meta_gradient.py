@@ -9,7 +9,7 @@ import pandas as pd
 
 from famus_hf.reporting.figures.curves import draw_band, mean_curve
 from famus_hf.reporting.figures.run_records import RunRecords
-from famus_hf.reporting.figures.style import label_panels, legend_below, line_style, new_panels, short
+from famus_hf.reporting.figures.style import label_of, label_panels, legend_below, line_style, new_panels, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +27,7 @@ def draw_meta_gradient(groups: Groups) -> "Figure | None":
     In norms of the exact gradient at that step (mean over the draws), as both shrink with the learning rate α.
     """
     tables = {
-        f"{name}{f', {network}' if network else ''}": table
+        label_of(name, network): table
         for name, runs in groups.items()
         for network, table in _recorded(runs[0]).groupby("network")
     }
@@ -48,7 +48,7 @@ def draw_meta_gradient(groups: Groups) -> "Figure | None":
             lines += axes.plot(mean.index, mean, color=colour, linestyle=dashes, linewidth=1.4, label=label)
         axes.axhline(0, color="#888888", linewidth=0.6)
         axes.set_title(short(name, 40))
-    label_panels(panels, len(tables), "training step", "sum of the meta gradient")
+    label_panels(panels, len(tables), "training step", "sum of the meta gradient\n[norms of the exact one]")
     legend_below(figure, lines, [line.get_label() for line in lines])
     return figure
 

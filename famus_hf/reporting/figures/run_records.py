@@ -28,6 +28,7 @@ class RunRecords:
         results: What all_results.json holds.
         tables: Name → table, see `famus_hf.storage.diagnostic_tables`; empty ones are left out.
         class_names: In the order of the classes; empty where they are not known.
+        has_ended: Whether the run came to its end.
     """
 
     name: str
@@ -35,6 +36,7 @@ class RunRecords:
     results: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     class_names: Sequence[str] = ()
+    has_ended: bool = True
 
     def series(self, name: str) -> dict[int, float]:
         """Return step → value, of log entries that have it as a finite number; of several of a step the last."""
@@ -56,12 +58,21 @@ class RunRecords:
     @property
     def last_accuracy(self) -> float | None:
         """Accuracy on the test set of the weights that are saved, else of the last evaluation; None without any."""
-        saved = self.results.get("eval_accuracy")
-        return float(saved) if _is_number(saved) else list(self.on_test_set("accuracy").values() or [None])[-1]
+        saved = self.results.get("eval_accuracy") if self.has_ended else None  # else of an earlier run there
+        return (
+            float(saved)
+            if saved is not None and _is_number(saved)
+            else list(self.on_test_set("accuracy").values() or [None])[-1]
+        )
 
     def table(self, name: str) -> pd.DataFrame:
         """Return a table; one without rows where it was not recorded."""
         return self.tables.get(name, SCHEMAS[name].empty_table().to_pandas())
+
+
+def to_average(runs: Sequence[RunRecords]) -> Sequence[RunRecords]:
+    """Return the runs of a method that came to their ends; where none did, all of them."""
+    return [run for run in runs if run.has_ended] or runs
 
 
 def read_run(folder: str | Path, name: str | None = None) -> RunRecords:
@@ -75,7 +86,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RunRecords:
         LoadError: There are none, or they are damaged. One sentence says what.
     """
     folder = Path(folder)
-    state, results = _newest_state(folder), _read_json(folder / RESULTS)
+    (state, has_ended), results = _newest_state(folder), _read_json(folder / RESULTS)
     tables = read_tables(folder / DIAGNOSTICS)
     log = [entry for entry in state.get("log_history") or [] if isinstance(entry, dict)]
     if not log and not tables:
@@ -86,7 +97,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RunRecords:
     names = _read_json(folder / CONFIG).get("id2label") or {}
     ordered = [str(names[key]) for key in sorted(names, key=int)] if all(map(str.isdecimal, names)) else []
     name = name or str(results.get("method") or folder.resolve().name)
-    return RunRecords(name, log, results, tables, ordered)
+    return RunRecords(name, log, results, tables, ordered, has_ended)
 
 
 def read_tables(folder: Path, names: Sequence[str] = tuple(SCHEMAS)) -> dict[str, pd.DataFrame]:
@@ -107,10 +118,17 @@ def _read_table(name: str, path: Path) -> pd.DataFrame | None:
     return table.to_pandas()
 
 
-def _newest_state(folder: Path) -> dict[str, Any]:
-    """Return the Trainer's state, of the folder itself or of a checkpoint in it."""
-    paths = [*folder.glob(TRAINER_STATE), *folder.glob(f"checkpoint-*/{TRAINER_STATE}")]
-    return _read_json(max(paths, key=lambda path: path.stat().st_mtime)) if paths else {}
+def _newest_state(folder: Path) -> tuple[dict[str, Any], bool]:
+    """Return the Trainer's state, of the folder itself or of a checkpoint in it, and whether it is that of an end."""
+    own = folder / TRAINER_STATE
+    paths = [path for path in (*folder.glob(f"checkpoint-*/{TRAINER_STATE}"), own) if path.is_file()]
+    if not paths:
+        return {}, (folder / RESULTS).is_file()
+    newest = max(reversed(paths), key=lambda path: path.stat().st_mtime)
+    state = _read_json(newest)
+    done, planned = (state.get(name) for name in ("global_step", "max_steps"))
+    is_whole = isinstance(done, int) and isinstance(planned, int) and 0 < planned <= done
+    return state, newest == own or is_whole
 
 
 def _read_json(path: Path) -> dict[str, Any]:

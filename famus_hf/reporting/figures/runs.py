@@ -1,7 +1,8 @@
 """Pictures of runs side by side, from their records: Figures 1, 3, 4 and 5 of the paper, and what else a run logs.
 
 Runs with the same name are seeds of one method: their curves are drawn as a mean, with a band of one standard
-deviation; pictures that can't be averaged (histograms, heat maps) show the first of them.
+deviation; pictures that can't be averaged (histograms, heat maps) show the first of them. One that has not come to its
+end is left out beside others that have.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from famus_hf.reporting.figures.curves import (
 )
 from famus_hf.reporting.figures.layers import draw_layers
 from famus_hf.reporting.figures.meta_gradient import draw_gradient_quality, draw_meta_gradient
-from famus_hf.reporting.figures.run_records import RunRecords
+from famus_hf.reporting.figures.run_records import RunRecords, to_average
 from famus_hf.reporting.figures.stage_times import draw_stage_times
 from famus_hf.reporting.figures.style import FORMATS, SETTINGS, save
 from famus_hf.reporting.figures.weights import (
@@ -87,7 +88,8 @@ def draw_runs(
     """
     from matplotlib import rc_context
 
-    groups, drawn = grouped(runs), {}
+    groups = {name: to_average(of_method) for name, of_method in grouped(runs).items()}
+    drawn = {}
     with rc_context(SETTINGS):
         for name in names:
             draw, caption = PICTURES[name]

@@ -67,9 +67,20 @@ def new_plot(x: str, y: str) -> tuple["Figure", Any]:
     return figure, axes
 
 
-def line_style(place: int) -> dict[str, Any]:
-    """Return colour, dashes and width of the line with this number."""
-    return {"color": COLOURS[place % len(COLOURS)], "linestyle": DASHES[place % len(DASHES)], "linewidth": 1.6}
+def line_style(place: int, variant: int = 0) -> dict[str, Any]:
+    """Return colour, dashes and width of the line of a method.
+
+    Args:
+        place: Of the method among all that stand beside each other, so that it looks the same in all pictures.
+        variant: Of several lines of the method, which differ in dashes.
+    """
+    dashes = DASHES[(place + variant) % len(DASHES)]
+    return {"color": COLOURS[place % len(COLOURS)], "linestyle": dashes, "linewidth": 1.6}
+
+
+def label_of(method: str, network: str) -> str:
+    """Return how a method's network is called."""
+    return f"{method}, {network}" if network else method
 
 
 def shade(place: int, count: int) -> Any:
@@ -80,8 +91,22 @@ def shade(place: int, count: int) -> Any:
 
 
 def short(name: str, length: int = 14) -> str:
-    """Return a name that fits; its dollar signs are escaped, which would begin mathematics."""
+    """Return a name that fits, in one line; its dollar signs are escaped, which would begin mathematics."""
+    name = " ".join(name.split())
     return (name if len(name) <= length else f"{name[: length - 1]}…").replace("$", r"\$")
+
+
+def short_class(name: str, number: int, length: int = 14) -> str:
+    """Return a class's name that fits, as `short`; its number where the font lacks a character of the name."""
+    return short(name, length) if _has_glyphs(" ".join(name.split())) else f"class {number}"
+
+
+def _has_glyphs(text: str) -> bool:
+    """Whether the font of the pictures can draw a text."""
+    from matplotlib import font_manager
+
+    font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    return all(font.get_char_index(ord(character)) for character in text)
 
 
 def legend_below(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> None:

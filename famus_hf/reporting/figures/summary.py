@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from famus_hf.reporting.figures.meta_gradient import quality_of
-from famus_hf.reporting.figures.run_records import RunRecords
+from famus_hf.reporting.figures.run_records import RunRecords, to_average
 from famus_hf.reporting.figures.stage_times import seconds_of_parts
 from famus_hf.reporting.figures.weights import clean_above_mean
 
@@ -56,23 +56,45 @@ def summary(groups: Mapping[str, Sequence[RunRecords]]) -> str:
     """Return a Markdown table: methods × what their runs have recorded, mean ± sample standard deviation.
 
     A run counts with the median over its records of the meta gradient (see `quality_of`), and with its last log entry
-    and record of weights. Columns that no run has are left out.
+    and record of weights. Columns that no run has are left out. `runs` are those that gave a figure; a cell of fewer
+    says of how many. Runs that have not come to their ends count where none of their method has.
     """
+    counted = {name: to_average(runs) for name, runs in groups.items()}
     values = {
-        head: {name: [value for run in runs if (value := measure(run)) is not None] for name, runs in groups.items()}
+        head: {name: [_finite(measure(run)) for run in runs] for name, runs in counted.items()}
         for head, (measure, _) in COLUMNS.items()
     }
-    heads = [head for head, by_name in values.items() if any(by_name.values())]
+    heads = [
+        head for head, by_name in values.items() if any(v is not None for of_runs in by_name.values() for v in of_runs)
+    ]
     lines = [f"| | {' | '.join(heads)} | runs |", "|---" * (len(heads) + 2) + "|"]
     for name, runs in groups.items():
-        cells = [_cell(values[head][name], COLUMNS[head][1]) for head in heads]
-        lines.append(f"| {' | '.join([name, *cells, str(len(runs))])} |")
+        rows = [
+            row for row in zip(*(values[head][name] for head in heads), strict=True) if any(v is not None for v in row)
+        ]
+        columns = [[value for value in column if value is not None] for column in zip(*rows, strict=True)] or [
+            []
+        ] * len(heads)
+        cells = [_cell(column, len(rows), COLUMNS[head][1]) for head, column in zip(heads, columns, strict=True)]
+        lines.append(f"| {' | '.join([name, *cells, _count(len(rows), runs)])} |")
     return "\n".join(lines)
 
 
-def _cell(values: Sequence[float], digits: int) -> str:
-    values = [value for value in values if np.isfinite(value)]
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and np.isfinite(value) else None
+
+
+def _cell(values: Sequence[float], count: int, digits: int) -> str:
+    """Return mean and deviation; of fewer than `count` values also of how many."""
     if not values:
         return "–"
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{spread}"
+    return f"{statistics.fmean(values):.{digits}f}{spread}{'' if len(values) == count else f' (of {len(values)})'}"
+
+
+def _count(count: int, runs: Sequence[RunRecords]) -> str:
+    """Return how many runs gave a figure, and how many have not come to their ends."""
+    not_ended = sum(not run.has_ended for run in runs)
+    if not not_ended:
+        return str(count)
+    return f"{count}, not ended" if not_ended == len(runs) else f"{count} ({not_ended} more not ended)"

@@ -8,7 +8,17 @@ import pandas as pd
 
 from famus_hf.reporting.figures.curves import hide_rest
 from famus_hf.reporting.figures.run_records import RunRecords
-from famus_hf.reporting.figures.style import KINDS, label_panels, legend_below, line_style, new_panels, shade, short
+from famus_hf.reporting.figures.style import (
+    KINDS,
+    label_of,
+    label_panels,
+    legend_below,
+    line_style,
+    new_panels,
+    shade,
+    short,
+    short_class,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,9 +30,18 @@ CURVES = 5  # steps whose weight curves are drawn
 def _tables(groups: Groups) -> dict[str, pd.DataFrame]:
     """Return label → weights of a method's first run; of two networks, of each."""
     return {
-        f"{name}{f', {network}' if network else ''}": table
+        label_of(name, network): table
         for name, runs in groups.items()
         for network, table in runs[0].table("weights").groupby("network")
+    }
+
+
+def _styles(groups: Groups) -> dict[str, tuple[int, int]]:
+    """Return label → place of its method among all, and number of the network within it; of all of `_tables`."""
+    return {
+        label_of(name, network): (place, variant)
+        for place, (name, runs) in enumerate(groups.items())
+        for variant, (network, _) in enumerate(runs[0].table("weights").groupby("network"))
     }
 
 
@@ -77,14 +96,14 @@ def draw_clean_weights(groups: Groups) -> "Figure | None":
         return None
     steps = steps[1:] if len(steps) > 2 else steps
     figure, panels = new_panels(1, len(steps), share_y=True)
-    lines: dict[str, Any] = {}
+    styles, lines = _styles(groups), dict[str, Any]()
     for axes, step in zip(panels[0], steps, strict=True):
-        for place, (name, table) in enumerate(tables.items()):
+        for name, table in tables.items():
             histograms = {kind: (shares, edges) for kind, shares, edges in _histograms(table, step)}
             mean = _mean_weight(table, step)
             shares, edges = histograms["clean"]
             at_least = np.append(1 - np.cumsum(shares) + shares, 0.0)
-            lines[name] = axes.plot(edges / mean, at_least, **line_style(place))[0]
+            lines[name] = axes.plot(edges / mean, at_least, **line_style(*styles[name]))[0]
         axes.axvline(1, color="#888888", linewidth=0.8)
         axes.set_title(f"step {step}")
     label_panels(panels, len(steps), "weight, in means of all examples", "share with at least this")
@@ -144,14 +163,15 @@ def draw_weight_by_class(groups: Groups) -> "Figure | None":
     names = next(iter(groups.values()))[0].class_names
     figure, panels = new_panels(1, 1)
     figure.set_size_inches(max(4.5, 0.5 * len(classes) + 1.5), 3.4)
-    axes, handles = panels[0, 0], {}
+    axes, handles, styles = panels[0, 0], {}, _styles(groups)
     for place, (name, table) in enumerate(shown.items()):
         mean = table["value"].mean() or 1.0
-        style = {**line_style(place), "linestyle": "none", "marker": "osD^vPX*"[place % 8], "markersize": 5}
+        marker = "osD^vPX*"[sum(styles[name]) % 8]
+        style = {**line_style(*styles[name]), "linestyle": "none", "marker": marker, "markersize": 5}
         offset = 0.12 * (place - (len(shown) - 1) / 2)
         handles[name] = axes.plot(table["x"] + offset, table["value"] / mean, **style)[0]
     axes.axhline(1, color="#888888", linewidth=0.8)
-    labels = [short(names[label], 12) if label < len(names) else str(label) for label in classes]
+    labels = [short_class(names[label], label, 12) if label < len(names) else str(label) for label in classes]
     axes.set_xticks(classes, labels, rotation=45, ha="right")
     axes.set(ylabel="mean weight (mean class = 1)", xlabel="given label")
     axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
