@@ -23,9 +23,11 @@ from famus_hf.data.load import load_examples
 from famus_hf.data.media.modalities import modality_of_network
 from famus_hf.errors import SettingsError
 from famus_hf.hub.client_errors import hub_reason
+from famus_hf.storage.atomic import atomic_write
 from famus_hf.storage.run_folder import NOISE_FILE, REPORT_FILE
 
 SHOWN = 20  # rows that are printed
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
 
 
 def load_split(options: argparse.Namespace) -> Dataset:
@@ -84,10 +86,28 @@ def make_report(options: argparse.Namespace) -> Dataset:
     trainer = FaMUSTrainer(model, args, processing_class=processor, meta_learner=meta_learner)
     report = trainer.save_label_report(dataset)
     if options.csv:
-        with_names(report).to_csv(Path(options.output_dir) / Path(REPORT_FILE).with_suffix(".csv"))
+        write_csv(report, (Path(options.output_dir) / REPORT_FILE).with_suffix(".csv"))
     if options.push_to_hub:
         push(report, options)
     return report
+
+
+def write_csv(report: Dataset, path: Path) -> None:
+    """Write the report for spreadsheets: in UTF-8 that they know by its first bytes, and with no cell as a formula.
+
+    Raises:
+        SaveError: It can't be written.
+    """
+    table = with_names(report).to_pandas()
+    for column in table.select_dtypes(["object", "string"]):
+        table[column] = table[column].map(as_text, na_action="ignore")
+    with atomic_write(path) as beside:
+        table.to_csv(beside, index=False, encoding="utf-8-sig")
+
+
+def as_text(cell: str) -> str:
+    """Return what a spreadsheet shows as text: with an apostrophe in front where it would take it for a formula."""
+    return f"'{cell}" if cell.startswith(FORMULA) else cell
 
 
 def push(report: Dataset, options: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """Which labels are wrong: the score against brute force, the report of a run, its pictures, the script."""
 
+import codecs
 import json
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
@@ -22,7 +24,14 @@ from famus_hf.data.inputs.image_processors import default_image_processor
 from famus_hf.hub.load import files_to_push
 from famus_hf.metrics import AveragePrecision
 from famus_hf.reporting.figures.label_report import draw_contact_sheet, draw_report
-from famus_hf.reporting.label_report import class_names, clean_label_probabilities, label_report, transition_matrix
+from famus_hf.reporting.figures.style import short_class
+from famus_hf.reporting.label_report import (
+    class_names,
+    clean_label_probabilities,
+    details_of,
+    label_report,
+    transition_matrix,
+)
 from tests.helpers import clean_process
 from tests.helpers.trainers import make_trainer
 
@@ -185,9 +194,40 @@ def test_images_in_folders_are_named_by_their_files(tmp_path):
         assert rows[row["index"]] == (20 * int(number), 255 * (name == "dog"), 5)
 
 
-def test_the_contact_sheet_is_drawn_without_a_warning(tmp_path):
+def test_a_file_is_its_path_below_the_data_set_so_that_no_two_have_one_name(tmp_path):
+    places = [
+        f"{animal}/{year}/{number}.png" for animal in ("cat", "dog") for year in (2021, 2022) for number in range(6)
+    ]
+    for place in places:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (len(place), int(place[4:8]) % 200, int(place[9]))).save(tmp_path / place)
+    train = load_noisy_dataset(str(tmp_path), num_meta=0)["train"]
+    names = details_of(train)["file"]
+    assert len(set(names)) == len(train) and set(names) <= set(places)
+    shuffled = train.shuffle(seed=1)
+    assert dict(zip(shuffled["index"][:], details_of(shuffled)["file"], strict=True)) == dict(
+        zip(train["index"][:], names, strict=True)
+    )
+
+
+def test_a_spreadsheet_shows_the_csv_as_it_is(tmp_path):
+    """No cell is a formula, and names of classes are read as UTF-8."""
+    names = ["=1+1", "größer 猫", "-3"]
+    details = {"text": ["@SUM(A1)", 'a, "b"', None]}
+    report = label_report(np.array([0, 1, 2]), np.eye(3)[[1, 2, 0]], np.ones(3), names, details=details)
+    label_report_script.write_csv(report, tmp_path / "report.csv")
+    assert (tmp_path / "report.csv").read_bytes().startswith(codecs.BOM_UTF8)
+    table = pd.read_csv(tmp_path / "report.csv", encoding="utf-8-sig").sort_values("index")
+    assert table["label"].tolist() == ["'=1+1", "größer 猫", "'-3"] and table["loss"].tolist() == [1, 1, 1]
+    assert table["text"].tolist()[:2] == ["'@SUM(A1)", 'a, "b"'] and table["text"].isna().tolist()[2]
+
+
+@pytest.mark.parametrize(
+    "names", [NAMES, ["猫", "two\nlines\n\n\n\n\nand more", "owl"]], ids=["ASCII", "without glyphs or in several lines"]
+)
+def test_the_contact_sheet_is_drawn_without_a_warning(tmp_path, names):
     features = Features(
-        {name: ClassLabel(names=NAMES) for name in ("label", "predicted_label")} | {"index": Value("int64")}
+        {name: ClassLabel(names=names) for name in ("label", "predicted_label")} | {"index": Value("int64")}
     )
     report = Dataset.from_dict(
         {"label": [0] * 9, "predicted_label": [1] * 9, "index": list(range(9))}, features=features
@@ -196,6 +236,10 @@ def test_the_contact_sheet_is_drawn_without_a_warning(tmp_path):
         warnings.simplefilter("error")
         draw_contact_sheet(report, [Image.new("L", (8, 4 + row)) for row in range(9)], tmp_path / "sheet.png")
     assert Image.open(tmp_path / "sheet.png").size == (8 * 180, 2 * 240), "eight in a row, cells of 1.5 x 2 inches"
+
+
+def test_names_on_pictures_are_in_one_line_and_a_number_where_the_font_lacks_them():
+    assert short_class("two\n\nlines", 3) == "two lines" and short_class("猫", 3) == "class 3"
 
 
 def test_classes_without_names_of_their_own_are_numbered():

@@ -19,17 +19,22 @@ def file_name(path: str) -> str:
 
 
 def file_names(dataset: Dataset, column: str) -> list[str | None] | None:
-    """Return folder and name of each example's file; None where they have no files.
+    """Return the path of each example's file below the folder that holds all of them; None where they have no files.
 
-    The files are not read: of a data set that holds them itself, they would be all of its bytes.
+    At least with the folder that the file lies in, as in `cats/7.png`. The files are not read: of a data set that holds
+    them itself, they would be all of its bytes.
     """
     stored = dataset.data.column(column)  # of all rows, as they were before `select` and `shuffle`
     if not pa.types.is_struct(stored.type) or stored.type.get_field_index("path") < 0:
         return None
-    paths = pc.struct_field(stored, "path")
-    if dataset._indices is not None:
-        paths = paths.take(dataset._indices.column(0))
-    names = [None if path is None else file_name(path) for path in paths.to_pylist()]
+    paths = [None if path is None else PurePath(path).parts for path in pc.struct_field(stored, "path").to_pylist()]
+    known = [path for path in paths if path]
+    if not known:
+        return None
+    first, last = min(path[:-2] for path in known), max(path[:-2] for path in known)
+    depth = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    rows = range(len(paths)) if dataset._indices is None else dataset._indices.column(0).to_pylist()
+    names = ["/".join(path[depth:]) if path else None for path in (paths[row] for row in rows)]
     return names if any(names) else None
 
 
