@@ -23,6 +23,7 @@ from famus_hf.data.load import load_examples
 from famus_hf.data.media.modalities import modality_of_network
 from famus_hf.errors import SettingsError
 from famus_hf.hub.client_errors import hub_reason
+from famus_hf.reporting.label_report import verdict
 from famus_hf.storage.atomic import atomic_write
 from famus_hf.storage.run_folder import NOISE_FILE, REPORT_FILE
 
@@ -47,8 +48,7 @@ def main(argv: list[str], program: str = "label_report.py") -> None:
     with started_as(program):
         report = make_report(options)
     print(with_names(report.select(range(min(SHOWN, len(report))))).to_pandas().to_string(index=False))
-    suspect = sum(probability < 0.5 for probability in report["clean_probability"])
-    print(f"{suspect} of {len(report)} labels are more likely wrong than right: see {options.output_dir}")
+    print(f"{verdict(report)}: see {options.output_dir}")
 
 
 def build_parser(program: str) -> argparse.ArgumentParser:
@@ -57,7 +57,7 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="folder of a run, or user/name on the Hub")
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
     add_source_flags(parser)
-    parser.add_argument("--noise_file", help="noise.parquet of a run: judge the labels that it was trained on")
+    parser.add_argument("--noise_file", help="noise.parquet of a run: rank the labels that it was trained on")
     parser.add_argument("--split", default="train", help="whose labels are judged")
     parser.add_argument("--output_dir", default="outputs/label_report", help="of the table and the pictures")
     parser.add_argument("--csv", action="store_true", help="write label_report.csv as well, with names of classes")
@@ -84,7 +84,7 @@ def make_report(options: argparse.Namespace) -> Dataset:
         report_to="none",
     )
     trainer = FaMUSTrainer(model, args, processing_class=processor, meta_learner=meta_learner)
-    report = trainer.save_label_report(dataset)
+    report = trainer.save_label_report(dataset, is_trained_on=options.noise_file is not None)
     if options.csv:
         write_csv(report, (Path(options.output_dir) / REPORT_FILE).with_suffix(".csv"))
     if options.push_to_hub:

@@ -14,20 +14,31 @@ from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.data.sources.idx import is_called_fashion, is_idx_folder
 from famus_hf.data.sources.load_source import DATA_LICENSES, HUB_DATASETS
 from famus_hf.metrics import AveragePrecision
+from famus_hf.reporting.label_report import judged
 from famus_hf.two_networks.peer import Peer
 
 
 def summary_of(report: Dataset) -> dict[str, Any]:
-    """Return what all_results.json says of a label report."""
-    sound = np.asarray(report["clean_probability"][:])
-    summary: dict[str, Any] = {
-        "suspect_labels": int((sound < 0.5).sum()),
-        "estimated_noise_rate_by_label_report": float(1 - sound.mean()),
-    }
+    """Return what all_results.json says of a label report.
+
+    Examples that could not be judged count in nothing else than their own number, the first rows of the report.
+    """
+    finite = judged(report)
+    summary: dict[str, Any] = {"suspect_labels": None, "estimated_noise_rate_by_label_report": None}
+    if report.info.description:
+        summary["label_report_doubt"] = report.info.description
+    elif len(finite):
+        sound = np.asarray(finite["clean_probability"][:])
+        summary["suspect_labels"] = int((sound < 0.5).sum())
+        summary["estimated_noise_rate_by_label_report"] = float(1 - sound.mean())
+    if len(finite) < len(report):
+        summary["examples_not_finite"] = len(report) - len(finite)
     if "clean_label" in report.features:
-        wrong = np.asarray(report["label"][:]) != np.asarray(report["clean_label"][:])
+        wrong = np.asarray(finite["label"][:]) != np.asarray(finite["clean_label"][:])
         if wrong.any():
-            score = AveragePrecision().compute(predictions=1 - sound, references=wrong.astype(int))
+            score = AveragePrecision().compute(
+                predictions=-np.arange(len(wrong), dtype=float), references=wrong.astype(int)
+            )
             summary["wrong_label_average_precision"] = score["average_precision"]
     return summary
 

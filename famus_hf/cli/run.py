@@ -119,10 +119,12 @@ class Run:
         }
         trainer.save_model(_internal_call=True)
         trainer.save_state()
-        if with_label_report:
-            results |= summary_of(trainer.save_label_report())
         if trainer.is_world_process_zero():
             self.write_records(results)
+        if with_label_report:
+            results |= summary_of(trainer.save_label_report())
+            if trainer.is_world_process_zero():
+                self.write_results(results)
         self.push_or_write_card(results, card or {})
         return results
 
@@ -168,10 +170,13 @@ class Run:
             "meta_set_purity": meta.purity if isinstance(meta, PseudoCleanSet) else None,
         }
 
-    def write_records(self, results: dict[str, Any]) -> None:
-        folder, train = Path(str(self.args.output_dir)), self.data["train"]
-        with atomic_write(folder / RESULTS) as path:
+    def write_results(self, results: dict[str, Any]) -> None:
+        with atomic_write(Path(str(self.args.output_dir)) / RESULTS) as path:
             path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+    def write_records(self, results: dict[str, Any]) -> None:
+        self.write_results(results)
+        folder, train = Path(str(self.args.output_dir)), self.data["train"]
         if self.data_args.streaming:
             return  # its labels are a function of seed and row
         write_noise_file(
@@ -201,6 +206,7 @@ class Run:
             "metrics": {"last": results["eval_accuracy"], "best": results["best_eval_accuracy"]},
             "seconds_per_step": results["train_seconds_per_step"],
             "suspects": self.describe_suspects(results),
+            "label_report_doubt": results.get("label_report_doubt"),
             **card,
         }
         if not self.args.push_to_hub:
@@ -214,7 +220,7 @@ class Run:
             self.unpushed = f"{error.failure}; the run is whole in {args.output_dir!r}, push it with: {again}"
 
     def describe_suspects(self, results: dict[str, Any]) -> str | None:
-        if "suspect_labels" not in results:
+        if results.get("suspect_labels") is None:
             return None
         count, total = results["suspect_labels"], len(self.data["train"])
         return f"{count} of {total} ({100 * count / total:.1f} %)"

@@ -91,7 +91,7 @@ class ExampleEvaluator:
         if not has_length(dataset) or len(dataset) == 0:
             raise DataError("a data set that is empty, or a stream, can't be examined: give one whose size is known")
         columns: dict[str, list[np.ndarray]] = {}
-        scale = self._logit_scale(network)
+        scale = self.logit_scale(network)
         for logits, labels, inputs in self._passes(network, dataset, progress):
             given = inputs["labels"] if inputs["labels"].dim() == 1 else inputs["labels"].argmax(1)
             if given.min() < 0 or given.max() >= logits.shape[1]:
@@ -113,7 +113,7 @@ class ExampleEvaluator:
             whole["labels"], whole["losses"], whole.get("probabilities"), whole.get("clean_label"), whole.get("index")
         )
 
-    def _logit_scale(self, network: nn.Module) -> float:
+    def logit_scale(self, network: nn.Module) -> float:
         """Return the factor of logits before the softmax: LDAM's scale for cosines, which lie in [−1, 1], else 1."""
         cosines = getattr(getattr(network, "config", None), "cosine_classifier", False)
         return self.args.ldam_scale if cosines else 1.0

@@ -1,9 +1,9 @@
 """Which labels of a data set are probably wrong: one row for each example, the most suspect first.
 
 A network that learned from noisy labels with FaMUS tells what the true class of an example probably is. How often
-examples of class k are labelled y is counted over the whole data set, and Bayes' rule then gives the probability that
-this very label is right. So a label is suspect where the network finds a class likely that is often given this label,
-and not merely where it finds the label unlikely.
+examples of class k are labelled y is estimated over the whole data set, and Bayes' rule then gives the probability that
+this very label is right (`famus_hf.core.transitions`). So a label is suspect where the network finds a class likely
+that is often given this label, and not merely where it finds the label unlikely.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,20 @@ from typing import Any, cast
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
 
+from famus_hf.core.beliefs import HonestBeliefs
 from famus_hf.core.meta_learners import MetaLearner, raw_weights
+from famus_hf.core.transitions import clean_label_probabilities, clean_label_probabilities_by_trusted
 from famus_hf.data.inputs.convert import raw_modality
 from famus_hf.data.media.examples import file_names
 from famus_hf.data.media.modalities import TEXT
 from famus_hf.data.per_example import PerExample
+from famus_hf.errors import first_few
 from famus_hf.reporting.figures.label_report import draw_report
 from famus_hf.storage.atomic import atomic_write
 from famus_hf.storage.run_folder import REPORT_FILE
 
 TEXT_COLUMNS = ("text", "text_pair")
 SHOWN_LENGTH = 200  # characters of a text in a report
-SMALLEST = 1e-12  # of a probability, so that no quotient is 0/0
-CHUNK = 2**14  # examples at once, as all at once would take several times the memory of their probabilities
 
 
 def label_report(
@@ -38,8 +39,12 @@ def label_report(
     details: Mapping[str, Sequence[str | None]] | None = None,
     weights: np.ndarray | None = None,
     clean_labels: np.ndarray | None = None,
+    clean_probabilities: np.ndarray | None = None,
+    doubt: str = "",
 ) -> Dataset:
-    """Return the report as a data set, sorted by `clean_probability`, the most suspect example first.
+    """Return the report as a data set, sorted by the probability that a label is right, the most suspect example first.
+
+    Before them come examples whose predictions or losses are not finite: without these, and without a probability.
 
     Args:
         labels: Shape (N,), the given labels.
@@ -50,22 +55,27 @@ def label_report(
         details: Column → N strings by which a reader knows the examples: `file`, or `text` and `text_pair`.
         weights: Shape (N,), V of the meta-learner, where it has such weights.
         clean_labels: Shape (N,), where known.
+        clean_probabilities: Shape (N,); default: those by `probabilities`.
+        doubt: Why the probabilities can't be told, and are left out; the order is by them all the same.
 
     Returns:
         Columns `index`, those of `details`, `label`, `predicted_label`, `loss`, `weight`, `clean_probability`
-        and, where known, `clean_label`.
+        and, where known, `clean_label`. Its `info.description` is the doubt.
     """
-    clean_probabilities = clean_label_probabilities(labels, probabilities)
-    order = np.lexsort((-losses, clean_probabilities))  # by the last key first
+    finite = np.isfinite(probabilities).all(1) & np.isfinite(losses)
+    if clean_probabilities is None:
+        clean_probabilities = np.zeros(len(labels))
+        clean_probabilities[finite] = clean_label_probabilities(labels[finite], probabilities[finite])
+    order = np.lexsort((-np.where(finite, losses, 0), clean_probabilities, finite))  # by the last key first
     names = ClassLabel(names=list(class_names))
     columns: dict[str, tuple[Any, Any]] = {
         "index": (np.arange(len(labels)) if index is None else np.asarray(index), Value("int64")),
         **{name: (values, Value("string")) for name, values in (details or {}).items()},
         "label": (labels, names),
-        "predicted_label": (probabilities.argmax(1), names),
-        "loss": (losses, Value("float32")),
-        "weight": (weights, Value("float32")),
-        "clean_probability": (clean_probabilities, Value("float32")),
+        "predicted_label": (_where(finite, probabilities.argmax(1)), names),
+        "loss": (_where(finite, losses), Value("float32")),
+        "weight": (None if weights is None else _where(finite, weights), Value("float32")),
+        "clean_probability": (None if doubt else _where(finite, clean_probabilities), Value("float32")),
         "clean_label": (clean_labels, names),
     }
     if clean_labels is None:
@@ -75,38 +85,37 @@ def label_report(
         name: [None] * len(rows) if values is None else [values[row] for row in rows]
         for name, (values, _) in columns.items()
     }
-    return Dataset.from_dict(content, features=Features({name: feature for name, (_, feature) in columns.items()}))
+    report = Dataset.from_dict(content, features=Features({name: feature for name, (_, feature) in columns.items()}))
+    report.info.description = doubt
+    return report
 
 
-def clean_label_probabilities(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return P(true class = given label | example, given label), shape (N,).
-
-    Args:
-        labels: Shape (N,), the given labels y.
-        probabilities: Shape (N, C), P(true class = k | example).
-    """
-    matrix = transition_matrix(labels, probabilities)
-    clean_probabilities = np.empty(len(labels))
-    for start in range(0, len(labels), CHUNK):
-        given = labels[start : start + CHUNK]
-        joint = probabilities[start : start + CHUNK].clip(min=SMALLEST) * matrix[:, given].T  # of true class and label
-        clean_probabilities[start : start + CHUNK] = joint[np.arange(len(given)), given] / joint.sum(1)
-    return clean_probabilities
+def _where(finite: np.ndarray, values: np.ndarray) -> list[Any]:
+    return [value if is_finite else None for value, is_finite in zip(values.tolist(), finite, strict=True)]
 
 
-def transition_matrix(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return T_ky = P(given label y | true class k), shape (C, C): examples count for the class that is predicted.
+def judged(report: Dataset) -> Dataset:
+    """Return the report without its first rows where those are of examples that are not finite to the network."""
+    unjudged = report["loss"][:].count(None)
+    return report.select(range(unjudged, len(report)))
 
-    Whole examples are counted, and not their probabilities: a network that has memorised the wrong labels explains them
-    all, and by its probabilities no label would ever be wrong. Each count starts from one.
 
-    Args:
-        labels: Shape (N,), the given labels.
-        probabilities: Shape (N, C), P(true class = k | example).
-    """
-    counts = np.ones((probabilities.shape[1],) * 2)
-    np.add.at(counts, (probabilities.argmax(1), labels), 1)
-    return counts / counts.sum(1, keepdims=True)
+def verdict(report: Dataset) -> str:
+    """Return how many labels are suspect, or why that can't be told, and which examples could not be judged."""
+    finite, words = judged(report), []
+    suspect = sum(probability < 0.5 for probability in finite["clean_probability"][:] if probability is not None)
+    if report.info.description or len(finite) == finite["clean_probability"][:].count(None):
+        reason = report.info.description or "there is no number for any of them"
+        words.append(f"how many of {len(finite)} labels are wrong can't be told, as {reason}")
+    else:
+        words.append(f"{suspect} of {len(finite)} labels are more likely wrong than right")
+    unjudged = report["index"][: len(report) - len(finite)]
+    if unjudged:
+        words.append(
+            f"{len(unjudged)} examples, the first rows, could not be judged, as what the network makes of them is not "
+            f"finite (index {first_few(unjudged)})"
+        )
+    return "; ".join(words)
 
 
 def class_names(model: Any, num_labels: int) -> list[str]:
@@ -119,7 +128,14 @@ def class_names(model: Any, num_labels: int) -> list[str]:
 # ---- Of a run ----
 
 
-def report_of(examples: PerExample, dataset: Any, network: Any, meta_learner: MetaLearner | None) -> Dataset:
+def report_of(
+    examples: PerExample,
+    dataset: Any,
+    network: Any,
+    meta_learner: MetaLearner | None,
+    beliefs: HonestBeliefs | None,
+    doubt: str,
+) -> Dataset:
     """Return the report of what a network makes of a data set.
 
     Args:
@@ -127,8 +143,19 @@ def report_of(examples: PerExample, dataset: Any, network: Any, meta_learner: Me
         dataset: Whose examples are named in it.
         network: Whose configuration has the names of the classes.
         meta_learner: Ψ, if there is one.
+        beliefs: Of the network before it learned from these labels, in the order of the data set, where they are known:
+            by them labels are judged and classes predicted.
+        doubt: Why probabilities can't be told.
     """
-    probabilities = cast(np.ndarray, examples.probabilities)
+    probabilities, sound = cast(np.ndarray, examples.probabilities), None
+    if beliefs is not None:
+        believed = beliefs.probabilities.numpy(force=True)
+        came_by = believed.any(1, keepdims=True)  # of others the network has not learned the labels at all
+        finite = np.isfinite(probabilities).all(1)
+        probabilities = np.where(finite[:, None], np.where(came_by, believed, probabilities), np.nan)
+        trusted = beliefs.trusted_labels.numpy(force=True), beliefs.trusted.numpy(force=True)
+        sound = np.zeros(len(finite))
+        sound[finite] = clean_label_probabilities_by_trusted(examples.labels[finite], probabilities[finite], *trusted)
     return label_report(
         examples.labels,
         probabilities,
@@ -138,6 +165,8 @@ def report_of(examples: PerExample, dataset: Any, network: Any, meta_learner: Me
         details=details_of(dataset),
         weights=raw_weights(meta_learner, examples.losses),
         clean_labels=examples.clean_labels,
+        clean_probabilities=sound,
+        doubt=doubt,
     )
 
 
@@ -156,7 +185,7 @@ def save_report(report: Dataset, dataset: Any, meta_learner: MetaLearner | None,
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / REPORT_FILE) as path:
         report.to_parquet(path)
-    draw_report(report, dataset, lambda losses: raw_weights(meta_learner, losses), folder)
+    draw_report(judged(report), dataset, lambda losses: raw_weights(meta_learner, losses), folder)
 
 
 def details_of(dataset: Any) -> dict[str, list[str | None]]:

@@ -74,7 +74,7 @@ def render_model_card(facts: dict[str, Any]) -> ModelCard:
         model_name=facts["model_name"] if results else None,
         eval_results=results or None,
     )
-    shown = {"baselines": [], "seconds_per_step": None, "modality": modality, **facts}
+    shown = {"baselines": [], "seconds_per_step": None, "modality": modality, "label_report_doubt": None, **facts}
     shown["ratio"] = _ratio_to_plain(shown)
     last = shown["metrics"].get("last", 1.0)
     shown["better"] = [row["method"] for row in shown["baselines"] if row.get("last", 0.0) > last]

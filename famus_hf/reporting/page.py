@@ -24,7 +24,7 @@ from famus_hf.errors import reason_of
 from famus_hf.reporting.figures.label_report import OF_REPORT, SHEET
 from famus_hf.reporting.figures.run_records import RunRecords, read_run
 from famus_hf.reporting.figures.runs import draw_runs
-from famus_hf.reporting.label_report import TEXT_COLUMNS
+from famus_hf.reporting.label_report import TEXT_COLUMNS, judged, verdict
 from famus_hf.reporting.tables import format_rate
 from famus_hf.storage.run_folder import FIGURES, REPORT_FILE
 
@@ -94,13 +94,14 @@ def suspects_of(report: Dataset, files: Mapping[int, str], note: str) -> dict[st
     """Return what the page says of the label report.
 
     Args:
-        report: See `famus_hf.reporting.label_report`.
+        report: See `famus_hf.reporting.label_report`, with the doubt in its description where there is one.
         files: Index → data URI of an image or a recording.
         note: Why there are none.
     """
+    words, report = verdict(report), judged(report)
     labels, names = report["label"][:], report.features["label"]
     predicted = report["predicted_label"][:]
-    suspect = [chance < 0.5 for chance in report["clean_probability"][:]]
+    suspect = [chance is not None and chance < 0.5 for chance in report["clean_probability"][:]]
     per_class, wrong = Counter(labels), Counter[int]()
     looks_like: dict[int, Counter[int]] = {}
     for label, other, is_suspect in zip(labels, predicted, suspect, strict=True):
@@ -118,8 +119,7 @@ def suspects_of(report: Dataset, files: Mapping[int, str], note: str) -> dict[st
     ]
     examples = [example_of(row, names, files) for row in report.select(range(min(SHOWN, len(report))))]
     return {
-        "sentence": f"Of {len(report)} training examples, {sum(suspect)} ({100 * sum(suspect) / len(report):.1f} %) "
-        "have a label that is more likely wrong than right.",
+        "sentence": f"{words[0].upper()}{words[1:]}.",
         "classes": classes,
         "examples": examples,
         "has_images": any(example["image"] for example in examples),
@@ -135,7 +135,7 @@ def example_of(row: dict[str, Any], names: ClassLabel, files: Mapping[int, str])
         "where": row.get("file") or f"example {row['index']}",
         "given": names.int2str(row["label"]),
         "predicted": names.int2str(row["predicted_label"]),
-        "chance": f"{100 * row['clean_probability']:.1f} %",
+        "chance": None if row["clean_probability"] is None else f"{100 * row['clean_probability']:.1f} %",
         "image": file if file.startswith("data:image") else None,
         "sound": file if file.startswith("data:audio") else None,
         "text": " / ".join(row[name] for name in TEXT_COLUMNS if row.get(name)),
@@ -228,7 +228,7 @@ def make_page(folder: Path, beside: Sequence[Path], source: Mapping[str, Any]) -
     if (folder / REPORT_FILE).is_file():
         if source.get("name") is None and source.get("train_dir") is None:
             source = {**source, "name": run.results.get("dataset_name")}
-        suspects = read_suspects(folder / REPORT_FILE, source)
+        suspects = read_suspects(folder / REPORT_FILE, source, run.results.get("label_report_doubt", ""))
         if suspects["has_images"]:
             pictures.pop(Path(SHEET).stem, None)  # the same images
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -244,14 +244,21 @@ def make_page(folder: Path, beside: Sequence[Path], source: Mapping[str, Any]) -
     )
 
 
-def read_suspects(report_file: Path, source: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the page says of a run's label report, with images or recordings where the data can be read."""
+def read_suspects(report_file: Path, source: Mapping[str, Any], doubt: str) -> dict[str, Any]:
+    """Return what the page says of a run's label report, with images or recordings where the data can be read.
+
+    Args:
+        report_file: Of the run.
+        source: Arguments of `load_noisy_dataset` that say where the data lie.
+        doubt: Why the run could not tell how many labels are wrong.
+    """
     with tempfile.TemporaryDirectory() as cache:
         # In memory, as it outlives the folder of the cache.
         report = Dataset.from_parquet(str(report_file), cache_dir=cache, keep_in_memory=True)
+    report.info.description = str(doubt)
     if "text" in report.features:  # which the report holds itself
         return suspects_of(report, {}, "")
-    return suspects_of(report, *files_of(source, report["index"][:SHOWN]))
+    return suspects_of(report, *files_of(source, judged(report)["index"][:SHOWN]))
 
 
 def summary_of_run(run: RunRecords) -> str:

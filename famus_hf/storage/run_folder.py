@@ -35,6 +35,7 @@ TRAINER_STATE = "trainer_state.json"  # as transformers calls it
 
 MANIFEST = "checkpoint_files.json"
 META_STATE = "meta_state.pt"
+BELIEFS = "beliefs.safetensors"  # what the network believed of each example before it learned from it
 TRAINED_ON = "trained_on.json"  # which data, and by which settings
 LAST_CHECKPOINT = "last-checkpoint"  # on the Hub, as transformers calls it
 UNFINISHED = ".unfinished"  # a folder within the one that is written to; nothing in it is ever read

@@ -14,27 +14,33 @@ from famus_hf.data.inputs.raw_data import DataForm
 from famus_hf.data.labels.noise_file import write_noise_file
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
 from famus_hf.data.media.modalities import Modality
-from famus_hf.data.per_example import ExampleEvaluator
 from famus_hf.errors import SettingsError
 from famus_hf.reporting import model_card
 from famus_hf.reporting.label_report import report_of, save_report
 from famus_hf.storage.atomic import atomic_write
 from famus_hf.storage.model_folder import adapted_network
 from famus_hf.storage.run_folder import CARD, NOISE_FILE, REPORT_FILE
+from famus_hf.trainer.beliefs_mixin import NOT_SEEN, BeliefsMixin
 from famus_hf.trainer.hub_mixin import HubMixin
 from famus_hf.trainer.learning_mixin import LearningMixin
 
 logger = logging.getLogger("famus_hf")
 
-OF_ONE_TRAINING = ("metrics", "suspects", "seconds_per_step", "baselines", "compared")  # facts of the model card
+OF_ONE_TRAINING = (
+    "metrics",
+    "suspects",
+    "label_report_doubt",
+    "seconds_per_step",
+    "baselines",
+    "compared",
+)  # facts of the model card
 
 
-class RecordsMixin(HubMixin, LearningMixin):
+class RecordsMixin(BeliefsMixin, HubMixin, LearningMixin):
     """What a Trainer needs to write label report, noise file and model card.
 
     Attributes:
         modality: Whether it learns from images, texts or recordings.
-        evaluate_examples: Network, data set, loss → what the network makes of each example.
         form: How its data sets are taken: with which columns and classes.
     """
 
@@ -42,7 +48,6 @@ class RecordsMixin(HubMixin, LearningMixin):
     meta_dataset: Any
     modality: Modality
     base_loss: PerExampleLoss
-    evaluate_examples: ExampleEvaluator
     form: DataForm
 
     def __init__(self, *arguments: Any, **keywords: Any):
@@ -56,29 +61,39 @@ class RecordsMixin(HubMixin, LearningMixin):
 
     # ---- Suspect labels ----
 
-    def label_report(self, dataset: Any = None) -> Dataset:
+    def label_report(self, dataset: Any = None, is_trained_on: bool = False) -> Dataset:
         """Return which labels are probably wrong, the most suspect first. All processes call it.
 
         Args:
-            dataset: In the form of `train_dataset`, which is the default; each label is judged by the network as it is.
+            dataset: In the form of `train_dataset`. Its labels are judged by the network as it is; those of
+                `train_dataset`, the default, by what it believed before it learned them.
+            is_trained_on: Whether the network has learned from these very labels of a data set, which then can't be
+                told from wrong ones.
 
         Returns:
             Columns `index`, `file` (of what lies in folders) or `text` (its beginning), `label`, `predicted_label`,
             `loss` (under `base_loss`; cross-entropy in a trainer without a training set), `weight` (V by the
-            meta-learner; None where it has none for a loss alone), `clean_probability` and, where known, `clean_label`.
-            `famus_hf.reporting.label_report` has more.
+            meta-learner; None where it has none for a loss alone), `clean_probability` (None where it can't be told,
+            for the reason in `info.description`) and, where known, `clean_label`. `famus_hf.reporting.label_report` has
+            more.
 
         Raises:
             DataError: The data set is a stream, or empty, or of other classes.
         """
+        if dataset is None and not self.args.load_best_model_at_end:  # else the network is no longer the last one
+            self.close_epoch_of_beliefs(is_over=True)
         known = self.form.of(dataset, "the data set")
         inputs = self.train_dataset if dataset is None else as_model_inputs(known, self.processing_class)
         examples = self.evaluate_examples(
             self.model, inputs, self.base_loss, with_probabilities=True, progress="Examining labels"
         )
-        return report_of(examples, inputs, self.model, self.meta_learner)
+        doubt = self.doubt if dataset is None else NOT_SEEN if is_trained_on else ""
+        beliefs = self.beliefs.honest if dataset is None and self.beliefs is not None else None
+        return report_of(examples, inputs, self.model, self.meta_learner, beliefs, doubt)
 
-    def save_label_report(self, dataset: Any = None, folder: str | Path | None = None) -> Dataset:
+    def save_label_report(
+        self, dataset: Any = None, folder: str | Path | None = None, is_trained_on: bool = False
+    ) -> Dataset:
         """Write `label_report` to label_report.parquet in the output folder or another; pictures in `figures/`.
 
         The pictures: the most suspect images, where they are at hand; the meta-learner's weights, if it has such. All
@@ -88,7 +103,7 @@ class RecordsMixin(HubMixin, LearningMixin):
             DataError: As `label_report`.
             SaveError: It can't be written.
         """
-        report = self.label_report(dataset)
+        report = self.label_report(dataset, is_trained_on)
         if self.is_world_process_zero():
             raw = self.train_dataset if dataset is None else dataset
             save_report(report, raw, self.meta_learner, Path(folder or str(self.args.output_dir)))

@@ -49,6 +49,7 @@ from famus_hf.reporting.diagnostics.mean_metrics import MeanMetrics
 from famus_hf.reporting.diagnostics.training_time import TrainingTime
 from famus_hf.trainer import factory, preflight
 from famus_hf.trainer.batches_mixin import BatchesMixin
+from famus_hf.trainer.beliefs_mixin import BeliefsMixin
 from famus_hf.trainer.checkpointing import CheckpointingMixin
 from famus_hf.trainer.classifier_mixin import ClassifierMixin, without_label_smoothing
 from famus_hf.trainer.hub_mixin import HubMixin
@@ -58,7 +59,9 @@ from famus_hf.trainer.records_mixin import RecordsMixin
 from famus_hf.training_args import FaMUSTrainingArguments
 
 
-class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, HubMixin, ClassifierMixin, Trainer):
+class FaMUSTrainer(
+    BatchesMixin, LogsMixin, RecordsMixin, BeliefsMixin, CheckpointingMixin, HubMixin, ClassifierMixin, Trainer
+):
     """Trains a classifier on noisy labels; a meta-learner, taught by a clean meta set, weighs the examples.
 
     Paper: Xu, Zhu, Jiang, Yang, "Faster Meta Update Strategy for Noise-Robust Deep Learning", CVPR 2021,
@@ -356,8 +359,10 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Take Virtual-Train (Eq. 3), Meta-Train (Eq. 4, 6–12), Actual-Train (Eq. 5) on a batch. Return its loss."""
-        batch = self._training_batch(inputs)
+        self.close_epoch_of_beliefs(is_over=False)
+        batch, index = self._training_batch(inputs), inputs.get("index")
         if self.stages is None or self.schedule.is_warmup(self.state):
+            self._batch_index = index
             return self._plain_step(model, batch, self.model, num_items_in_batch)
         self._follow_frozen(self.stages)
         self._refresh_meta_set()
@@ -365,6 +370,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         is_meta_step, clean_labels = self.schedule.is_meta_step(self.state), inputs.get("clean_label")
         with self._guarded_step(model, self.stages) as step:
             train = self.stages.forward(model, batch, is_meta_step)  # z at w; its graph serves both backward passes
+            self.note_beliefs(index, train.logits, train.labels)
             virtual = None
             if is_meta_step:
                 # g = ∇_w J(w, θ), ŵ = w − αPg: Eq. (3)
@@ -496,6 +502,7 @@ class FaMUSTrainer(BatchesMixin, LogsMixin, RecordsMixin, CheckpointingMixin, Hu
         for chosen in self._chosen_sets:
             chosen.forget()
         self.forget_earlier_training()
+        self.begin_beliefs()
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
 from torch.utils.data import Dataset
 
+from famus_hf.core.transitions import with_noise_rate
 from famus_hf.data.labels.pseudo_clean import (
     OTHER,
     PseudoCleanSet,
@@ -50,26 +50,6 @@ def noise_rate_by_anchors(probabilities: np.ndarray) -> float:
     predicted, largest = probabilities.argmax(1), probabilities.max(1)
     surest = {label: np.quantile(largest[predicted == label], ANCHOR_QUANTILE) for label in np.unique(predicted)}
     return float(1 - np.mean([surest[label] for label in predicted]))
-
-
-def calibrated(clean_probabilities: np.ndarray, noise_rate: float) -> np.ndarray:
-    """Return c with all odds multiplied by one factor, so that the mean of 1 − c is the noise rate; shape (N,).
-
-    That is the posterior of the same mixture with another share of wrong labels. c of exactly 0 stays.
-    """
-    with np.errstate(divide="ignore"):
-        odds = np.log(clean_probabilities) - np.log1p(-np.minimum(clean_probabilities, 1 - 1e-15))
-
-    def shifted(shift: float) -> np.ndarray:
-        return np.exp(-np.logaddexp(0, -(odds + shift)))
-
-    def excess(shift: float) -> float:
-        """Return the mean of 1 − c beyond the noise rate; falls with the shift, the logarithm of the factor."""
-        return float(np.mean(1 - shifted(shift)) - noise_rate)
-
-    if excess(800.0) >= 0:  # more of c than that is exactly 0
-        return shifted(800.0)
-    return shifted(-800.0 if excess(-800.0) <= 0 else brentq(excess, -800.0, 800.0, xtol=1e-13))
 
 
 def labelled_examples(
@@ -185,7 +165,7 @@ class CoDivide(PseudoCleanSet):
             rate = self.noise_rate if self.noise_rate >= NEGLIGIBLE else 0.0
             most = min(1.0, CAUTION * rate)
             plausible = float(np.clip(self.mixture_noise_rate, min(rate, MOST_BY_ESTIMATE), most))
-            c = c if plausible == self.mixture_noise_rate else calibrated(c, plausible)
+            c = c if plausible == self.mixture_noise_rate else with_noise_rate(c, plausible)
         labelled = labelled_examples(losses, c, examples.labels, batch_size, threshold, tells_apart)
         self.rows, self.unlabelled = rows[labelled], rows[~labelled]
         self.clean_probabilities = np.zeros(len(self.train_dataset))

@@ -29,7 +29,7 @@ from transformers import set_seed
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_noisy_dataset
 from famus_hf.cli.program import started_as
-from famus_hf.reporting.label_report import clean_label_probabilities
+from famus_hf.core.transitions import clean_label_probabilities
 from famus_hf.reporting.tables import format_mean
 
 NETWORKS: dict[str, dict[str, Any]] = {"plain": {"meta_learner": "none"}, "FaMUS": {"preset": "fast"}}
@@ -88,6 +88,8 @@ class Comparison:
         report = self.train("FaMUS", self.data["train"]).label_report().sort("index")
         order = np.argsort(self.data["train"]["index"][:])
         sound = np.empty(len(order))
+        if report.info.description:
+            raise ValueError(f"the report of {self.options.output_dir} can't tell, as {report.info.description}")
         sound[order] = report["clean_probability"][:]
         yield "label report of one FaMUS run", {**self.judge_ours(sound), "seconds": time.perf_counter() - started}
 

@@ -53,7 +53,7 @@ def test_a_browser_shows_the_page_and_fetches_nothing(compared_runs, tmp_path):
         own = json.loads((compared_runs / name / "all_results.json").read_text())
         accuracies = [f"{100 * own[key]:.1f} %" for key in ("eval_accuracy", "best_eval_accuracy")]
         assert " ".join([own["method"], *accuracies]) in words
-    assert f"Of 360 training examples, {results['suspect_labels']} (" in words
+    assert f"How many of 360 labels are wrong can't be told, as {results['label_report_doubt']}." in words
     report = Dataset.from_parquet(str(compared_runs / "own" / REPORT_FILE), cache_dir=str(tmp_path / "cache"))
     for row in report.select(range(pages.SHOWN)):
         given, predicted = (report.features[name].int2str(row[name]) for name in ("label", "predicted_label"))
@@ -107,6 +107,13 @@ def test_texts_are_shown_and_are_no_markup(compared_runs, tmp_path):
     report.to_parquet(str(tmp_path / "run" / REPORT_FILE))
     script.main([str(tmp_path / "run"), "--dataset_name", str(tmp_path / "gone")])
     text = (tmp_path / "run" / "report.html").read_text()
+    assert "of 2 labels are wrong can&#39;t be told" in text, "results of the run say why"
+    results = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    del results["label_report_doubt"]
+    (tmp_path / "run" / "all_results.json").write_text(json.dumps(results))
+    script.main([str(tmp_path / "run"), "--dataset_name", str(tmp_path / "gone")])
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "2 of 2 labels are more likely wrong than right." in text and "chance that the label is right: " in text
     assert "<q>a &lt;b&gt;bold&lt;/b&gt; claim / and its pair</q>" in text and "<q>none</q>" in text
 
 

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.mixture import GaussianMixture
 
+from famus_hf.core.transitions import with_noise_rate
 from famus_hf.data.labels.pseudo_clean import MIXTURE, clean_probabilities, scaled_to_one
 from famus_hf.data.per_example import PerExample
 from famus_hf.two_networks.co_divide import (
     CoDivide,
     Part,
-    calibrated,
     collated,
     labelled_examples,
     noise_rate_by_anchors,
@@ -446,7 +446,7 @@ def test_the_surest_predictions_of_a_class_tell_its_share_of_right_labels():
 @pytest.mark.parametrize("rate", [0.02, 0.2, 0.4, 0.8])
 def test_calibrated_probabilities_have_the_noise_rate_keep_their_order_and_multiply_odds_alike(rate):
     c = np.sort(np.random.default_rng(0).beta(0.3, 0.2, 500))
-    found = calibrated(c, rate)
+    found = with_noise_rate(c, rate)
     assert (1 - found).mean() == pytest.approx(rate, abs=1e-9)
     assert (np.diff(found) >= 0).all() and ((found >= 0) & (found <= 1)).all()
     inner = (c > 1e-6) & (c < 1 - 1e-6) & (found > 1e-6) & (found < 1 - 1e-6)
@@ -457,7 +457,7 @@ def test_calibrated_probabilities_have_the_noise_rate_keep_their_order_and_multi
 def test_certainties_and_rates_that_can_not_be_reached_stay_finite():
     c = np.array([0.0, 0.0, 1e-300, 0.5, 1.0])
     for rate in (0.0, 0.1, 1.0):
-        found = calibrated(c, rate)
+        found = with_noise_rate(c, rate)
         assert np.isfinite(found).all() and (found[:2] == 0).all()
 
 

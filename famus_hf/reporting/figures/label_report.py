@@ -28,7 +28,7 @@ def draw_report(report: Dataset, dataset: Any, weigh: Callable[[np.ndarray], np.
     """Draw the pictures of a label report, in `figures/` below a folder, in place of those of an earlier one.
 
     Args:
-        report: See `famus_hf.reporting.label_report`.
+        report: See `famus_hf.reporting.label_report`; of examples that could be judged.
         dataset: The data set that it is of; its images are drawn where it has any.
         weigh: Losses → weights V, both of shape (n,), or None where the meta-learner has none for a loss alone.
         folder: Of the run.
@@ -36,6 +36,8 @@ def draw_report(report: Dataset, dataset: Any, weigh: Callable[[np.ndarray], np.
     target = folder / FIGURES
     for name in PICTURES:  # of an earlier report, which would be taken for this one's
         (target / name).unlink(missing_ok=True)
+    if len(report) == 0:
+        return
     images = _images(dataset, report["index"][:SHOWN])
     if images:
         draw_contact_sheet(report, images, target / SHEET)

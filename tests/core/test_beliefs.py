@@ -1,0 +1,89 @@
+"""Running predictions: averages by hand, what is kept of them, and processes that share the examples."""
+
+from types import SimpleNamespace
+
+import torch
+
+from famus_hf.core.beliefs import DECAY, RunningBeliefs
+
+
+def sure(labels, how_sure, count=3):
+    """Predictions of these classes, as sure as that."""
+    rest = (1 - how_sure) / (count - 1)
+    return torch.full((len(labels), count), rest).scatter(1, torch.tensor(labels)[:, None], how_sure)
+
+
+def test_running_predictions_are_averages_with_decaying_weights():
+    beliefs, rng = RunningBeliefs(3, 2, 3), torch.Generator().manual_seed(0)
+    visits = {0: [], 1: [], 2: []}
+    for rows, right in (([0, 1], [0, 0, 1]), ([1], [0, 1, 0]), ([0, 1], [0, 0, 0])):
+        predictions = torch.rand(len(rows), 2, generator=rng).softmax(1)
+        beliefs.update(torch.tensor(rows), predictions, torch.tensor([row % 2 for row in rows]))
+        for row, prediction in zip(rows, predictions, strict=True):
+            visits[row].append(prediction)
+        beliefs.observe(sure(right, 0.9999, 2), torch.tensor([0, 0, 0]))
+    assert beliefs.honest.epoch == 3 and beliefs.visits.tolist() == [2, 3, 0] and beliefs.labels.tolist() == [0, 1, -1]
+    for row, own in visits.items():
+        weights = [DECAY ** (len(own) - 1 - place) for place in range(len(own))]
+        mean = sum(w * p for w, p in zip(weights, own, strict=True)) / sum(weights) if own else torch.zeros(2)
+        torch.testing.assert_close(beliefs.honest.probabilities[row], mean)
+
+
+def test_beliefs_are_kept_of_the_last_epoch_before_labels_were_learned_by_heart():
+    classes = [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    beliefs, trusted = RunningBeliefs(4, 3, 10), torch.tensor(classes)
+
+    def epoch(of_training, of_trusted, mistakes):
+        predicted = [(k + 1) % 3 if place < mistakes else k for place, k in enumerate(classes)]
+        beliefs.update(torch.arange(4), sure([0, 0, 1, 2], of_training), torch.tensor([0, 1, 1, 2]))
+        beliefs.observe(sure(predicted, of_trusted), trusted)
+        return None if beliefs.honest is None else beliefs.honest.epoch
+
+    assert epoch(0.4, 0.6, mistakes=3) is None, "it is wrong on three of ten"
+    assert epoch(0.6, 0.9, mistakes=2) == 2 and epoch(0.8, 0.95, mistakes=1) == 3
+    kept = beliefs.honest.probabilities.clone()
+    assert epoch(0.8, 0.99, mistakes=1) == 3, "it is right about no more of the trusted ones"
+    assert epoch(0.999, 0.8, mistakes=0) == 3, "it is surer of the training examples"
+    assert torch.equal(beliefs.honest.probabilities, kept)
+
+
+def test_trusted_examples_count_in_the_shares_of_the_training_labels():
+    """It is sure of class 0 alone, which nearly all training examples have: that is no learning by heart."""
+    beliefs = RunningBeliefs(10, 2, 2)
+    predictions = torch.cat([sure([0] * 9, 0.9, 2), sure([1], 0.6, 2)])
+    beliefs.update(torch.arange(10), predictions, torch.tensor([0] * 9 + [1]))
+    beliefs.observe(torch.cat([sure([0], 0.92, 2), sure([1], 0.62, 2)]), torch.tensor([0, 1]))
+    assert beliefs.honest is not None
+
+
+def test_predictions_that_are_not_finite_change_nothing():
+    beliefs = RunningBeliefs(2, 2, 1)
+    beliefs.update(torch.tensor([0, 1]), torch.tensor([[0.9, 0.1], [torch.nan, 0.5]]), torch.tensor([0, 1]))
+    assert beliefs.visits.tolist() == [1, 0] and beliefs.sums.isfinite().all()
+
+
+def test_a_state_comes_back_whole():
+    beliefs = RunningBeliefs(4, 3, 3)
+    for how_sure in (0.6, 0.999):
+        beliefs.update(torch.arange(3), sure([0, 1, 2], how_sure), torch.tensor([0, 1, 2]))
+        beliefs.observe(sure([0, 1, 2], 0.8), torch.tensor([0, 1, 2]))
+    beliefs.update(torch.arange(3), sure([0, 1, 2], 0.7), torch.tensor([0, 1, 2]))
+    state = {name: value.clone() for name, value in beliefs.state_dict().items()}
+    other = RunningBeliefs(4, 3, 3)
+    other.load_state_dict(state)
+    assert other.is_pending and other.honest.epoch == 1
+    assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+
+
+def test_processes_learn_what_came_by_in_each_other():
+    parts = [RunningBeliefs(4, 3, 1), RunningBeliefs(4, 3, 1)]
+    sent = []
+    for rank, beliefs in enumerate(parts):
+        rows = torch.tensor([rank, rank + 2])
+        beliefs.update(rows, sure([rank, 2], 0.8), torch.tensor([rank, 2]))
+        beliefs.gather(SimpleNamespace(count=2, objects=lambda value: sent.append(value) or []))
+    for beliefs in parts:
+        beliefs._own.zero_()
+        beliefs.gather(SimpleNamespace(count=2, objects=lambda value: sent))
+        torch.testing.assert_close(beliefs.sums, sure([0, 1, 2, 2], 0.8) * (1 - DECAY))
+        assert beliefs.visits.tolist() == [1] * 4 and beliefs.labels.tolist() == [0, 1, 2, 2]
