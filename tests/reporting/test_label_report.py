@@ -20,16 +20,13 @@ from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, MWNet, build_backbone
 from famus_hf.cli import label_report as label_report_script
 from famus_hf.cli import run as run_famus
 from famus_hf.cli.results import summary_of
+from famus_hf.core.transitions import clean_label_probabilities
 from famus_hf.data.inputs.image_processors import default_image_processor
 from famus_hf.hub.load import files_to_push
 from famus_hf.metrics import AveragePrecision
 from famus_hf.reporting.figures.label_report import draw_contact_sheet, draw_report
 from famus_hf.reporting.figures.style import short_class
-from famus_hf.reporting.label_report import (
-    class_names,
-    details_of,
-    label_report,
-)
+from famus_hf.reporting.label_report import class_names, details_of, label_report, save_report, verdict
 from tests.helpers import clean_process
 from tests.helpers.trainers import make_trainer
 
@@ -48,12 +45,6 @@ def test_the_most_suspect_example_comes_first():
     assert report.features["predicted_label"].int2str(report["predicted_label"][0]) == "dog"
 
 
-def test_of_equally_suspect_examples_the_one_of_the_larger_loss_comes_first():
-    probabilities = np.full((3, 3), 1 / 3)
-    report = label_report(np.array([0, 1, 2]), probabilities, np.array([1.0, 3.0, 2.0]), NAMES)
-    assert len(set(report["clean_probability"][:])) == 1 and report["index"][:] == [1, 2, 0]
-
-
 def test_what_a_summary_estimates_is_the_share_of_wrong_labels():
     columns = {"clean_probability": [0.1, 0.4, 0.9, 1.0], "label": [0, 0, 1, 1], "clean_label": [1, 0, 1, 1]}
     found = summary_of(Dataset.from_dict(columns))
@@ -69,6 +60,56 @@ def test_our_score_is_compared_as_the_chance_that_a_label_is_wrong():
     assert found == {
         "average_precision": 1.0, "flagged": 3, "precision": pytest.approx(2 / 3), "recall": 1.0
     }  # fmt: skip
+
+
+def test_examples_that_are_not_finite_come_first_and_count_in_nothing(tmp_path):
+    probabilities = np.array([[0.1, 0.9], [0.9, 0.1], [np.nan, np.nan], [0.8, 0.2]] + [[0.95, 0.05]] * 20)
+    labels, losses = np.zeros(24, dtype=int), -np.log(np.nan_to_num(probabilities, nan=0.5)[:, 0])
+    losses[3] = np.inf
+    weights = np.where(np.isfinite(losses), 1 - losses / 9, np.nan)
+    report = label_report(
+        labels, probabilities, losses, ["cat", "dog"], weights=weights, clean_labels=np.array([1] + [0] * 23)
+    )
+    assert set(report["index"][:2]) == {2, 3} and report["index"][2] == 0
+    for name in ("predicted_label", "loss", "weight", "clean_probability"):
+        assert report[name][:2] == [None, None] and None not in report[name][2:], name
+    summary = summary_of(report)
+    json.dumps(summary, allow_nan=False)
+    assert summary["examples_not_finite"] == 2 and summary["wrong_label_average_precision"] == 1
+    without = np.delete(np.arange(24), [2, 3])
+    expected = clean_label_probabilities(labels[without], probabilities[without])
+    assert summary["suspect_labels"] == (expected < 0.5).sum()
+    assert summary["estimated_noise_rate_by_label_report"] == pytest.approx(1 - expected.mean(), abs=1e-6)
+    assert "of 22 labels" in verdict(report) and "2 examples, the first rows, could not be judged" in verdict(report)
+    images = Dataset.from_dict({"image": [Image.new("RGB", (8, 8))] * 24, "label": [0] * 24})
+    save_report(report, images, MWNet(), tmp_path)
+    for name in ("suspect_labels.png", "weight_curve.png", "weight_histogram.png"):
+        with Image.open(tmp_path / "figures" / name) as picture:
+            assert len(picture.convert("L").getcolors()) > 20, name
+
+
+def test_labels_of_one_loss_are_ranked_by_probability_and_of_one_probability_by_loss():
+    report = label_report(
+        np.zeros(4, dtype=int), np.array([[0.5, 0.5]] * 4), np.array([1.0, 3.0, 2.0, 2.0]), ["cat", "dog"],
+        clean_probabilities=np.array([0.5, 0.5, 0.5, 0.1]),
+    )  # fmt: skip
+    assert report["index"][:] == [3, 1, 2, 0]
+
+
+def test_results_are_there_though_the_report_fails(tmp_path, monkeypatch):
+    """Hours of training are not lost over a picture."""
+
+    def fail(*arguments, **settings):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(FaMUSTrainer, "save_label_report", fail)
+    with pytest.raises(RuntimeError, match="no font"):
+        run_famus.main([
+            "--dataset_name", "digits", "--noise", "0.4", "--max_steps", "1", "--use_cpu", "--output_dir",
+            str(tmp_path), "--max_train_samples", "200", "--num_meta", "20", "--report_to", "none",
+        ])  # fmt: skip
+    assert json.loads((tmp_path / "all_results.json").read_text())["global_step"] == 1
+    assert (tmp_path / "noise.parquet").is_file()
 
 
 def trained_on_digits(folder, noise_type, **settings):
