@@ -63,7 +63,7 @@ def divisions_of(peers: Sequence[Peer]) -> dict[str, dict[str, Any]]:
             "unlabelled": len(peer.division.unlabelled),
             "precision": peer.division.purity,
             "recall": peer.division.recall,
-            "estimated_noise_rate": peer.division.noise_rate,
+            "estimated_noise_rate": peer.division.estimated_noise_rate,
             "mixture_noise_rate": peer.division.mixture_noise_rate,
         }
         for peer in peers

@@ -176,6 +176,13 @@ class CoDivide(PseudoCleanSet):
             self.recall = float(labelled[examples.correct].mean()) if examples.correct.any() else None
         self.epoch = epoch
 
+    @property
+    def estimated_noise_rate(self) -> float | None:
+        """Mean of 1 − c over the judged examples: what the last division says. None before the first one."""
+        if self.epoch < 0:
+            return None
+        return float(1 - self.clean_probabilities[np.concatenate((self.rows, self.unlabelled))].mean())
+
     def state_dict(self) -> dict[str, Any]:
         return {
             **super().state_dict(),

@@ -133,9 +133,12 @@ class TwoNetworkTrainer(FaMUSTrainer):
 
     @property
     def noise_rate(self) -> float | None:
-        """The share of wrong labels by both networks' surest predictions after the warm-up; None before that."""
-        rates = [peer.division.noise_rate for peer in self.peers if peer.division.noise_rate is not None]
-        return sum(rates) / len(rates) if rates else None
+        """The share of wrong labels by both networks' last divisions; None before any, and where it is above one half.
+
+        Networks that have learned little doubt nearly every label, which says nothing of the labels.
+        """
+        rates = [rate for peer in self.peers if (rate := peer.division.estimated_noise_rate) is not None]
+        return sum(rates) / len(rates) if rates and sum(rates) <= 0.5 * len(rates) else None
 
     @property
     def time_shares(self) -> dict[str, float]:
@@ -353,11 +356,12 @@ class TwoNetworkTrainer(FaMUSTrainer):
         rate = self.noise_rate
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in self.time_shares.items())
         divisions = {peer.name: peer.division for peer in self.peers if peer.division.epoch >= 0}
+        why = "the networks doubt most labels: they have learned too little" if divisions else "the warm-up did not end"
         return {
             **super().model_card_facts(),
             "base_model": source_of_network(self.model.get_submodule(NETWORKS_APART[0])),
             "two_networks": True,
-            "estimated_noise": "not estimated, as the warm-up did not end" if rate is None else f"{100 * rate:.1f} %",
+            "estimated_noise": f"not estimated, as {why}" if rate is None else f"{100 * rate:.1f} %",
             "division": {
                 f"the division by `{name}`": describe_division(division) for name, division in divisions.items()
             },

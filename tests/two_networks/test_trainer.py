@@ -336,7 +336,11 @@ def test_the_log_says_how_good_divisions_are_and_what_takes_the_time(tmp_path):
     assert last["labelled_recall"] == pytest.approx(np.mean(recall))
     rate = np.mean([1 - division.clean_probabilities.mean() for division in divisions])
     assert last["mixture_noise_rate"] == pytest.approx(rate)
-    assert trainer.noise_rate == np.mean([division.noise_rate for division in divisions])
+    assert trainer.noise_rate == pytest.approx(rate)
+    for division in divisions:  # after a warm-up in which the networks learned too little
+        division.clean_probabilities *= 0.45 / division.clean_probabilities.mean()
+    assert trainer.noise_rate is None
+    assert "doubt most labels" in trainer.model_card_facts()["estimated_noise"]
     assert set(trainer.time_shares) == {"division", "guessing", "meta step"}
     assert 0 < sum(trainer.time_shares.values()) < 1
 
