@@ -19,7 +19,7 @@ from famus_hf.data.per_example import ExampleEvaluator
 from famus_hf.errors import LoadError
 from famus_hf.storage.run_folder import BELIEFS
 from famus_hf.storage.saved_state import check_state, is_tensor
-from famus_hf.trainer.learning_mixin import LearningMixin
+from famus_hf.trainer.checkpointing import CheckpointingMixin
 from famus_hf.trainer.meta_set_schedule import MetaSetSchedule
 
 TRUSTED_SEEN = 1000  # trusted examples that are looked at after each epoch, at most
@@ -33,7 +33,7 @@ BY_HEART = (
 )
 
 
-class BeliefsMixin(LearningMixin):
+class BeliefsMixin(CheckpointingMixin):
     """Keeps running predictions where there are trusted examples to compare them with.
 
     Attributes:
@@ -42,8 +42,6 @@ class BeliefsMixin(LearningMixin):
         evaluate_examples: Network, data set, loss → what the network makes of each example.
     """
 
-    train_dataset: Any
-    meta_dataset: Any
     schedule: MetaSetSchedule
     evaluate_examples: ExampleEvaluator
     beliefs: RunningBeliefs | None = None
@@ -150,17 +148,21 @@ class BeliefsMixin(LearningMixin):
         if checkpoint is None or not self._keeps_beliefs:
             return
         path = Path(checkpoint) / BELIEFS
-        if not path.is_file():  # of an earlier version, or kept none: what was believed at its beginning is lost
-            self._keeps_beliefs = False
+        self._keeps_beliefs = path.is_file() and not self.other_data_than(checkpoint)
+        if not self._keeps_beliefs:  # it has none, as one of an earlier version: what was believed at first is lost
             return
         try:
             state = load_file(path, device="cpu")
         except (SafetensorError, OSError) as error:
             raise LoadError(f"{BELIEFS} of checkpoint {checkpoint!r} can't be read: {error}") from error
-        self.beliefs = self.checked_beliefs(state, checkpoint)
+        sums = state.get("sums")
+        if sums is None or len(sums) == len(self._rows):
+            self.beliefs = self.checked_beliefs(state, checkpoint)
+        else:  # of other data, which the checkpoint does not tell
+            self._keeps_beliefs = False
 
     def checked_beliefs(self, state: dict[str, Tensor], checkpoint: str) -> RunningBeliefs:
-        """Return the beliefs of a file. Raise LoadError where they are of other data."""
+        """Return the beliefs of a file. Raise LoadError where they can't be of these examples."""
         examples, trusted = len(self._rows), len(self._trusted_sample)
         sums = state.get("sums")
         classes = sums.shape[1] if sums is not None and sums.dim() == 2 else 0

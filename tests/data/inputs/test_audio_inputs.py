@@ -266,7 +266,7 @@ def test_the_label_report_names_the_files_the_most_suspect_first(trained, tmp_pa
         "--model", str(run), "--dataset_name", str(run.parent / "tones"), "--noise_file", str(run / "noise.parquet"),
         "--csv", "--use_cpu", "--output_dir", str(tmp_path / "report"),
     ])  # fmt: skip
-    rows = (tmp_path / "report" / "label_report.csv").read_text().splitlines()
+    rows = (tmp_path / "report" / "label_report.csv").read_text(encoding="utf-8-sig").splitlines()
     assert rows[0].startswith("index,file,label,") and {row.split(",")[1] for row in rows[1:]} == set(report["file"])
     assert "predicted_label" in capsys.readouterr().out
 
