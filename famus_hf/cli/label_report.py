@@ -6,8 +6,8 @@
 Leaves in --output_dir: label_report.parquet (and .csv with --csv) with the columns index, file (of files in folders)
 or text, label, predicted_label, loss, weight, clean_probability and, where known, clean_label;
 figures/suspect_labels.png, the most suspect images; and how the meta-net weighs. Losses, and so weights, are those of
-plain cross-entropy, whatever --base_loss the run had. Labels are judged best where the model was trained on them or on
-data like them.
+plain cross-entropy, whatever --base_loss the run had. Labels that the model was trained on are ranked here and no more:
+the report of the run itself judges them, by what the network believed before it learned them.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def make_report(options: argparse.Namespace) -> Dataset:
         raise SettingsError(f"{options.model!r} has no {modality_of_network(model).processor_name}: add its files")
     trained_on = Path(options.model) / NOISE_FILE
     if options.noise_file is None and trained_on.is_file():
-        print(f"judging the labels as they came; for those that the run was trained on: --noise_file {trained_on}")
+        print(f"judging the labels as they came; those that the run was trained on are in its own {REPORT_FILE}")
     args = FaMUSTrainingArguments(
         options.output_dir,
         per_device_eval_batch_size=options.batch_size,
