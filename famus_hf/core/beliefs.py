@@ -1,8 +1,8 @@
 """What a network believes of each training example before it learns from it (torch only).
 
 A network that has learned wrong labels by heart believes them. So its predictions are averaged as the examples come by,
-each from *before* the step on it, and kept as they were in the last epoch in which they were right about more of the
-trusted examples than ever before, and no surer of the training examples than of these, which are never learned from.
+each from *before* the step on it, and kept as they were in the last epoch in which they were right about as many of the
+trusted examples as ever, and no surer of the training examples than of these, which are never learned from.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from famus_hf.core.parallel.processes import Processes
 
 DECAY = 0.5  # of a running prediction at each visit; chosen on digits and Fashion-MNIST, see docs/label_report.md
 LEAST_ACCURACY = 0.7  # on trusted examples; with less, estimates were up to 14 points off there
+MARGIN = 0.5  # standard errors by which the accuracy may lie below the best one
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,10 @@ class RunningBeliefs:
         of_trusted, labels = self.trusted_sums / (1 - DECAY**self.epoch), trusted_labels.to(self.labels)
         probabilities = self.sums / (1 - DECAY ** self.visits.clamp(min=1))[:, None]
         right = float((of_trusted.argmax(1) == labels).float().mean())
-        is_best, self.best = right > self.best, max(right, self.best)
-        if is_best and right > LEAST_ACCURACY and self._surer_of_training(probabilities, of_trusted, labels) <= 0:
+        self.best = max(right, self.best)
+        least = max(LEAST_ACCURACY, self.best - MARGIN * (right * (1 - right) / len(labels)) ** 0.5)
+        is_as_right = right >= least and right > LEAST_ACCURACY
+        if is_as_right and self._surer_of_training(probabilities, of_trusted, labels) <= 0:
             self.honest = HonestBeliefs(probabilities, of_trusted, labels, self.epoch)
 
     def _surer_of_training(self, probabilities: Tensor, trusted: Tensor, trusted_labels: Tensor) -> Tensor:

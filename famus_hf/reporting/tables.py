@@ -29,8 +29,10 @@ def format_notes(rows: list[dict[str, Any]]) -> str:
     if last.get("time_shares"):
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in last["time_shares"].items())
         lines.append(f"of an epoch after the warm-up of {last['method']}: {shares}")
-    if last.get("estimated_noise_rate") is not None:
-        lines.append(f"labels that are wrong, as the networks estimate: {format_rate(last['estimated_noise_rate'])}")
+    if "estimated_noise_rate" in last:
+        rate = last["estimated_noise_rate"]
+        words = "not told, as they have learned too little" if rate is None else format_rate(rate)
+        lines.append(f"labels that are wrong, as the networks estimate: {words}")
     return "\n".join(lines)
 
 
