@@ -312,7 +312,7 @@ def test_the_script_judges_the_labels_that_a_run_was_trained_on(tmp_path, capsys
         assert first[name][:] == second[name][:], name
     assert np.allclose(first["loss"][:], second["loss"][:], atol=1e-4)
     assert second["clean_probability"][:] == [None] * 1297, "the network has learned from these very labels"
-    lines = (tmp_path / "report" / "label_report.csv").read_text().splitlines()
+    lines = (tmp_path / "report" / "label_report.csv").read_text(encoding="utf-8-sig").splitlines()
     assert lines[0] == "index,label,predicted_label,loss,weight,clean_probability,clean_label" and len(lines) == 1298
     results = json.loads((run / "all_results.json").read_text())
     assert results["suspect_labels"] == sum(p < 0.5 for p in first["clean_probability"])
