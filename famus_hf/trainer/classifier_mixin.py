@@ -94,11 +94,6 @@ class ClassifierMixin(LearningMixin):
         return ClassBalancedSampler(known_labels(self.train_dataset), size, self.args.seed)
 
     @property
-    def label_name(self) -> str:
-        """What the network calls the labels."""
-        return "labels" if self.args.label_names is None else self.args.label_names[0]
-
-    @property
     def _collate(self) -> Callable[[list[Any]], Any]:
         """What makes a batch of examples: the collator, perhaps without what neither the network nor the logs take.
 

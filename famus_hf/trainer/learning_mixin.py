@@ -39,6 +39,11 @@ class LearningMixin(Base):
     _given: tuple[MetaLearner | None, LayerSampler | None] = (None, None)  # to the constructor
 
     @property
+    def label_name(self) -> str:
+        """What the network calls the labels."""
+        return "labels" if self.args.label_names is None else self.args.label_names[0]
+
+    @property
     def meta(self) -> MetaUpdate | None:
         """Meta-learner and layer sampler with their optimizers, or None in plain training."""
         return None if self.stages is None else self.stages.meta

@@ -46,7 +46,10 @@ def test_the_most_suspect_example_comes_first():
 
 
 def test_what_a_summary_estimates_is_the_share_of_wrong_labels():
-    columns = {"clean_probability": [0.1, 0.4, 0.9, 1.0], "label": [0, 0, 1, 1], "clean_label": [1, 0, 1, 1]}
+    columns = {
+        "loss": [3.0, 2.0, 1.0, 0.0], "clean_probability": [0.1, 0.4, 0.9, 1.0], "label": [0, 0, 1, 1],
+        "clean_label": [1, 0, 1, 1],
+    }  # fmt: skip
     found = summary_of(Dataset.from_dict(columns))
     assert found["suspect_labels"] == 2
     assert found["estimated_noise_rate_by_label_report"] == pytest.approx((0.9 + 0.6 + 0.1 + 0) / 4)
