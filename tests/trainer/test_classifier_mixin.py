@@ -286,7 +286,7 @@ def test_labels_may_have_another_name_in_plain_training(tmp_path):
         ({"label_names": ["target"], "meta_learner": "mw-net"}, "rename the column to 'labels'"),
         ({"label_names": ["a", "b"]}, "must hold one name"),
         ({"label_names": []}, "must hold one name"),
-        ({"label_names": ["target"]}, 'no "target": name its class so'),
+        ({"label_names": ["target"]}, "hold no labels"),
     ],
     ids=str,
 )

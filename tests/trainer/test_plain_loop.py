@@ -148,16 +148,22 @@ def training_loss(learner, mode):
 
 
 def preconditioners_of(model, optimizer, mode):
-    """P of each parameter: the derivative of Adam's coming step by the gradient, second moments frozen."""
-    found = {}
+    """P of each parameter: the derivative of the coming step by the gradient, denominators as they were last.
+
+    Where no gradient came by yet, there is no denominator, and 1 in its place.
+    """
+    found, group = {}, optimizer.param_groups[0]
     for name, parameter in model.named_parameters():
         state = optimizer.state.get(parameter, {})
         found[name] = torch.ones_like(parameter)
+        if group.get("nesterov") and mode.get("virtual_step") != "sgd":
+            found[name] *= 1 + group["momentum"]
         if "exp_avg_sq" in state and mode.get("virtual_step") != "sgd":
             steps = float(state["step"])
             square = state["max_exp_avg_sq"] if "max_exp_avg_sq" in state else state["exp_avg_sq"]
             second = square / (1 - BETAS[1] ** steps)
-            found[name] = (1 - BETAS[0]) / (1 - BETAS[0] ** (steps + 1)) / (second.sqrt() + EPSILON)
+            denominator = torch.where(second == 0, 1, second.sqrt() + EPSILON)
+            found[name] = (1 - BETAS[0]) / (1 - BETAS[0] ** (steps + 1)) / denominator
     return found
 
 
