@@ -29,7 +29,7 @@ NO_TRUSTED = "there are no trusted examples, by which to tell wrong labels from 
 NOT_SEEN = "what the network believed before it learned from these labels is not known"
 BY_HEART = (
     "from the first epochs on the network was surer of the training examples than of the trusted ones, which it never "
-    "learned from, or wrong on three of ten of these: it has learned labels by heart, or too little"
+    "learned from, or wrong on a quarter of these: it has learned labels by heart, or too little"
 )
 
 
