@@ -30,6 +30,12 @@ def test_cost_of_a_set_by_hand():
     assert replace(COSTS, always=True).cost([False] * 5) == pytest.approx(0.1)
 
 
+def test_the_cheapest_set_is_the_last_layer_where_that_is_always_on():
+    assert COSTS.cheapest == 0.1
+    dear_end = replace(COSTS, alone=[1.2, 0.9, 0.3, 0.5, 0.4])
+    assert (dear_end.cheapest, replace(dear_end, always=True).cheapest) == (0.3, 0.4)
+
+
 def test_expected_cost_equals_the_mean_over_all_sets():
     p = [0.3, 0.6, 0.2, 0.9, 0.5]
     for costs in (COSTS, replace(COSTS, always=True)):

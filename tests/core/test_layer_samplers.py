@@ -69,6 +69,31 @@ def test_gates_are_a_function_of_seed_and_step():
     assert not torch.equal(first, sampler(pooled, step_generator(4, 7)))
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 5.0])
+def test_gates_learn_through_the_soft_sample_of_their_temperature(temperature):
+    """∂r/∂(log-odds) is that of σ((log-odds + noise)/T), by hand: σ(1 − σ)/T."""
+    sampler = LearnedSampler(temperature=temperature, initial_bias=0.3)
+    sampler.build(layers_of_width(8, 6))
+    pooled = {f"layer {i}": torch.randn(8) for i in range(6)}
+    (stack,) = sampler.stacks.values()
+    gates = sampler(pooled, step_generator(0, 1))
+    exponential = torch.empty(6, 2).exponential_(generator=step_generator(0, 1))
+    noise = -exponential.log()
+    soft = torch.sigmoid((0.3 + noise[:, 1] - noise[:, 0]) / temperature)
+    assert gates.tolist() == (soft > 0.5).float().tolist()
+    (slope,) = torch.autograd.grad(gates.sum(), stack.output_bias)
+    torch.testing.assert_close(slope.flatten(0, -2)[:, 1], soft * (1 - soft) / temperature, rtol=1e-4, atol=1e-6)
+
+
+def test_relative_slopes_are_divided_by_their_running_mean_size(setting):
+    _, meta_learner, _, _, layers, _, _ = setting
+    update = MetaUpdate(meta_learner, LearnedSampler(), layers, objective=MetaObjective(), relative_slopes=True)
+    first, second = (torch.zeros(len(layers)) for _ in range(2))
+    first[:2], second[1] = torch.tensor([2.0, -4.0]), torch.tensor(13.0)
+    torch.testing.assert_close(update._scaled(first), first / 3)
+    torch.testing.assert_close(update._scaled(second), second / (0.95 * 3 + 0.05 * 13))
+
+
 def test_stacked_samplers_equal_one_network_per_layer():
     torch.manual_seed(0)
     widths = {"a": 6, "b": 3, "c": 6}

@@ -131,6 +131,27 @@ def test_mlc_forward_correction_by_hand():
     assert loss.item() == pytest.approx(-math.log(0.2 * 0.7 + 0.8 * 0.1), rel=1e-5)
 
 
+def test_mlc_forward_correction_is_the_likelihood_as_a_function_of_its_matrix():
+    """−log (p T)_y, of whose gradient by T nothing is lost by p T being a distribution."""
+    meta_learner = MLC(3, "probabilities").double()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        meta_learner.matrix.copy_(torch.rand(3, 3, dtype=torch.float64).softmax(1))
+    logits, labels = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0])
+    loss = meta_learner.training_loss(logits, labels, cross_entropy)
+    expected = -((logits.softmax(1) @ meta_learner.matrix)[torch.arange(5), labels]).log().mean()
+    for found, reference in zip(
+        *(torch.autograd.grad(value, meta_learner.matrix) for value in (loss, expected)), strict=True
+    ):
+        torch.testing.assert_close(found, reference, rtol=1e-10, atol=1e-12)
+
+
+def test_rates_of_meta_learners_are_those_of_their_papers():
+    assert (MWNet().default_learning_rate, MWNet().default_optimizer) == (1e-3, "adam")
+    assert (MLC(2).default_learning_rate, MLC(2).default_optimizer, MLC(2).momentum) == (1.0, "sgd", 0.0)
+    assert MLC(2, keep_matrix=False).default_learning_rate == 0.11
+
+
 def test_mlc_matrix_is_kept_or_made_afresh_in_each_step():
     for keep in (True, False):
         meta_learner = MLC(2, keep_matrix=keep)

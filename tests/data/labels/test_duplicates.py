@@ -30,6 +30,11 @@ def test_training_images_that_are_copies_of_meta_images_are_left_out(monkeypatch
     assert set(sizes) == {42, 43}, "with some seeds the copy is in the meta set, and its twin is left out"
 
 
+def test_what_is_there_three_times_is_a_copy_and_four_times_a_placeholder():
+    train = Dataset.from_dict({"text": ["a", "b", "b", "b", "c", "c", "c", "c", "d"], "label": [0] * 9})
+    assert same_content(train, Dataset.from_dict({"text": ["a", "b", "c"], "label": [0] * 3})) == [0, 1, 2, 3]
+
+
 def test_copies_of_meta_examples_are_left_out_or_refused(tmp_path):
     table = text_data(40)
     table["text"] += ["sun and rain"] * 2

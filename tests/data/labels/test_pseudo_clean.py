@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, load_noisy_dataset
 from famus_hf.core.losses import cross_entropy
-from famus_hf.data.labels.pseudo_clean import PseudoCleanSet, clean_probabilities, pseudo_clean_rows
+from famus_hf.data.labels.pseudo_clean import MIXTURE, PseudoCleanSet, clean_probabilities, pseudo_clean_rows
 from famus_hf.storage.checkpoints import write_manifest
 from famus_hf.storage.run_folder import META_STATE
 from tests.helpers.callbacks import SaveAt
@@ -49,6 +49,11 @@ def test_too_few_and_nearly_all_fall_back_on_the_median():
         probabilities = (losses < chosen).astype(float)
         assert np.array_equal(pseudo_clean_rows(losses, probabilities, batch_size=8), half)
     assert len(pseudo_clean_rows(losses, (losses < 20).astype(float), batch_size=8)) == 20
+    assert len(pseudo_clean_rows(losses, np.where(losses < 20, 0.51, 0.5), batch_size=8)) == 20
+
+
+def test_the_mixture_is_that_of_dividemix():
+    assert MIXTURE == {"n_components": 2, "max_iter": 10, "tol": 1e-2, "reg_covar": 5e-4}
 
 
 def test_the_set_is_chosen_after_the_warm_up_and_anew_in_each_epoch(tmp_path):
