@@ -194,6 +194,21 @@ class ClassifierMixin(LearningMixin):
 
     # ---- Evaluation ----
 
+    @contextmanager
+    def _judged_weights(self) -> Iterator[None]:
+        """Have the network, in the body, the weights that a schedule-free optimizer judges by."""
+        optimizer: Any = self.optimizer
+        if not callable(getattr(optimizer, "eval", None)):
+            yield
+            return
+        was_training = any(group.get("train_mode") for group in optimizer.param_groups)
+        optimizer.eval()
+        try:
+            yield
+        finally:
+            if was_training:
+                optimizer.train()
+
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:

@@ -30,7 +30,7 @@ from famus_hf.reporting.figures.summary import summary
 from famus_hf.reporting.figures.weights import clean_above_mean, draw_clean_weights, draw_weights
 from famus_hf.reporting.model_card import metrics_of, recorded_accuracies
 from famus_hf.reporting.page import row_of_method
-from famus_hf.reporting.tables import format_mean
+from famus_hf.reporting.tables import format_mean, format_notes
 from famus_hf.storage.diagnostic_tables import SCHEMAS
 
 
@@ -223,6 +223,11 @@ def test_the_summary_has_mean_and_deviation_over_the_runs_of_a_method():
     cells = "1.00 (of 1) | 0.75 (of 1) | 0.25 (of 1) | 1.00 (of 1)"
     assert first == f"| ours | 65.0 ± 7.1 | 67.5 ± 10.6 | {cells} | 2 |"
     assert second == "| theirs | 40.0 | 40.0 | – | – | – | – | 1 |"
+
+
+def test_below_a_table_epochs_are_in_those_of_plain_training():
+    rows = [{"method": name, "seconds_per_epoch": seconds} for name, seconds in (("plain", 4.0), ("ours", 10.0))]
+    assert format_notes(rows) == "seconds an epoch: plain 4.00; ours 10.00 (2.50 × plain)"
 
 
 def test_means_have_the_deviation_of_a_sample():

@@ -115,6 +115,11 @@ def test_last_and_best_of_a_run_are_not_mistaken_for_each_other(tmp_path):
     assert metrics_of(trainer.args, trainer.state) == {"last": 0.625, "best": 0.75}
 
 
+def test_a_finished_run_is_a_baseline_by_its_own_last_and_best():
+    results = {"method": "plain", "eval_accuracy": 0.5, "best_eval_accuracy": 0.75, "train_seconds_per_step": 0.1}
+    assert records.as_baseline(results) == {"method": "plain", "last": 0.5, "best": 0.75, "seconds_per_step": 0.1}
+
+
 def test_a_card_says_so_where_a_baseline_is_better(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.train()

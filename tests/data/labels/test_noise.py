@@ -158,3 +158,9 @@ def test_draws_of_other_purposes_or_of_a_user_by_the_same_seed_do_not_repeat_tho
         for drawn, users_own, expected in ((held_out, chosen[0], 20), (long_tailed, chosen[1], 100)):
             assert np.isin(drawn, users_own).sum() == pytest.approx(expected, abs=40), "as often as by chance"
     assert generator_for("a", 1).random() != generator_for("b", 1).random()
+
+
+def test_an_exact_count_is_rounded_and_not_cut():
+    assert 0.29 * 100 < 29
+    _, rate = corrupt_labels(np.arange(100) % 5, 0.29, "pair", 5, seed=0, exact_count=True)
+    assert rate == 0.29
