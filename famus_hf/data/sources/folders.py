@@ -117,24 +117,27 @@ def _contents(folder: Path) -> Contents:
     files: list[Path] = []
     hidden: list[Path] = []
     folders: list[Path] = []
-    for path, is_hidden in _walk(folder, {folder.resolve()}):
-        if path.is_dir():
+    for path, is_folder, is_hidden in _walk(folder, {folder.resolve()}):
+        if is_folder:
             folders += [] if is_hidden else [path]
         else:
             (hidden if is_hidden else files).append(path)
     return Contents(folder, sorted(files, key=str), sorted(hidden), sorted(folders))
 
 
-def _walk(folder: Path, above: set[Path], is_hidden: bool = False) -> Iterator[tuple[Path, bool]]:
-    """Yield files and folders, and whether they lie in something hidden; links to a folder around are not followed."""
+def _walk(folder: Path, above: set[Path], is_hidden: bool = False) -> Iterator[tuple[Path, bool, bool]]:
+    """Yield files and folders, whether one is a folder, and whether it or one around it is hidden.
+
+    Links are followed, but for those to a folder around them.
+    """
     for entry in os.scandir(folder):
         path, hidden = folder / entry.name, is_hidden or entry.name.startswith(".")
         if not entry.is_dir():
-            yield path, hidden
+            yield path, False, hidden
             continue
         place = path.resolve()
         if place not in above:
-            yield path, hidden
+            yield path, True, hidden
             yield from _walk(path, above | {place}, hidden)
 
 
