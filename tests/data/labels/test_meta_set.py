@@ -39,6 +39,9 @@ def test_rare_classes_give_what_they_have_to_spare_and_others_make_up_for_it(cau
     assert np.bincount(labels[meta], minlength=5).tolist() == [19, 19, 3, 0, 0]
     assert set(labels[rest]) == {0, 1, 2, 4}
     assert "too few examples for an even share of the meta set (c has 4, e has 1): others make up for" in caught.text
+    caught.clear()
+    class_balanced_holdout(labels, 12, 5, seed=0)
+    assert "e has 1" not in caught.text and "(4 has 1)" in caught.text, "three to spare are an even share of twelve"
     whole, _ = class_balanced_holdout(labels, 105, 5, seed=0, kept=0)
     assert len(whole) == 105
     with pytest.raises(ValueError, match=r"each keeps 1 to train on: give trusted examples of their own \(meta_dir\)"):
