@@ -30,7 +30,7 @@ from famus_hf.reporting.figures.summary import summary
 from famus_hf.reporting.figures.weights import clean_above_mean, draw_clean_weights, draw_weights
 from famus_hf.reporting.model_card import metrics_of, recorded_accuracies
 from famus_hf.reporting.page import row_of_method
-from famus_hf.reporting.tables import format_mean, format_notes
+from famus_hf.reporting.tables import format_mean, format_notes, format_table
 from famus_hf.storage.diagnostic_tables import SCHEMAS
 
 
@@ -223,6 +223,16 @@ def test_the_summary_has_mean_and_deviation_over_the_runs_of_a_method():
     cells = "1.00 (of 1) | 0.75 (of 1) | 0.25 (of 1) | 1.00 (of 1)"
     assert first == f"| ours | 65.0 ± 7.1 | 67.5 ± 10.6 | {cells} | 2 |"
     assert second == "| theirs | 40.0 | 40.0 | – | – | – | – | 1 |"
+
+
+def test_a_table_has_last_before_best():
+    row = {
+        "method": "ours", "train_seconds_per_step": 0.25, "eval_accuracy": 0.5, "best_eval_accuracy": 0.75,
+        "realised_noise_rate": 0.125, "mean_active_layers": 4.0,
+    }  # fmt: skip
+    head, _, line = format_table([row]).splitlines()
+    assert head.split() == ["method", "last", "acc.", "best", "acc.", "s/step", "noise", "layers", "on"]
+    assert line.split() == ["ours", "50.00%", "75.00%", "0.2500", "12.5%", "4.00"]
 
 
 def test_below_a_table_epochs_are_in_those_of_plain_training():
