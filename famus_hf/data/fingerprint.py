@@ -17,6 +17,7 @@ from transformers.trainer_utils import has_length
 from famus_hf.data.inputs.audio_inputs import content_of
 from famus_hf.data.inputs.model_inputs import ModelInputs
 from famus_hf.data.inputs.streamed_inputs import StreamedInputs
+from famus_hf.data.labels.class_names import names_of_data
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
 from famus_hf.errors import first_few
 from famus_hf.storage.saved_state import Check, is_list, is_whole, is_word, optional
@@ -52,7 +53,7 @@ def fingerprint_of(dataset: Any) -> Fingerprint | None:
     labels: Any = records.get("labels")
     return {
         "examples": len(dataset) if has_length(dataset) else None,
-        "class_names": _class_names(dataset),
+        "class_names": names_of_data(dataset.stream if isinstance(dataset, StreamedInputs) else dataset),
         "index": _digest_of(records.get("index")),
         "labels": labels if labels and len(labels) <= MAX_LABELS and is_numbers(labels) else _digest_of(labels),
         "clean_labels": _digest_of(records.get("clean_label")),
@@ -70,15 +71,6 @@ def _records(dataset: Any) -> dict[str, list[int]]:
     plain = dataset.with_format(None)
     columns = {name: plain[name][:] for name in RECORDS if name in plain.column_names}
     return {name: values for name, values in columns.items() if is_numbers(values)}
-
-
-def _class_names(dataset: Any) -> list[str] | None:
-    if isinstance(dataset, ModelInputs):
-        return dataset.class_names
-    features = dataset.stream.features if isinstance(dataset, StreamedInputs) else getattr(dataset, "features", None)
-    if not isinstance(features, Mapping):
-        return None
-    return getattr(features.get("labels", features.get("label")), "names", None)
 
 
 def _sampled_records(dataset: Any) -> list[list[int | None]] | None:

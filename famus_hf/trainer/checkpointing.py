@@ -97,9 +97,6 @@ class CheckpointingMixin(ComparisonMixin, HubMixin, LearningMixin):
             reshard(self.model)
         return super().train(checkpoint, trial, ignore_keys_for_eval)
 
-    def _is_of_other_trainer(self, checkpoint: str) -> bool:
-        return Processes.present().of_first(lambda: checkpoints.is_foreign(checkpoint))
-
     @property
     def is_resumed(self) -> bool:
         """Whether the training went on from a checkpoint."""

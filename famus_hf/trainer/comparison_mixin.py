@@ -42,8 +42,7 @@ class ComparisonMixin(LearningMixin):
         """Refuse a checkpoint of other data, unless they are allowed; say which settings are other ones."""
         saved = Processes.present().of_first(lambda: trained_on.read(Path(checkpoint)))
         if saved is None:
-            is_foreign = Processes.present().of_first(lambda: checkpoints.is_foreign(checkpoint))
-            whose = "transformers' own Trainer" if is_foreign else "an earlier version"
+            whose = "transformers' own Trainer" if self._is_of_other_trainer(checkpoint) else "an earlier version"
             self._warn("%s is of %s: whether data and settings are the same is not known", checkpoint, whose)
             return
         data, settings = (
@@ -58,6 +57,9 @@ class ComparisonMixin(LearningMixin):
             self._warn("going on from %s with data that differ in %s", checkpoint, data)
         if settings:
             self._warn("going on from %s with other settings: %s", checkpoint, settings)
+
+    def _is_of_other_trainer(self, checkpoint: str) -> bool:
+        return Processes.present().of_first(lambda: checkpoints.is_foreign(checkpoint))
 
     def _warn(self, message: str, *values: object) -> None:
         if self.is_world_process_zero():

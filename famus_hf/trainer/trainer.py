@@ -128,8 +128,7 @@ class FaMUSTrainer(
             raise TypeError(f"args is a {type(args).__name__}: FaMUSTrainer needs FaMUSTrainingArguments")
         preflight.check_not_empty("train_dataset", train_dataset)
         preflight.check_not_empty("meta_dataset", meta_dataset)
-        self.form = DataForm.of_run(model, train_dataset, renames=data_collator is None)
-        train_dataset = self.form.of(train_dataset, "the training set")
+        self.form, train_dataset = DataForm.of_run(model, train_dataset, renames=data_collator is None)
         modality = raw_modality(train_dataset)
         self.modality = modality or modality_of_network(model)
         if modality is not None:

@@ -111,13 +111,18 @@ class DataForm:
     renames: bool
 
     @classmethod
-    def of_run(cls, network: Any, train: Any, renames: bool) -> "DataForm":
-        """Return that of a run: the network's names count where it has any, else those of the training set."""
+    def of_run(cls, network: Any, train: Any, renames: bool) -> tuple["DataForm", Any]:
+        """Return that of a run, and its training set in it.
+
+        The network's names count where it has any, else those of the training set.
+        """
         train = in_standard_form(train, "the training set") if renames else train
         names, of_data = names_of_network(network), names_of_data(train)
         if names is None or (of_data is not None and are_numbers(names) and not set(of_data) <= set(names)):
-            return cls(of_data, "the training set", renames)
-        return cls(names, "the network", renames)
+            form = cls(of_data, "the training set", renames)
+        else:
+            form = cls(names, "the network", renames)
+        return form, form._by_names(train, "the training set")
 
     def of(self, dataset: Any, whose: str) -> Any:
         """Return a raw data set, or those of a mapping, in this form, and anything else as it is.
@@ -134,6 +139,10 @@ class DataForm:
             return {name: self.of(part, f"{whose} {name!r}") for name, part in dataset.items()}
         if self.renames:
             dataset = in_standard_form(dataset, whose)
+        return self._by_names(dataset, whose)
+
+    def _by_names(self, dataset: Any, whose: str) -> Any:
+        """Return a data set with its classes numbered by these names."""
         if self.class_names is None:
             return dataset
         if isinstance(dataset, Dataset) and isinstance(dataset.features.get("label"), ClassLabel):
