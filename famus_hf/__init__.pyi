@@ -9,11 +9,11 @@ from .core.losses import ClassBalancedLoss as ClassBalancedLoss
 from .core.losses import CrossEntropyLoss as CrossEntropyLoss
 from .core.losses import FocalLoss as FocalLoss
 from .core.losses import LDAMLoss as LDAMLoss
-from .core.meta_learners import L2R as L2R
-from .core.meta_learners import MLC as MLC
-from .core.meta_learners import MetaLearner as MetaLearner
-from .core.meta_learners import MWNet as MWNet
-from .core.meta_learners import register_meta_learner as register_meta_learner
+from .core.meta_learners.base import MetaLearner as MetaLearner
+from .core.meta_learners.l2r import L2R as L2R
+from .core.meta_learners.mlc import MLC as MLC
+from .core.meta_learners.mw_net import MWNet as MWNet
+from .core.meta_learners.registry import register_meta_learner as register_meta_learner
 from .core.meta_train import meta_gradient as meta_gradient
 from .data.labels.noise import corrupt_labels as corrupt_labels
 from .data.load import load_noisy_dataset as load_noisy_dataset

@@ -83,8 +83,50 @@ class FaMUSTrainingArguments(TrainingArguments):
     meta_learner: str = field(
         default="mw-net",
         metadata={
-            "help": "Ψ: mw-net (weights from losses), l2r (weights afresh in each step), mlc (corrects the loss by a "
-            "matrix of wrong labels), or none for plain training."
+            "help": "Ψ: posterior (targets from how likely each label is wrong, and for which class), mw-net (weights "
+            "from losses), l2r (weights afresh in each step), mlc (corrects the loss by a matrix of wrong labels), "
+            "forward (likewise, counted and without a meta step), or none for plain training."
+        },
+    )
+    posterior_form: Literal["posterior", "likelihood"] = field(
+        default="posterior",
+        metadata={
+            "help": "posterior's loss: cross-entropy with posterior targets by what is believed of an example "
+            "(posterior), or the likelihood of its label by the present prediction (likelihood)."
+        },
+    )
+    transition_rate: Annotated[float, AtLeast(0)] = field(
+        default=20.0,
+        metadata={
+            "help": "How many times β the learning rate of posterior's transitions is; 0 leaves them as counted."
+        },
+    )
+    transition_counts: Literal["once", "each-epoch"] = field(
+        default="once",
+        metadata={
+            "help": "When transitions between classes are counted (posterior, forward): once, after the plain part, or "
+            "anew in each epoch from then on."
+        },
+    )
+    belief_decay: Annotated[float, Between(0, 1)] = field(
+        default=0.5,
+        metadata={
+            "help": "Decay, at each visit, of the running prediction of an example (posterior, forward, label report); "
+            "0 remembers the last one alone."
+        },
+    )
+    train_on_trusted: bool = field(
+        default=False,
+        metadata={
+            "help": "Train on four fifths of the trusted examples, too, with any meta-learner or none; the others judge "
+            "what was learned."
+        },
+    )
+    logit_adjustment: Annotated[float, AtLeast(0)] = field(
+        default=0.0,
+        metadata={
+            "help": "τ of logit adjustment for long tails: τ·log π is added to the logits in training, π the shares of "
+            "classes (1 is usual, 0 is off)."
         },
     )
     mlc_form: Literal["logits", "probabilities"] = field(
@@ -134,6 +176,13 @@ class FaMUSTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Learning rate β of the meta-learner. Default: 1e-3 for mw-net; for mlc 1, or 0.11 if not kept."
+        },
+    )
+    meta_lr_schedule: Literal["main", "constant"] | None = field(
+        default=None,
+        metadata={
+            "help": "Whether β falls as the network's learning rate does (main) or not (constant, the paper). Default: "
+            "main with adam, constant with sgd."
         },
     )
     meta_optim: Literal["adam", "sgd"] | None = field(
@@ -306,11 +355,11 @@ class FaMUSTrainingArguments(TrainingArguments):
     sharpening_temperature: Annotated[float, Above(0)] = field(
         default=0.5, metadata={"help": "Two networks: temperature T of refined and guessed labels."}
     )
-    mixup_alpha: Annotated[float, AtLeast(0)] = field(
-        default=0.5,
+    mixup_alpha: Annotated[float | None, AtLeast(0)] = field(
+        default=None,
         metadata={
-            "help": "Two networks: α of the Beta(α, α) by which examples are mixed, 0 mixes none (DivideMix: 4 on "
-            "CIFAR, 0.5 on WebVision and Clothing1M; short runs need little of it)."
+            "help": "Mixup: α of the Beta(α, α) by which images are mixed; 0 mixes none. Default: 0; of two networks "
+            "0.5 (DivideMix: 4 on CIFAR, 0.5 on WebVision and Clothing1M; short runs need little of it)."
         },
     )
     unlabelled_weight: Annotated[float, AtLeast(0)] = field(

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames, SchedulerType
 
 from famus_hf.core.layer_samplers import LAYER_SAMPLERS
-from famus_hf.core.meta_learners import META_LEARNERS
+from famus_hf.core.meta_learners.registry import META_LEARNERS
 from famus_hf.core.validation import check_bound, check_choice
 from famus_hf.errors import SettingsError
 

@@ -50,14 +50,16 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "noise", "noise_type", "noise_exact_count", "noise_file", "imbalance_factor", "max_train_samples",
         "max_eval_samples", "streaming",
     ),
+    "What helps every method": ("train_on_trusted", "mixup_alpha", "logit_adjustment"),
     "The run": (
         "protocol", "compare", "early_stopping_patience", "allow_other_data", "label_report", "nan_policy",
         "lr_milestones",
     ),
     "Meta set and meta-learner": (
         "meta_learner", "meta_set", "meta_dir", "meta_dataset_name", "num_meta", "meta_batch_size",
-        "meta_learning_rate", "meta_optim", "weight_normalization", "plain_warmup_epochs", "mlc_form",
-        "mlc_reduction", "mlc_keep_matrix",
+        "meta_learning_rate", "meta_lr_schedule", "meta_optim", "weight_normalization", "plain_warmup_epochs",
+        "mlc_form", "mlc_reduction", "mlc_keep_matrix", "posterior_form", "transition_rate", "transition_counts",
+        "belief_decay",
     ),
     "Layer sampler": (
         "layer_sampler", "expected_layers", "meta_budget", "candidate_layers", "sampler_block", "random_layers",
@@ -70,7 +72,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
     ),
     "Two networks": (
         "two_networks", "clean_threshold", "calibrate_division", "unlabelled_share", "division_history",
-        "sharpening_temperature", "mixup_alpha", "unlabelled_weight", "ramp_up_epochs", "warmup_confidence_penalty",
+        "sharpening_temperature", "unlabelled_weight", "ramp_up_epochs", "warmup_confidence_penalty",
     ),
     "Base loss and class balance": (
         "base_loss", "focal_gamma", "class_balance_beta", "ldam_max_margin", "ldam_scale", "ldam_reweight_from",

@@ -31,6 +31,9 @@ from famus_hf.training_args_checks import DIAGNOSTICS
 logger = logging.get_logger(__name__)
 
 NEW_WEIGHTS = ("missing_keys", "mismatched_keys")  # what a checkpoint lacks, or has in another shape: a head
+METHOD_NAMES = {
+    "mw-net": "MW-Net", "l2r": "L2R", "mlc": "MLC", "posterior": "posterior targets", "forward": "forward correction",
+}  # fmt: skip
 TINY_DATASETS = ("digits", "fashion_mnist")  # data sets, beside idx folders, whose default backbone is `tiny`
 
 
@@ -264,7 +267,9 @@ def baselines_of(
 def method_name(model_args: ModelArguments, args: FaMUSTrainingArguments) -> str:
     if args.meta_learner == "none":
         return "DivideMix" if model_args.two_networks else "plain"
-    learner = {"mw-net": "MW-Net", "l2r": "L2R", "mlc": "MLC"}[args.meta_learner]
+    learner = METHOD_NAMES.get(args.meta_learner, args.meta_learner)
+    if args.meta_learner == "forward":  # which has no meta step, and so no layers of it
+        return learner
     samplers = {
         "learned": f"{learner} + FaMUS",
         "all": f"{learner}, {'all' if args.candidate_layers == 'all' else f'top {args.candidate_layers}'} layers",

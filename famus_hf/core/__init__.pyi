@@ -8,8 +8,8 @@ from .losses import ClassBalancedLoss as ClassBalancedLoss
 from .losses import CrossEntropyLoss as CrossEntropyLoss
 from .losses import FocalLoss as FocalLoss
 from .losses import LDAMLoss as LDAMLoss
-from .meta_learners import L2R as L2R
-from .meta_learners import MLC as MLC
-from .meta_learners import MetaLearner as MetaLearner
-from .meta_learners import MWNet as MWNet
+from .meta_learners.base import MetaLearner as MetaLearner
+from .meta_learners.l2r import L2R as L2R
+from .meta_learners.mlc import MLC as MLC
+from .meta_learners.mw_net import MWNet as MWNet
 from .meta_train import meta_gradient as meta_gradient

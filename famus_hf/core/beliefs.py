@@ -43,18 +43,29 @@ class RunningBeliefs:
         num_classes: C.
         num_trusted: m.
         device: Where they are kept.
+        decay: Of a running prediction at each visit; 0: the last one alone.
 
     Attributes:
         sums: Decaying sums of predictions, shape (N, C); those of trusted examples in `trusted_sums`, shape (m, C).
         visits: How often each example came by, shape (N,).
         labels: Given ones, as they came by, shape (N,); −1 before.
+        losses: By these, from before the last step on each, shape (N,).
         epoch: Epochs after which the trusted examples were looked at.
         is_pending: Whether examples came by since then.
         best: The largest share of trusted examples that beliefs were right about after any of them.
         honest: Of the last epoch in which nothing was learned by heart; None where there was none.
     """
 
-    def __init__(self, num_examples: int, num_classes: int, num_trusted: int, device: torch.device | None = None):
+    def __init__(
+        self,
+        num_examples: int,
+        num_classes: int,
+        num_trusted: int,
+        device: torch.device | None = None,
+        decay: float = DECAY,
+    ):
+        self.decay = decay
+        self.losses = torch.zeros(num_examples, device=device)
         self.sums = torch.zeros(num_examples, num_classes, device=device)
         self.visits = torch.zeros(num_examples, dtype=torch.int64, device=device)
         self.labels = torch.full((num_examples,), -1, dtype=torch.int64, device=device)
@@ -66,31 +77,37 @@ class RunningBeliefs:
         self._own = torch.zeros(num_examples, dtype=torch.bool, device=device)  # came by in this process alone
 
     @torch.no_grad()
-    def update(self, rows: Tensor, probabilities: Tensor, labels: Tensor) -> None:
+    def update(self, rows: Tensor, probabilities: Tensor, labels: Tensor, losses: Tensor) -> None:
         """Take in predictions from before a step on these examples; those that are not finite change nothing.
 
         Args:
             rows: Of the training set, shape (n,).
             probabilities: Shape (n, C).
             labels: Given ones, shape (n,).
+            losses: By these, shape (n,).
         """
         finite = probabilities.isfinite().all(1, keepdim=True)
-        mixed = DECAY * self.sums[rows] + (1 - DECAY) * probabilities.nan_to_num()
+        mixed = self.decay * self.sums[rows] + (1 - self.decay) * probabilities.nan_to_num()
         self.sums[rows] = torch.where(finite, mixed, self.sums[rows])
         self.visits[rows] += finite[:, 0].long()
         self.labels[rows] = labels
+        self.losses[rows] = torch.where(finite[:, 0], losses.to(self.losses), self.losses[rows])
         self._own[rows] = True
         self.is_pending = True
+
+    def of(self, rows: Tensor | slice) -> Tensor:
+        """Return what is believed of these examples, shape (n, C), rows sum to 1; 0 of one that has not come by."""
+        return self.sums[rows] / (1 - self.decay ** self.visits[rows].clamp(min=1))[:, None]
 
     def gather(self, processes: Processes) -> None:
         """Take in what came by in other processes, each example in one of them. All processes call it."""
         if processes.count > 1:
             rows = self._own.nonzero()[:, 0]
-            own_share = [rows, self.sums[rows], self.visits[rows], self.labels[rows]]
+            own_share = [rows, self.sums[rows], self.visits[rows], self.labels[rows], self.losses[rows]]
             shares = processes.objects([values.cpu() for values in own_share])
             for share in shares:
-                rows, sums, visits, labels = (values.to(self.sums.device) for values in share)
-                self.sums[rows], self.visits[rows], self.labels[rows] = sums, visits, labels
+                rows, sums, visits, labels, losses = (values.to(self.sums.device) for values in share)
+                self.sums[rows], self.visits[rows], self.labels[rows], self.losses[rows] = sums, visits, labels, losses
         self._own.zero_()
 
     @torch.no_grad()
@@ -102,9 +119,10 @@ class RunningBeliefs:
             trusted_labels: Shape (m,).
         """
         self.epoch, self.is_pending = self.epoch + 1, False
-        self.trusted_sums = DECAY * self.trusted_sums + (1 - DECAY) * trusted.to(self.trusted_sums)
-        of_trusted, labels = self.trusted_sums / (1 - DECAY**self.epoch), trusted_labels.to(self.labels)
-        probabilities = self.sums / (1 - DECAY ** self.visits.clamp(min=1))[:, None]
+        decay = self.decay
+        self.trusted_sums = decay * self.trusted_sums + (1 - decay) * trusted.to(self.trusted_sums)
+        of_trusted, labels = self.trusted_sums / (1 - decay**self.epoch), trusted_labels.to(self.labels)
+        probabilities = self.of(slice(None))
         right = float((of_trusted.argmax(1) == labels).float().mean())
         self.best = max(right, self.best)
         least = max(LEAST_ACCURACY, self.best - MARGIN * (right * (1 - right) / len(labels)) ** 0.5)
@@ -125,9 +143,9 @@ class RunningBeliefs:
     def state_dict(self) -> dict[str, Tensor]:
         """Return tensors that `load_state_dict` takes; those of other processes must have been gathered."""
         state = {
-            "sums": self.sums, "visits": self.visits, "labels": self.labels, "trusted_sums": self.trusted_sums,
-            "epoch": torch.tensor(self.epoch), "is_pending": torch.tensor(int(self.is_pending)),
-            "best": torch.tensor(self.best),
+            "sums": self.sums, "visits": self.visits, "labels": self.labels, "losses": self.losses,
+            "trusted_sums": self.trusted_sums, "epoch": torch.tensor(self.epoch),
+            "is_pending": torch.tensor(int(self.is_pending)), "best": torch.tensor(self.best),
         }  # fmt: skip
         if self.honest is not None:
             state |= {
@@ -141,6 +159,8 @@ class RunningBeliefs:
         own = self.sums.device
         self.sums, self.visits = state["sums"].to(own), state["visits"].to(own)
         self.labels, self.trusted_sums = state["labels"].to(own), state["trusted_sums"].to(own)
+        if "losses" in state:  # not in those of earlier versions
+            self.losses = state["losses"].to(own)
         self.epoch, self.is_pending = int(state["epoch"]), bool(state["is_pending"])
         self.best = float(state["best"])
         self.honest = None

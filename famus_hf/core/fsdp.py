@@ -41,7 +41,7 @@ from famus_hf.core.autodiff.training_pass import Clock, TrainingPass, central_di
 from famus_hf.core.autodiff.virtual_weights import VirtualStep
 from famus_hf.core.layers import parameters_by_layer, select_layers
 from famus_hf.core.losses import cross_entropy
-from famus_hf.core.meta_learners import MetaLearner
+from famus_hf.core.meta_learners.base import LabelledBatch, MetaLearner
 from famus_hf.core.meta_train import MetaTrain, gradient_of_slope
 from famus_hf.core.non_finite import LOGITS, NotFiniteError, all_finite
 from famus_hf.core.parallel.dtensor import abandon_passes, own_part, reshard
@@ -94,20 +94,20 @@ def sharded_meta_gradient(
     with without_trace(model, labels.device):
         step = VirtualStep({name: learning_rate for name, _ in _trainable(model)})
         training_pass = sharded_training_pass(model, inputs, labels, with_graph=meta_learner.has_virtual_step)
-        logits, all_labels = training_pass.all_logits, training_pass.all_labels
-        meta_learner.begin_step(logits)
+        batch = LabelledBatch.of(training_pass, cross_entropy)
+        meta_learner.begin_step(batch.logits)
         if not on:
             return meta_learner.outcome({name: torch.zeros_like(t) for name, t in meta_learner.theta().items()})
         gradient = {}
         if meta_learner.has_virtual_step:
-            loss = meta_learner.training_loss(logits, all_labels, cross_entropy)
+            loss = meta_learner.training_loss(batch)
             gradient = training_pass.virtual_gradient(loss, step.learning_rates)
         names = [name for tensors in on.values() for name in tensors]
         _, validation = training_pass.validation_gradient(gradient, step, meta_batch, meta_labels, names, cross_entropy)
         moving = step.relative() if meta_learner.only_ratios_count else step
         direction = {name: moving.displacement(name, validation[name]) for name in names}
         tangent = training_pass.gathered(training_pass.logit_tangent(direction, "finite"))
-    return meta_learner.outcome(gradient_of_slope(meta_learner, logits, tangent, all_labels, cross_entropy))
+    return meta_learner.outcome(gradient_of_slope(meta_learner, batch, tangent))
 
 
 class ShardedPass(TrainingPass):

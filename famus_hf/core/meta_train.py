@@ -8,7 +8,7 @@ graph, exactly, for any set of layers.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,31 +38,27 @@ from famus_hf.core.layers import (
     unpool_gradient,
 )
 from famus_hf.core.losses import cross_entropy
-from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
+from famus_hf.core.meta_learners.base import LabelledBatch, MetaLearner, PerExampleLoss
 from famus_hf.core.non_finite import all_finite, log_once
 from famus_hf.core.parallel.dtensor import is_sharded, whole
 from famus_hf.core.timer import NO_TIMER, Timer
 from famus_hf.errors import SettingsError
 
 
-def gradient_of_slope(
-    meta_learner: MetaLearner, logits: Tensor, tangent: Tensor, labels: Tensor, per_example_loss: PerExampleLoss
-) -> dict[str, Tensor]:
+def gradient_of_slope(meta_learner: MetaLearner, batch: LabelledBatch, tangent: Tensor) -> dict[str, Tensor]:
     """Return ∂/∂θ of the slope of J along a direction d, ⟨∂J/∂z (z; θ), ż⟩: first order in θ, on tensors of n × C.
 
     Args:
         meta_learner: Ψ.
-        logits: z, shape (n, C).
+        batch: With logits z, shape (n, C).
         tangent: ż = (∂z/∂w)·d, shape (n, C).
-        labels: Shape (n,).
-        per_example_loss: ℓ.
 
     Returns:
         The gradient by name in `meta_learner.theta()`.
     """
     with torch.enable_grad():
-        z = logits.detach().requires_grad_()
-        loss = meta_learner.training_loss(z, labels, per_example_loss)
+        z = batch.logits.detach().requires_grad_()
+        loss = meta_learner.training_loss(replace(batch, logits=z))
         (loss_gradient,) = torch.autograd.grad(loss, z, create_graph=True)
         slope = (loss_gradient * tangent).sum()
         theta = meta_learner.theta()
@@ -185,13 +181,8 @@ def meta_train(
             _add_matching_direction(direction, layer, gradient, validation, objective.gradient_match_weight)
         with clock("derivative"):
             tangent = training_pass.logit_tangent(direction, choose_derivative(objective.derivative, evaluated))
-        learner_gradient = gradient_of_slope(
-            meta_learner,
-            training_pass.all_logits,
-            training_pass.gathered(tangent),
-            training_pass.all_labels,
-            per_example_loss,
-        )
+        batch = LabelledBatch.of(training_pass, per_example_loss)
+        learner_gradient = gradient_of_slope(meta_learner, batch, training_pass.gathered(tangent))
     is_finite = all_finite([*learner_gradient.values(), slopes, gates])  # what is wrong with g shows here
     return MetaTrain(meta_loss, learner_gradient, slopes, switched_on, is_finite)
 
@@ -222,6 +213,7 @@ def meta_gradient(
     learning_rate: float,
     layers: Sequence[str] | None = None,
     derivative: str = "auto",
+    beliefs: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the gradient of L_c w.r.t. the meta-learner's θ through the named layers (Eq. 7, 9), usable alone.
 
@@ -239,6 +231,7 @@ def meta_gradient(
         derivative: `"forward"`, `"reverse"` or `"finite"` (see `famus_hf.core.autodiff.training_pass`); `"auto"` takes
             the first that the network has and that agrees with its backward pass: an exact one, else finite
             differences.
+        beliefs: q of the training batch, for a meta-learner that needs them, shape (n, C).
 
     Returns:
         The gradient by name in `meta_learner.named_parameters()`; for `L2R`, which has none, its weights of shape (n,)
@@ -261,11 +254,11 @@ def meta_gradient(
     step = VirtualStep(dict.fromkeys(parameters, learning_rate))
     with preserve_rng_state(device), torch.enable_grad(), differentiable_attention():
         training_pass = training_pass_without_trace(model, inputs, labels)
-        logits = training_pass.logits
-        meta_learner.begin_step(logits)
+        batch = replace(LabelledBatch.of(training_pass, cross_entropy), beliefs=beliefs)
+        meta_learner.begin_step(training_pass.logits)
         gradient = {}
         if meta_learner.has_virtual_step:
-            loss = meta_learner.training_loss(logits, labels, cross_entropy)
+            loss = meta_learner.training_loss(batch)
             gradient = training_pass.virtual_gradient(loss, parameters)
         names = [name for tensors in on.values() for name in tensors]
         meta_batch, meta_labels, _ = split_inputs(meta_inputs)
@@ -276,7 +269,7 @@ def meta_gradient(
             tangent = _tangent_that_agrees(training_pass, direction, _ways(model, inputs, on))
         else:
             tangent = training_pass.logit_tangent(direction, derivative)
-    return meta_learner.outcome(gradient_of_slope(meta_learner, logits, tangent, labels, cross_entropy))
+    return meta_learner.outcome(gradient_of_slope(meta_learner, batch, tangent))
 
 
 def _tangent_that_agrees(training_pass: TrainingPass, direction: Mapping[str, Tensor], ways: Sequence[str]) -> Tensor:

@@ -20,7 +20,7 @@ from famus_hf.core.layer_samplers import (
     step_generator,
 )
 from famus_hf.core.layers import Layer, parameters_of
-from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
+from famus_hf.core.meta_learners.base import MetaLearner, PerExampleLoss
 from famus_hf.core.meta_train import MetaObjective, MetaTrain, meta_train
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.core.timer import NO_TIMER, Timer
@@ -55,6 +55,8 @@ class MetaUpdate:
         objective: Eq. (12).
         learning_rate: β; None means the meta-learner's own default.
         optimizer: Of θ: `"sgd"` or `"adam"`; None means the meta-learner's own default.
+        follows_schedule: Whether β changes as α does in the network's own schedule. Paper: not. Default: with Adam,
+            which takes the size of the gradient away, so that θ would walk at full speed while α is all but 0.
         sampler_learning_rate: δ; SGD, momentum 0.9.
         relative_slopes: Divide the gates' effects on L_c by their running mean size. Paper: not, so that they shrink
             with α and with the loss, and Eq. (10), which treats all layers alike, decides nearly alone.
@@ -74,6 +76,7 @@ class MetaUpdate:
         objective: MetaObjective,
         learning_rate: float | None = None,
         optimizer: str | None = None,
+        follows_schedule: bool | None = None,
         sampler_learning_rate: float = 0.1,
         relative_slopes: bool = False,
         virtual_scope: str = "all",
@@ -93,13 +96,15 @@ class MetaUpdate:
             objective = replace(objective, gradient_match_weight=0.0)
         self.objective = objective
         self.seed = seed
-        self.learner_optimizer = _make_optimizer(
-            self.meta_learner,
-            optimizer or meta_learner.default_optimizer,
-            meta_learner.default_learning_rate if learning_rate is None else learning_rate,
-            meta_learner.momentum,
-        )
-        self.sampler_optimizer = _make_optimizer(self.layer_sampler, "sgd", sampler_learning_rate, SAMPLER_MOMENTUM)
+        optimizer = optimizer or meta_learner.default_optimizer
+        self.learning_rate = meta_learner.default_learning_rate if learning_rate is None else learning_rate
+        groups = meta_learner.parameter_groups(self.learning_rate)
+        self.learner_optimizer = _make_optimizer(groups, optimizer, meta_learner.momentum)
+        self._rates = [group["lr"] for group in groups]
+        self.follows_schedule = optimizer == "adam" if follows_schedule is None else follows_schedule
+        sampler = list(self.layer_sampler.parameters())
+        groups = [{"params": sampler, "lr": sampler_learning_rate}] if sampler else []
+        self.sampler_optimizer = _make_optimizer(groups, "sgd", SAMPLER_MOMENTUM)
         self.steps = 0
         self.times_on = [0] * len(self.candidates)
         self.times_before: dict[str, int] = {}
@@ -277,6 +282,16 @@ class MetaUpdate:
         weight = self.objective.sparsity_weight if self.budget is None else 0.0  # the budget is kept without Eq. (10)
         return sparsity_gradient(gates, expected_layers=self.objective.expected_layers, sparsity_weight=weight)
 
+    def follow_rate(self, optimizer: Any) -> None:
+        """Give β the share of its first value that α has in the network's optimizer, where it follows the schedule."""
+        if self.learner_optimizer is None or not self.follows_schedule:
+            return
+        group = optimizer.param_groups[0]
+        first = float(group.get("initial_lr", group["lr"]))
+        share = float(group["lr"]) / first if first > 0 else 1.0
+        for own, rate in zip(self.learner_optimizer.param_groups, self._rates, strict=True):
+            own["lr"] = rate * share
+
     def state_dict(self) -> dict[str, Any]:
         """Return optimizers and counters; the parameters themselves are in `meta_net/`."""
         sizes = self.step_sizes.state_dict()
@@ -314,13 +329,8 @@ class MetaUpdate:
         self.step_sizes.load_state_dict(state.get("step_sizes", {}))
 
 
-def _make_optimizer(
-    module: nn.Module, name: str, learning_rate: float, momentum: float
-) -> torch.optim.Optimizer | None:
-    """Return the optimizer of a module; None where it has no parameters."""
-    parameters = list(module.parameters())
-    if not parameters:
+def _make_optimizer(groups: list[dict[str, Any]], name: str, momentum: float) -> torch.optim.Optimizer | None:
+    """Return the optimizer of groups of parameters; None where there are none."""
+    if not groups:
         return None
-    if name == "adam":
-        return torch.optim.Adam(parameters, learning_rate)
-    return torch.optim.SGD(parameters, learning_rate, momentum=momentum)
+    return torch.optim.Adam(groups) if name == "adam" else torch.optim.SGD(groups, momentum=momentum)

@@ -30,7 +30,7 @@ from famus_hf.core.autodiff.forward_pass import (
 )
 from famus_hf.core.autodiff.training_pass import TrainingPass
 from famus_hf.core.autodiff.virtual_weights import VirtualStep, names_with_own_memory
-from famus_hf.core.meta_learners import PerExampleLoss
+from famus_hf.core.meta_learners.base import LabelledBatch, PerExampleLoss
 from famus_hf.core.meta_train import MetaTrain
 from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.core.non_finite import LOGITS, NotFiniteError, all_finite
@@ -195,11 +195,12 @@ class ThreeStages:
             optimizer: Of the network, as it stands before its coming step.
             keep_weights: Whether the weights of a reused gradient are asked for afterwards.
         """
+        self.meta.follow_rate(optimizer)
         names = self.meta.virtual_names(self.network)
         if self.meta.meta_learner.has_virtual_step:
             loss = self.training_loss(train)
         else:
-            loss = self.base_loss(train.all_logits, train.all_labels).mean()
+            loss = LabelledBatch.of(train, self.base_loss).losses.mean()
         gradient: dict[str, Tensor] = {}
         if names:
             with self.meta.clock("virtual backward"):
@@ -281,12 +282,12 @@ class ThreeStages:
 
     def training_loss(self, train: TrainingPass) -> Tensor:
         """Return J(w, θ) of the global batch, a scalar."""
-        return self.meta.meta_learner.training_loss(train.all_logits, train.all_labels, self.base_loss)
+        return self.meta.meta_learner.training_loss(LabelledBatch.of(train, self.base_loss))
 
     @torch.no_grad()
     def example_weights(self, train: TrainingPass) -> Any:
         """Return V̂ of the global batch by θ as it is, shape (k·n,), or None where there are no such weights."""
-        losses = self.base_loss(train.all_logits, train.all_labels)
+        losses = LabelledBatch.of(train, self.base_loss).losses
         return self.meta.meta_learner.example_weights(losses)
 
     def _add_gradient(self, gradient: Mapping[str, Tensor], loss_scale: float, accumulated: int) -> None:

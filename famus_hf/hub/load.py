@@ -10,7 +10,7 @@ from typing import Any
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from famus_hf.core.layer_samplers import LayerSampler
-from famus_hf.core.meta_learners import MetaLearner
+from famus_hf.core.meta_learners.base import MetaLearner
 from famus_hf.data.media.modalities import modality_of_config
 from famus_hf.errors import LoadError
 from famus_hf.hub.client_errors import downloaded

@@ -20,7 +20,8 @@ from torch import nn
 
 from famus_hf.core.layer_samplers import LAYER_SAMPLERS, LayerSampler
 from famus_hf.core.layers import Layer
-from famus_hf.core.meta_learners import META_LEARNERS, MetaLearner
+from famus_hf.core.meta_learners.base import MetaLearner
+from famus_hf.core.meta_learners.registry import META_LEARNERS
 from famus_hf.core.pretrained import Pretrained
 from famus_hf.errors import LoadError, reason_of
 from famus_hf.hub.client_errors import downloaded

@@ -14,7 +14,8 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
 
 from famus_hf.core.beliefs import HonestBeliefs
-from famus_hf.core.meta_learners import MetaLearner, raw_weights
+from famus_hf.core.meta_learners.base import MetaLearner
+from famus_hf.core.meta_learners.registry import raw_weights
 from famus_hf.core.transitions import clean_label_probabilities, clean_label_probabilities_by_trusted
 from famus_hf.data.inputs.convert import raw_modality
 from famus_hf.data.media.examples import file_names

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import TrainerState
 from transformers.training_args import OptimizerNames, SchedulerType
 
-from famus_hf.core.meta_learners import MetaLearner
+from famus_hf.core.meta_learners.base import MetaLearner
 from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.core.parallel.dtensor import class_of
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet

@@ -1,16 +1,31 @@
 """Which batches a step is given: training and meta batches, augmented so that any resume sees the same ones."""
 
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import has_length
 
 from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS
 from famus_hf.core.losses import LDAMLoss
-from famus_hf.data.inputs.augmentation import META_STREAM, REDRAWN_STREAM, TRAIN_STREAM, Augmentation, make_generator
+from famus_hf.data.inputs.augmentation import (
+    META_STREAM,
+    MIX_STREAM,
+    REDRAWN_STREAM,
+    TRAIN_STREAM,
+    Augmentation,
+    make_generator,
+)
 from famus_hf.data.inputs.meta_batches import MetaBatches
+from famus_hf.data.inputs.mixup import draw_mixture, mixed
+from famus_hf.data.inputs.training_rows import TrainingRows
+from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
 from famus_hf.trainer.learning_mixin import LearningMixin
 from famus_hf.trainer.meta_set_schedule import MetaSetSchedule
+
+HELD_OUT = 5  # of as many trusted examples one is never trained on
+TRUSTED_STREAM = 20  # of random numbers
 
 
 class BatchesMixin(LearningMixin):
@@ -18,6 +33,7 @@ class BatchesMixin(LearningMixin):
 
     Attributes:
         augmentation: Of images.
+        keeps_beliefs: Whether what the network believes of each training example is remembered.
         schedule: Told, by the train data loader, how long an epoch is.
     """
 
@@ -26,7 +42,15 @@ class BatchesMixin(LearningMixin):
     augmentation: Augmentation
     schedule: MetaSetSchedule
     _meta_batches: MetaBatches
+    meta_dataset: Any
+    keeps_beliefs = False
+    _unmixed: dict[str, Any] | None = None  # the present batch without mixup
     _micro_batch = (-1, 0)  # step and place of the batch within it, where gradients are accumulated
+
+    @property
+    def has_trusted(self) -> bool:
+        """Whether there are examples whose labels are known to be right."""
+        return self.meta_dataset is not None and not isinstance(self.meta_dataset, PseudoCleanSet)
 
     def _training_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Return this process's rows on the device, augmented."""
@@ -35,6 +59,17 @@ class BatchesMixin(LearningMixin):
         if self.is_fsdp_enabled:  # running statistics are then shared as in DDP, which broadcasts them likewise
             self.processes.take_from_first(self.model.buffers())
         return self.augmented(self._prepare_inputs(inputs), TRAIN_STREAM, *self._place_of_batch())
+
+    def _mix(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return a training batch with its images mixed, as `mixture` tells from then on; without mixup as it is."""
+        self.mixture, self._unmixed = None, None
+        if not self.args.mixup_alpha:
+            return batch
+        images = batch["pixel_values"]
+        generator = make_generator(self.args.seed, MIX_STREAM, *self._micro_batch, self.args.process_index)
+        partner, share = draw_mixture(len(images), self.args.mixup_alpha, generator)
+        self.mixture, self._unmixed = (partner.to(images.device), share.to(images.device)), batch
+        return {**batch, "pixel_values": mixed(images, self.mixture)}
 
     def _place_of_batch(self) -> tuple[int, int]:
         """Return the optimizer step, and the place within it where gradients are accumulated."""
@@ -82,8 +117,22 @@ class BatchesMixin(LearningMixin):
     def _prepare_inputs(self, inputs: Any) -> Any:
         return super()._prepare_inputs({name: value for name, value in inputs.items() if name not in RECORD_COLUMNS})
 
+    @cached_property
+    def _trusted_in_training(self) -> list[int]:
+        """Rows of the meta set that are trained on, too: four fifths; the others judge what was learned."""
+        if not (self.args.train_on_trusted and self.has_trusted):
+            return []
+        order = np.random.default_rng((self.args.seed, TRUSTED_STREAM)).permutation(len(self.meta_dataset))
+        return sorted(order[len(order) // HELD_OUT :].tolist())
+
     def get_train_dataloader(self) -> DataLoader:
-        loader = super().get_train_dataloader()
+        own = self.train_dataset
+        if self._trusted_in_training or self.keeps_beliefs:
+            self.train_dataset = TrainingRows(own, self.meta_dataset, self._trusted_in_training)
+        try:
+            loader = super().get_train_dataloader()
+        finally:
+            self.train_dataset = own
         if has_length(self.train_dataset):
             self.schedule.steps_per_epoch = max(1, -(-len(loader) // self.args.gradient_accumulation_steps))
         return loader

@@ -10,15 +10,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from famus_hf.core.autodiff.forward_pass import logits_of, preserve_rng_state
+from famus_hf.core.autodiff.forward_pass import logits_of, logits_without_trace, preserve_rng_state, split_inputs
+from famus_hf.core.autodiff.training_pass import TrainingPass
 from famus_hf.core.beliefs import RunningBeliefs
 from famus_hf.core.losses import cross_entropy
-from famus_hf.data.inputs.model_inputs import ModelInputs
-from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
+from famus_hf.data.inputs.model_inputs import ModelInputs, known_labels
 from famus_hf.data.per_example import ExampleEvaluator
 from famus_hf.errors import LoadError
 from famus_hf.storage.run_folder import BELIEFS
 from famus_hf.storage.saved_state import check_state, is_tensor
+from famus_hf.trainer.batches_mixin import BatchesMixin
 from famus_hf.trainer.checkpointing import CheckpointingMixin
 from famus_hf.trainer.meta_set_schedule import MetaSetSchedule
 
@@ -33,7 +34,7 @@ BY_HEART = (
 )
 
 
-class BeliefsMixin(CheckpointingMixin):
+class BeliefsMixin(BatchesMixin, CheckpointingMixin):
     """Keeps running predictions where there are trusted examples to compare them with.
 
     Attributes:
@@ -45,28 +46,39 @@ class BeliefsMixin(CheckpointingMixin):
     schedule: MetaSetSchedule
     evaluate_examples: ExampleEvaluator
     beliefs: RunningBeliefs | None = None
-    _keeps_beliefs = False
-    _batch_index: Tensor | None = None  # numbers of the examples whose plain step is being taken
+    _needs_beliefs = False
+    _observed_at: int | None = None  # step before which the meta-learner last looked at beliefs
+    _batch_rows: Tensor | None = None  # of the examples whose plain step is being taken
 
     def begin_beliefs(self) -> None:
-        """Begin a training: nothing is believed yet."""
-        train = self.train_dataset
-        index = train.records.get("index") if isinstance(train, ModelInputs) else None
-        self.beliefs = None
-        self._keeps_beliefs = (
-            self.args.label_report and self._has_trusted and index is not None and len(set(index)) == len(index)
-        )
-        if self._keeps_beliefs:
-            self._sorted_index, self._rows = torch.tensor(index, device=self.args.device).sort()
+        """Begin a training: nothing is believed yet.
+
+        Raises:
+            SettingsError: The meta-learner needs beliefs of a training set that has no rows, or too many.
+        """
+        train, learner = self.train_dataset, self.meta_learner
+        self.beliefs, self.logit_shift, self._observed_at = None, None, None
+        self._needs_beliefs = learner is not None and learner.needs_beliefs
+        is_told_apart = isinstance(train, ModelInputs) and not self.args.mixup_alpha
+        self.keeps_beliefs = self._needs_beliefs or (self.args.label_report and self.has_trusted and is_told_apart)
+        if self.args.logit_adjustment:
+            self._set_prior(np.bincount(known_labels(train)))
+
+    def _set_prior(self, counts: np.ndarray | Tensor) -> None:
+        """Take the shares of classes, by counts of shape (≤ C,), for logit adjustment: τ log π."""
+        counts = torch.as_tensor(counts, dtype=torch.float32)
+        missing = self._num_labels - len(counts)
+        counts = torch.nn.functional.pad(counts, (0, max(missing, 0))).clamp_min(1)
+        self.logit_shift = self.args.logit_adjustment * (counts / counts.sum()).log().to(self.args.device)
 
     @property
-    def _has_trusted(self) -> bool:
-        return self.meta_dataset is not None and not isinstance(self.meta_dataset, PseudoCleanSet)
+    def _num_labels(self) -> int:
+        return int(getattr(getattr(self.model, "config", None), "num_labels", 0))
 
     @property
     def doubt(self) -> str:
         """Why the labels of the training set can't be judged; empty where they can."""
-        if not self._has_trusted:
+        if not self.has_trusted:
             return NO_TRUSTED
         if self.beliefs is None:
             return NOT_SEEN
@@ -74,26 +86,79 @@ class BeliefsMixin(CheckpointingMixin):
 
     # ---- In training ----
 
-    def note_beliefs(self, index: Tensor | None, logits: Tensor, labels: Tensor) -> None:
+    def note_beliefs(self, rows: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Take in what the network predicts before it learns from a batch.
 
         Args:
-            index: Numbers of the examples, shape (n,).
+            rows: Of the examples, as `TrainingRows` counts them, shape (n,).
             logits: Shape (n, C).
             labels: Shape (n,), or (n, C) of soft targets.
+
+        Returns:
+            What is believed of them now, shape (n, C), and their losses by given labels, shape (n,); of a trusted
+            example the present prediction.
         """
-        if not self._keeps_beliefs or index is None:
-            return
-        if self.beliefs is None:
-            count, classes = len(self._rows), logits.shape[1]
-            if 4 * count * classes > MEMORY_LIMIT:
-                self._keeps_beliefs = False
-                return
-            self.beliefs = RunningBeliefs(count, classes, len(self._trusted_sample), self.args.device)
-        rows = self._rows[torch.searchsorted(self._sorted_index, index.to(self._rows.device))]
         scale = self.evaluate_examples.logit_scale(self.model)
+        with torch.no_grad():
+            if self._unmixed is not None:
+                with self.compute_loss_context_manager():
+                    logits = logits_without_trace(self.model, split_inputs(self._unmixed)[0])
+            logits = logits if self.logit_shift is None else logits + self.logit_shift.to(logits)
+            probabilities = (scale * logits.float()).softmax(1)
+            losses = self.base_loss(logits, labels).float()
+        if self.beliefs is None:
+            count, classes = len(self.train_dataset), logits.shape[1]
+            if 4 * count * classes > MEMORY_LIMIT and not self._needs_beliefs:
+                self.keeps_beliefs = False
+                return probabilities, losses
+            decay, trusted = self.args.belief_decay, len(self._trusted_sample) if self.has_trusted else 0
+            self.beliefs = RunningBeliefs(count, classes, trusted, self.args.device, decay)
         given = labels if labels.dim() == 1 else labels.argmax(1)
-        self.beliefs.update(rows, (scale * logits.detach().float()).softmax(1).to(rows.device), given.to(rows.device))
+        own = rows < len(self.train_dataset)
+        chosen = rows[own]
+        self.beliefs.update(chosen, probabilities[own], given[own], losses[own])
+        probabilities[own] = self.beliefs.of(chosen)
+        return probabilities, losses
+
+    def describe(self, train: TrainingPass, rows: Tensor | None) -> None:
+        """Tell a training pass what is known of its examples, beside inputs and labels.
+
+        Args:
+            train: Of this process's rows.
+            rows: As `TrainingRows` counts them, shape (n,), where they are known.
+        """
+        train.logit_shift = self.logit_shift
+        if self.mixture is not None:
+            partner, share = self.mixture
+            before = self.processes.rows_before(train.labels)
+            train.mixture = train.gathered(partner + before), train.gathered(share)
+        if rows is None:
+            return
+        rows = rows.to(train.labels.device)
+        if self._trusted_in_training:
+            train.is_trusted = train.gathered(rows >= len(self.train_dataset))
+        if self.keeps_beliefs:
+            beliefs, losses = self.note_beliefs(rows, train.logits, train.labels)
+            if self._needs_beliefs:
+                train.beliefs = train.gathered(beliefs)
+                train.label_losses = None if self.mixture is None else train.gathered(losses)
+
+    def show_beliefs(self) -> None:
+        """Have the meta-learner look at what is believed, where that is due: after the plain part, then each epoch."""
+        learner, step, every = self.meta_learner, self.state.global_step, max(1, self.schedule.steps_per_epoch)
+        if self.beliefs is None or self._observed_at == step:
+            return
+        first = self.schedule.warmup_steps(self.state.max_steps) or every
+        if step < first or (step - first) % every:
+            return
+        self._observed_at = step
+        self.beliefs.gather(self.processes)
+        came_by = self.beliefs.visits > 0
+        believed, labels = self.beliefs.of(came_by), self.beliefs.labels[came_by]
+        if self.args.logit_adjustment:
+            self._set_prior(believed.argmax(1).bincount(minlength=believed.shape[1]))
+        if learner is not None and (step == first or self.args.transition_counts == "each-epoch"):
+            learner.observe_beliefs(believed, labels)
 
     def close_epoch_of_beliefs(self, is_over: bool) -> None:
         """Look at the trusted examples if an epoch is over and they have not been looked at since. All call it.
@@ -102,7 +167,7 @@ class BeliefsMixin(CheckpointingMixin):
             is_over: Whether the training is, and with it its last epoch.
         """
         beliefs = self.beliefs
-        if beliefs is None or not beliefs.is_pending:
+        if beliefs is None or not (beliefs.is_pending and self.has_trusted):
             return
         if is_over or self.schedule.epoch(self.state) > beliefs.epoch:
             with preserve_rng_state(self.args.device):
@@ -114,20 +179,20 @@ class BeliefsMixin(CheckpointingMixin):
 
     @property
     def _trusted_sample(self) -> Any:
-        count = len(self.meta_dataset)
-        if count <= TRUSTED_SEEN:
-            return self.meta_dataset
-        return Subset(self.meta_dataset, np.linspace(0, count - 1, TRUSTED_SEEN).round().astype(int).tolist())
+        rows = sorted(set(range(len(self.meta_dataset))).difference(self._trusted_in_training))
+        if len(rows) > TRUSTED_SEEN:
+            rows = [rows[place] for place in np.linspace(0, len(rows) - 1, TRUSTED_SEEN).round().astype(int)]
+        return self.meta_dataset if len(rows) == len(self.meta_dataset) else Subset(self.meta_dataset, rows)
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        index, self._batch_index = self._batch_index, None
-        if index is None or not (model.training and self._keeps_beliefs):
+        rows, self._batch_rows = self._batch_rows, None
+        if rows is None or not (model.training and self.keeps_beliefs):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs[self.label_name]
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        self.note_beliefs(index, logits_of(outputs), labels)
+        self.note_beliefs(rows.to(labels.device), logits_of(outputs).detach(), labels)
         return (loss, outputs) if return_outputs else loss
 
     # ---- Checkpoints ----
@@ -140,30 +205,35 @@ class BeliefsMixin(CheckpointingMixin):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.beliefs is not None and self.args.should_save:
-            tensors = {name: value.cpu().contiguous() for name, value in self.beliefs.state_dict().items()}
+            state = self.beliefs.state_dict()
+            if self.logit_shift is not None:
+                state["logit_shift"] = self.logit_shift
+            tensors = {name: value.cpu().contiguous() for name, value in state.items()}
             save_file(tensors, Path(output_dir) / BELIEFS)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or not self._keeps_beliefs:
+        if checkpoint is None or not self.keeps_beliefs:
             return
         path = Path(checkpoint) / BELIEFS
-        self._keeps_beliefs = path.is_file() and not self.other_data_than(checkpoint)
-        if not self._keeps_beliefs:  # it has none, as one of an earlier version: what was believed at first is lost
+        if not path.is_file() or self.other_data_than(checkpoint):
+            self.keeps_beliefs = self._needs_beliefs  # anew; for the report, what was believed at first is lost
             return
         try:
             state = load_file(path, device="cpu")
         except (SafetensorError, OSError) as error:
             raise LoadError(f"{BELIEFS} of checkpoint {checkpoint!r} can't be read: {error}") from error
         sums = state.get("sums")
-        if sums is None or len(sums) == len(self._rows):
+        if sums is None or len(sums) == len(self.train_dataset):
             self.beliefs = self.checked_beliefs(state, checkpoint)
+            if "logit_shift" in state:
+                self.logit_shift = state["logit_shift"].to(self.args.device)
         else:  # of other data, which the checkpoint does not tell
-            self._keeps_beliefs = False
+            self.keeps_beliefs = self._needs_beliefs
 
     def checked_beliefs(self, state: dict[str, Tensor], checkpoint: str) -> RunningBeliefs:
         """Return the beliefs of a file. Raise LoadError where they can't be of these examples."""
-        examples, trusted = len(self._rows), len(self._trusted_sample)
+        examples, trusted = len(self.train_dataset), len(self._trusted_sample)
         sums = state.get("sums")
         classes = sums.shape[1] if sums is not None and sums.dim() == 2 else 0
         whole, float32 = torch.int64, torch.float32
@@ -171,6 +241,8 @@ class BeliefsMixin(CheckpointingMixin):
             "sums": is_tensor((examples, classes), float32, 0, 1),
             "visits": is_tensor((examples,), whole, 0),
             "labels": is_tensor((examples,), whole, -1, classes - 1),
+            **({"losses": is_tensor((examples,), float32)} if "losses" in state else {}),
+            **({"logit_shift": is_tensor((classes,), float32)} if "logit_shift" in state else {}),
             "trusted_sums": is_tensor((trusted, classes), float32, 0, 1),
             "epoch": is_tensor((), whole, 0),
             "is_pending": is_tensor((), whole, 0, 1),
@@ -185,6 +257,6 @@ class BeliefsMixin(CheckpointingMixin):
             }
         what = f"{BELIEFS} of checkpoint {checkpoint!r}"
         check_state(what, state, {name: (check, f"{name} of other data") for name, check in fields.items()})
-        beliefs = RunningBeliefs(examples, classes, trusted, self.args.device)
+        beliefs = RunningBeliefs(examples, classes, trusted, self.args.device, self.args.belief_decay)
         beliefs.load_state_dict(state)
         return beliefs

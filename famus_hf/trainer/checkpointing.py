@@ -17,7 +17,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import has_length
 
 from famus_hf.core.layer_samplers import LayerSampler
-from famus_hf.core.meta_learners import MetaLearner
+from famus_hf.core.meta_learners.base import MetaLearner
 from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.core.parallel.dtensor import as_written, class_of, is_sharded, load_whole, reshard
 from famus_hf.core.parallel.processes import Processes

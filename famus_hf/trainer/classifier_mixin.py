@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_pt_utils import LabelSmoother
 from transformers.trainer_utils import PredictionOutput, RemoveColumnsCollator, SchedulerType
@@ -17,11 +17,12 @@ from transformers.utils import PushToHubMixin
 
 from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS, logits_of, named_outputs
 from famus_hf.core.losses import CrossEntropyLoss, mean_loss
-from famus_hf.core.meta_learners import PerExampleLoss
+from famus_hf.core.meta_learners.base import LabelledBatch, PerExampleLoss
 from famus_hf.data.inputs.class_balanced import ClassBalancedSampler
 from famus_hf.data.inputs.convert import as_model_inputs
 from famus_hf.data.inputs.model_inputs import known_labels
 from famus_hf.data.inputs.raw_data import DataForm
+from famus_hf.data.inputs.training_rows import TrainingRows
 from famus_hf.storage.model_folder import adapted_network
 from famus_hf.trainer.learning_mixin import LearningMixin
 from famus_hf.training_args import FaMUSTrainingArguments
@@ -91,7 +92,9 @@ class ClassifierMixin(LearningMixin):
         if batches is None:
             return super()._get_train_sampler(train_dataset)
         size = batches * self.args.train_batch_size * self.args.world_size
-        return ClassBalancedSampler(known_labels(self.train_dataset), size, self.args.seed)
+        train = train_dataset or self.train_dataset
+        labels = train.labels if isinstance(train, TrainingRows) else known_labels(train)
+        return ClassBalancedSampler(labels, size, self.args.seed)
 
     @property
     def _collate(self) -> Callable[[list[Any]], Any]:
@@ -167,15 +170,24 @@ class ClassifierMixin(LearningMixin):
         named = named_outputs(outputs)
         loss = named.get("loss") if sees_labels else None
         if loss is None:
-            judge = self.base_loss if model.training else CrossEntropyLoss(self.args.label_smoothing_factor)
-            loss = mean_loss(judge, logits_of(outputs), labels)
+            loss = self._loss_of(logits_of(outputs), labels, model.training)
         return (loss, {**named, "loss": loss}) if return_outputs else loss
+
+    def _loss_of(self, logits: Tensor, labels: Tensor, is_training: bool) -> Tensor:
+        if not is_training:
+            return mean_loss(CrossEntropyLoss(self.args.label_smoothing_factor), logits, labels)
+        logits = logits if self.logit_shift is None else logits + self.logit_shift.to(logits)
+        if self.mixture is not None:
+            return LabelledBatch(logits, labels, self.base_loss, mixture=self.mixture).losses.mean()
+        return mean_loss(self.base_loss, logits, labels)
 
     def _is_own_loss(self, model: nn.Module) -> bool:
         """Return whether the network's own loss is the one that is asked for, if it returns any."""
         smoothing = self.args.label_smoothing_factor
         if not model.training:
             return smoothing == 0 or isinstance(self._own_network, PushToHubMixin)
+        if self.mixture is not None or self.logit_shift is not None:
+            return False
         if type(self.base_loss) is not CrossEntropyLoss or self.base_loss.label_smoothing != smoothing:
             return False
         if isinstance(self._own_network, PushToHubMixin):

@@ -28,7 +28,12 @@ from famus_hf.core.budget import Budget, LayerCosts, measure_layer_costs, num_ti
 from famus_hf.core.layer_samplers import LAYER_SAMPLERS, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
 from famus_hf.core.layers import Layer, find_layers
 from famus_hf.core.losses import IGNORED, ClassBalancedLoss, CrossEntropyLoss, FocalLoss, LDAMLoss, cross_entropy
-from famus_hf.core.meta_learners import META_LEARNERS, MLC, MetaLearner, MWNet, PerExampleLoss
+from famus_hf.core.meta_learners.base import MetaLearner, PerExampleLoss
+from famus_hf.core.meta_learners.label_noise import ForwardCorrection, LabelNoise
+from famus_hf.core.meta_learners.mlc import MLC
+from famus_hf.core.meta_learners.mw_net import MWNet
+from famus_hf.core.meta_learners.posterior import PosteriorTargets
+from famus_hf.core.meta_learners.registry import META_LEARNERS
 from famus_hf.core.meta_train import MetaObjective
 from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.core.parallel.processes import Processes
@@ -93,8 +98,10 @@ def make_meta_update(
         layers = _find_layers(network, inputs)
         with torch.no_grad():
             num_labels = logits_without_trace(network, inputs).shape[1]
-        if isinstance(meta_learner, MLC) and meta_learner.num_labels != num_labels:
-            raise SettingsError(f"MLC was made for {meta_learner.num_labels} classes, and the network has {num_labels}")
+        made_for = getattr(meta_learner, "num_labels", num_labels)
+        if isinstance(meta_learner, (MLC, LabelNoise)) and made_for != num_labels:
+            name = type(meta_learner).__name__
+            raise SettingsError(f"{name} was made for {made_for} classes, and the network has {num_labels}")
         layer_sampler = layer_sampler or _make_layer_sampler(args)
         meta_learner = meta_learner or make_meta_learner(args, num_labels)
         check_meta_learner(args, meta_learner)
@@ -106,6 +113,7 @@ def make_meta_update(
             objective=_objective(args, layer_sampler, _usable_derivative(network, environment)),
             learning_rate=args.meta_learning_rate,
             optimizer=args.meta_optim,
+            follows_schedule=None if args.meta_lr_schedule is None else args.meta_lr_schedule == "main",
             sampler_learning_rate=args.sampler_learning_rate,
             relative_slopes=args.sampler_relative_slopes,
             virtual_scope=args.virtual_scope,
@@ -234,7 +242,16 @@ def make_meta_learner(args: FaMUSTrainingArguments, num_labels: int = 0) -> Meta
         return MLC(num_labels, args.mlc_form, args.mlc_keep_matrix, args.mlc_reduction)
     if args.meta_learner == "mw-net":
         return MWNet(weight_normalization=args.weight_normalization)
+    if args.meta_learner == "posterior":
+        return PosteriorTargets(num_labels, args.posterior_form, transition_rate=args.transition_rate)
+    if args.meta_learner == "forward":
+        return ForwardCorrection(num_labels)
     return META_LEARNERS[args.meta_learner]()
+
+
+def has_meta_step(args: FaMUSTrainingArguments, meta_learner: MetaLearner | None) -> bool:
+    """Return whether a meta-learner, or else the one that the settings name, learns from meta batches."""
+    return (META_LEARNERS[args.meta_learner] if meta_learner is None else meta_learner).has_meta_step
 
 
 def _make_layer_sampler(args: FaMUSTrainingArguments) -> LayerSampler:

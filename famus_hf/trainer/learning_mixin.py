@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from famus_hf.core.layer_samplers import LayerSampler
-from famus_hf.core.meta_learners import MetaLearner
+from famus_hf.core.meta_learners.base import MetaLearner
 from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.core.three_stages import ThreeStages
@@ -28,6 +28,8 @@ class LearningMixin(Base):
         processes: That train together.
         diagnostics: What is recorded of single steps.
         training_time: Seconds that were spent in training.
+        logit_shift: What is added to logits in training losses, shape (C,); None without logit adjustment.
+        mixture: How the present batch is mixed: partners and own shares, both (n,); None without mixup.
     """
 
     args: FaMUSTrainingArguments
@@ -36,6 +38,8 @@ class LearningMixin(Base):
     processes: Processes
     diagnostics: Diagnostics
     training_time: TrainingTime
+    logit_shift: Tensor | None = None
+    mixture: tuple[Tensor, Tensor] | None = None
     _given: tuple[MetaLearner | None, LayerSampler | None] = (None, None)  # to the constructor
 
     @property

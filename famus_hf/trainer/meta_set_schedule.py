@@ -17,18 +17,22 @@ class MetaSetSchedule:
         judges_by_losses: Whether training examples are told apart by their losses, which must mean something by then.
 
     Attributes:
+        plain_share: Of a run before the first meta step, as the meta-learner wants it.
         steps_per_epoch: Of the optimizer; 0 while it is not known, as with a stream.
     """
 
     def __init__(self, args: FaMUSTrainingArguments, judges_by_losses: bool):
         self.args, self.judges_by_losses = args, judges_by_losses
         self.steps_per_epoch = 0
+        self.plain_share = 0.0
 
     def warmup_steps(self, max_steps: int) -> int:
         """Return the number of plain steps before the first meta step, in a run of `max_steps`."""
         epochs = self.args.plain_warmup_epochs
         if epochs is not None:
             return round(epochs * self.steps_per_epoch)
+        if self.plain_share > 0:
+            return max(round(self.plain_share * max_steps), min(self.steps_per_epoch, max_steps // 2))
         if not self.judges_by_losses:
             return 0
         return max(round(0.1 * max_steps), min(2 * self.steps_per_epoch, max_steps // 2))

@@ -15,7 +15,7 @@ from transformers.trainer_utils import has_length
 from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS
 from famus_hf.core.fsdp import LOW_PRECISION
 from famus_hf.core.losses import IGNORED, LDAMLoss
-from famus_hf.core.meta_learners import MetaLearner
+from famus_hf.core.meta_learners.base import MetaLearner
 from famus_hf.core.parallel.dtensor import is_sharded
 from famus_hf.data.inputs.audio_inputs import check_long_enough
 from famus_hf.data.inputs.model_inputs import ModelInputs, known_labels

@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset
 from transformers.trainer_utils import has_length
 
-from famus_hf.core.meta_learners import PerExampleLoss
+from famus_hf.core.meta_learners.base import PerExampleLoss
 from famus_hf.data.inputs.convert import as_model_inputs
 from famus_hf.data.inputs.model_inputs import ModelInputs
 from famus_hf.data.inputs.raw_data import DataForm

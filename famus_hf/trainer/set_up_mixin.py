@@ -11,7 +11,7 @@ from famus_hf.core.autodiff.forward_pass import preserve_rng_state
 from famus_hf.core.fsdp import ShardedStages
 from famus_hf.core.layer_samplers import LayerSampler
 from famus_hf.core.losses import cross_entropy
-from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
+from famus_hf.core.meta_learners.base import MetaLearner, PerExampleLoss
 from famus_hf.core.non_finite import NonFiniteGuard
 from famus_hf.core.three_stages import Precision, StepSettings, ThreeStages, trained_parameters
 from famus_hf.data.inputs.image_processors import make_augmentation
@@ -41,6 +41,7 @@ class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
     guard: NonFiniteGuard
     metrics: MeanMetrics
     evaluate_examples: ExampleEvaluator
+    _learns_from_meta_set = False
     _set_up_from: tuple[PerExampleLoss | None, Any] = (None, None)  # base loss and meta set, as they were given
 
     @property
@@ -103,13 +104,17 @@ class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
                 self._check_labels(may_be_ignored=True)
             self._check_batches_of_one(self.train_dataset, None)
             return
-        preflight.check_meta_set(self.args, self.train_dataset, self.meta_dataset)
-        if self.meta_dataset is None:
-            self.meta_dataset = PseudoCleanSet(self.train_dataset)
-        self.schedule.judges_by_losses = self._judges_by_losses
-        self._meta_batches = MetaBatches(self.meta_dataset, self.args, self._collate, self.processes)
+        self._learns_from_meta_set = factory.has_meta_step(self.args, self._given[0])
+        if self._learns_from_meta_set:
+            preflight.check_meta_set(self.args, self.train_dataset, self.meta_dataset)
+            if self.meta_dataset is None:
+                self.meta_dataset = PseudoCleanSet(self.train_dataset)
+            self.schedule.judges_by_losses = self._judges_by_losses
+            self._meta_batches = MetaBatches(self.meta_dataset, self.args, self._collate, self.processes)
         self._check_meta_learning()
         self._make_stages()
+        assert self.meta_learner is not None
+        self.schedule.plain_share = self.meta_learner.plain_share
 
     def _check_meta_learning(self) -> None:
         args, train, meta = self.args, self.train_dataset, self.meta_dataset

@@ -28,7 +28,7 @@ from transformers.trainer_utils import TrainOutput
 from famus_hf.core.autodiff.forward_pass import differentiable_attention
 from famus_hf.core.layer_samplers import LayerSampler
 from famus_hf.core.losses import cross_entropy
-from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
+from famus_hf.core.meta_learners.base import MetaLearner, PerExampleLoss
 from famus_hf.core.non_finite import GuardedStep, NonFiniteGuard
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.core.three_stages import ThreeStages
@@ -55,10 +55,10 @@ from famus_hf.training_args import FaMUSTrainingArguments
 
 class FaMUSTrainer(
     SetUpMixin,
-    BatchesMixin,
     LogsMixin,
     RecordsMixin,
     BeliefsMixin,
+    BatchesMixin,
     CheckpointingMixin,
     HubMixin,
     ClassifierMixin,
@@ -181,17 +181,19 @@ class FaMUSTrainer(
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Take Virtual-Train (Eq. 3), Meta-Train (Eq. 4, 6–12), Actual-Train (Eq. 5) on a batch. Return its loss."""
         self.close_epoch_of_beliefs(is_over=False)
-        batch, index = self._training_batch(inputs), inputs.get("index")
+        batch, rows = self._mix(self._training_batch(inputs)), inputs.get("row")
         if self.stages is None or self.schedule.is_warmup(self.state):
-            self._batch_index = index
+            self._batch_rows = rows
             return self._plain_step(model, batch, self.model, num_items_in_batch)
         self._follow_frozen(self.stages)
         self._refresh_meta_set()
+        self.show_beliefs()
         self._begin_training_mode(model)
-        is_meta_step, clean_labels = self.schedule.is_meta_step(self.state), inputs.get("clean_label")
+        is_meta_step = self.stages.meta.meta_learner.has_meta_step and self.schedule.is_meta_step(self.state)
+        clean_labels = inputs.get("clean_label")
         with self._guarded_step(model, self.stages) as step:
             train = self.stages.forward(model, batch, is_meta_step)  # z at w; its graph serves both backward passes
-            self.note_beliefs(index, train.logits, train.labels)
+            self.describe(train, rows)
             virtual = None
             if is_meta_step:
                 # g = ∇_w J(w, θ), ŵ = w − αPg: Eq. (3)
@@ -307,5 +309,5 @@ class FaMUSTrainer(
 
     def _end_loading(self) -> None:
         """Stop whatever loads batches ahead, beside the Trainer's own."""
-        if self.stages is not None:
+        if self.stages is not None and self._learns_from_meta_set:
             self._meta_batches.restart()

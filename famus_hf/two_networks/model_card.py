@@ -27,7 +27,7 @@ def pipeline_settings_of(args: FaMUSTrainingArguments, num_views: int) -> dict[s
         args: Of the run.
         num_views: Of each example, from which its label is refined or guessed.
     """
-    alpha, history = args.mixup_alpha, args.division_history
+    alpha, history = args.mixup_alpha or 0.0, args.division_history
     return {
         "views of an example": num_views,
         "labelled examples": f"those right with a probability above {args.clean_threshold:g}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from famus_hf.core.autodiff.forward_pass import model_logits, split_inputs
 from famus_hf.core.losses import one_hot
-from famus_hf.core.meta_learners import MetaLearner
+from famus_hf.core.meta_learners.base import MetaLearner
 from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.core.three_stages import ThreeStages
@@ -206,7 +206,7 @@ class Peer:
         is_labelled = torch.arange(len(images), device=images.device) < views * len(labelled.labels)
         self.loss.is_labelled = processes.gathered(is_labelled)
         draws = make_generator(args.seed, MIX_STREAM, self.number, number)
-        share = mixing_share(args.mixup_alpha, np.random.default_rng(draws.initial_seed()))
+        share = mixing_share(args.mixup_alpha or 0.0, np.random.default_rng(draws.initial_seed()))
         sizes = [len(labelled.labels)] * views + [len(unlabelled.labels)] * views
         partners = self._partners(sizes, draws).to(images.device)
         batch = {

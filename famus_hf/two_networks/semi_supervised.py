@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from famus_hf.core.losses import at_least_float32, cross_entropy
-from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
+from famus_hf.core.meta_learners.base import LabelledBatch, MetaLearner
 
 
 def sharpened(probabilities: Tensor, temperature: float) -> Tensor:
@@ -142,9 +142,9 @@ class SemiSupervisedLoss(MetaLearner):
             weights[mask] = self._weights(losses[mask]).to(losses) * mask.sum() / len(mask)
         return weights
 
-    def training_loss(self, logits: Tensor, labels: Tensor, per_example_loss: PerExampleLoss) -> Tensor:
-        labelled, unlabelled = self.is_labelled, ~self.is_labelled
-        losses = per_example_loss(logits[labelled], labels[labelled])
+    def training_loss(self, batch: LabelledBatch) -> Tensor:
+        labelled, unlabelled, logits, labels = self.is_labelled, ~self.is_labelled, batch.logits, batch.labels
+        losses = batch.per_example_loss(logits[labelled], labels[labelled])
         loss = (self._weights(losses.detach()) * losses).sum() + prior_term(logits)
         if self.unlabelled_weight == 0:
             return loss

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Subset
 from famus_hf.core.autodiff.forward_pass import model_logits, split_inputs
 from famus_hf.core.layer_samplers import AllLayers
 from famus_hf.core.losses import cross_entropy
-from famus_hf.core.meta_learners import MetaLearner
+from famus_hf.core.meta_learners.base import MetaLearner
 from famus_hf.core.non_finite import LOGITS, GuardedStep, NotFiniteError, all_finite
 from famus_hf.core.three_stages import ThreeStages
 from famus_hf.core.timer import NO_TIMER, Timer
@@ -36,6 +36,7 @@ from famus_hf.two_networks.model_card import describe_division, describe_network
 from famus_hf.two_networks.peer import EVERYTHING, Peer, fewest_examples, num_views, rows_of_epoch
 from famus_hf.two_networks.semi_supervised import EqualWeights, SemiSupervisedLoss, confidence_penalty, ramped_up
 
+MIXUP_ALPHA = 0.5  # where the user names none
 TIMED_STEPS = 10  # one step in so many is timed
 META_STEP = ("virtual backward", "validation forward", "validation backward", "derivative")
 
@@ -72,6 +73,9 @@ class TwoNetworkTrainer(FaMUSTrainer):
 
     def _set_up_meta_learning(self) -> None:
         args, train = self.args, self.train_dataset
+        self._learns_from_meta_set = True
+        if args.mixup_alpha is None:
+            args.mixup_alpha = MIXUP_ALPHA
         preflight.check_meta_set(args, train, self.meta_dataset)
         preflight.check_two_networks(args, self.model, train, self._collate, self.base_loss, self.accelerator)
         self.trusted = self.meta_dataset

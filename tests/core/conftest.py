@@ -7,7 +7,8 @@ from famus_hf.core.autodiff.forward_pass import cloned_buffers, get_random_state
 from famus_hf.core.autodiff.training_pass import TrainingPass
 from famus_hf.core.layers import find_layers
 from famus_hf.core.losses import cross_entropy
-from famus_hf.core.meta_learners import MWNet
+from famus_hf.core.meta_learners.base import LabelledBatch
+from famus_hf.core.meta_learners.mw_net import MWNet
 from tests.helpers.models import build_batch, build_model
 
 
@@ -21,6 +22,6 @@ def setting():
     layers = find_layers(model, inputs)
     logits = model_logits(model, inputs, cloned_buffers(model))
     training_pass = TrainingPass(model, inputs, labels, logits, get_random_state(labels.device))
-    loss = meta_learner.training_loss(logits, labels, cross_entropy)
+    loss = meta_learner.training_loss(LabelledBatch(logits, labels, cross_entropy))
     gradient = training_pass.virtual_gradient(loss, dict(model.named_parameters()))
     return model, meta_learner, train, meta, layers, training_pass, gradient

@@ -21,7 +21,8 @@ from famus_hf.core.layer_samplers import (
 )
 from famus_hf.core.layers import Layer, find_layers, pool_gradient
 from famus_hf.core.losses import cross_entropy
-from famus_hf.core.meta_learners import MWNet
+from famus_hf.core.meta_learners.base import LabelledBatch
+from famus_hf.core.meta_learners.mw_net import MWNet
 from famus_hf.core.meta_train import MetaObjective, meta_train
 from famus_hf.core.meta_update import MetaUpdate
 from tests.helpers import brute_force
@@ -220,7 +221,7 @@ def test_gradients_of_a_layer_that_is_off_are_never_formed(derivative):
     layers = find_layers(model, inputs)
     logits = model_logits(model, inputs)
     training_pass = TrainingPass(model, inputs, labels, logits, get_random_state(labels.device))
-    loss = meta_learner.training_loss(logits, labels, cross_entropy)
+    loss = meta_learner.training_loss(LabelledBatch(logits, labels, cross_entropy))
     gradient = training_pass.virtual_gradient(loss, dict(model.named_parameters()))
     with ConvolutionGradients() as computed:
         meta_train(

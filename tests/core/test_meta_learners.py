@@ -7,6 +7,7 @@ import torch
 
 from famus_hf import L2R, MLC, MWNet, meta_gradient
 from famus_hf.core.losses import cross_entropy
+from famus_hf.core.meta_learners.base import LabelledBatch
 from tests.helpers.models import build_batch, build_model
 
 
@@ -44,7 +45,7 @@ def test_training_loss_is_the_weighted_sum_with_detached_losses_in_the_weights()
     meta_learner = MWNet().double()
     losses = cross_entropy(logits, labels)
     weights = meta_learner.example_weights(losses.detach()).detach()
-    loss = meta_learner.training_loss(logits, labels, cross_entropy)
+    loss = meta_learner.training_loss(LabelledBatch(logits, labels, cross_entropy))
     torch.testing.assert_close(loss, (weights * losses).sum())
     (found,) = torch.autograd.grad(loss, logits, retain_graph=True)
     (expected,) = torch.autograd.grad((weights * losses).sum(), logits)
@@ -74,7 +75,9 @@ def test_l2r_weights_by_hand():
     assert meta_learner.example_weights(torch.rand(4)).tolist() == [0.75, 0, 0.25, 0]
     logits, labels = torch.randn(4, 3), torch.arange(4) % 3
     expected = (torch.tensor([0.75, 0, 0.25, 0]) * cross_entropy(logits, labels)).sum()
-    torch.testing.assert_close(meta_learner.training_loss(logits, labels, cross_entropy).detach(), expected)
+    torch.testing.assert_close(
+        meta_learner.training_loss(LabelledBatch(logits, labels, cross_entropy)).detach(), expected
+    )
     meta_learner.move({"weights": torch.tensor([3.0, 2.0, 1.0, 0.0])}, None)
     assert meta_learner.example_weights(torch.rand(4)).tolist() == [0] * 4, "no example helps"
 
@@ -116,7 +119,7 @@ def test_mlc_at_the_identity_is_plain_training_in_both_forms():
     logits, labels = torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 4
     for form in ("logits", "probabilities"):
         meta_learner = MLC(4, form).double()
-        loss = meta_learner.training_loss(logits, labels, cross_entropy)
+        loss = meta_learner.training_loss(LabelledBatch(logits, labels, cross_entropy))
         torch.testing.assert_close(loss, cross_entropy(logits, labels).mean())
 
 
@@ -127,7 +130,7 @@ def test_mlc_forward_correction_by_hand():
     with torch.no_grad():
         meta_learner.matrix.copy_(matrix)
     probabilities = torch.tensor([[0.2, 0.8]])
-    loss = meta_learner.training_loss(probabilities.log(), torch.tensor([0]), cross_entropy)
+    loss = meta_learner.training_loss(LabelledBatch(probabilities.log(), torch.tensor([0]), cross_entropy))
     assert loss.item() == pytest.approx(-math.log(0.2 * 0.7 + 0.8 * 0.1), rel=1e-5)
 
 
@@ -138,7 +141,7 @@ def test_mlc_forward_correction_is_the_likelihood_as_a_function_of_its_matrix():
     with torch.no_grad():
         meta_learner.matrix.copy_(torch.rand(3, 3, dtype=torch.float64).softmax(1))
     logits, labels = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0])
-    loss = meta_learner.training_loss(logits, labels, cross_entropy)
+    loss = meta_learner.training_loss(LabelledBatch(logits, labels, cross_entropy))
     expected = -((logits.softmax(1) @ meta_learner.matrix)[torch.arange(5), labels]).log().mean()
     for found, reference in zip(
         *(torch.autograd.grad(value, meta_learner.matrix) for value in (loss, expected)), strict=True

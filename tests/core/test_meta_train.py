@@ -19,7 +19,10 @@ from famus_hf.core.autodiff.training_pass import TrainingPass, training_pass_wit
 from famus_hf.core.autodiff.virtual_weights import VirtualStep, virtual_parameters
 from famus_hf.core.layers import find_layers
 from famus_hf.core.losses import cross_entropy
-from famus_hf.core.meta_learners import L2R, MLC, MetaLearner, MWNet
+from famus_hf.core.meta_learners.base import LabelledBatch, MetaLearner
+from famus_hf.core.meta_learners.l2r import L2R
+from famus_hf.core.meta_learners.mlc import MLC
+from famus_hf.core.meta_learners.mw_net import MWNet
 from famus_hf.core.meta_train import MetaObjective, meta_gradient, meta_train
 from famus_hf.core.virtual_train import virtual_step_of
 from tests.helpers import brute_force
@@ -171,7 +174,7 @@ def test_virtual_step_of_adam_equals_double_backward_with_its_state_frozen():
     with preserve_rng_state(labels.device), differentiable_attention():
         logits = model_logits(model, inputs)
         training_pass = TrainingPass(model, inputs, labels, logits, random_state)
-        loss = meta_learner.training_loss(logits, labels, cross_entropy)
+        loss = meta_learner.training_loss(LabelledBatch(logits, labels, cross_entropy))
         gradient = training_pass.virtual_gradient(loss, dict(model.named_parameters()))
         meta_inputs, meta_labels, _ = split_inputs(meta)
         for on in ([True] * len(layers), [i % 3 == 0 for i in range(len(layers))]):
@@ -211,8 +214,8 @@ class ClassWeights(MetaLearner):
         super().__init__()
         self.scores = torch.nn.Parameter(torch.randn(num_labels))
 
-    def training_loss(self, logits, labels, per_example_loss):
-        return (self.scores[labels].softmax(0) * per_example_loss(logits, labels)).sum()
+    def training_loss(self, batch):
+        return (self.scores[batch.labels].softmax(0) * batch.losses).sum()
 
 
 @pytest.mark.parametrize("derivative", ["forward", "reverse"])

@@ -23,7 +23,7 @@ from famus_hf import (
 )
 from famus_hf.core.layer_samplers import LAYER_SAMPLERS
 from famus_hf.core.layers import Layer
-from famus_hf.core.meta_learners import META_LEARNERS
+from famus_hf.core.meta_learners.registry import META_LEARNERS
 from famus_hf.hub.load import files_to_push
 from famus_hf.hub.meta_net_files import load_meta_net, save_meta_net
 from tests.helpers.clean_process import run_python

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from famus_hf import MLC, LayerSampler, LearnedSampler, MetaLearner, MWNet, register_meta_learner
 from famus_hf.core.layers import Layer
-from famus_hf.core.meta_learners import META_LEARNERS
+from famus_hf.core.meta_learners.registry import META_LEARNERS
 from famus_hf.hub.meta_net_files import load_into, load_meta_net, save_meta_net
 from tests.helpers.hostile import (
     MEBIBYTE,

@@ -13,6 +13,7 @@ from famus_hf import FaMUSTrainer, MWNet, meta_gradient
 from famus_hf.core.autodiff.training_pass import training_pass_without_trace
 from famus_hf.core.autodiff.virtual_weights import VirtualStep
 from famus_hf.core.losses import cross_entropy
+from famus_hf.core.meta_learners.base import LabelledBatch
 from famus_hf.core.meta_train import gradient_of_slope
 from tests.helpers.hostile import refused
 from tests.helpers.models import build_batch, build_model
@@ -109,7 +110,8 @@ def meta_gradient_in_fp16(model, meta_learner, train, meta, derivative, loss_sca
     with torch.autocast("cpu", dtype=torch.float16):
         training_pass = training_pass_without_trace(model, {"pixel_values": train["pixel_values"]}, train["labels"])
         training_pass.loss_scale = loss_scale
-        loss = meta_learner.training_loss(training_pass.logits, train["labels"], cross_entropy)
+        batch = LabelledBatch(training_pass.logits, train["labels"], cross_entropy)
+        loss = meta_learner.training_loss(batch)
         gradient = training_pass.virtual_gradient(loss, parameters)
         inputs = {"pixel_values": meta["pixel_values"]}
         _, validation = training_pass.validation_gradient(
@@ -117,7 +119,7 @@ def meta_gradient_in_fp16(model, meta_learner, train, meta, derivative, loss_sca
         )
         direction = {name: step.displacement(name, value) for name, value in validation.items()}
         tangent = training_pass.logit_tangent(direction, derivative)
-    found = gradient_of_slope(meta_learner, training_pass.logits, tangent, train["labels"], cross_entropy)
+    found = gradient_of_slope(meta_learner, batch, tangent)
     return torch.cat([value.flatten() for value in found.values()])
 
 

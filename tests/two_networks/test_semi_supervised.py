@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from famus_hf.core.losses import cross_entropy, one_hot
-from famus_hf.core.meta_learners import MLC, MWNet
+from famus_hf.core.meta_learners.base import LabelledBatch
+from famus_hf.core.meta_learners.mlc import MLC
+from famus_hf.core.meta_learners.mw_net import MWNet
 from famus_hf.core.meta_train import meta_gradient
 from famus_hf.two_networks.semi_supervised import (
     EqualWeights,
@@ -190,7 +192,7 @@ def loss_with(meta_learner, is_labelled=(True, True, False, False), weight=3.0):
 
 
 def value_of(loss):
-    return loss.training_loss(logits_of(*PREDICTIONS), rows(*TARGETS), cross_entropy)
+    return loss.training_loss(LabelledBatch(logits_of(*PREDICTIONS), rows(*TARGETS), cross_entropy))
 
 
 @pytest.mark.parametrize("labelled", [(0, 1), (0, 3), (2,)], ids=str)
@@ -204,7 +206,7 @@ def test_with_equal_weights_it_is_the_loss_of_dividemix(labelled):
 def test_the_prior_term_is_one_over_both_halves():
     loss = loss_with(EqualWeights(), (True, False), weight=0)
     logits = logits_of([0.9, 0.1], [0.6, 0.4])
-    found = loss.training_loss(logits, rows([1, 0], [1, 0]), cross_entropy)
+    found = loss.training_loss(LabelledBatch(logits, rows([1, 0], [1, 0]), cross_entropy))
     assert_close(found, -math.log(0.9) + 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25))
 
 
@@ -212,7 +214,7 @@ def test_without_a_weight_of_the_unlabelled_half_its_targets_do_not_matter():
     loss = loss_with(EqualWeights(), weight=0.0)
     assert_close(value_of(loss), (ENTROPIES[0] + ENTROPIES[1]) / 2 + DIVERGENCE)
     targets = rows(*TARGETS[:2], [math.nan, math.nan], [math.nan, math.nan])
-    assert loss.training_loss(logits_of(*PREDICTIONS), targets, cross_entropy) == value_of(loss)
+    assert loss.training_loss(LabelledBatch(logits_of(*PREDICTIONS), targets, cross_entropy)) == value_of(loss)
 
 
 def rising_mw_net():
@@ -241,7 +243,7 @@ def test_with_mw_net_each_half_has_weights_of_its_own_from_cross_entropies():
 def test_weights_are_constants_to_the_network():
     """The gradient by the logits is that of the same weights as numbers."""
     logits = logits_of(*PREDICTIONS).requires_grad_()
-    loss = loss_with(rising_mw_net()).training_loss(logits, rows(*TARGETS), cross_entropy)
+    loss = loss_with(rising_mw_net()).training_loss(LabelledBatch(logits, rows(*TARGETS), cross_entropy))
     (found,) = torch.autograd.grad(loss, logits)
     p, t = rows(*PREDICTIONS), rows(*TARGETS)
     v = rows(weights_by_hand(*ENTROPIES[:2]) + weights_by_hand(*ENTROPIES[2:])).t()

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 RandomState = list[Any]  # of torch, numpy, Python and, where there is one, the GPU
-RECORD_COLUMNS = ("index", "clean_label")  # travel with a batch for the logs; never enter the model
+RECORD_COLUMNS = ("index", "clean_label", "row")  # travel with a batch for the logs; never enter the model
 
 
 def split_inputs(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor, dict[str, Any]]:

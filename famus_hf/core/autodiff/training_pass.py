@@ -73,6 +73,11 @@ class TrainingPass:
         scaled: With `scale_example_gradients`, what Virtual-Train leaves for Actual-Train.
         processes: That share the global batch; inputs, labels and logits are of this one.
         loss_scale: What losses are multiplied by before a backward pass in fp16, whose smallest number is 6e-8.
+        beliefs: What the network believed of the global batch until now, shape (k·n, C), where somebody remembers.
+        is_trusted: Whose label is known to be right, shape (k·n,); None: nobody's.
+        logit_shift: What is added to logits in training losses, shape (C,) (logit adjustment); None: nothing.
+        mixture: Partner of each example in mixup and the example's own share, both of shape (k·n,).
+        label_losses: With mixup: ℓ of the examples themselves, shape (k·n,).
         unused: Parameters that no process's pass has used, known after `virtual_gradient`; theirs is zero.
     """
 
@@ -87,6 +92,11 @@ class TrainingPass:
     processes: Processes = field(default_factory=Processes)
     loss_scale: float = 1.0
     unused: Set[str] = frozenset()
+    beliefs: Tensor | None = None
+    is_trusted: Tensor | None = None
+    logit_shift: Tensor | None = None
+    mixture: tuple[Tensor, Tensor] | None = None
+    label_losses: Tensor | None = None
 
     @cached_property
     def all_logits(self) -> Tensor:

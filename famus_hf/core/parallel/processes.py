@@ -70,6 +70,10 @@ class Processes:
         """Return the part of what was gathered unevenly in the place of this process's rows. (N, …), (n, …) → (n, …)"""
         return gathered if self.count == 1 else gathered.split(self._row_counts(own))[self.rank]
 
+    def rows_before(self, own: Tensor) -> int:
+        """Return how many rows the processes before this one have. own: This one's, shape (n, …)."""
+        return 0 if self.count == 1 else sum(self._row_counts(own)[: self.rank])
+
     def _row_counts(self, rows: Tensor) -> list[int]:
         return self.gathered(torch.tensor([len(rows)], device=rows.device)).tolist()
 

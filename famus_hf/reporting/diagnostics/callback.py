@@ -21,7 +21,8 @@ from transformers.trainer_callback import ExportableState
 
 from famus_hf.core.autodiff.forward_pass import preserve_rng_state
 from famus_hf.core.autodiff.training_pass import TrainingPass
-from famus_hf.core.meta_learners import PerExampleLoss, raw_weights
+from famus_hf.core.meta_learners.base import PerExampleLoss
+from famus_hf.core.meta_learners.registry import raw_weights
 from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.core.three_stages import ThreeStages, VirtualTrain

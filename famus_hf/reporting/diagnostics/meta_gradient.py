@@ -18,7 +18,7 @@ from famus_hf.core.autodiff.training_pass import TrainingPass
 from famus_hf.core.autodiff.virtual_weights import VirtualStep
 from famus_hf.core.layers import Layer, parameters_of
 from famus_hf.core.losses import cross_entropy
-from famus_hf.core.meta_learners import MetaLearner, PerExampleLoss
+from famus_hf.core.meta_learners.base import LabelledBatch, MetaLearner, PerExampleLoss
 from famus_hf.core.meta_train import choose_derivative, gradient_of_slope
 
 
@@ -57,9 +57,8 @@ def meta_gradients(
             return _flatten({name: torch.zeros_like(tensor) for name, tensor in meta_learner.theta().items()})
         direction = {name: step.displacement(name, validation[name]) for name in parameters_of(chosen)}
         tangent = training_pass.logit_tangent(direction, choose_derivative(derivative, chosen))
-        logits, labels = training_pass.all_logits, training_pass.all_labels
-        tangent = training_pass.gathered(tangent)
-        return _flatten(gradient_of_slope(meta_learner, logits, tangent, labels, per_example_loss))
+        batch = LabelledBatch.of(training_pass, per_example_loss)
+        return _flatten(gradient_of_slope(meta_learner, batch, training_pass.gathered(tangent)))
 
     for inputs in meta_batches:
         batch, labels, _ = split_inputs(inputs)

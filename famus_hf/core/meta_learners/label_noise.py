@@ -1,0 +1,127 @@
+"""How given labels come from true classes: transitions, counted from beliefs, and losses that they correct (torch only).
+
+Symbols: N examples of which the network believes q_i, C classes, y the given label, T_ky = P(given label y | true class
+k); s the label as a target, one-hot or soft.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from famus_hf.core.losses import at_least_float32, one_hot
+from famus_hf.core.meta_learners.base import LabelledBatch, MetaLearner
+from famus_hf.core.validation import check_whole
+from famus_hf.errors import SettingsError
+
+SMALLEST = 1e-12  # of a belief or a probability, so that its logarithm exists
+PSEUDO_COUNT = 1e-3  # of a transition between two classes; 1 of a class to itself
+
+
+def counted_transitions(beliefs: Tensor, labels: Tensor) -> Tensor:
+    """Return T, shape (C, C), rows sum to 1, counted on the examples that the network is surest of.
+
+    Those are, of each class k, the ones that are believed to be k by more than the mean of all that are. So the counts
+    are not spoilt by examples between two classes (as in GLC and confident learning, by argmax).
+
+    Args:
+        beliefs: Shape (N, C).
+        labels: Shape (N,).
+    """
+    count = beliefs.shape[1]
+    belief, likeliest = beliefs.max(1)
+    totals = torch.zeros(count, device=beliefs.device, dtype=belief.dtype).index_add_(0, likeliest, belief)
+    means = totals / likeliest.bincount(minlength=count).clamp(min=1)
+    sure = belief >= means[likeliest]
+    pairs = (likeliest * count + labels)[sure].bincount(minlength=count * count)
+    counts = pairs.view(count, count).double() + PSEUDO_COUNT
+    counts.diagonal().add_(1 - PSEUDO_COUNT)
+    return counts / counts.sum(1, keepdim=True)
+
+
+def as_targets(labels: Tensor, logits: Tensor) -> Tensor:
+    """Return labels of shape (n,) or (n, C) as targets of shape (n, C), in the logits' numbers."""
+    return one_hot(labels, logits.shape[1]).to(logits)
+
+
+class LabelNoise(MetaLearner):
+    """A meta-learner that knows transitions, counted on what the network believes of all training examples.
+
+    Args:
+        num_labels: C.
+
+    Attributes:
+        stays: T_kk, shape (C,); 1 before anything was counted.
+        goes: T_ky of k ≠ y, divided by their sum, shape (C, C), 0 on the diagonal.
+        is_counted: Whether transitions are known; 0 or 1. Until then training is plain.
+    """
+
+    needs_beliefs = True
+    plain_share = 0.25
+    stays: Tensor
+    goes: Tensor
+    is_counted: Tensor
+
+    def __init__(self, num_labels: int):
+        super().__init__()
+        check_whole("num_labels", num_labels, 2)
+        self.num_labels = num_labels
+        self.register_buffer("stays", torch.ones(num_labels))
+        self.register_buffer("goes", (1 - torch.eye(num_labels)) / (num_labels - 1))
+        self.register_buffer("is_counted", torch.zeros((), dtype=torch.int64))
+
+    def config(self) -> dict[str, Any]:
+        return {"num_labels": self.num_labels}
+
+    def observe_beliefs(self, beliefs: Tensor, labels: Tensor) -> None:
+        self.set_transitions(counted_transitions(beliefs, labels))
+
+    @torch.no_grad()
+    def set_transitions(self, transitions: Tensor) -> None:
+        """Take T, shape (C, C), rows sum to 1, as what is known from now on.
+
+        Raises:
+            SettingsError: It has another shape, or rows are no probabilities.
+        """
+        shape = (self.num_labels, self.num_labels)
+        if tuple(transitions.shape) != shape:
+            raise SettingsError(f"transitions have shape {tuple(transitions.shape)}, and there must be {shape}")
+        if not (transitions.min() >= 0 and ((transitions.sum(1) - 1).abs() < 1e-3).all()):
+            raise SettingsError("each row of the transitions must be probabilities, which sum to 1")
+        self.stays.copy_(transitions.diagonal())
+        others = transitions - torch.diag(transitions.diagonal())
+        totals = others.sum(1, keepdim=True)
+        evenly = (1 - torch.eye(self.num_labels, device=others.device, dtype=others.dtype)) / (self.num_labels - 1)
+        self.goes.copy_(torch.where(totals > 0, others / totals.clamp_min(SMALLEST), evenly))
+        self.is_counted.fill_(1)
+
+    def training_loss(self, batch: LabelledBatch) -> Tensor:
+        """Return the mean loss by given labels, until transitions are known; then `corrected_loss`."""
+        return self.corrected_loss(batch) if self.is_counted else batch.losses.mean()
+
+    def corrected_loss(self, batch: LabelledBatch) -> Tensor:
+        """Return J where transitions are known, a scalar."""
+        raise NotImplementedError
+
+
+class ForwardCorrection(LabelNoise):
+    """Forward correction (Patrini et al., CVPR 2017, arXiv:1609.03683): J = −(1/n) Σ log Σ_k p_k T_{k y_i}.
+
+    T is counted, or given by `set_transitions`; nothing is learned from a meta set. A trusted label is taken as it is.
+    """
+
+    has_meta_step = False
+
+    def corrected_loss(self, batch: LabelledBatch) -> Tensor:
+        logits = at_least_float32(batch.logits)
+        targets = as_targets(batch.labels, logits)
+        stays, goes = self.stays.to(logits), self.goes.to(logits)
+        evidence = stays * targets + (1 - stays) * (targets @ goes.T)  # P(given label | true class k), (n, C)
+        if batch.is_trusted is not None:
+            evidence = torch.where(batch.is_trusted[:, None], targets, evidence)
+        return log_likelihood(logits, batch.mixed(evidence)).neg().mean()
+
+
+def log_likelihood(logits: Tensor, evidence: Tensor) -> Tensor:
+    """Return log Σ_k p_k e_k, shape (n,), with p = softmax(logits) and e = P(given label | true class k), (n, C)."""
+    return torch.logsumexp(logits.log_softmax(1) + evidence.clamp_min(SMALLEST).log(), 1)

@@ -1,0 +1,63 @@
+"""The training set as its loader reads it: each example tells its row, and trusted examples stand behind the others."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from famus_hf.data.inputs.model_inputs import known_labels
+
+
+class TrainingRows(torch.utils.data.Dataset):
+    """Examples of two data sets with `row`, their number: 0 … N − 1 of the training set, from N on of the trusted.
+
+    A trusted example has what the first training example has, and nothing else: −1 for an `index`, and its label for a
+    `clean_label` that it lacks.
+
+    Args:
+        train: Map-style, of N examples as mappings.
+        trusted: In the same form.
+        chosen: Which rows of `trusted` are taken.
+    """
+
+    def __init__(self, train: Any, trusted: Any = None, chosen: Sequence[int] = ()):
+        self.train, self.trusted, self.chosen = train, trusted, list(chosen)
+
+    def __len__(self) -> int:
+        return len(self.train) + len(self.chosen)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
+        count = len(self.train)
+        of_train = iter(_items(self.train, [row for row in rows if row < count]))
+        of_trusted = iter(_items(self.trusted, [self.chosen[row - count] for row in rows if row >= count]))
+        return [
+            {**next(of_train), "row": row} if row < count else {**self._in_form(next(of_trusted)), "row": row}
+            for row in rows
+        ]
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return list(self.train[0])
+
+    def _in_form(self, example: dict[str, Any]) -> dict[str, Any]:
+        instead = {"index": -1, "clean_label": example.get("labels")}
+        example = {**example, **({"index": -1} if "index" in self._names else {})}
+        return {name: example[name] if name in example else instead[name] for name in self._names}
+
+    @property
+    def labels(self) -> list[int]:
+        """Those that can be told without reading the examples, else none."""
+        train, trusted = known_labels(self.train), known_labels(self.trusted)
+        return [*train, *(trusted[row] for row in self.chosen)] if train and (trusted or not self.chosen) else []
+
+
+def _items(dataset: Any, rows: list[int]) -> list[Any]:
+    if not rows:
+        return []
+    if hasattr(dataset, "__getitems__"):
+        return list(dataset.__getitems__(rows))
+    return [dataset[row] for row in rows]
