@@ -3,6 +3,7 @@
     python scripts/reproduce.py --table 3 --dataset_name /usr/share/datasets/fashion-mnist --jobs 2
     python scripts/reproduce.py --table speed --jobs 2
     python scripts/reproduce.py --table two-networks --jobs 2     # its settings: two_networks_table.py
+    python scripts/reproduce.py --table no-harm --jobs 2          # its cells and rows: no_harm_table.py
     python scripts/reproduce.py --table figures --jobs 2          # for scripts/plot_run.py
     python scripts/reproduce.py --table fine-tuning --dataset_name data/newsgroups-6 \\
         --model_name_or_path data/minilm-1 --num_train 1000 --num_meta 100 --noise symmetric:0.4 --num_train_epochs 10
@@ -13,10 +14,10 @@ Prints a Markdown table: last and best test accuracy (mean ± sample standard de
 highest of eight evaluations, of sixteen in the table figures, and selected nothing), milliseconds of a step (over whole
 cycles of `--meta_interval`), their ratio to a plain Trainer step timed in the same run (a twin network takes a plain
 step now and then), the layers that were on and, with a budget, what their choice really cost in plain steps. The table
-two-networks has methods × noises instead, and the seconds of an epoch; --noise, --seeds and --rows share its runs out
-among processes. Each run leaves a folder below --output_dir and its figures below --results_dir. A run whose figures
-are there is not repeated: an interrupted table goes on, and a finished one is printed again. Flags that this script
-does not know go to every run, as in run_famus.py.
+two-networks has methods × noises instead, and the seconds of an epoch, the table no-harm cells instead of noises;
+--noise or --cells, --seeds and --rows share their runs out among processes. Each run leaves a folder below --output_dir
+and its figures below --results_dir. A run whose figures are there is not repeated: an interrupted table goes on, and a
+finished one is printed again. Flags that this script does not know go to every run, as in run_famus.py.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from experiments import no_harm_table as no_harm
 from experiments.steps import prepare, seconds_of
 from experiments.table_rows import TABLES, rows_of
 from experiments.two_networks_table import NOISE, OPTIONAL, SETTINGS, format_methods
@@ -42,6 +44,7 @@ from famus_hf.cli.run_setup import load_data, settings_for
 from famus_hf.reporting.tables import format_mean
 
 PLAIN_EVERY = 10  # steps of a run between two plain steps of its twin
+OWN_FORM = ("two-networks", "no-harm")  # tables of a form of their own, without a plain twin
 EVALUATIONS = 8  # of a run, evenly spaced; the last one is at its end
 
 
@@ -74,44 +77,67 @@ def trimmed_mean(values: list[float]) -> float:
 def train_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: list[str]) -> None:
     """Train every row of the table for one noise and one seed, on the same data."""
     data, first = None, None
-    for name, flags in rows_of(options).items():
+    for name, flags in rows_of_job(options, noise).items():
         folder = folder_of(options, noise, name, seed)
         argv = [*flags_of_all_rows(options, noise, seed, passed_on), *flags]
         record = record_of(options, noise, name, seed)
         is_wanted = name in options.rows if options.rows else name not in OPTIONAL
-        if not is_wanted or is_finished(record, argv):
+        if not is_wanted or is_finished(record, argv) or is_lost(options, noise, name, seed):
             continue
         words = [f"--output_dir={folder}", *argv]
         settings = parse_arguments(words)
         data = data or load_data(*settings[1:])
         model_args, data_args, args = settings_for(data, words, settings)
         print(f"=== {noise}, seed {seed}: {name} → {folder}", flush=True)
-        run = Run(model_args, data_args, args, data)
+        run = Run(model_args, data_args, args, no_harm.with_right_labels(data) if name == no_harm.ORACLE else data)
         run.name = name  # as the row, for pictures and cards
         first = first or run  # holds the processed images, which the other rows share
-        twin = None if options.table == "two-networks" else PlainTwin(run)
+        twin = None if options.table in OWN_FORM else PlainTwin(run)
         if twin is not None:
             run.trainer.add_callback(twin)
         results = run.train(None)
         results["train_seconds_per_step"] = trimmed_mean(run.timer.per_step)
         if twin is not None:
             results["plain_seconds_per_step"] = trimmed_mean(twin.seconds)
+        if options.table == "no-harm":
+            results = no_harm.record_of(run, results)
         results["flags"] = argv
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
+def is_lost(options: argparse.Namespace, noise: str, name: str, seed: int) -> bool:
+    """Return, and say, whether a row of the table no-harm is so far below on the first seed that it needs no other."""
+    if options.table != "no-harm" or seed == no_harm.FIRST_SEED:
+        return False
+    first = argparse.Namespace(**{**vars(options), "seeds": [no_harm.FIRST_SEED]})
+    if not no_harm.has_lost(name, {row: finished_runs(first, noise, row) for row in rows_of_job(options, noise)}):
+        return False
+    print(f"=== {noise}, seed {seed}: {name} is left out, as it lost on seed {no_harm.FIRST_SEED}", flush=True)
+    return True
+
+
+def rows_of_job(options: argparse.Namespace, noise: str) -> dict[str, list[str]]:
+    """Return row → flags, of one noise or cell."""
+    return no_harm.rows_of_cell(noise) if options.table == "no-harm" else rows_of(options)
+
+
 def flags_of_all_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: list[str]) -> list[str]:
     """Return what the rows have in common."""
-    noise_type, _, rate = noise.partition(":")
     evaluations = 16 if options.table == "figures" else EVALUATIONS
+    of_all_tables = [
+        "--save_strategy=no", "--report_to=none", "--disable_tqdm=true", f"--eval_steps={1 / evaluations}",
+        "--eval_strategy=steps",
+    ]  # fmt: skip
+    if options.table == "no-harm":
+        return [*no_harm.flags_of_cell(noise, options.dataset_name), f"--seed={seed}", *of_all_tables, *passed_on]
+    noise_type, _, rate = noise.partition(":")
     is_pretrained = any(flag.startswith("--model_name_or_path") for flag in passed_on)
     return [
         f"--dataset_name={options.dataset_name}", f"--seed={seed}",
         *([] if is_pretrained else [f"--backbone={options.backbone}"]),
         f"--noise={rate}", f"--noise_type={noise_type}", f"--num_meta={options.num_meta}",
-        f"--max_train_samples={options.num_train + options.num_meta}", "--save_strategy=no", "--report_to=none",
-        "--disable_tqdm=true", f"--eval_steps={1 / evaluations}", "--eval_strategy=steps",
+        f"--max_train_samples={options.num_train + options.num_meta}", *of_all_tables,
         *(SETTINGS if options.table == "two-networks" else ()), *passed_on,
     ]  # fmt: skip
 
@@ -145,6 +171,11 @@ def finished_runs(options: argparse.Namespace, noise: str, name: str) -> list[di
 
 def print_tables(options: argparse.Namespace) -> None:
     words = f"{options.num_train} training examples"
+    if options.table == "no-harm":
+        by_row = {noise: rows_of_job(options, noise) for noise in options.noise}
+        found = {noise: {row: finished_runs(options, noise, row) for row in rows} for noise, rows in by_row.items()}
+        print(no_harm.format_groups(found))
+        return
     if options.table == "two-networks":
         runs = {
             name: {noise: records for noise in options.noise if (records := finished_runs(options, noise, name))}
@@ -179,16 +210,20 @@ def format_table(options: argparse.Namespace, noise: str) -> str:
 
 
 def run_jobs(options: argparse.Namespace, argv: list[str]) -> None:
-    """Start one process for each noise and seed, `--jobs` at a time, the cores shared out among them."""
+    """Start one process for each noise and seed, `--jobs` at a time, the cores shared out among them.
+
+    In the table no-harm one has all seeds of a cell, as the first one tells which rows need others.
+    """
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
 
-    def run(noise: str, seed: int) -> int:
-        command = [sys.executable, __file__, *argv, "--jobs=1", "--seeds", str(seed), "--noise", noise]
+    def run(noise: str, seeds: list[int]) -> int:
+        command = [sys.executable, __file__, *argv, "--jobs=1", "--seeds", *map(str, seeds), "--noise", noise]
         return subprocess.run(command, env=environment).returncode
 
+    seeds = [options.seeds] if options.table == "no-harm" else [[seed] for seed in options.seeds]
     with ThreadPoolExecutor(options.jobs) as pool:
-        codes = list(pool.map(lambda job: run(*job), [(n, s) for s in options.seeds for n in options.noise]))
+        codes = list(pool.map(lambda job: run(*job), [(n, s) for s in seeds for n in options.noise]))
     if any(codes):
         fail(f"{sum(map(bool, codes))} of {len(codes)} processes failed")
 
@@ -206,7 +241,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_train", type=int, default=10_000, help="noisy training examples")
     parser.add_argument("--num_meta", type=int, default=1000, help="clean meta examples; two-networks has none")
     parser.add_argument(
-        "--noise", nargs="+", help=f"noise type and rate (pair:0.4 symmetric:0.6; of two-networks {' '.join(NOISE)})"
+        "--noise",
+        "--cells",
+        nargs="+",
+        help=f"noise type and rate (pair:0.4 symmetric:0.6; of two-networks {' '.join(NOISE)}); of no-harm cells or "
+        f"groups of them ({' '.join(no_harm.GROUPS)})",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of data, noise and training")
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 2, 3], help="residual blocks of table 4")
@@ -226,9 +265,13 @@ def main(argv: list[str]) -> None:
 
 def reproduce(options: argparse.Namespace, passed_on: list[str], argv: list[str]) -> None:
     """Train what is missing, and print the tables."""
-    is_clean = options.table != "two-networks"
+    is_clean = options.table not in OWN_FORM
     options.num_meta = options.num_meta if is_clean else 0
-    options.noise = options.noise or (["pair:0.4", "symmetric:0.6"] if is_clean else list(NOISE))
+    if options.table == "no-harm":
+        options.results_dir = options.results_dir or no_harm.RESULTS
+        options.noise = no_harm.chosen_cells(options.noise)
+    else:
+        options.noise = options.noise or (["pair:0.4", "symmetric:0.6"] if is_clean else list(NOISE))
     unknown = sorted(set(options.rows or []) - set(rows_of(options)))
     if unknown:
         fail(f"--rows {unknown[0]!r} is no row of table {options.table}: choose from {', '.join(rows_of(options))}")

@@ -99,9 +99,9 @@ class ModelArguments:
     backbone: str | None = field(
         default=None,
         metadata={
-            "help": "Network trained from scratch: tiny, small, medium, wide-resnet-28-10, wide-resnet-40-2, "
-            "preact-resnet-18, cifar-resnet-32, resnet-50, inception-resnet-v2. Default: tiny for small images, else "
-            "wide-resnet-28-10."
+            "help": "Network trained from scratch: tiny, small, small-wide, medium, wide-resnet-28-10, "
+            "wide-resnet-40-2, preact-resnet-18, cifar-resnet-32, resnet-50, inception-resnet-v2. Default: tiny for "
+            "small images, else wide-resnet-28-10."
         },
     )
     model_name_or_path: str | None = field(

@@ -2,6 +2,7 @@
 
 import argparse
 
+from experiments.no_harm_table import all_rows
 from experiments.two_networks_table import ROWS
 
 from famus_hf import FaMUSTrainingArguments
@@ -12,6 +13,7 @@ TABLES = {
     "4": "sampling strategies",
     "speed": "departures from the paper's step that save time",
     "two-networks": "without any clean label, two networks beside one",
+    "no-harm": "the recommended setting beside all that needs no meta step, in many cells",
     "figures": "what Figures 1, 3, 4 and 5 compare, with diagnostics",
     "fine-tuning": "a pretrained network with AdamW, and its virtual step",
 }
@@ -21,6 +23,8 @@ def rows_of(options: argparse.Namespace) -> dict[str, list[str]]:
     """Return row of the table → flags of run_famus.py."""
     if options.table == "two-networks":
         return ROWS
+    if options.table == "no-harm":
+        return all_rows()
     learned = ["--layer_sampler=learned"]
     plain, exact = ["--meta_learner=none"], ["--layer_sampler=all"]
     if options.table == "figures":

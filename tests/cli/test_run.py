@@ -247,7 +247,7 @@ WRONG_INPUT = {
     "two models": (["--backbone", "tiny", "--model_name_or_path", "x/y"], "contradict each other"),
     "unknown backbone": (
         ["--backbone", "resnet"],
-        "choose one of tiny, small, medium, wide-resnet-28-10, wide-resnet-40-2, preact",
+        "choose one of tiny, small, small-wide, medium, wide-resnet-28-10, wide-resnet-40-2, preact",
     ),
     "no such model": (["--model_name_or_path", "/nowhere"], "model '/nowhere' could not be loaded"),
     "noise on noisy data": (["--clean_label_column_name", "c"], "contradict each other"),

@@ -7,10 +7,14 @@ from pathlib import Path
 from threading import Lock
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import reproduce as script
+from experiments import no_harm_table as no_harm
 from reproduce import rows_of as rows_of_table
+from scipy.stats import t as student
 
+from famus_hf import load_noisy_dataset
 from famus_hf.cli.arguments import parse_arguments
 from famus_hf.cli.measurements import StepTimer
 from tests.helpers import clean_process
@@ -139,3 +143,108 @@ def test_rows_of_two_networks_differ_in_the_method_alone():
         found[name] = (networks.two_networks, args.meta_learner, args.layer_sampler)
         assert args.per_device_train_batch_size * (1 + networks.two_networks) == 100
     assert len(set(found.values())) == len(rows) == 5
+
+
+# ---- The table no-harm ----
+
+
+def of_seeds(*accuracies, best=None, estimate=0.4, true=0.4):
+    """Records of a row, one for each seed from 0 on; accuracies in %."""
+    return [
+        {"eval_accuracy": last / 100, "best_eval_accuracy": (best or last) / 100, "train_seconds_per_step": 0.02,
+         "estimated_noise_rate_by_label_report": estimate, "realised_noise_rate": true, "seed": seed,
+         "wrong_label_average_precision": 0.9}
+        for seed, last in enumerate(accuracies)
+    ]  # fmt: skip
+
+
+def test_the_table_no_harm_goes_on_where_it_stopped_and_keeps_what_it_needs(tmp_path, capsys, jobs):
+    cell, rows = "untrusted-pair-40", ["plain", "MW-Net", "oracle"]
+    flags = [
+        "--table", "no-harm", "--dataset_name", "digits", "--backbone", "tiny", "--image_size", "8", "--seeds",
+        "0", "1", "--cells", cell, "--max_train_samples", "300", "--max_steps", "12", "--per_device_train_batch_size", "25",
+        "--use_cpu", "--max_eval_samples", "50", "--plain_warmup_epochs", "0.5", "--output_dir", str(tmp_path / "runs"),
+        "--results_dir", str(tmp_path / "records"), "--rows", *rows,
+    ]  # fmt: skip
+    script.main([*flags, "--jobs", "2"])
+    assert [job[-5:] for job in jobs] == [["--seeds", "0", "1", "--noise", cell]], "one process has all seeds of a cell"
+    plain = [line for line in capsys.readouterr().out.splitlines() if "**plain**" in line][-1]
+    assert plain.endswith("| – | 2 |")
+    records = {row: json.loads((tmp_path / "records" / cell / f"{row.lower()}-0.json").read_text()) for row in rows}
+    assert all(record["global_step"] == 12 for record in records.values())
+    assert records["oracle"]["realised_noise_rate"] == 0 < records["plain"]["realised_noise_rate"]
+    assert 0 < records["MW-Net"]["wrong_label_average_precision"] <= 1 and records["MW-Net"]["best_epoch"] > 0
+    (tmp_path / "records" / cell / "oracle-0.json").unlink()
+    script.main(flags)
+    again = capsys.readouterr().out
+    assert re.findall(r"^=== (.*) →", again, re.MULTILINE) == [f"{cell}, seed 0: oracle"] and plain in again
+
+
+def test_a_row_that_lost_on_the_first_seed_needs_no_other():
+    first = {"plain": of_seeds(70), "plain + trusted": of_seeds(84), "MW-Net": of_seeds(81.9), "soft": of_seeds(82.1)}
+    first |= {"oracle": of_seeds(90), "posterior": of_seeds(60), "forward": []}
+    assert [row for row in first if no_harm.has_lost(row, first)] == ["MW-Net"]
+
+
+def test_a_lost_row_is_left_out_of_further_seeds(tmp_path, capsys):
+    folder = tmp_path / "untrusted-pair-40"
+    folder.mkdir()
+    for row, last in (("plain", 84.0), ("mw-net", 70.0)):
+        (folder / f"{row}-0.json").write_text(json.dumps(of_seeds(last)[0]))
+    script.main(
+        ["--table", "no-harm", "--cells", "untrusted-pair-40", "--seeds", "1", "--rows", "MW-Net", "--results_dir",
+         str(tmp_path)]
+    )  # fmt: skip
+    assert "seed 1: MW-Net is left out, as it lost on seed 0" in capsys.readouterr().out
+    assert not (folder / "mw-net-1.json").exists()
+
+
+def test_the_verdict_is_about_the_honest_baseline():
+    cell = "by-heart-pair-40"
+    runs = {
+        "plain": of_seeds(64, best=78), "plain + trusted": of_seeds(80, 82, 81), "forward": of_seeds(83),
+        "MW-Net": of_seeds(76), "posterior": of_seeds(84, 84.5, 83.5, estimate=0.44), "oracle": of_seeds(90, 90, 90),
+    }  # fmt: skip
+    assert no_harm.honest_baseline(runs) == "plain + trusted", "forward has one seed, and the oracle knows too much"
+    found = no_harm.verdict(cell, runs)
+    assert found["gain"] == pytest.approx(3) and found["over MW-Net"] == pytest.approx(8)
+    assert found["forgotten"] == pytest.approx(14) and found["error"] == pytest.approx(0.04) and found["bar"] == "met"
+    short = no_harm.verdict(cell, {**runs, "posterior": of_seeds(81, 83, 82, estimate=0.46)})
+    assert short["gain"] == pytest.approx(1) and short["bar"] == "gains too little, share"
+    assert no_harm.verdict(cell, {**runs, "posterior": of_seeds(79, 81, 80)})["bar"] == "loses, gains too little"
+    assert no_harm.verdict(cell, {**runs, "posterior": []}) is None
+    lines = no_harm.format_groups({cell: runs, "10k-none": {}}).splitlines()
+    differences = np.array([4.0, 2.5, 2.5])
+    statistic = differences.mean() / (differences.std(ddof=1) / 3**0.5)
+    assert f"| {1 - student(2).cdf(statistic):.3f} | 3 |" in next(line for line in lines if "| posterior |" in line)
+    assert "| – | 3 |" in next(line for line in lines if "**plain + trusted**" in line)
+    assert lines[-1] == "above MW-Net in 1 of 1 cells"
+
+
+def test_cells_that_need_what_is_not_there_are_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert no_harm.chosen_cells(["text", "10k-none"]) == ["10k-none"]
+    assert "text-pair-40 is left out: data/newsgroups-6 and data/minilm-1 not there" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="'cifar' is unknown: choose from 10k, untrusted"):
+        no_harm.chosen_cells(["cifar"])
+
+
+def test_all_rows_of_a_cell_take_the_same_steps_and_differ():
+    for name, cell in no_harm.CELLS.items():
+        rows = no_harm.rows_of_cell(name)
+        own = [tuple(flags) for row, flags in rows.items() if row != "oracle"]
+        assert len(set(own)) == len(own) and cell.steps > 0
+        assert all(any(flag.startswith("--meta_learner=") for flag in flags) for flags in rows.values())
+        assert ("oracle" in rows) == ("none" not in cell.title)
+        common = no_harm.flags_of_cell(name, "digits")
+        _, data_args, args = parse_arguments([*common, *rows["plain"][:1]])
+        assert args.max_steps == cell.steps and data_args.num_meta == cell.trusted
+        assert data_args.noise == pytest.approx(0 if "none" in cell.title else float(name[-2:]) / 100)
+    assert no_harm.CELLS["60k-none"].steps == 4 * 590 and no_harm.CELLS["long-tail-100"].steps == 12 * 74
+
+
+def test_the_oracle_sees_right_labels_alone():
+    data = load_noisy_dataset("digits", noise=0.4, noise_type="pair", num_meta=100, seed=0)
+    right = no_harm.with_right_labels(data)
+    assert 0.5 < len(right["train"]) / len(data["train"]) < 0.7 and right["meta"] is data["meta"]
+    assert right["train"]["label"][:] == right["train"]["clean_label"][:]
