@@ -161,10 +161,10 @@ def of_seeds(*accuracies, best=None, estimate=0.4, true=0.4):
 def test_the_table_no_harm_goes_on_where_it_stopped_and_keeps_what_it_needs(tmp_path, capsys, jobs):
     cell, rows = "untrusted-pair-40", ["plain", "MW-Net", "oracle"]
     flags = [
-        "--table", "no-harm", "--dataset_name", "digits", "--backbone", "tiny", "--image_size", "8", "--seeds",
-        "0", "1", "--cells", cell, "--max_train_samples", "300", "--max_steps", "12", "--per_device_train_batch_size", "25",
-        "--use_cpu", "--max_eval_samples", "50", "--plain_warmup_epochs", "0.5", "--output_dir", str(tmp_path / "runs"),
-        "--results_dir", str(tmp_path / "records"), "--rows", *rows,
+        "--table", "no-harm", "--cells", cell, "--rows", *rows, "--seeds", "0", "1", "--dataset_name", "digits",
+        "--backbone", "tiny", "--image_size", "8", "--max_train_samples", "300", "--max_eval_samples", "50",
+        "--max_steps", "12", "--per_device_train_batch_size", "25", "--plain_warmup_epochs", "0.5", "--use_cpu",
+        "--output_dir", str(tmp_path / "runs"), "--results_dir", str(tmp_path / "records"),
     ]  # fmt: skip
     script.main([*flags, "--jobs", "2"])
     assert [job[-5:] for job in jobs] == [["--seeds", "0", "1", "--noise", cell]], "one process has all seeds of a cell"
