@@ -123,6 +123,11 @@ class Run:
             self.write_records(results)
         if with_label_report:
             results |= summary_of(trainer.save_label_report())
+            signal = trainer.training_signal()
+            if signal is not None:
+                results |= {"right_share_of_labels": signal.of_labels, "right_share_of_targets": signal.of_targets}
+                if self.is_first_process:
+                    print(signal.in_words, flush=True)
             if trainer.is_world_process_zero():
                 self.write_results(results)
         self.push_or_write_card(results, card or {})
@@ -259,7 +264,7 @@ def set_up(argv: list[str]) -> tuple[list[Run], str | None]:
         checkpoint = resolve_checkpoint(model_args, args)
         data = load_data(data_args, args)
         model_args, data_args, args = settings_for(data, argv, (model_args, data_args, args))
-        settings = [*(baselines_of(model_args, args) if data_args.compare else []), (model_args, args)]
+        settings = [*(baselines_of(model_args, args, "meta" in data) if data_args.compare else []), (model_args, args)]
         runs = [Run(networks, data_args, run_args, data) for networks, run_args in settings]
     except TypeError as error:  # of a flag's value, in transformers
         raise SettingsError(str(error)) from error

@@ -31,6 +31,7 @@ from famus_hf.training_args_checks import DIAGNOSTICS
 logger = logging.get_logger(__name__)
 
 NEW_WEIGHTS = ("missing_keys", "mismatched_keys")  # what a checkpoint lacks, or has in another shape: a head
+OF_BELIEFS = ("posterior", "forward", "soft")  # meta-learners to which other layers make no other method
 METHOD_NAMES = {
     "mw-net": "MW-Net", "l2r": "L2R", "mlc": "MLC", "posterior": "posterior targets", "forward": "forward correction",
 }  # fmt: skip
@@ -236,12 +237,15 @@ def check_data_of(checkpoint: str, trainer: FaMUSTrainer) -> None:
 
 
 def baselines_of(
-    model_args: ModelArguments, args: FaMUSTrainingArguments
+    model_args: ModelArguments, args: FaMUSTrainingArguments, has_trusted: bool
 ) -> list[tuple[ModelArguments, FaMUSTrainingArguments]]:
-    """Return the runs that this one is compared with, else the same: plain training and the meta-learner on all layers.
+    """Return the runs that this one is compared with, else the same: plain training, and what needs no meta step.
 
-    With two networks DivideMix comes between them. Plain training is then what the warm-up does with one network: its
-    batches are as large as a labelled and an unlabelled one together, so that its steps are as many.
+    That is plain training with the trusted examples in its training set and, with these too, forward correction: the
+    best of the three is the honest baseline. MW-Net and its like are compared with themselves on all layers, too. With
+    two networks DivideMix comes between, and the others have no trusted examples. Plain training is then what the
+    warm-up does with one network: its batches are as large as a labelled and an unlabelled one together, so that its
+    steps are as many.
     """
 
     def variant(name: str, **changes: Any) -> FaMUSTrainingArguments:
@@ -258,18 +262,23 @@ def baselines_of(
     runs = [(one_network, plain)]
     if model_args.two_networks:
         runs.append((model_args, variant("dividemix", **without)))
-    if args.meta_learner != "none":
+    elif has_trusted:
+        with_trusted = {**without, "train_on_trusted": True}
+        runs.append((one_network, variant("plain-trusted", **with_trusted)))
+        runs.append((one_network, variant("forward", **{**with_trusted, "meta_learner": "forward"})))
+    if args.meta_learner not in ("none", *OF_BELIEFS):
         runs.append((model_args, variant(args.meta_learner, **all_layers)))
     name = method_name(model_args, args)
     return [pair for pair in runs if method_name(*pair) != name]
 
 
 def method_name(model_args: ModelArguments, args: FaMUSTrainingArguments) -> str:
+    with_trusted = " + trusted" if args.train_on_trusted else ""
     if args.meta_learner == "none":
-        return "DivideMix" if model_args.two_networks else "plain"
+        return "DivideMix" if model_args.two_networks else f"plain{with_trusted}"
     learner = METHOD_NAMES.get(args.meta_learner, args.meta_learner)
     if args.meta_learner == "forward":  # which has no meta step, and so no layers of it
-        return learner
+        return f"{learner}{with_trusted}"
     samplers = {
         "learned": f"{learner} + FaMUS",
         "all": f"{learner}, {'all' if args.candidate_layers == 'all' else f'top {args.candidate_layers}'} layers",

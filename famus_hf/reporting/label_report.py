@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
+from torch import Tensor
 
 from famus_hf.core.beliefs import HonestBeliefs
 from famus_hf.core.meta_learners.base import MetaLearner
@@ -136,6 +137,7 @@ def report_of(
     meta_learner: MetaLearner | None,
     beliefs: HonestBeliefs | None,
     doubt: str,
+    posteriors: Tensor | None = None,
 ) -> Dataset:
     """Return the report of what a network makes of a data set.
 
@@ -147,9 +149,16 @@ def report_of(
         beliefs: Of the network before it learned from these labels, in the order of the data set, where they are known:
             by them labels are judged and classes predicted.
         doubt: Why probabilities can't be told.
+        posteriors: How likely each class is of each example, shape (N, C), where the meta-learner says so; then it is
+            these by which labels are judged and classes predicted. Rows of 0: of examples that had not come by.
     """
     probabilities, sound = cast(np.ndarray, examples.probabilities), None
-    if beliefs is not None:
+    if posteriors is not None:
+        found = posteriors.numpy(force=True)
+        finite = np.isfinite(probabilities).all(1)
+        probabilities = np.where(finite[:, None], np.where(found.any(1, keepdims=True), found, probabilities), np.nan)
+        sound = np.nan_to_num(probabilities[np.arange(len(finite)), examples.labels])
+    elif beliefs is not None:
         believed = beliefs.probabilities.numpy(force=True)
         came_by = believed.any(1, keepdims=True)  # of others the network has not learned the labels at all
         finite = np.isfinite(probabilities).all(1)

@@ -5,6 +5,9 @@ from collections.abc import Iterable
 from typing import Any
 
 
+WITHOUT_META_STEP = ("plain", "forward correction")  # how the names of such methods begin
+
+
 def format_table(rows: list[dict[str, Any]]) -> str:
     """Return the runs side by side, one line each."""
     width = max(24, *(len(row["method"]) + 2 for row in rows))
@@ -25,7 +28,8 @@ def format_table(rows: list[dict[str, Any]]) -> str:
 def format_notes(rows: list[dict[str, Any]]) -> str:
     """Return what stands below the table: seconds of an epoch, and how many labels two networks take for wrong."""
     last = rows[-1]
-    lines = [f"seconds an epoch: {'; '.join(_epoch_of(row, rows[0]) for row in rows)}"]
+    lines = [*_beside_honest_baseline(rows)]
+    lines += [f"seconds an epoch: {'; '.join(_epoch_of(row, rows[0]) for row in rows)}"]
     if last.get("time_shares"):
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in last["time_shares"].items())
         lines.append(f"of an epoch after the warm-up of {last['method']}: {shares}")
@@ -34,6 +38,17 @@ def format_notes(rows: list[dict[str, Any]]) -> str:
         words = "not told, as they have learned too little" if rate is None else format_rate(rate)
         lines.append(f"labels that are wrong, as the networks estimate: {words}")
     return "\n".join(lines)
+
+
+def _beside_honest_baseline(rows: list[dict[str, Any]]) -> list[str]:
+    """Return how far the last row is from the best of those that take no meta step, by accuracy at the end."""
+    others = [row for row in rows[:-1] if row["method"].startswith(WITHOUT_META_STEP)]
+    if len(others) < 2:
+        return []
+    best = max(others, key=lambda row: row["eval_accuracy"])
+    points = 100 * (rows[-1]["eval_accuracy"] - best["eval_accuracy"])
+    name = rows[-1]["method"]
+    return [f"{name}: {points:+.1f} points beside the honest baseline, the best without a meta step ({best['method']})"]
 
 
 def _epoch_of(row: dict[str, Any], first: dict[str, Any]) -> str:

@@ -14,6 +14,8 @@ from famus_hf.core.autodiff.forward_pass import logits_of, logits_without_trace,
 from famus_hf.core.autodiff.training_pass import TrainingPass
 from famus_hf.core.beliefs import RunningBeliefs
 from famus_hf.core.losses import cross_entropy
+from famus_hf.core.training_signal import TrainingSignal, training_signal
+from famus_hf.core.transitions import joint_by_trusted
 from famus_hf.data.inputs.model_inputs import ModelInputs, known_labels
 from famus_hf.data.per_example import ExampleEvaluator
 from famus_hf.errors import LoadError
@@ -82,7 +84,40 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
             return NO_TRUSTED
         if self.beliefs is None:
             return NOT_SEEN
+        if self.posteriors is not None:
+            return ""
         return BY_HEART if self.beliefs.honest is None else ""
+
+    @property
+    def posteriors(self) -> Tensor | None:
+        """How likely each class is of each training example by the meta-learner, shape (N, C); None where it can't say.
+
+        Rows are 0 of examples that have not come by.
+        """
+        learner, beliefs = self.meta_learner, self.beliefs
+        if learner is None or beliefs is None or not learner.needs_beliefs:
+            return None
+        with torch.no_grad():
+            found = learner.label_posteriors(beliefs.of(slice(None)), beliefs.labels.clamp(min=0), beliefs.losses)
+        return None if found is None else found * (beliefs.visits > 0)[:, None]
+
+    def training_signal(self) -> TrainingSignal | None:
+        """Return how much of what the network learned from was right, by trusted examples that it did not learn from.
+
+        None without such examples or a meta-learner, and where it is not known how the training labels go wrong.
+        """
+        learner, beliefs = self.meta_learner, self.beliefs
+        if learner is None or beliefs is None or beliefs.epoch == 0 or not self.has_trusted:
+            return None
+        known = beliefs.honest
+        if known is None:
+            return None
+        given, believed = beliefs.labels.clamp(min=0), known.probabilities
+        came_by = believed.any(1)
+        of_trusted = known.trusted_labels.numpy(force=True), known.trusted.numpy(force=True)
+        joint = joint_by_trusted(given[came_by].numpy(force=True), believed[came_by].numpy(force=True), *of_trusted)
+        transitions = torch.from_numpy(joint / joint.sum(1, keepdims=True).clip(min=1e-12))
+        return training_signal(learner, known.trusted, known.trusted_labels, transitions, self.args.seed)
 
     # ---- In training ----
 

@@ -89,7 +89,8 @@ class RecordsMixin(BeliefsMixin, HubMixin, LearningMixin):
         )
         doubt = self.doubt if dataset is None else NOT_SEEN if is_trained_on else ""
         beliefs = self.beliefs.honest if dataset is None and self.beliefs is not None else None
-        return report_of(examples, inputs, self.model, self.meta_learner, beliefs, doubt)
+        posteriors = self.posteriors if dataset is None else None
+        return report_of(examples, inputs, self.model, self.meta_learner, beliefs, doubt, posteriors)
 
     def save_label_report(
         self, dataset: Any = None, folder: str | Path | None = None, is_trained_on: bool = False
