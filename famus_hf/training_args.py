@@ -26,7 +26,10 @@ from famus_hf.training_args_checks import (
 
 logger = logging.getLogger("famus_hf")
 
-PRESETS = {"fast": {"layer_sampler": "all", "candidate_layers": "4", "virtual_scope": "candidates"}}
+PRESETS = {"fast": {"layer_sampler": "all", "candidate_layers": "4", "virtual_scope": "candidates"}, "paper": {}}
+RECOMMENDED, OF_PAPER = "posterior", "mw-net"  # meta-learners
+WITH_PRESET_FAST = ("posterior", "soft")  # where the user names none
+WITH_TRUSTED = ("posterior", "soft", "forward")  # which learn from trusted examples as from others, likewise
 
 
 @dataclass
@@ -80,12 +83,13 @@ class FaMUSTrainingArguments(TrainingArguments):
             "else a number of steps. Give the flag without values for a truly constant rate."
         },
     )
-    meta_learner: str = field(
-        default="mw-net",
+    meta_learner: str | None = field(
+        default=None,
         metadata={
             "help": "Ψ: posterior (targets from how likely each label is wrong, and for which class), mw-net (weights "
             "from losses), l2r (weights afresh in each step), mlc (corrects the loss by a matrix of wrong labels), "
-            "forward (likewise, counted and without a meta step), or none for plain training."
+            "forward (likewise, counted and without a meta step), or none for plain training. Default: posterior; of "
+            "streams and of two networks mw-net."
         },
     )
     posterior_form: Literal["posterior", "likelihood"] = field(
@@ -115,11 +119,11 @@ class FaMUSTrainingArguments(TrainingArguments):
             "0 remembers the last one alone."
         },
     )
-    train_on_trusted: bool = field(
-        default=False,
+    train_on_trusted: bool | None = field(
+        default=None,
         metadata={
             "help": "Train on four fifths of the trusted examples, too, with any meta-learner or none; the others judge "
-            "what was learned."
+            "what was learned. Default: with posterior, soft and forward."
         },
     )
     logit_adjustment: Annotated[float, AtLeast(0)] = field(
@@ -301,12 +305,13 @@ class FaMUSTrainingArguments(TrainingArguments):
             "help": "Steps from one meta step to the next (paper: 1); between them the meta-learner stays as it is."
         },
     )
-    preset: Literal["fast"] | None = field(
+    preset: Literal["fast", "paper"] | None = field(
         default=None,
         metadata={
             "help": "fast: settings for a step of little more than a plain one, in place of those that are left at "
             "their defaults: layer_sampler all, candidate_layers 4, virtual_scope candidates, meta_batch_size a "
-            "quarter of the training batch and at least 2."
+            "quarter of the training batch and at least 2. paper: all as they stand. Default: fast with posterior and "
+            "soft, else paper."
         },
     )
     nan_policy: NanPolicy = field(
@@ -429,11 +434,15 @@ class FaMUSTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        self._leaves_learner_open = self.meta_learner is None
+        if self.meta_learner is None:
+            self.meta_learner = RECOMMENDED
         convert_fields(self)
         check_fields(self)
+        names = ("optim_args", "data_seed", "meta_batch_size", "train_on_trusted")
+        self._given = {name: getattr(self, name) for name in names}
         self._apply_preset()
         check_arguments(self)
-        self._given = {name: getattr(self, name) for name in ("optim_args", "data_seed", "meta_batch_size")}
         self._fill_in()
         super().__post_init__()
         check_fsdp_engages(self)
@@ -474,24 +483,46 @@ class FaMUSTrainingArguments(TrainingArguments):
         if self.data_seed is None:
             self.data_seed = self.seed  # else the order of the data depends on whoever last seeded torch
         if self.meta_batch_size is None:
-            self.meta_batch_size = self._quarter if self.preset else self.per_device_train_batch_size
+            self.meta_batch_size = self._quarter if self._is_fast else self.per_device_train_batch_size
+        if self.train_on_trusted is None:
+            self.train_on_trusted = self.meta_learner in WITH_TRUSTED
 
     @property
     def _quarter(self) -> int:
         """A quarter of a training batch, and at least 2, as batch norm may not take a single example."""
         return max(2, self.per_device_train_batch_size // 4)
 
+    @property
+    def _is_fast(self) -> bool:
+        return self.preset == "fast" or (self.preset is None and self.meta_learner in WITH_PRESET_FAST)
+
+    def use_paper_where_open(self) -> bool:
+        """Take mw-net and the paper's step where the user named no meta-learner. Return whether that changed anything.
+
+        For what the recommended one is not made for.
+        """
+        if not self._leaves_learner_open or self.meta_learner == OF_PAPER:
+            return False
+        self.meta_learner = OF_PAPER
+        for name, value in self._before_preset.items():
+            setattr(self, name, value)
+        self._fill_in()
+        check_arguments(self)
+        return True
+
     def _apply_preset(self) -> None:
-        if self.preset is None:
+        self._before_preset: dict[str, Any] = {}
+        if self.preset is not None:
+            check_preset(self)
+        if not self._is_fast:
             return
-        check_preset(self)
         defaults = {setting.name: setting.default for setting in fields(self)}
         if self.meta_batch_size is None and self._quarter * 4 > self.per_device_train_batch_size:
             logger.warning(
-                "preset %r takes meta batches of 2, more than a quarter of per_device_train_batch_size=%s",
-                self.preset,
+                "preset 'fast' takes meta batches of 2, more than a quarter of per_device_train_batch_size=%s",
                 self.per_device_train_batch_size,
             )
-        for name, value in PRESETS[self.preset].items():
+        for name, value in PRESETS["fast"].items():
             if getattr(self, name) == defaults[name]:
+                self._before_preset[name] = defaults[name]
                 setattr(self, name, value)

@@ -283,6 +283,8 @@ def _complete(
     if model_args.two_networks and args.meta_set is None:  # which need no clean labels, known or not
         is_given = data_args.num_meta or data_args.meta_dir or data_args.meta_dataset_name
         args.meta_set = "clean" if is_given else "pseudo-clean"
+    if model_args.two_networks or data_args.streaming:
+        args.use_paper_where_open()
     if args.output_dir == "trainer_output":  # transformers' default
         args.output_dir = str(Path("outputs") / short_name(data_args))
 

@@ -267,7 +267,7 @@ def baselines_of(
         runs.append((one_network, variant("plain-trusted", **with_trusted)))
         runs.append((one_network, variant("forward", **{**with_trusted, "meta_learner": "forward"})))
     if args.meta_learner not in ("none", *OF_BELIEFS):
-        runs.append((model_args, variant(args.meta_learner, **all_layers)))
+        runs.append((model_args, variant(str(args.meta_learner), **all_layers)))
     name = method_name(model_args, args)
     return [pair for pair in runs if method_name(*pair) != name]
 
@@ -276,7 +276,7 @@ def method_name(model_args: ModelArguments, args: FaMUSTrainingArguments) -> str
     with_trusted = " + trusted" if args.train_on_trusted else ""
     if args.meta_learner == "none":
         return "DivideMix" if model_args.two_networks else f"plain{with_trusted}"
-    learner = METHOD_NAMES.get(args.meta_learner, args.meta_learner)
+    learner = METHOD_NAMES.get(str(args.meta_learner), str(args.meta_learner))
     if args.meta_learner == "forward":  # which has no meta step, and so no layers of it
         return f"{learner}{with_trusted}"
     samplers = {

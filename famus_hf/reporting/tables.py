@@ -4,7 +4,6 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-
 WITHOUT_META_STEP = ("plain", "forward correction")  # how the names of such methods begin
 
 

@@ -246,12 +246,12 @@ def make_meta_learner(args: FaMUSTrainingArguments, num_labels: int = 0) -> Meta
         return PosteriorTargets(num_labels, args.posterior_form, transition_rate=args.transition_rate)
     if args.meta_learner == "forward":
         return ForwardCorrection(num_labels)
-    return META_LEARNERS[args.meta_learner]()
+    return META_LEARNERS[str(args.meta_learner)]()
 
 
 def has_meta_step(args: FaMUSTrainingArguments, meta_learner: MetaLearner | None) -> bool:
     """Return whether a meta-learner, or else the one that the settings name, learns from meta batches."""
-    return (META_LEARNERS[args.meta_learner] if meta_learner is None else meta_learner).has_meta_step
+    return (META_LEARNERS[str(args.meta_learner)] if meta_learner is None else meta_learner).has_meta_step
 
 
 def _make_layer_sampler(args: FaMUSTrainingArguments) -> LayerSampler:

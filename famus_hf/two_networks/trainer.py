@@ -71,6 +71,10 @@ class TwoNetworkTrainer(FaMUSTrainer):
 
     # ---- Set-up ----
 
+    @staticmethod
+    def _settle_meta_learner(args: Any, train: Any, meta_learner: MetaLearner | None) -> None:
+        args.use_paper_where_open()
+
     def _set_up_meta_learning(self) -> None:
         args, train = self.args, self.train_dataset
         self._learns_from_meta_set = True

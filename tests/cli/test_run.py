@@ -318,7 +318,10 @@ def test_every_meta_learner_and_loss_runs_and_loads_again(tmp_path, flags):
 def test_compare_takes_the_meta_learner_that_was_asked_for():
     def names(*flags):
         networks, _, args = arguments.parse_arguments([*SMALL, *flags])
-        return [set_up_run.method_name(*pair) for pair in [*set_up_run.baselines_of(networks, args, has_trusted=False), (networks, args)]]
+        return [
+            set_up_run.method_name(*pair)
+            for pair in [*set_up_run.baselines_of(networks, args, has_trusted=False), (networks, args)]
+        ]
 
     assert names("--meta_learner", "l2r") == ["plain", "L2R, all layers", "L2R + FaMUS"]
     block = names("--meta_learner", "mlc", "--layer_sampler", "block", "--sampler_block", "2")

@@ -46,7 +46,7 @@ def trainer_of(name, folder):
         return make_trainer(folder, **settings)
     args = FaMUSTrainingArguments(
         str(folder), per_device_train_batch_size=8, logging_steps=4, seed=5, disable_tqdm=True, use_cpu=True,
-        report_to="none", **settings,
+        report_to="none", meta_learner="mw-net", **settings,
     )  # fmt: skip
     return FaMUSTrainer(build_model("batch norm"), args, train_dataset=Learnable())
 

@@ -40,6 +40,7 @@ def make_trainer(folder, *callbacks, **changes):
     settings = {
         "per_device_train_batch_size": 8, "per_device_eval_batch_size": 20, "num_train_epochs": 4, "logging_steps": 4,
         "save_strategy": "no", "seed": 5, "disable_tqdm": True, "use_cpu": True, "report_to": "none",
+        "meta_learner": "mw-net",
     }  # fmt: skip
     recorder = Recorder()
     recorder.trainer = FaMUSTrainer(

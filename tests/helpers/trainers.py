@@ -32,7 +32,7 @@ class Examples(torch.utils.data.Dataset):
 def make_args(folder, **changes):
     settings = {
         "per_device_train_batch_size": 8, "max_steps": 6, "logging_steps": 2, "save_strategy": "no", "seed": 5,
-        "disable_tqdm": True, "use_cpu": True, "report_to": "none",
+        "disable_tqdm": True, "use_cpu": True, "report_to": "none", "meta_learner": "mw-net",
     }  # fmt: skip
     if changes.get("meta_learner") != "l2r":
         settings |= {"meta_learning_rate": 0.05, "meta_optim": "sgd"}
@@ -89,6 +89,7 @@ def make_image_trainer(folder, model=None, callbacks=(), processing_class=None, 
     settings = {
         "per_device_train_batch_size": 8, "max_steps": 6, "save_strategy": "no", "seed": 5, "disable_tqdm": True,
         "use_cpu": True, "report_to": "none", "augmentation": "pad-crop", "layer_sampler": "all",
+        "meta_learner": "mw-net",
     }  # fmt: skip
     torch.manual_seed(1)
     return FaMUSTrainer(

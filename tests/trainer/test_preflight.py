@@ -17,7 +17,7 @@ from tests.helpers.models import PlainModule, TwoModels, build_model
 from tests.helpers.trainers import Examples, make_args, make_trainer
 
 REFUSED = {
-    "unknown meta-learner": ({"meta_learner": "mwnet"}, "choose one of mw-net, l2r, mlc, none"),
+    "unknown meta-learner": ({"meta_learner": "mwnet"}, "choose one of mw-net, l2r, mlc, "),
     "unknown sampler": ({"layer_sampler": "some"}, "choose one of learned, all, block, random"),
     "block without its number": ({"layer_sampler": "block"}, "belong together"),
     "number without block": ({"sampler_block": 2}, "belong together"),
@@ -135,11 +135,20 @@ def test_defaults_that_documents_and_tables_name_stay_what_they_are(tmp_path):
     args = FaMUSTrainingArguments(str(tmp_path))
     expected = {
         "expected_layers": 4.0, "sampler_learning_rate": 0.1, "sampler_temperature": 1.0, "meta_interval": 1,
-        "weight_normalization": "sum", "layer_sampler": "learned", "meta_learner": "mw-net", "clean_threshold": 0.5,
-        "sharpening_temperature": 0.5, "mixup_alpha": 0.5, "unlabelled_weight": 5.0, "ramp_up_epochs": 16.0,
+        "weight_normalization": "sum", "layer_sampler": "all", "meta_learner": "posterior", "clean_threshold": 0.5, "candidate_layers": "4",
+        "virtual_scope": "candidates", "meta_batch_size": 25, "train_on_trusted": True,
+        "sharpening_temperature": 0.5, "mixup_alpha": None, "unlabelled_weight": 5.0, "ramp_up_epochs": 16.0,
         "focal_gamma": 2.0, "learning_rate": 0.05, "weight_decay": 5e-4, "max_grad_norm": 0.0,
     }  # fmt: skip
     assert {name: getattr(args, name) for name in expected} == expected
+    paper = FaMUSTrainingArguments(str(tmp_path), meta_learner="mw-net")
+    of_paper = {
+        "layer_sampler": "learned", "candidate_layers": "all", "virtual_scope": "all", "meta_batch_size": 100,
+        "train_on_trusted": False,
+    }  # fmt: skip
+    assert {name: getattr(paper, name) for name in of_paper} == of_paper
+    assert args.use_paper_where_open() and not args.use_paper_where_open() and not paper.use_paper_where_open()
+    assert {name: getattr(args, name) for name in of_paper} == of_paper and args.meta_learner == "mw-net"
     for sampler, weight in (("learned", 0.1), ("all", 0.0)):  # λ1 and λ2 hang on it
         objective = make_trainer(tmp_path, layer_sampler=sampler).stages.meta.objective
         assert (objective.sparsity_weight, objective.gradient_match_weight) == (weight, weight)

@@ -38,6 +38,7 @@ def test_twenty_thousand_steps_leave_memory_and_open_files_as_they_are(tmp_path,
         args = FaMUSTrainingArguments(
             str(tmp_path), max_steps=STEPS, per_device_train_batch_size=16, eval_strategy="steps", eval_steps=1000,
             save_steps=1000, save_total_limit=2, logging_steps=500, report_to="none", use_cpu=True, disable_tqdm=True,
+            meta_learner="mw-net",
         )  # fmt: skip
         trainer = FaMUSTrainer(
             build_backbone("tiny", data["train"].features["label"].names), args, train_dataset=data["train"],

@@ -1,4 +1,4 @@
-"""How given labels come from true classes: transitions, counted from beliefs, and losses that they correct (torch only).
+"""How given labels come from true classes: transitions, counted from beliefs, and the losses they correct (torch only).
 
 Symbols: N examples of which the network believes q_i, C classes, y the given label, T_ky = P(given label y | true class
 k); s the label as a target, one-hot or soft.
