@@ -314,6 +314,14 @@ class FaMUSTrainingArguments(TrainingArguments):
             "soft, else paper."
         },
     )
+    ema_decay: Annotated[float | None, Between(0, 1)] = field(
+        default=None,
+        metadata={
+            "help": "Judge, save and push an exponential moving average of the network's weights and running "
+            "statistics, which keeps min(this, (1 + t)/(10 + t)) of itself after step t, so that a short run's average "
+            "is of its last steps. Default: none."
+        },
+    )
     nan_policy: NanPolicy = field(
         default="stop",
         metadata={

@@ -53,7 +53,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "What helps every method": ("train_on_trusted", "mixup_alpha", "logit_adjustment"),
     "The run": (
         "protocol", "compare", "early_stopping_patience", "allow_other_data", "label_report", "nan_policy",
-        "lr_milestones",
+        "lr_milestones", "ema_decay",
     ),
     "Meta set and meta-learner": (
         "meta_learner", "meta_set", "meta_dir", "meta_dataset_name", "num_meta", "meta_batch_size",

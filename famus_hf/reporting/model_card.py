@@ -208,6 +208,7 @@ def settings_of(args: FaMUSTrainingArguments, state: TrainerState, backbone: str
         "batch": _times_processes(batch, args.world_size)
         + (f", {args.gradient_accumulation_steps} accumulated" if args.gradient_accumulation_steps > 1 else ""),
         "steps": f"{state.global_step} ({state.epoch or 0:g} epochs)",
+        **({} if args.ema_decay is None else {"averaged weights": f"decay {args.ema_decay:g}"}),
     }
 
 

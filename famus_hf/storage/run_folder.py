@@ -36,6 +36,7 @@ TRAINER_STATE = "trainer_state.json"  # as transformers calls it
 MANIFEST = "checkpoint_files.json"
 META_STATE = "meta_state.pt"
 BELIEFS = "beliefs.safetensors"  # what the network believed of each example before it learned from it
+RAW_WEIGHTS = "raw_weights.safetensors"  # beside averaged ones, the weights that a training goes on from
 TRAINED_ON = "trained_on.json"  # which data, and by which settings
 LAST_CHECKPOINT = "last-checkpoint"  # on the Hub, as transformers calls it
 UNFINISHED = ".unfinished"  # a folder within the one that is written to; nothing in it is ever read

@@ -156,6 +156,13 @@ def check_precision(accelerator: Accelerator) -> None:
         raise SettingsError("fp16 was asked for and needs a GPU, which there is none of: use bf16, or leave it out")
 
 
+def check_averaging(args: FaMUSTrainingArguments, accelerator: Accelerator) -> None:
+    """Raise SettingsError on an average of weights that are spread over processes."""
+    for name, plugin in {"FSDP": "fsdp_plugin", "DeepSpeed": "deepspeed_plugin"}.items():
+        if args.ema_decay is not None and getattr(accelerator.state, plugin, None) is not None:
+            raise SettingsError(f"ema_decay averages whole weights, which {name} spreads over processes: leave it out")
+
+
 def check_loss_of_meta_steps(kind: type, compute_loss_func: Any) -> None:
     """Raise SettingsError on a loss that has no value for each example, which meta steps would pass over.
 

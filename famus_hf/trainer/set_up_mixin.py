@@ -60,6 +60,7 @@ class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
         preflight.check_batch_size(args, train)
         preflight.check_balanced_epochs(args, train)
         preflight.check_precision(self.accelerator)
+        preflight.check_averaging(args, self.accelerator)
         preflight.check_loss_function(args, self.compute_loss_func, base_loss)
         if base_loss is None:
             self.base_loss = factory.make_base_loss(args, self.model, train)

@@ -41,6 +41,7 @@ from famus_hf.data.media.modalities import modality_of_network
 from famus_hf.reporting.diagnostics.mean_metrics import MeanMetrics
 from famus_hf.reporting.diagnostics.training_time import TrainingTime
 from famus_hf.trainer import preflight
+from famus_hf.trainer.averaging_mixin import AveragingMixin
 from famus_hf.trainer.batches_mixin import BatchesMixin
 from famus_hf.trainer.beliefs_mixin import BeliefsMixin
 from famus_hf.trainer.checkpointing import CheckpointingMixin
@@ -61,6 +62,7 @@ class FaMUSTrainer(
     RecordsMixin,
     BeliefsMixin,
     BatchesMixin,
+    AveragingMixin,
     CheckpointingMixin,
     HubMixin,
     ClassifierMixin,
