@@ -8,7 +8,7 @@ from famus_hf.core.weight_average import WeightAverage, put_into, weights_of
 
 
 class Tied(nn.Module):
-    """One matrix under two names, running statistics, whole numbers, a frozen number, and a buffer that is not saved."""
+    """One matrix under two names, running statistics, a frozen number, and a buffer that is not saved."""
 
     def __init__(self, dtype=torch.float64):
         super().__init__()

@@ -38,12 +38,17 @@ CASES = {
     "pseudo-clean": {"layer_sampler": "all", "meta_set": "pseudo-clean", "plain_warmup_epochs": 1},
     "small meta batch": {"layer_sampler": "all", "meta_batch_size": 6},
     "eleven meta examples for two": {"layer_sampler": "all", "meta_batch_size": 16},
+    "averaged weights": {"layer_sampler": "all", "ema_decay": 0.9},
     "bad examples": {"layer_sampler": "all"},
     "bad examples, accumulation": {**LEARNED, "gradient_accumulation_steps": 2},
 }  # fmt: skip
-RESUMED = ("FaMUS", "accumulation", "pseudo-clean")
+RESUMED = ("FaMUS", "accumulation", "pseudo-clean", "averaged weights")
 OTHERS = ("text", "audio")
-ROUNDING = {"bf16": {"layer_sampler": "all", "bf16": True}}
+# Both processes hold the same, but not what one process does: rounding and batch norm's statistics are of a share.
+OF_SHARES = {
+    "bf16": {"layer_sampler": "all", "bf16": True},
+    "averaged batch norm": {"layer_sampler": "all", "ema_decay": 0.9, "kind": "batch norm"},
+}
 
 
 class SomeBadExamples(Examples):
@@ -60,6 +65,7 @@ def make(folder, name, settings, processes):
     settings = dict(settings)
     learner = {"mlc": lambda: MLC(4), "l2r": lambda: None}.get(settings.get("meta_learner"), lambda: MWNet(
         weight_normalization=settings.get("weight_normalization", "sum")))()  # fmt: skip
+    network = settings.pop("kind", "called group norm")
     dtype = getattr(torch, settings.pop("dtype", "float32" if settings.get("bf16") else "float64"))
     sampler = LearnedSampler().to(dtype) if settings["layer_sampler"] == "learned" else None
     settings["meta_batch_size"] = settings.get("meta_batch_size", GLOBAL_BATCH) // processes
@@ -71,7 +77,7 @@ def make(folder, name, settings, processes):
         **{"max_steps": STEPS, "nan_policy": "skip", **settings},
     )
     return FaMUSTrainer(
-        build_model("called group norm", dtype),
+        build_model(network, dtype),
         args,
         train_dataset=kind(40, dtype=dtype),
         meta_dataset=None if pseudo_clean else Examples(11, 1000, seed=8, dtype=dtype),
@@ -158,7 +164,7 @@ def diagnosed(folder, processes):
 def work(rank, folder):
     """All cases in one of two processes: what was learned, resumed runs, a report, the files of a checkpoint."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-    found = {name: run(folder / "runs" / name, name, own, 2) for name, own in {**CASES, **ROUNDING}.items()}
+    found = {name: run(folder / "runs" / name, name, own, 2) for name, own in {**CASES, **OF_SHARES}.items()}
     again = {name: resumed(folder / "resumed" / name, CASES[name], 2) for name in RESUMED}
     networks = {name: two_network_runs.run(folder / "networks" / name, name, 2) for name in two_network_runs.RUNS}
     files = sorted(path.name for path in (folder / "resumed" / "FaMUS" / "whole" / "checkpoint-6").iterdir())

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from tests.helpers import two_network_runs
-from tests.helpers.equal_runs import CASES, OTHERS, RESUMED, ROUNDING, diagnosed, reported, run, run_other, work
+from tests.helpers.equal_runs import CASES, OF_SHARES, OTHERS, RESUMED, diagnosed, reported, run, run_other, work
 from tests.helpers.spawned import run_in_two_processes
 
 
@@ -34,7 +34,7 @@ def test_two_processes_learn_of_texts_and_recordings_what_one_learns(both, tmp_p
         assert largest_difference(found["others"][name], expected) < 1e-9
 
 
-@pytest.mark.parametrize("name", [*CASES, *ROUNDING])
+@pytest.mark.parametrize("name", [*CASES, *OF_SHARES])
 def test_both_processes_hold_the_same_state(both, name):
     first, second = (found["runs"][name] for found in both)
     assert largest_difference(second, first) == 0
