@@ -5,10 +5,13 @@ from .core.layer_samplers import LayerSampler as LayerSampler
 from .core.layer_samplers import LearnedSampler as LearnedSampler
 from .core.layer_samplers import RandomLayers as RandomLayers
 from .core.layer_samplers import register_layer_sampler as register_layer_sampler
+from .core.losses import ActivePassiveLoss as ActivePassiveLoss
 from .core.losses import ClassBalancedLoss as ClassBalancedLoss
 from .core.losses import CrossEntropyLoss as CrossEntropyLoss
 from .core.losses import FocalLoss as FocalLoss
+from .core.losses import GeneralizedCrossEntropyLoss as GeneralizedCrossEntropyLoss
 from .core.losses import LDAMLoss as LDAMLoss
+from .core.losses import SymmetricCrossEntropyLoss as SymmetricCrossEntropyLoss
 from .core.meta_learners.base import MetaLearner as MetaLearner
 from .core.meta_learners.l2r import L2R as L2R
 from .core.meta_learners.mlc import MLC as MLC

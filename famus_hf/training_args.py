@@ -122,8 +122,8 @@ class FaMUSTrainingArguments(TrainingArguments):
     train_on_trusted: bool | None = field(
         default=None,
         metadata={
-            "help": "Train on four fifths of the trusted examples, too, with any meta-learner or none; the others judge "
-            "what was learned. Default: with posterior, soft and forward."
+            "help": "Train on four fifths of the trusted examples, too, with any meta-learner or none; the others "
+            "judge what was learned. Default: with posterior, soft and forward."
         },
     )
     logit_adjustment: Annotated[float, AtLeast(0)] = field(
@@ -390,9 +390,30 @@ class FaMUSTrainingArguments(TrainingArguments):
     base_loss: BaseLoss = field(
         default="ce",
         metadata={
-            "help": "Loss of an example, with or without a meta-learner: ce, focal, class-balanced or ldam. "
-            "label_smoothing_factor goes with all but ldam."
+            "help": "Loss of an example, with or without a meta-learner: ce, focal, class-balanced, ldam, or one that "
+            "bears wrong labels by itself: gce, sce or nce-rce. label_smoothing_factor goes with all but ldam."
         },
+    )
+    gce_q: Annotated[float, Above(0)] = field(
+        default=0.7,
+        metadata={
+            "help": "q of gce, at most 1: towards 0 it is ce, at 1 the mean absolute error, which learns slowly."
+        },
+    )
+    sce_alpha: Annotated[float, AtLeast(0)] = field(
+        default=0.1, metadata={"help": "Weight of cross-entropy in sce (authors: 0.1 on CIFAR-10, 6 on CIFAR-100)."}
+    )
+    sce_beta: Annotated[float, AtLeast(0)] = field(
+        default=1.0,
+        metadata={"help": "Weight of reverse cross-entropy in sce (authors: 1 on CIFAR-10, 0.1 on CIFAR-100)."},
+    )
+    nce_alpha: Annotated[float, AtLeast(0)] = field(
+        default=1.0,
+        metadata={"help": "Weight of normalized cross-entropy in nce-rce (authors: 1 on CIFAR-10, 10 on CIFAR-100)."},
+    )
+    nce_beta: Annotated[float, AtLeast(0)] = field(
+        default=1.0,
+        metadata={"help": "Weight of reverse cross-entropy in nce-rce (authors: 1 on CIFAR-10, 0.1 on CIFAR-100)."},
     )
     focal_gamma: Annotated[float, AtLeast(0)] = field(default=2.0, metadata={"help": "γ of the focal loss."})
     class_balance_beta: float = field(

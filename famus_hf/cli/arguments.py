@@ -75,8 +75,8 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "sharpening_temperature", "unlabelled_weight", "ramp_up_epochs", "warmup_confidence_penalty",
     ),
     "Base loss and class balance": (
-        "base_loss", "focal_gamma", "class_balance_beta", "ldam_max_margin", "ldam_scale", "ldam_reweight_from",
-        "balanced_batches_per_epoch",
+        "base_loss", "focal_gamma", "gce_q", "sce_alpha", "sce_beta", "nce_alpha", "nce_beta", "class_balance_beta",
+        "ldam_max_margin", "ldam_scale", "ldam_reweight_from", "balanced_batches_per_epoch",
     ),
     "Images, texts, recordings": (
         "augmentation", "augmentation_padding_mode", "image_size", "resize_size", "image_mean", "image_std",

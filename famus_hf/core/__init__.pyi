@@ -4,10 +4,13 @@ from .layer_samplers import BlockSampler as BlockSampler
 from .layer_samplers import LayerSampler as LayerSampler
 from .layer_samplers import LearnedSampler as LearnedSampler
 from .layer_samplers import RandomLayers as RandomLayers
+from .losses import ActivePassiveLoss as ActivePassiveLoss
 from .losses import ClassBalancedLoss as ClassBalancedLoss
 from .losses import CrossEntropyLoss as CrossEntropyLoss
 from .losses import FocalLoss as FocalLoss
+from .losses import GeneralizedCrossEntropyLoss as GeneralizedCrossEntropyLoss
 from .losses import LDAMLoss as LDAMLoss
+from .losses import SymmetricCrossEntropyLoss as SymmetricCrossEntropyLoss
 from .meta_learners.base import MetaLearner as MetaLearner
 from .meta_learners.l2r import L2R as L2R
 from .meta_learners.mlc import MLC as MLC

@@ -4,6 +4,7 @@ Labels are class indices of shape (n,) or, but for LDAM, soft targets of shape (
 serves alone (its mean is then the training loss) or below any meta-learner.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -13,7 +14,8 @@ from torch.nn import functional as F
 
 from famus_hf.errors import SettingsError
 
-BaseLoss = Literal["ce", "focal", "class-balanced", "ldam"]
+BaseLoss = Literal["ce", "focal", "gce", "sce", "nce-rce", "class-balanced", "ldam"]
+LOG_ZERO = -4.0  # what reverse cross-entropy takes for log 0
 IGNORED = -100  # the label of an example without one, as torch and transformers have it
 
 
@@ -67,6 +69,87 @@ class FocalLoss:
         # (1 − p)^γ from log p: a power of exactly 0 would have an infinite derivative where γ < 1
         others = -torch.expm1(log_p.clamp_max(-torch.finfo(log_p.dtype).eps))
         return -(targets * others**self.gamma * log_p).sum(1)
+
+
+class GeneralizedCrossEntropyLoss:
+    """Σ_c t_c (1 − p_c^q)/q, between cross-entropy and the mean absolute error (Zhang, Sabuncu, NeurIPS 2018).
+
+    arXiv:1805.07836. p = softmax(logits), t = target.
+
+    Args:
+        q: In (0, 1]; towards 0 it becomes cross-entropy, at 1 it is half the mean absolute error.
+        label_smoothing: As in `CrossEntropyLoss`.
+    """
+
+    def __init__(self, q: float = 0.7, label_smoothing: float = 0.0):
+        if not 0 < q <= 1:
+            raise SettingsError(f"q={q} must lie in (0, 1]")
+        self.q = q
+        self.smoothed = CrossEntropyLoss(label_smoothing)
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        log_p = F.log_softmax(at_least_float32(logits), dim=1)
+        targets = _soft_targets(labels, log_p, self.smoothed.label_smoothing)
+        return -(targets * torch.expm1(self.q * log_p)).sum(1) / self.q
+
+
+class SymmetricCrossEntropyLoss:
+    """α CE + β RCE (Wang et al., ICCV 2019, arXiv:1908.06112); RCE is `reverse_cross_entropy`.
+
+    Args:
+        alpha: α; the paper has 0.1 on CIFAR-10 and 6 on CIFAR-100.
+        beta: β; the paper has 1 on CIFAR-10 and 0.1 on CIFAR-100.
+        label_smoothing: As in `CrossEntropyLoss`, of both parts.
+    """
+
+    def __init__(self, alpha: float = 0.1, beta: float = 1.0, label_smoothing: float = 0.0):
+        self.alpha, self.beta = _checked_weights(alpha, beta)
+        self.smoothed = CrossEntropyLoss(label_smoothing)
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        log_p = F.log_softmax(at_least_float32(logits), dim=1)
+        targets = _soft_targets(labels, log_p, self.smoothed.label_smoothing)
+        return -self.alpha * (targets * log_p).sum(1) + self.beta * reverse_cross_entropy(log_p, targets)
+
+
+class ActivePassiveLoss:
+    """α NCE + β RCE (Ma et al., ICML 2020, arXiv:2006.13554); RCE is `reverse_cross_entropy`.
+
+    NCE = Σ_c t_c log p_c / Σ_c log p_c, cross-entropy over its sum for all classes; p = softmax(logits), t = target.
+
+    Args:
+        alpha: α; the paper has 1 on CIFAR-10 and 10 on CIFAR-100.
+        beta: β; the paper has 1 on CIFAR-10 and 0.1 on CIFAR-100.
+        label_smoothing: As in `CrossEntropyLoss`, of both parts.
+    """
+
+    def __init__(self, alpha: float = 1.0, beta: float = 1.0, label_smoothing: float = 0.0):
+        self.alpha, self.beta = _checked_weights(alpha, beta)
+        self.smoothed = CrossEntropyLoss(label_smoothing)
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        log_p = F.log_softmax(at_least_float32(logits), dim=1)
+        targets = _soft_targets(labels, log_p, self.smoothed.label_smoothing)
+        normalized = (targets * log_p).sum(1) / log_p.sum(1)
+        return self.alpha * normalized + self.beta * reverse_cross_entropy(log_p, targets)
+
+
+def reverse_cross_entropy(log_p: Tensor, targets: Tensor) -> Tensor:
+    """Return −Σ_c p_c log t_c of each example, where no logarithm is less than `LOG_ZERO`; shape (n,).
+
+    For class indices that is 4 (1 − p_y). Released code has log 10⁻⁴ for log 0, and so a loss 2.3 times as large.
+
+    Args:
+        log_p: Logarithms of predictions, shape (n, C).
+        targets: Shape (n, C).
+    """
+    return -(log_p.exp() * targets.clamp_min(math.exp(LOG_ZERO)).log()).sum(1)
+
+
+def _checked_weights(alpha: float, beta: float) -> tuple[float, float]:
+    if not (alpha >= 0 and beta >= 0 and alpha + beta > 0):
+        raise SettingsError(f"alpha={alpha} and beta={beta} must not be negative, and not both 0")
+    return alpha, beta
 
 
 class ClassBalancedLoss:

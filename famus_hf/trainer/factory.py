@@ -27,7 +27,17 @@ from famus_hf.core.autodiff.training_pass import training_pass_without_trace
 from famus_hf.core.budget import Budget, LayerCosts, measure_layer_costs, num_timings
 from famus_hf.core.layer_samplers import LAYER_SAMPLERS, BlockSampler, LayerSampler, LearnedSampler, RandomLayers
 from famus_hf.core.layers import Layer, find_layers
-from famus_hf.core.losses import IGNORED, ClassBalancedLoss, CrossEntropyLoss, FocalLoss, LDAMLoss, cross_entropy
+from famus_hf.core.losses import (
+    IGNORED,
+    ActivePassiveLoss,
+    ClassBalancedLoss,
+    CrossEntropyLoss,
+    FocalLoss,
+    GeneralizedCrossEntropyLoss,
+    LDAMLoss,
+    SymmetricCrossEntropyLoss,
+    cross_entropy,
+)
 from famus_hf.core.meta_learners.base import MetaLearner, PerExampleLoss
 from famus_hf.core.meta_learners.label_noise import ForwardCorrection, LabelNoise
 from famus_hf.core.meta_learners.mlc import MLC
@@ -212,6 +222,12 @@ def make_base_loss(args: FaMUSTrainingArguments, model: Any, train: Any) -> PerE
         return CrossEntropyLoss(smoothing)
     if args.base_loss == "focal":
         return FocalLoss(args.focal_gamma, smoothing)
+    if args.base_loss == "gce":
+        return GeneralizedCrossEntropyLoss(args.gce_q, smoothing)
+    if args.base_loss == "sce":
+        return SymmetricCrossEntropyLoss(args.sce_alpha, args.sce_beta, smoothing)
+    if args.base_loss == "nce-rce":
+        return ActivePassiveLoss(args.nce_alpha, args.nce_beta, smoothing)
     labels = [label for label in known_labels(train) if label != IGNORED]
     if not labels:
         raise SettingsError(

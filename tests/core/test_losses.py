@@ -11,13 +11,17 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 from famus_hf import FaMUSTrainer
 from famus_hf.core.losses import (
     IGNORED,
+    ActivePassiveLoss,
     ClassBalancedLoss,
     CrossEntropyLoss,
     FocalLoss,
+    GeneralizedCrossEntropyLoss,
     LDAMLoss,
+    SymmetricCrossEntropyLoss,
     class_balanced_weights,
     cross_entropy,
     mean_loss,
+    reverse_cross_entropy,
 )
 from famus_hf.metrics import compute_accuracy
 from tests.helpers.models import CLASSES, PlainModule, build_model
@@ -58,6 +62,81 @@ def test_focal_loss_of_a_certain_prediction_has_a_finite_gradient():
     assert torch.isfinite(logits.grad).all()
 
 
+def test_generalized_cross_entropy_by_hand_and_its_limits():
+    p = probabilities()[torch.arange(3), LABELS]
+    torch.testing.assert_close(GeneralizedCrossEntropyLoss(0.7)(LOGITS, LABELS), (1 - p**0.7) / 0.7)
+    torch.testing.assert_close(GeneralizedCrossEntropyLoss(1.0)(LOGITS, LABELS), 1 - p)
+    torch.testing.assert_close(GeneralizedCrossEntropyLoss(1e-9)(LOGITS, LABELS), cross_entropy(LOGITS, LABELS))
+    logits = torch.tensor([[-500.0, 0.0]], requires_grad=True)  # a prediction of exactly 0
+    loss = GeneralizedCrossEntropyLoss(0.7)(logits, torch.tensor([0]))
+    torch.testing.assert_close(loss.detach(), torch.tensor([1 / 0.7]))
+    assert torch.autograd.grad(loss.sum(), logits)[0].isfinite().all()
+
+
+SOFT = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.005, 0.395, 0.6]], dtype=torch.float64)
+
+
+def by_hand(targets, kind, alpha, beta):
+    """Of each example, one number after the other: α CE + β RCE, or α NCE + β RCE."""
+    losses = []
+    for row, target in zip(probabilities().tolist(), targets.tolist(), strict=True):
+        ce = -sum(t * math.log(p) for t, p in zip(target, row, strict=True))
+        rce = -sum(p * (-4 if t == 0 else max(math.log(t), -4)) for t, p in zip(target, row, strict=True))
+        active = ce if kind == "sce" else ce / -sum(math.log(p) for p in row)
+        losses.append(alpha * active + beta * rce)
+    return torch.tensor(losses, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "kind, loss, smoothed",
+    [
+        ("sce", SymmetricCrossEntropyLoss(0.3, 0.9), SymmetricCrossEntropyLoss(0.3, 0.9, 0.2)),
+        ("nce-rce", ActivePassiveLoss(0.3, 0.9), ActivePassiveLoss(0.3, 0.9, 0.2)),
+    ],
+)
+def test_losses_with_reverse_cross_entropy_by_hand_hard_smoothed_and_soft(kind, loss, smoothed):
+    hard = F.one_hot(LABELS, 3).double()
+    torch.testing.assert_close(loss(LOGITS, LABELS), by_hand(hard, kind, 0.3, 0.9))
+    torch.testing.assert_close(loss(LOGITS, SOFT), by_hand(SOFT, kind, 0.3, 0.9))
+    torch.testing.assert_close(smoothed(LOGITS, LABELS), by_hand(0.8 * hard + 0.2 / 3, kind, 0.3, 0.9))
+    p = probabilities()
+    torch.testing.assert_close(reverse_cross_entropy(p.log(), hard), 4 * (1 - p[torch.arange(3), LABELS]))
+
+
+def test_targets_of_zero_have_a_finite_gradient():
+    targets = F.one_hot(LABELS, 3).double().requires_grad_()
+    loss = reverse_cross_entropy(F.log_softmax(LOGITS, 1), targets).sum()
+    assert torch.autograd.grad(loss, targets)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [GeneralizedCrossEntropyLoss(), SymmetricCrossEntropyLoss(0), ActivePassiveLoss()])
+def test_losses_that_bear_wrong_labels_are_bounded(loss):
+    """Of a prediction of e^-200 cross-entropy is 200; the normalized one is at most 1, the reverse one 4."""
+    logits = torch.tensor([[-200.0, 0.0, 0.0]], dtype=torch.float64)
+    assert 1 < loss(logits, torch.tensor([0])).item() <= 5
+
+
+def test_soft_labels_of_one_class_are_hard_ones():
+    for loss in (GeneralizedCrossEntropyLoss(0.5, 0.1), SymmetricCrossEntropyLoss(), ActivePassiveLoss(2.0)):
+        torch.testing.assert_close(loss(LOGITS, F.one_hot(LABELS, 3).double()), loss(LOGITS, LABELS))
+
+
+NAMED = {
+    "gce": ({"gce_q": 0.5}, GeneralizedCrossEntropyLoss(0.5, 0.1)),
+    "sce": ({"sce_alpha": 2.0, "sce_beta": 0.3}, SymmetricCrossEntropyLoss(2.0, 0.3, 0.1)),
+    "nce-rce": ({"nce_alpha": 2.0, "nce_beta": 0.3}, ActivePassiveLoss(2.0, 0.3, 0.1)),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_settings_reach_the_loss_that_they_name(tmp_path, name):
+    settings, expected = NAMED[name]
+    trainer = make_trainer(tmp_path, base_loss=name, label_smoothing_factor=0.1, **settings)
+    torch.testing.assert_close(trainer.base_loss(LOGITS, LABELS), expected(LOGITS, LABELS))
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1\]|not both 0"):
+        make_trainer(tmp_path, base_loss=name, **({"gce_q": 1.5} if name == "gce" else dict.fromkeys(settings, 0.0)))
+
+
 def test_class_balanced_weights_by_hand():
     weights = class_balanced_weights(COUNTS, 0.99)
     effective = [(1 - 0.99**n) / (1 - 0.99) for n in COUNTS]
@@ -86,7 +165,14 @@ def test_ldam_by_hand_before_and_after_reweighting():
         loss(LOGITS, F.one_hot(LABELS, 3).double())
 
 
-@pytest.mark.parametrize("loss", [CrossEntropyLoss(0.1), FocalLoss(), ClassBalancedLoss(COUNTS), LDAMLoss(COUNTS)])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        CrossEntropyLoss(0.1), FocalLoss(), GeneralizedCrossEntropyLoss(), SymmetricCrossEntropyLoss(),
+        ActivePassiveLoss(), ClassBalancedLoss(COUNTS), LDAMLoss(COUNTS),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)  # fmt: skip
 def test_half_precision_logits_give_float32_losses(loss):
     losses = loss(LOGITS.bfloat16(), LABELS)
     assert losses.shape == (3,) and losses.dtype == torch.float32
@@ -97,6 +183,9 @@ def test_half_precision_logits_give_float32_losses(loss):
     [
         (lambda: CrossEntropyLoss(1.0), "must lie in"),
         (lambda: FocalLoss(-1.0), "must not be negative"),
+        (lambda: GeneralizedCrossEntropyLoss(0.0), "must lie in"),
+        (lambda: SymmetricCrossEntropyLoss(-1.0), "must not be negative"),
+        (lambda: ActivePassiveLoss(0.0, 0.0), "not both 0"),
         (lambda: ClassBalancedLoss(COUNTS, 1.0), "must lie in"),
         (lambda: LDAMLoss(COUNTS, scale=0.0), "greater than 0"),
     ],
@@ -123,7 +212,14 @@ def counts_of_training_set():
 @pytest.mark.parametrize("meta_learner", ["none", "mw-net", "l2r", "mlc"])
 @pytest.mark.parametrize(
     "loss",
-    [FocalLoss(), ClassBalancedLoss(counts_of_training_set()), LDAMLoss(counts_of_training_set(), scale=5.0)],
+    [
+        FocalLoss(),
+        GeneralizedCrossEntropyLoss(),
+        SymmetricCrossEntropyLoss(),
+        ActivePassiveLoss(),
+        ClassBalancedLoss(counts_of_training_set()),
+        LDAMLoss(counts_of_training_set(), scale=5.0),
+    ],
     ids=lambda loss: type(loss).__name__,
 )
 def test_every_loss_trains_alone_and_under_every_meta_learner(tmp_path, meta_learner, loss):

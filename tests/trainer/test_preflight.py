@@ -135,10 +135,11 @@ def test_defaults_that_documents_and_tables_name_stay_what_they_are(tmp_path):
     args = FaMUSTrainingArguments(str(tmp_path))
     expected = {
         "expected_layers": 4.0, "sampler_learning_rate": 0.1, "sampler_temperature": 1.0, "meta_interval": 1,
-        "weight_normalization": "sum", "layer_sampler": "all", "meta_learner": "posterior", "clean_threshold": 0.5, "candidate_layers": "4",
-        "virtual_scope": "candidates", "meta_batch_size": 25, "train_on_trusted": True,
+        "weight_normalization": "sum", "layer_sampler": "all", "meta_learner": "posterior", "clean_threshold": 0.5,
+        "candidate_layers": "4", "virtual_scope": "candidates", "meta_batch_size": 25, "train_on_trusted": True,
         "sharpening_temperature": 0.5, "mixup_alpha": None, "unlabelled_weight": 5.0, "ramp_up_epochs": 16.0,
-        "focal_gamma": 2.0, "learning_rate": 0.05, "weight_decay": 5e-4, "max_grad_norm": 0.0,
+        "focal_gamma": 2.0, "gce_q": 0.7, "sce_alpha": 0.1, "sce_beta": 1.0, "nce_alpha": 1.0, "nce_beta": 1.0,
+        "ema_decay": None, "learning_rate": 0.05, "weight_decay": 5e-4, "max_grad_norm": 0.0,
     }  # fmt: skip
     assert {name: getattr(args, name) for name in expected} == expected
     paper = FaMUSTrainingArguments(str(tmp_path), meta_learner="mw-net")
