@@ -17,7 +17,7 @@ from famus_hf.errors import LoadError, SettingsError
 from famus_hf.storage.model_folder import adapted_network
 from famus_hf.storage.run_folder import RAW_WEIGHTS
 from famus_hf.storage.saved_state import Check, check_state, is_tensor
-from famus_hf.trainer.checkpointing import CheckpointingMixin
+from famus_hf.trainer.beliefs_mixin import BeliefsMixin
 from famus_hf.trainer.classifier_mixin import ClassifierMixin
 
 RAW, AVERAGED, STEPS = "raw.", "averaged.", "steps"  # what the names in RAW_WEIGHTS begin with, and how many steps
@@ -33,7 +33,7 @@ class AfterOptimizerStep(TrainerCallback):
         self.act()
 
 
-class AveragingMixin(CheckpointingMixin, ClassifierMixin):
+class AveragingMixin(BeliefsMixin, ClassifierMixin):
     """Keeps an average of the network's weights where `ema_decay` asks for it.
 
     In training the network holds its own weights, and the average in each evaluation and save. At the end of the
@@ -76,6 +76,8 @@ class AveragingMixin(CheckpointingMixin, ClassifierMixin):
 
     def _finalize_training(self, *arguments: Any, **keywords: Any) -> Any:
         if self.weight_average is not None:
+            if not self.args.load_best_model_at_end:  # as `label_report` does later, when the weights are gone
+                self.close_epoch_of_beliefs(is_over=True)
             self.weight_average.take_place()
             self.weight_average = None
         return super()._finalize_training(*arguments, **keywords)
@@ -102,6 +104,14 @@ class AveragingMixin(CheckpointingMixin, ClassifierMixin):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         with self._averaged_weights():
             super().save_model(output_dir, _internal_call)
+
+    def close_epoch_of_beliefs(self, is_over: bool) -> None:
+        """Look at the trusted examples with the network's own weights, by which it predicts training examples too."""
+        average, self.weight_average = self.weight_average, None
+        try:
+            super().close_epoch_of_beliefs(is_over)
+        finally:
+            self.weight_average = average
 
     # ---- Checkpoints ----
 

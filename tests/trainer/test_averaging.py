@@ -17,7 +17,7 @@ from famus_hf.trainer import preflight
 from tests.helpers import two_network_runs
 from tests.helpers.checkpointed_runs import assert_one_sentence
 from tests.helpers.models import build_model
-from tests.helpers.trainers import Examples, make_args, make_trainer, state_of
+from tests.helpers.trainers import Examples, make_args, make_text_trainer, make_trainer, state_of
 
 DECAY = 0.6
 AVERAGED = {"ema_decay": DECAY, "learning_rate": 0.1, "save_strategy": "steps", "save_steps": 1}
@@ -78,6 +78,18 @@ def test_training_does_not_see_the_average(tmp_path, settings):
     )
     for one, other in zip(found, expected, strict=True):
         assert_equal(one, other, **EXACT)
+
+
+def test_the_label_report_judges_by_the_same_beliefs_as_without_an_average(tmp_path):
+    """Training and trusted examples are both seen by the weights themselves: two kinds of weights do not compare."""
+    beliefs = []
+    for decay in (None, DECAY):
+        trainer = make_text_trainer(tmp_path, ema_decay=decay, learning_rate=0.1, max_steps=12)  # of five an epoch
+        trainer.train()
+        trainer.label_report()
+        beliefs.append(trainer.beliefs.state_dict())
+    assert beliefs[0]["epoch"] == 3
+    assert_equal(*beliefs, **EXACT)
 
 
 def loss_of(weights, dataset):
