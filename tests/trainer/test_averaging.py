@@ -146,6 +146,7 @@ def test_the_best_checkpoint_brings_back_its_average(tmp_path):
     [
         ("batch norm", PLAIN),
         ("batch norm", {"gradient_accumulation_steps": 2}),
+        ("batch norm", {"meta_learner": "posterior", "layer_sampler": "all", "train_on_trusted": True}),
         ("vit", {"optim": "adamw_torch", "learning_rate": 1e-3, "bf16": True}),
         ("group norm", {"layer_sampler": "all"}),
         ("bfloat16", PLAIN),
