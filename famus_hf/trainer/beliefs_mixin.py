@@ -193,7 +193,7 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
         if self.args.logit_adjustment:
             self._set_prior(believed.argmax(1).bincount(minlength=believed.shape[1]))
         if learner is not None and (step == first or self.args.transition_counts == "each-epoch"):
-            learner.observe_beliefs(believed, labels)
+            learner.observe_beliefs(*(self._predict_trusted() if learner.observes_trusted else (believed, labels)))
 
     def close_epoch_of_beliefs(self, is_over: bool) -> None:
         """Look at the trusted examples if an epoch is over and they have not been looked at since. All call it.
@@ -205,12 +205,22 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
         if beliefs is None or not (beliefs.is_pending and self.has_trusted):
             return
         if is_over or self.schedule.epoch(self.state) > beliefs.epoch:
-            with preserve_rng_state(self.args.device):
-                examples = self.evaluate_examples(
-                    self.model, self._trusted_sample, cross_entropy, with_probabilities=True
-                )
+            predictions, labels = self._predict_trusted(adjusted=False)
             beliefs.gather(self.processes)
-            beliefs.observe(torch.from_numpy(examples.probabilities), torch.from_numpy(examples.labels))
+            beliefs.observe(predictions, labels)
+
+    def _predict_trusted(self, adjusted: bool = True) -> tuple[Tensor, Tensor]:
+        """Return predictions of trusted examples, shape (m, C), and their labels, shape (m,).
+
+        Args:
+            adjusted: Whether logits are adjusted as in training, where they are.
+        """
+        with preserve_rng_state(self.args.device):
+            examples = self.evaluate_examples(self.model, self._trusted_sample, cross_entropy, with_probabilities=True)
+        predictions = torch.from_numpy(examples.probabilities)
+        if adjusted and self.logit_shift is not None:
+            predictions = (predictions.log() + self.logit_shift.to(predictions)).softmax(1)
+        return predictions, torch.from_numpy(examples.labels)
 
     @property
     def _trusted_sample(self) -> Any:

@@ -81,6 +81,8 @@ class MetaLearner(Pretrained, nn.Module):
         only_ratios_count: Whether a positive factor of the gradient by θ changes nothing: then the learning rate of w,
             which is 0 at the start of a warm-up, is left out of it.
         needs_beliefs: Whether its training loss takes `LabelledBatch.beliefs`.
+        observes_trusted: Whether `observe_beliefs` gets predictions of trusted examples in place of beliefs of training
+            examples.
         has_meta_step: Whether θ learns from meta batches; where not, no meta set is needed.
         plain_share: Of a run, that is plain training before the first meta step where the user says nothing else.
         default_optimizer: Of θ where the user names none, `"adam"` or `"sgd"`.
@@ -93,6 +95,7 @@ class MetaLearner(Pretrained, nn.Module):
     has_virtual_step = True
     only_ratios_count = False
     needs_beliefs = False
+    observes_trusted = False
     has_meta_step = True
     plain_share = 0.0
     default_optimizer = "adam"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from famus_hf.core.losses import at_least_float32, one_hot
 from famus_hf.core.meta_learners.base import LabelledBatch, MetaLearner
-from famus_hf.core.validation import check_whole
+from famus_hf.core.validation import check_choice, check_whole
 from famus_hf.errors import SettingsError
 
 SMALLEST = 1e-12  # of a belief or a probability, so that its logarithm exists
@@ -37,6 +37,35 @@ def counted_transitions(beliefs: Tensor, labels: Tensor) -> Tensor:
     counts = pairs.view(count, count).double() + PSEUDO_COUNT
     counts.diagonal().add_(1 - PSEUDO_COUNT)
     return counts / counts.sum(1, keepdim=True)
+
+
+def transitions_of_trusted(predictions: Tensor, labels: Tensor) -> Tensor:
+    """Return T, shape (C, C), by a network that learned the given labels: its mean prediction of each true class.
+
+    From gold loss correction (Hendrycks et al., NeurIPS 2018, arXiv:1802.05300). A class without a trusted example is
+    taken to keep its label.
+
+    Args:
+        predictions: Of trusted examples, shape (m, C), rows sum to 1.
+        labels: Theirs, shape (m,).
+    """
+    of_class = one_hot(labels, predictions.shape[1]).to(predictions)  # (m, C)
+    counts = of_class.sum(0)[:, None]
+    identity = torch.eye(len(counts), device=predictions.device, dtype=predictions.dtype)
+    return torch.where(counts > 0, of_class.T @ predictions / counts.clamp(min=1), identity)
+
+
+def features_of_beliefs(losses: Tensor, beliefs: Tensor, targets: Tensor) -> list[Tensor]:
+    """Return loss, −log q_y, max q and the entropy of q, each of shape (n,).
+
+    Args:
+        losses: Shape (n,).
+        beliefs: Shape (n, C).
+        targets: Labels as targets, shape (n, C).
+    """
+    beliefs = beliefs.clamp_min(SMALLEST)
+    of_label = (beliefs * targets).sum(1)
+    return [losses, -of_label.log(), beliefs.max(1).values, -(beliefs * beliefs.log()).sum(1)]
 
 
 def as_targets(labels: Tensor, logits: Tensor) -> Tensor:
@@ -107,10 +136,32 @@ class LabelNoise(MetaLearner):
 class ForwardCorrection(LabelNoise):
     """Forward correction (Patrini et al., CVPR 2017, arXiv:1609.03683): J = −(1/n) Σ log Σ_k p_k T_{k y_i}.
 
-    T is counted, or given by `set_transitions`; nothing is learned from a meta set. A trusted label is taken as it is.
+    Nothing is learned from a meta set. A trusted label is taken as it is.
+
+    Args:
+        num_labels: C.
+        source: Where T is from: `"counts"` on beliefs; `"trusted"`, predictions of trusted examples at the end of the
+            plain part (`transitions_of_trusted`); or `"given"` by `set_transitions`, so that no plain part is needed.
     """
 
     has_meta_step = False
+
+    def __init__(self, num_labels: int, source: str = "counts"):
+        super().__init__(num_labels)
+        check_choice("source", source, ("counts", "trusted", "given"))
+        self.source = source
+        self.observes_trusted = source == "trusted"
+        if source == "given":
+            self.needs_beliefs, self.plain_share = False, 0.0
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "source": self.source}
+
+    def observe_beliefs(self, beliefs: Tensor, labels: Tensor) -> None:
+        if self.source == "counts":
+            super().observe_beliefs(beliefs, labels)
+        elif self.source == "trusted":
+            self.set_transitions(transitions_of_trusted(beliefs, labels))
 
     def corrected_loss(self, batch: LabelledBatch) -> Tensor:
         logits = at_least_float32(batch.logits)

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from famus_hf.core.losses import at_least_float32
 from famus_hf.core.meta_learners.base import LabelledBatch
-from famus_hf.core.meta_learners.label_noise import SMALLEST, LabelNoise, as_targets, log_likelihood
+from famus_hf.core.meta_learners.label_noise import (
+    SMALLEST,
+    LabelNoise,
+    as_targets,
+    features_of_beliefs,
+    log_likelihood,
+)
 from famus_hf.core.validation import check_choice, check_number, check_whole
 
 FEATURES = 6
@@ -102,10 +108,7 @@ class PosteriorTargets(LabelNoise):
         stays = (targets * self.stays.to(beliefs)).sum(1).clamp(LEAST_STAYS, LIKELIEST_STAYS)
         features = torch.stack(
             [
-                losses,
-                -of_label.log(),
-                beliefs.max(1).values,
-                -(beliefs * beliefs.log()).sum(1),
+                *features_of_beliefs(losses, beliefs, targets),
                 (beliefs * wrong).sum(1).clamp_min(SMALLEST).log(),
                 (of_label * stays).log(),
             ],
