@@ -88,8 +88,10 @@ class FaMUSTrainingArguments(TrainingArguments):
         metadata={
             "help": "Ψ: posterior (targets from how likely each label is wrong, and for which class), mw-net (weights "
             "from losses), l2r (weights afresh in each step), mlc (corrects the loss by a matrix of wrong labels), "
-            "forward (likewise, counted and without a meta step), or none for plain training. Default: posterior; of "
-            "streams and of two networks mw-net."
+            "forward (likewise, counted and without a meta step), soft (between label and belief), l2b (l2r with the "
+            "network's own class beside the label), jamal (class-balanced weights and a residual afresh in each step, "
+            "for long tails), or none for plain training. Default: posterior; of streams and of two networks "
+            "mw-net."
         },
     )
     posterior_form: Literal["posterior", "likelihood"] = field(
@@ -105,6 +107,14 @@ class FaMUSTrainingArguments(TrainingArguments):
             "help": "How many times β the learning rate of posterior's transitions is; 0 leaves them as counted."
         },
     )
+    transitions: str = field(
+        default="counts",
+        metadata={
+            "help": "Where forward's transitions are from: counts (on what is believed of the training examples), "
+            "trusted (predictions of the trusted examples after the plain part: gold loss correction), or a JSON file "
+            'with {"class_names": [...], "transitions": [[...]]}, rows for true classes, columns for given labels.'
+        },
+    )
     transition_counts: Literal["once", "each-epoch"] = field(
         default="once",
         metadata={
@@ -112,11 +122,25 @@ class FaMUSTrainingArguments(TrainingArguments):
             "anew in each epoch from then on."
         },
     )
+    soft_input: Literal["loss", "beliefs"] = field(
+        default="loss",
+        metadata={
+            "help": "What soft's network sees of an example: its loss, or beliefs (loss, −log q_y, max q, entropy of "
+            "q, with q what is believed of it)."
+        },
+    )
+    class_heads: Annotated[int, AtLeast(1)] = field(
+        default=1,
+        metadata={
+            "help": "Outputs of soft's network, one for each group of classes with about as many examples (3 in "
+            "CMW-Net)."
+        },
+    )
     belief_decay: Annotated[float, Between(0, 1)] = field(
         default=0.5,
         metadata={
-            "help": "Decay, at each visit, of the running prediction of an example (posterior, forward, label report); "
-            "0 remembers the last one alone."
+            "help": "Decay, at each visit, of the running prediction of an example (posterior, forward, soft, label "
+            "report); 0 remembers the last one alone."
         },
     )
     train_on_trusted: bool | None = field(

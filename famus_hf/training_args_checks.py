@@ -154,6 +154,16 @@ def check_arguments(args: Any) -> None:
     """
     if args.meta_learner == "mlc" and args.mlc_form == "probabilities" and args.base_loss == "ldam":
         raise SettingsError("base_loss 'ldam' scales logits and does not go with mlc_form 'probabilities': use logits")
+    if args.meta_learner in ("posterior", "soft") and args.base_loss == "ldam":
+        raise SettingsError(
+            f"base_loss 'ldam' has no margin for soft targets, which meta_learner {args.meta_learner!r} makes: choose "
+            "another"
+        )
+    if args.meta_learner == "forward" and args.transitions != "counts" and args.transition_counts == "each-epoch":
+        raise SettingsError(
+            f"transition_counts='each-epoch' counts transitions anew, and transitions={args.transitions!r} gives them: "
+            "leave one of the two out"
+        )
     _check_virtual_step(args)
     _check_data_settings(args)
     _check_sampler(args)
@@ -241,9 +251,17 @@ def _check_sampler(args: Any) -> None:
         raise SettingsError("meta_budget needs a meta_learner: plain training has no meta step")
     if args.meta_budget is not None and args.sparsity_weight is not None:
         raise SettingsError("meta_budget takes the place of Eq. 10: leave out sparsity_weight")
-    for name in ("gradient_match_weight", "meta_learning_rate", "meta_optim"):
-        if args.meta_learner == "l2r" and getattr(args, name):
-            raise SettingsError(f"{name} does not go with meta_learner 'l2r', which has no parameters: leave it out")
+    learner = META_LEARNERS.get(args.meta_learner)
+    absent = {
+        "gradient_match_weight": learner is not None and not learner.has_virtual_step,
+        "meta_learning_rate": learner is not None and not learner.keeps_theta,
+        "meta_optim": learner is not None and not learner.keeps_theta,
+    }
+    for name, is_absent in absent.items():
+        if is_absent and getattr(args, name):
+            raise SettingsError(
+                f"{name} does not go with meta_learner {args.meta_learner!r}, which has no parameters: leave it out"
+            )
     if (args.layer_sampler == "block") != (args.sampler_block is not None):
         raise SettingsError(
             f"layer_sampler={args.layer_sampler!r} with sampler_block={args.sampler_block}: layer_sampler 'block' "

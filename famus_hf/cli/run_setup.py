@@ -34,6 +34,7 @@ NEW_WEIGHTS = ("missing_keys", "mismatched_keys")  # what a checkpoint lacks, or
 OF_BELIEFS = ("posterior", "forward", "soft")  # meta-learners to which other layers make no other method
 METHOD_NAMES = {
     "mw-net": "MW-Net", "l2r": "L2R", "mlc": "MLC", "posterior": "posterior targets", "forward": "forward correction",
+    "soft": "soft targets", "l2b": "L2B", "jamal": "class-balanced residual",
 }  # fmt: skip
 TINY_DATASETS = ("digits", "fashion_mnist")  # data sets, beside idx folders, whose default backbone is `tiny`
 
@@ -255,7 +256,7 @@ def baselines_of(
     exact = {"layer_sampler": "all", "candidate_layers": "all", "sampler_block": None, "meta_budget": None,
              "preset": None, "virtual_scope": "all"}  # fmt: skip
     without = {"meta_learner": "none", "meta_budget": None, "preset": None, **dict.fromkeys(DIAGNOSTICS, 0)}
-    match = None if args.meta_learner == "l2r" else 0.0  # L2R has no such loss
+    match = None if args.meta_learner in ("l2r", "l2b") else 0.0  # which have no such loss
     all_layers = {**exact, "sparsity_weight": 0.0, "gradient_match_weight": match}
     one_network, batch = dataclasses.replace(model_args, two_networks=False), args.per_device_train_batch_size
     plain = variant("plain", **without, per_device_train_batch_size=batch * (1 + model_args.two_networks))

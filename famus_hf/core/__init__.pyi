@@ -11,8 +11,14 @@ from .losses import FocalLoss as FocalLoss
 from .losses import GeneralizedCrossEntropyLoss as GeneralizedCrossEntropyLoss
 from .losses import LDAMLoss as LDAMLoss
 from .losses import SymmetricCrossEntropyLoss as SymmetricCrossEntropyLoss
+from .meta_learners.base import LabelledBatch as LabelledBatch
 from .meta_learners.base import MetaLearner as MetaLearner
+from .meta_learners.jamal import ClassBalancedResidual as ClassBalancedResidual
+from .meta_learners.l2b import L2B as L2B
 from .meta_learners.l2r import L2R as L2R
+from .meta_learners.label_noise import ForwardCorrection as ForwardCorrection
 from .meta_learners.mlc import MLC as MLC
 from .meta_learners.mw_net import MWNet as MWNet
+from .meta_learners.posterior import PosteriorTargets as PosteriorTargets
+from .meta_learners.soft import SoftTargets as SoftTargets
 from .meta_train import meta_gradient as meta_gradient

@@ -190,10 +190,10 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
         self.beliefs.gather(self.processes)
         came_by = self.beliefs.visits > 0
         believed, labels = self.beliefs.of(came_by), self.beliefs.labels[came_by]
-        if self.args.logit_adjustment:
-            self._set_prior(believed.argmax(1).bincount(minlength=believed.shape[1]))
         if learner is not None and (step == first or self.args.transition_counts == "each-epoch"):
             learner.observe_beliefs(*(self._predict_trusted() if learner.observes_trusted else (believed, labels)))
+        if self.args.logit_adjustment:
+            self._set_prior(believed.argmax(1).bincount(minlength=believed.shape[1]))
 
     def close_epoch_of_beliefs(self, is_over: bool) -> None:
         """Look at the trusted examples if an epoch is over and they have not been looked at since. All call it.

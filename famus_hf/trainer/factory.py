@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,16 +41,20 @@ from famus_hf.core.losses import (
     cross_entropy,
 )
 from famus_hf.core.meta_learners.base import MetaLearner, PerExampleLoss
+from famus_hf.core.meta_learners.jamal import ClassBalancedResidual
 from famus_hf.core.meta_learners.label_noise import ForwardCorrection, LabelNoise
 from famus_hf.core.meta_learners.mlc import MLC
 from famus_hf.core.meta_learners.mw_net import MWNet
 from famus_hf.core.meta_learners.posterior import PosteriorTargets
 from famus_hf.core.meta_learners.registry import META_LEARNERS
+from famus_hf.core.meta_learners.soft import SoftTargets, class_groups
 from famus_hf.core.meta_train import MetaObjective
 from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.core.timer import Timer
 from famus_hf.data.inputs.model_inputs import known_labels
+from famus_hf.data.labels.class_names import names_of_network
+from famus_hf.data.labels.transitions_file import read_transitions
 from famus_hf.errors import DataError, SettingsError, reason_of
 from famus_hf.trainer.preflight import check_meta_learner
 from famus_hf.training_args import FaMUSTrainingArguments
@@ -56,6 +62,7 @@ from famus_hf.training_args import FaMUSTrainingArguments
 logger = logging.get_logger(__name__)
 
 MAX_ERROR = 0.5  # of finite differences, relative; beyond it they say nothing
+MADE_FOR_CLASSES = (MLC, LabelNoise, SoftTargets, ClassBalancedResidual)  # have `num_labels`, if need be
 PROBED = 2  # examples on which the ways of the derivative are compared
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 ONE_VALUE = "more than 1 value per channel"  # of torch's error
@@ -73,6 +80,7 @@ class Environment:
         autocast: Returns a context for passes of a network that accelerate has not prepared yet.
         mixed_precision: As accelerate calls it: `"no"`, `"fp16"` or `"bf16"`.
         is_sharded: Whether FSDP will shard the network.
+        train: The training set, for the numbers of examples of its classes.
     """
 
     args: FaMUSTrainingArguments
@@ -82,6 +90,7 @@ class Environment:
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     mixed_precision: str = "no"
     is_sharded: bool = False
+    train: Any = None
 
 
 def make_meta_update(
@@ -109,11 +118,12 @@ def make_meta_update(
         with torch.no_grad():
             num_labels = logits_without_trace(network, inputs).shape[1]
         made_for = getattr(meta_learner, "num_labels", num_labels)
-        if isinstance(meta_learner, (MLC, LabelNoise)) and made_for != num_labels:
+        if isinstance(meta_learner, MADE_FOR_CLASSES) and made_for != num_labels:
             name = type(meta_learner).__name__
             raise SettingsError(f"{name} was made for {made_for} classes, and the network has {num_labels}")
         layer_sampler = layer_sampler or _make_layer_sampler(args)
-        meta_learner = meta_learner or make_meta_learner(args, num_labels)
+        counts, names = partial(class_counts, environment.train, num_labels), names_of_network(network)
+        meta_learner = meta_learner or make_meta_learner(args, num_labels, counts, names)
         check_meta_learner(args, meta_learner)
         meta = MetaUpdate(
             meta_learner,
@@ -228,16 +238,8 @@ def make_base_loss(args: FaMUSTrainingArguments, model: Any, train: Any) -> PerE
         return SymmetricCrossEntropyLoss(args.sce_alpha, args.sce_beta, smoothing)
     if args.base_loss == "nce-rce":
         return ActivePassiveLoss(args.nce_alpha, args.nce_beta, smoothing)
-    labels = [label for label in known_labels(train) if label != IGNORED]
-    if not labels:
-        raise SettingsError(
-            f"base_loss={args.base_loss!r} needs the number of examples of each class, which this train_dataset does "
-            "not tell: give FaMUSTrainer a base_loss object made with class_counts"
-        )
-    if min(labels) < 0:
-        raise DataError(f"the training set holds the label {min(labels)}: every example needs a class")
     num_labels = getattr(getattr(model, "config", None), "num_labels", 0)
-    counts = np.bincount(labels, minlength=num_labels).tolist()
+    counts = class_counts(train, num_labels, f"base_loss={args.base_loss!r}")
     if args.base_loss == "class-balanced":
         return ClassBalancedLoss(counts, args.class_balance_beta, smoothing)
     if smoothing > 0:
@@ -247,13 +249,48 @@ def make_base_loss(args: FaMUSTrainingArguments, model: Any, train: Any) -> PerE
     return LDAMLoss(counts, args.ldam_max_margin, args.ldam_scale, args.ldam_reweight_from, args.class_balance_beta)
 
 
-def make_meta_learner(args: FaMUSTrainingArguments, num_labels: int = 0) -> MetaLearner:
+def class_counts(train: Any, num_labels: int, what: str) -> list[int]:
+    """Return the number of training examples of each class, of C or more.
+
+    Args:
+        train: The training set.
+        num_labels: C.
+        what: Needs them, for messages.
+
+    Raises:
+        SettingsError: The training set does not tell them.
+    """
+    labels = [label for label in known_labels(train) if label != IGNORED]
+    if not labels:
+        raise SettingsError(
+            f"{what} needs the number of examples of each class, which this train_dataset does not tell: give "
+            f"FaMUSTrainer a {what.partition('=')[0]} object made with class_counts"
+        )
+    if min(labels) < 0:
+        raise DataError(f"the training set holds the label {min(labels)}: every example needs a class")
+    counts: list[int] = np.bincount(labels, minlength=num_labels).tolist()
+    return counts
+
+
+def make_meta_learner(
+    args: FaMUSTrainingArguments,
+    num_labels: int = 0,
+    counts_for: Callable[[str], list[int]] | None = None,
+    class_names: list[str] | None = None,
+) -> MetaLearner:
     """Return the meta-learner that `args.meta_learner` names, with its settings; one of your own with its defaults.
 
     Args:
         args: The settings.
-        num_labels: C, which mlc alone needs.
+        num_labels: C, which some alone need.
+        counts_for: What needs them → training examples of each class; some alone ask for them.
+        class_names: C of them, for transitions of a file; None where nobody named the classes.
     """
+    if counts_for is not None and args.meta_learner == "jamal":
+        return ClassBalancedResidual(counts_for("meta_learner='jamal'"), args.class_balance_beta)
+    if counts_for is not None and args.meta_learner == "soft":
+        counts = counts_for("meta_learner='soft' with class_heads") if args.class_heads > 1 else []
+        return SoftTargets(args.soft_input, class_groups(counts, args.class_heads) if counts else None)
     if args.meta_learner == "mlc":
         return MLC(num_labels, args.mlc_form, args.mlc_keep_matrix, args.mlc_reduction)
     if args.meta_learner == "mw-net":
@@ -261,8 +298,18 @@ def make_meta_learner(args: FaMUSTrainingArguments, num_labels: int = 0) -> Meta
     if args.meta_learner == "posterior":
         return PosteriorTargets(num_labels, args.posterior_form, transition_rate=args.transition_rate)
     if args.meta_learner == "forward":
-        return ForwardCorrection(num_labels)
+        return _make_forward_correction(args, num_labels, class_names or list(map(str, range(num_labels))))
     return META_LEARNERS[str(args.meta_learner)]()
+
+
+def _make_forward_correction(
+    args: FaMUSTrainingArguments, num_labels: int, class_names: list[str]
+) -> ForwardCorrection:
+    if args.transitions in ("counts", "trusted"):
+        return ForwardCorrection(num_labels, args.transitions)
+    correction = ForwardCorrection(num_labels, "given")
+    correction.set_transitions(read_transitions(Path(args.transitions), class_names))
+    return correction
 
 
 def has_meta_step(args: FaMUSTrainingArguments, meta_learner: MetaLearner | None) -> bool:

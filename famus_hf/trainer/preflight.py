@@ -328,6 +328,15 @@ def check_weighs_by_losses(meta_learner: MetaLearner) -> None:
         raise SettingsError("detach_losses=False does not go with two networks, whose weights are constants to them")
 
 
+def check_trusted(meta_learner: MetaLearner, has_trusted: bool) -> None:
+    """Raise SettingsError on a meta-learner that looks at trusted examples where there are none."""
+    if meta_learner.observes_trusted and not has_trusted:
+        raise SettingsError(
+            f"{type(meta_learner).__name__} takes transitions from trusted examples, and there are none: give a "
+            "meta_dataset, or leave transitions at 'counts'"
+        )
+
+
 def check_meta_learner(args: FaMUSTrainingArguments, meta_learner: MetaLearner) -> None:
     """Raise SettingsError on settings that do not go with a meta-learner whose θ is new in each step."""
     name = type(meta_learner).__name__

@@ -115,6 +115,7 @@ class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
         self._check_meta_learning()
         self._make_stages()
         assert self.meta_learner is not None
+        preflight.check_trusted(self.meta_learner, self.has_trusted)
         self.schedule.plain_share = self.meta_learner.plain_share
 
     def _check_meta_learning(self) -> None:
@@ -183,6 +184,7 @@ class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
             accelerator.autocast,
             accelerator.mixed_precision,
             is_sharded=self.is_fsdp_enabled,
+            train=self.train_dataset,
         )
 
     def _first_batch(self, network: nn.Module, dataset: Any, count: int) -> dict[str, Any]:

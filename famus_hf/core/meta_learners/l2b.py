@@ -12,9 +12,9 @@ from famus_hf.core.meta_learners.base import LabelledBatch, MetaLearner, divided
 class L2B(MetaLearner):
     """Learning to Bootstrap (Zhou et al., CVPR 2024, arXiv:2202.04291): L2R with the network's own class beside y.
 
-    With ŷ the likeliest class, a = max(0, −∂L_c/∂a) and b = max(0, −∂L_c/∂b) at a = b = 0, divided by the sum of all 2n;
-    as in `L2R` there is no virtual step, and the learning rate cancels. In a step in which no layer is on, training is
-    plain. Of a trusted example, ŷ is its label.
+    With ŷ the likeliest class, a = max(0, −∂L_c/∂a) and b = max(0, −∂L_c/∂b) at a = b = 0, divided by the sum of all
+    2n; as in `L2R` there is no virtual step, and the learning rate cancels. In a step in which no layer is on, training
+    is plain. Of a trusted example, ŷ is its label.
     """
 
     keeps_theta = False
