@@ -249,6 +249,8 @@ def _check_sampler(args: Any) -> None:
         raise SettingsError(f"meta_budget needs layer_sampler 'learned': {args.layer_sampler!r} chooses by itself")
     if args.meta_budget is not None and args.meta_learner == "none":
         raise SettingsError("meta_budget needs a meta_learner: plain training has no meta step")
+    if args.meta_budget is not None and args.meta_learner == "forward":
+        raise SettingsError("meta_budget does not go with meta_learner 'forward', which has no meta step: leave it out")
     if args.meta_budget is not None and args.sparsity_weight is not None:
         raise SettingsError("meta_budget takes the place of Eq. 10: leave out sparsity_weight")
     learner = META_LEARNERS.get(args.meta_learner)

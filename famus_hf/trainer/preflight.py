@@ -377,8 +377,8 @@ def check_diagnostics(args: FaMUSTrainingArguments, train: Any, learners: Iterab
 
 def _check_data_sets(train: Any, meta: Any) -> None:
     for name, dataset in (("train_dataset", train), ("meta_dataset", meta)):
-        if name == "train_dataset" and isinstance(dataset, IterableDataset):
-            continue
+        if dataset is None or (name == "train_dataset" and isinstance(dataset, IterableDataset)):
+            continue  # a meta set is there wherever one is learned from
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
             raise DataError(f"{name} is a {type(dataset).__name__}: a map-style data set, with a length, is needed")
         check_not_empty(name, dataset)

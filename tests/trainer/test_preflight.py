@@ -17,7 +17,7 @@ from tests.helpers.models import PlainModule, TwoModels, build_model
 from tests.helpers.trainers import Examples, make_args, make_trainer
 
 REFUSED = {
-    "unknown meta-learner": ({"meta_learner": "mwnet"}, "choose one of mw-net, l2r, mlc, "),
+    "unknown meta-learner": ({"meta_learner": "mwnet"}, "choose one of mw-net, l2r, mlc, .*none"),
     "unknown sampler": ({"layer_sampler": "some"}, "choose one of learned, all, block, random"),
     "block without its number": ({"layer_sampler": "block"}, "belong together"),
     "number without block": ({"sampler_block": 2}, "belong together"),
@@ -29,6 +29,18 @@ REFUSED = {
     "budget without meta-learner": ({"meta_learner": "none", "meta_budget": 0.5}, "needs a meta_learner"),
     "budget and sparsity": ({"meta_budget": 0.5, "sparsity_weight": 0.1}, "takes the place of Eq. 10"),
     "optimizer of what has no parameters": ({"meta_learner": "l2r", "meta_optim": "adam"}, "does not go with"),
+    "step size of what has no parameters": ({"meta_learner": "l2b", "meta_learning_rate": 0.1}, "'l2b', which has no"),
+    "virtual step of what has none": ({"meta_learner": "l2b", "gradient_match_weight": 0.1}, "does not go with"),
+    "class counts that nobody tells": ({"meta_learner": "jamal"}, "meta_learner='jamal' needs the number of examples"),
+    "classes grouped by counts that nobody tells": (
+        {"meta_learner": "soft", "class_heads": 3},
+        "class_heads needs the number of examples",
+    ),
+    "given transitions counted anew": (
+        {"meta_learner": "forward", "transitions": "trusted", "transition_counts": "each-epoch"},
+        "leave one of the two out",
+    ),
+    "margins of soft targets": ({"meta_learner": "soft", "base_loss": "ldam"}, "no margin for soft targets"),
     "margins of probabilities": (
         {"meta_learner": "mlc", "mlc_form": "probabilities", "base_loss": "ldam"},
         "does not go with mlc_form",
