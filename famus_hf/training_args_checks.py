@@ -154,11 +154,6 @@ def check_arguments(args: Any) -> None:
     """
     if args.meta_learner == "mlc" and args.mlc_form == "probabilities" and args.base_loss == "ldam":
         raise SettingsError("base_loss 'ldam' scales logits and does not go with mlc_form 'probabilities': use logits")
-    if args.meta_learner in ("posterior", "soft") and args.base_loss == "ldam":
-        raise SettingsError(
-            f"base_loss 'ldam' has no margin for soft targets, which meta_learner {args.meta_learner!r} makes: choose "
-            "another"
-        )
     if args.meta_learner == "forward" and args.transitions != "counts" and args.transition_counts == "each-epoch":
         raise SettingsError(
             f"transition_counts='each-epoch' counts transitions anew, and transitions={args.transitions!r} gives them: "

@@ -18,6 +18,7 @@ from famus_hf import (
 )
 from famus_hf.cli.arguments import DataArguments, ModelArguments, Settings, fine_tuning, parse_arguments
 from famus_hf.cli.data_flags import settings_of
+from famus_hf.core.meta_learners.registry import META_LEARNERS
 from famus_hf.data.media.modalities import AUDIO, IMAGE, Modality, modality_of_columns
 from famus_hf.data.sources.idx import is_idx_folder
 from famus_hf.errors import SettingsError, first_few, reason_of
@@ -41,7 +42,8 @@ TINY_DATASETS = ("digits", "fashion_mnist")  # data sets, beside idx folders, wh
 
 def load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
     """Return train, meta and test as the flags say."""
-    if data_args.num_meta == 0 and args.meta_set is None and args.meta_learner != "none":
+    learner = META_LEARNERS.get(args.meta_learner)
+    if data_args.num_meta == 0 and args.meta_set is None and learner is not None and learner.has_meta_step:
         raise SettingsError(
             "--num_meta 0 leaves the meta set empty: add --meta_set pseudo-clean, or --meta_learner none"
         )

@@ -81,8 +81,8 @@ def sharded_meta_gradient(
     Returns:
         The gradient by name in `meta_learner.named_parameters()`, the same in every process and within 1 % of the
         exact one (but in float32, through a ReLU network's lowest layer alone, its kinks cost some per cent, seldom
-        tens); for `L2R`, which has none, its weights of shape (N,), in order of the processes, under the key
-        `"weights"`.
+        tens); of those that have none, what they learn of the batch, as in `famus_hf.meta_gradient`, of shape (N,), in
+        order of the processes.
 
     Raises:
         SettingsError: An unknown layer; layers that compute in less than float32, in whose rounding differences drown;

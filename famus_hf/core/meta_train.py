@@ -234,8 +234,9 @@ def meta_gradient(
         beliefs: q of the training batch, for a meta-learner that needs them, shape (n, C).
 
     Returns:
-        The gradient by name in `meta_learner.named_parameters()`; for `L2R`, which has none, its weights of shape (n,)
-        under the key `"weights"`.
+        The gradient by name in `meta_learner.named_parameters()`. Of those that have none, what they learn of the
+        batch, of shape (n,): `"weights"` of `L2R`, `"given"` and `"predicted"` of `L2B`, `"residuals"` of
+        `ClassBalancedResidual`.
 
     Raises:
         SettingsError: An unknown layer or derivative, or parameters that are sharded.

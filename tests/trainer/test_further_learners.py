@@ -86,6 +86,12 @@ def test_gold_transitions_without_trusted_examples_are_refused(tmp_path, data):
         make(tmp_path, data, trusted=False, meta_learner="forward", transitions="trusted")
 
 
+@pytest.mark.parametrize("learner", ["soft", "posterior"])
+def test_margins_beside_soft_targets_are_refused(tmp_path, data, learner):
+    with pytest.raises(ValueError, match="no margin for soft targets, which .*Targets makes"):
+        make(tmp_path, data, meta_learner=learner, base_loss="ldam")
+
+
 def test_transitions_of_a_file_correct_from_the_first_step(tmp_path, data, plain):
     path, names = tmp_path / "transitions.json", data["train"].features["label"].names
 

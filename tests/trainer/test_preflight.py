@@ -40,7 +40,6 @@ REFUSED = {
         {"meta_learner": "forward", "transitions": "trusted", "transition_counts": "each-epoch"},
         "leave one of the two out",
     ),
-    "margins of soft targets": ({"meta_learner": "soft", "base_loss": "ldam"}, "no margin for soft targets"),
     "margins of probabilities": (
         {"meta_learner": "mlc", "mlc_form": "probabilities", "base_loss": "ldam"},
         "does not go with mlc_form",

@@ -110,7 +110,7 @@ class MetaLearner(Pretrained, nn.Module):
         """Begin a training step, where θ lives for one step only. logits: Of the training batch, shape (n, C)."""
 
     def observe_beliefs(self, beliefs: Tensor, labels: Tensor) -> None:
-        """Look at what is believed of all training examples, before the first meta step and then in each epoch.
+        """Look at what is believed of all training examples, before the first meta step and perhaps in later epochs.
 
         Args:
             beliefs: q, shape (N, C).
