@@ -18,11 +18,13 @@ def test_running_predictions_are_averages_with_decaying_weights():
     visits = {0: [], 1: [], 2: []}
     for rows, right in (([0, 1], [0, 0, 1]), ([1], [0, 1, 0]), ([0, 1], [0, 0, 0])):
         predictions = torch.rand(len(rows), 2, generator=rng).softmax(1)
-        beliefs.update(torch.tensor(rows), predictions, torch.tensor([row % 2 for row in rows]))
+        losses = torch.tensor([10.0 * len(visits[row]) + row for row in rows])
+        beliefs.update(torch.tensor(rows), predictions, torch.tensor([row % 2 for row in rows]), losses)
         for row, prediction in zip(rows, predictions, strict=True):
             visits[row].append(prediction)
         beliefs.observe(sure(right, 0.9999, 2), torch.tensor([0, 0, 0]))
     assert beliefs.honest.epoch == 3 and beliefs.visits.tolist() == [2, 3, 0] and beliefs.labels.tolist() == [0, 1, -1]
+    assert beliefs.losses.tolist() == [10.0, 21.0, 0.0], "the last ones, not their mean"
     for row, own in visits.items():
         weights = [DECAY ** (len(own) - 1 - place) for place in range(len(own))]
         mean = sum(w * p for w, p in zip(weights, own, strict=True)) / sum(weights) if own else torch.zeros(2)
@@ -35,7 +37,7 @@ def test_beliefs_are_kept_of_the_last_epoch_before_labels_were_learned_by_heart(
 
     def epoch(of_training, of_trusted, mistakes):
         predicted = [(k + 1) % 3 if place < mistakes else k for place, k in enumerate(classes)]
-        beliefs.update(torch.arange(4), sure([0, 0, 1, 2], of_training), torch.tensor([0, 1, 1, 2]))
+        beliefs.update(torch.arange(4), sure([0, 0, 1, 2], of_training), torch.tensor([0, 1, 1, 2]), torch.zeros(4))
         beliefs.observe(sure(predicted, of_trusted), trusted)
         return None if beliefs.honest is None else beliefs.honest.epoch
 
@@ -51,23 +53,25 @@ def test_trusted_examples_count_in_the_shares_of_the_training_labels():
     """It is sure of class 0 alone, which nearly all training examples have: that is no learning by heart."""
     beliefs = RunningBeliefs(10, 2, 2)
     predictions = torch.cat([sure([0] * 9, 0.9, 2), sure([1], 0.6, 2)])
-    beliefs.update(torch.arange(10), predictions, torch.tensor([0] * 9 + [1]))
+    beliefs.update(torch.arange(10), predictions, torch.tensor([0] * 9 + [1]), torch.zeros(10))
     beliefs.observe(torch.cat([sure([0], 0.92, 2), sure([1], 0.62, 2)]), torch.tensor([0, 1]))
     assert beliefs.honest is not None
 
 
 def test_predictions_that_are_not_finite_change_nothing():
     beliefs = RunningBeliefs(2, 2, 1)
-    beliefs.update(torch.tensor([0, 1]), torch.tensor([[0.9, 0.1], [torch.nan, 0.5]]), torch.tensor([0, 1]))
+    predictions, losses = torch.tensor([[0.9, 0.1], [torch.nan, 0.5]]), torch.tensor([0.25, torch.nan])
+    beliefs.update(torch.tensor([0, 1]), predictions, torch.tensor([0, 1]), losses)
     assert beliefs.visits.tolist() == [1, 0] and beliefs.sums.isfinite().all()
+    assert beliefs.losses.tolist() == [0.25, 0.0]
 
 
 def test_a_state_comes_back_whole():
     beliefs = RunningBeliefs(4, 3, 3)
     for how_sure in (0.6, 0.999):
-        beliefs.update(torch.arange(3), sure([0, 1, 2], how_sure), torch.tensor([0, 1, 2]))
+        beliefs.update(torch.arange(3), sure([0, 1, 2], how_sure), torch.tensor([0, 1, 2]), torch.full((3,), how_sure))
         beliefs.observe(sure([0, 1, 2], 0.8), torch.tensor([0, 1, 2]))
-    beliefs.update(torch.arange(3), sure([0, 1, 2], 0.7), torch.tensor([0, 1, 2]))
+    beliefs.update(torch.arange(3), sure([0, 1, 2], 0.7), torch.tensor([0, 1, 2]), torch.tensor([0.5, 1, 2]))
     state = {name: value.clone() for name, value in beliefs.state_dict().items()}
     other = RunningBeliefs(4, 3, 3)
     other.load_state_dict(state)
@@ -80,10 +84,11 @@ def test_processes_learn_what_came_by_in_each_other():
     sent = []
     for rank, beliefs in enumerate(parts):
         rows = torch.tensor([rank, rank + 2])
-        beliefs.update(rows, sure([rank, 2], 0.8), torch.tensor([rank, 2]))
+        beliefs.update(rows, sure([rank, 2], 0.8), torch.tensor([rank, 2]), torch.tensor([0.5, 1.5]) + rank)
         beliefs.gather(SimpleNamespace(count=2, objects=lambda value: sent.append(value) or []))
     for beliefs in parts:
         beliefs._own.zero_()
         beliefs.gather(SimpleNamespace(count=2, objects=lambda value: sent))
         torch.testing.assert_close(beliefs.sums, sure([0, 1, 2, 2], 0.8) * (1 - DECAY))
         assert beliefs.visits.tolist() == [1] * 4 and beliefs.labels.tolist() == [0, 1, 2, 2]
+        assert beliefs.losses.tolist() == [0.5, 1.5, 1.5, 2.5]
