@@ -143,8 +143,14 @@ def _members_of(hint: Any) -> tuple[Any, ...]:
 
 def check_preset(args: Any) -> None:
     """Raise SettingsError on a preset that is of no use."""
-    if args.meta_learner == "none":
-        raise SettingsError(f"preset={args.preset!r} is about the meta step, and meta_learner 'none' has none")
+    if not _has_meta_step(args):
+        raise SettingsError(
+            f"preset={args.preset!r} is about the meta step, and meta_learner {args.meta_learner!r} has none"
+        )
+
+
+def _has_meta_step(args: Any) -> bool:
+    return args.meta_learner != "none" and META_LEARNERS[args.meta_learner].has_meta_step
 
 
 def check_arguments(args: Any) -> None:
@@ -242,10 +248,9 @@ def _check_sampler(args: Any) -> None:
         raise SettingsError(f"candidate_layers={args.candidate_layers!r} must be 'all' or a whole number from 1")
     if args.meta_budget is not None and args.layer_sampler != "learned":
         raise SettingsError(f"meta_budget needs layer_sampler 'learned': {args.layer_sampler!r} chooses by itself")
-    if args.meta_budget is not None and args.meta_learner == "none":
-        raise SettingsError("meta_budget needs a meta_learner: plain training has no meta step")
-    if args.meta_budget is not None and args.meta_learner == "forward":
-        raise SettingsError("meta_budget does not go with meta_learner 'forward', which has no meta step: leave it out")
+    if args.meta_budget is not None and not _has_meta_step(args):
+        whose = "plain training" if args.meta_learner == "none" else f"{args.meta_learner!r}"
+        raise SettingsError(f"meta_budget needs a meta_learner: {whose} has no meta step")
     if args.meta_budget is not None and args.sparsity_weight is not None:
         raise SettingsError("meta_budget takes the place of Eq. 10: leave out sparsity_weight")
     learner = META_LEARNERS.get(args.meta_learner)
@@ -268,8 +273,9 @@ def _check_sampler(args: Any) -> None:
 
 def _check_diagnostics(args: Any) -> None:
     for name in DIAGNOSTICS:
-        if getattr(args, name) and args.meta_learner == "none":
-            raise SettingsError(f"{name} needs a meta_learner: plain training has no meta step to look into")
+        if getattr(args, name) and not _has_meta_step(args):
+            whose = "plain training" if args.meta_learner == "none" else f"{args.meta_learner!r}"
+            raise SettingsError(f"{name} needs a meta_learner: {whose} has no meta step to look into")
 
 
 def _check_transformers_settings(args: Any) -> None:

@@ -42,7 +42,7 @@ TINY_DATASETS = ("digits", "fashion_mnist")  # data sets, beside idx folders, wh
 
 def load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
     """Return train, meta and test as the flags say."""
-    learner = META_LEARNERS.get(args.meta_learner)
+    learner = META_LEARNERS.get(str(args.meta_learner))
     if data_args.num_meta == 0 and args.meta_set is None and learner is not None and learner.has_meta_step:
         raise SettingsError(
             "--num_meta 0 leaves the meta set empty: add --meta_set pseudo-clean, or --meta_learner none"

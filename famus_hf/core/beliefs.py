@@ -44,14 +44,16 @@ class RunningBeliefs:
         num_trusted: m.
         device: Where they are kept.
         decay: Of a running prediction at each visit; 0: the last one alone.
+        begun: In which epoch of the run they begin: 0, or a later one where earlier beliefs were lost.
 
     Attributes:
         sums: Decaying sums of predictions, shape (N, C); those of trusted examples in `trusted_sums`, shape (m, C).
         visits: How often each example came by, shape (N,).
         labels: Given ones, as they came by, shape (N,); −1 before.
         losses: By these, from before the last step on each, shape (N,).
-        epoch: Epochs after which the trusted examples were looked at.
+        epoch: Epochs that are closed, since they began.
         is_pending: Whether examples came by since then.
+        is_shown: Whether a meta-learner has looked at them.
         best: The largest share of trusted examples that beliefs were right about after any of them.
         honest: Of the last epoch in which nothing was learned by heart; None where there was none.
     """
@@ -63,8 +65,9 @@ class RunningBeliefs:
         num_trusted: int,
         device: torch.device | None = None,
         decay: float = DECAY,
+        begun: int = 0,
     ):
-        self.decay = decay
+        self.decay, self.begun, self.is_shown = decay, begun, False
         self.losses = torch.zeros(num_examples, device=device)
         self.sums = torch.zeros(num_examples, num_classes, device=device)
         self.visits = torch.zeros(num_examples, dtype=torch.int64, device=device)
@@ -110,6 +113,10 @@ class RunningBeliefs:
                 self.sums[rows], self.visits[rows], self.labels[rows], self.losses[rows] = sums, visits, labels, losses
         self._own.zero_()
 
+    def close_epoch(self) -> None:
+        """Close an epoch."""
+        self.epoch, self.is_pending = self.epoch + 1, False
+
     @torch.no_grad()
     def observe(self, trusted: Tensor, trusted_labels: Tensor) -> None:
         """Close an epoch: take in the trusted examples' predictions, and keep all beliefs where they are honest.
@@ -118,7 +125,7 @@ class RunningBeliefs:
             trusted: Shape (m, C).
             trusted_labels: Shape (m,).
         """
-        self.epoch, self.is_pending = self.epoch + 1, False
+        self.close_epoch()
         decay = self.decay
         self.trusted_sums = decay * self.trusted_sums + (1 - decay) * trusted.to(self.trusted_sums)
         of_trusted, labels = self.trusted_sums / (1 - decay**self.epoch), trusted_labels.to(self.labels)
@@ -146,6 +153,7 @@ class RunningBeliefs:
             "sums": self.sums, "visits": self.visits, "labels": self.labels, "losses": self.losses,
             "trusted_sums": self.trusted_sums, "epoch": torch.tensor(self.epoch),
             "is_pending": torch.tensor(int(self.is_pending)), "best": torch.tensor(self.best),
+            "begun": torch.tensor(self.begun), "is_shown": torch.tensor(int(self.is_shown)),
         }  # fmt: skip
         if self.honest is not None:
             state |= {
@@ -161,6 +169,7 @@ class RunningBeliefs:
         self.labels, self.trusted_sums = state["labels"].to(own), state["trusted_sums"].to(own)
         if "losses" in state:  # not in those of earlier versions
             self.losses = state["losses"].to(own)
+            self.begun, self.is_shown = int(state["begun"]), bool(state["is_shown"])
         self.epoch, self.is_pending = int(state["epoch"]), bool(state["is_pending"])
         self.best = float(state["best"])
         self.honest = None

@@ -100,7 +100,6 @@ class MetaUpdate:
         self.learning_rate = meta_learner.default_learning_rate if learning_rate is None else learning_rate
         groups = meta_learner.parameter_groups(self.learning_rate)
         self.learner_optimizer = _make_optimizer(groups, optimizer, meta_learner.momentum)
-        self._rates = [group["lr"] for group in groups]
         self.follows_schedule = optimizer == "adam" if follows_schedule is None else follows_schedule
         sampler = list(self.layer_sampler.parameters())
         groups = [{"params": sampler, "lr": sampler_learning_rate}] if sampler else []
@@ -287,10 +286,10 @@ class MetaUpdate:
         if self.learner_optimizer is None or not self.follows_schedule:
             return
         group = optimizer.param_groups[0]
-        first = float(group.get("initial_lr", group["lr"]))
-        share = float(group["lr"]) / first if first > 0 else 1.0
-        for own, rate in zip(self.learner_optimizer.param_groups, self._rates, strict=True):
-            own["lr"] = rate * share
+        first = group.get("initial_lr", group["lr"])
+        share = float(group["lr"]) / float(first) if first else 1.0  # None: of an optimizer that finds its own rate
+        for own in self.learner_optimizer.param_groups:
+            own["lr"] = own.setdefault("initial_lr", own["lr"]) * share
 
     def state_dict(self) -> dict[str, Any]:
         """Return optimizers and counters; the parameters themselves are in `meta_net/`."""

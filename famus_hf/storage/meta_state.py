@@ -158,9 +158,10 @@ def _are_groups(saved: Any, present: Sequence[Mapping[str, Any]]) -> bool:
         return False
     return all(
         isinstance(group, dict)
-        and group.keys() == expected.keys()
-        and all(_is_same(group[key], expected[key]) for key in expected if key != "lr")
+        and group.keys() | {"initial_lr"} == expected.keys() | {"initial_lr"}
+        and all(_is_same(group[key], expected[key]) for key in expected.keys() - {"lr", "initial_lr"})
         and is_number(0)(group["lr"])
+        and is_number(0)(group.get("initial_lr", 0.0))  # there where β follows a schedule
         for group, expected in zip(saved, present, strict=True)
     )
 

@@ -16,11 +16,12 @@ from famus_hf.core.beliefs import RunningBeliefs
 from famus_hf.core.losses import cross_entropy
 from famus_hf.core.training_signal import TrainingSignal, training_signal
 from famus_hf.core.transitions import joint_by_trusted
-from famus_hf.data.inputs.model_inputs import ModelInputs, known_labels
+from famus_hf.data.inputs.model_inputs import ModelInputs
 from famus_hf.data.per_example import ExampleEvaluator
 from famus_hf.errors import LoadError
 from famus_hf.storage.run_folder import BELIEFS
 from famus_hf.storage.saved_state import check_state, is_tensor
+from famus_hf.trainer import preflight_additions
 from famus_hf.trainer.batches_mixin import BatchesMixin
 from famus_hf.trainer.checkpointing import CheckpointingMixin
 from famus_hf.trainer.meta_set_schedule import MetaSetSchedule
@@ -53,18 +54,15 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
     _batch_rows: Tensor | None = None  # of the examples whose plain step is being taken
 
     def begin_beliefs(self) -> None:
-        """Begin a training: nothing is believed yet.
-
-        Raises:
-            SettingsError: The meta-learner needs beliefs of a training set that has no rows, or too many.
-        """
+        """Begin a training: nothing is believed yet."""
         train, learner = self.train_dataset, self.meta_learner
         self.beliefs, self.logit_shift, self._observed_at = None, None, None
-        self._needs_beliefs = learner is not None and learner.needs_beliefs
+        self._needs_beliefs = preflight_additions.needs_beliefs(self.args, learner)
         is_told_apart = isinstance(train, ModelInputs) and not self.args.mixup_alpha
         self.keeps_beliefs = self._needs_beliefs or (self.args.label_report and self.has_trusted and is_told_apart)
+        self.__dict__.pop("_trusted_in_training", None)  # of another seed, or another meta set
         if self.args.logit_adjustment:
-            self._set_prior(np.bincount(known_labels(train)))
+            self._set_prior(np.bincount(preflight_additions.class_labels(train)))
 
     def _set_prior(self, counts: np.ndarray | Tensor) -> None:
         """Take the shares of classes, by counts of shape (≤ C,), for logit adjustment: τ log π."""
@@ -140,20 +138,26 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
                     logits = logits_without_trace(self.model, split_inputs(self._unmixed)[0])
             logits = logits if self.logit_shift is None else logits + self.logit_shift.to(logits)
             probabilities = (scale * logits.float()).softmax(1)
-            losses = self.base_loss(logits, labels).float()
+            losses = self.base_loss(logits, labels.clamp(min=0)).float()
         if self.beliefs is None:
             count, classes = len(self.train_dataset), logits.shape[1]
             if 4 * count * classes > MEMORY_LIMIT and not self._needs_beliefs:
                 self.keeps_beliefs = False
                 return probabilities, losses
-            decay, trusted = self.args.belief_decay, len(self._trusted_sample) if self.has_trusted else 0
-            self.beliefs = RunningBeliefs(count, classes, trusted, self.args.device, decay)
+            self.beliefs = self._new_beliefs(classes)
         given = labels if labels.dim() == 1 else labels.argmax(1)
-        own = rows < len(self.train_dataset)
+        own = (rows < len(self.train_dataset)) & (given >= 0)  # plain training takes examples without a label, too
         chosen = rows[own]
         self.beliefs.update(chosen, probabilities[own], given[own], losses[own])
         probabilities[own] = self.beliefs.of(chosen)
         return probabilities, losses
+
+    def _new_beliefs(self, classes: int) -> RunningBeliefs:
+        trusted = len(self._trusted_sample) if self.has_trusted else 0
+        begun = self.schedule.epoch(self.state)
+        return RunningBeliefs(
+            len(self.train_dataset), classes, trusted, self.args.device, self.args.belief_decay, begun
+        )
 
     def describe(self, train: TrainingPass, rows: Tensor | None) -> None:
         """Tell a training pass what is known of its examples, beside inputs and labels.
@@ -174,14 +178,14 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
             train.is_trusted = train.gathered(rows >= len(self.train_dataset))
         if self.keeps_beliefs:
             beliefs, losses = self.note_beliefs(rows, train.logits, train.labels)
-            if self._needs_beliefs:
+            if self.meta_learner is not None and self.meta_learner.needs_beliefs:
                 train.beliefs = train.gathered(beliefs)
                 train.label_losses = None if self.mixture is None else train.gathered(losses)
 
     def show_beliefs(self) -> None:
         """Have the meta-learner look at what is believed, where that is due: after the plain part, then each epoch."""
         learner, step, every = self.meta_learner, self.state.global_step, max(1, self.schedule.steps_per_epoch)
-        if self.beliefs is None or self._observed_at == step:
+        if not self._needs_beliefs or self.beliefs is None or self._observed_at == step:
             return
         first = self.schedule.warmup_steps(self.state.max_steps) or every
         if step < first or (step - first) % every:
@@ -190,24 +194,30 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
         self.beliefs.gather(self.processes)
         came_by = self.beliefs.visits > 0
         believed, labels = self.beliefs.of(came_by), self.beliefs.labels[came_by]
-        if learner is not None and (step == first or self.args.transition_counts == "each-epoch"):
+        if learner is not None and (not self.beliefs.is_shown or self.args.transition_counts == "each-epoch"):
             learner.observe_beliefs(*(self._predict_trusted() if learner.observes_trusted else (believed, labels)))
         if self.args.logit_adjustment:
             self._set_prior(believed.argmax(1).bincount(minlength=believed.shape[1]))
+        self.beliefs.is_shown = True
 
     def close_epoch_of_beliefs(self, is_over: bool) -> None:
-        """Look at the trusted examples if an epoch is over and they have not been looked at since. All call it.
+        """Share what came by, and look at the trusted examples, if an epoch is over and not closed yet. All call it.
 
         Args:
             is_over: Whether the training is, and with it its last epoch.
         """
         beliefs = self.beliefs
-        if beliefs is None or not (beliefs.is_pending and self.has_trusted):
+        if beliefs is None or not beliefs.is_pending:
             return
-        if is_over or self.schedule.epoch(self.state) > beliefs.epoch:
-            predictions, labels = self._predict_trusted(adjusted=False)
+        if not (is_over or self.schedule.epoch(self.state) > beliefs.begun + beliefs.epoch):
+            return
+        if not self.has_trusted:
             beliefs.gather(self.processes)
-            beliefs.observe(predictions, labels)
+            beliefs.close_epoch()
+            return
+        predictions, labels = self._predict_trusted(adjusted=False)
+        beliefs.gather(self.processes)
+        beliefs.observe(predictions, labels)
 
     def _predict_trusted(self, adjusted: bool = True) -> tuple[Tensor, Tensor]:
         """Return predictions of trusted examples, shape (m, C), and their labels, shape (m,).
@@ -258,8 +268,16 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or not self.keeps_beliefs:
-            return
+        if checkpoint is not None and self.keeps_beliefs:
+            self._load_beliefs(checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        best = Path(str(self.state.best_model_checkpoint))
+        if self._needs_beliefs and (best / BELIEFS).is_file():  # by which the best meta-learner is to be asked
+            self._load_beliefs(str(best))
+
+    def _load_beliefs(self, checkpoint: str) -> None:
         path = Path(checkpoint) / BELIEFS
         if not path.is_file() or self.other_data_than(checkpoint):
             self.keeps_beliefs = self._needs_beliefs  # anew; for the report, what was believed at first is lost
@@ -278,19 +296,24 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
 
     def checked_beliefs(self, state: dict[str, Tensor], checkpoint: str) -> RunningBeliefs:
         """Return the beliefs of a file. Raise LoadError where they can't be of these examples."""
-        examples, trusted = len(self.train_dataset), len(self._trusted_sample)
         sums = state.get("sums")
-        classes = sums.shape[1] if sums is not None and sums.dim() == 2 else 0
+        beliefs = self._new_beliefs(sums.shape[1] if sums is not None and sums.dim() == 2 else 0)
+        (examples, classes), trusted = beliefs.sums.shape, len(beliefs.trusted_sums)
         whole, float32 = torch.int64, torch.float32
+        is_flag = is_tensor((), whole, 0, 1)
         fields = {
             "sums": is_tensor((examples, classes), float32, 0, 1),
             "visits": is_tensor((examples,), whole, 0),
             "labels": is_tensor((examples,), whole, -1, classes - 1),
-            **({"losses": is_tensor((examples,), float32)} if "losses" in state else {}),
+            **(
+                {"losses": is_tensor((examples,), float32), "begun": is_tensor((), whole, 0), "is_shown": is_flag}
+                if "losses" in state
+                else {}
+            ),
             **({"logit_shift": is_tensor((classes,), float32)} if "logit_shift" in state else {}),
             "trusted_sums": is_tensor((trusted, classes), float32, 0, 1),
             "epoch": is_tensor((), whole, 0),
-            "is_pending": is_tensor((), whole, 0, 1),
+            "is_pending": is_flag,
             "best": is_tensor((), float32, 0, 1),
         }
         if "honest" in state:
@@ -302,6 +325,5 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
             }
         what = f"{BELIEFS} of checkpoint {checkpoint!r}"
         check_state(what, state, {name: (check, f"{name} of other data") for name, check in fields.items()})
-        beliefs = RunningBeliefs(examples, classes, trusted, self.args.device, self.args.belief_decay)
         beliefs.load_state_dict(state)
         return beliefs

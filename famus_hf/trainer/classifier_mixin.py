@@ -89,10 +89,11 @@ class ClassifierMixin(LearningMixin):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         batches = self.args.balanced_batches_per_epoch
+        train = self.train_dataset if train_dataset is None else train_dataset
         if batches is None:
-            return super()._get_train_sampler(train_dataset)
+            is_whole = isinstance(train, TrainingRows) and not train.chosen
+            return super()._get_train_sampler(train.train if is_whole else train)  # which may have a column of lengths
         size = batches * self.args.train_batch_size * self.args.world_size
-        train = train_dataset or self.train_dataset
         labels = train.labels if isinstance(train, TrainingRows) else known_labels(train)
         return ClassBalancedSampler(labels, size, self.args.seed)
 

@@ -35,7 +35,8 @@ class ComparisonMixin(LearningMixin):
     def _describe(self) -> dict[str, Any]:
         """Return on which data this run trains, and by which settings."""
         with preserve_rng_state(self.args.device):  # as examples may draw
-            meta = {} if self.stages is None else {"meta": self.meta_dataset}
+            is_learned_from = self.stages is not None or self.args.train_on_trusted
+            meta = {"meta": self.meta_dataset} if is_learned_from else {}
             return trained_on.describe({"train": self.train_dataset, **meta}, self.args)
 
     def _compare_with(self, checkpoint: str) -> None:

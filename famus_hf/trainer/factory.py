@@ -125,12 +125,13 @@ def make_meta_update(
         counts, names = partial(class_counts, environment.train, num_labels), names_of_network(network)
         meta_learner = meta_learner or make_meta_learner(args, num_labels, counts, names)
         check_meta_learner(args, meta_learner)
+        derivative = _usable_derivative(network, environment) if meta_learner.has_meta_step else args.derivative
         meta = MetaUpdate(
             meta_learner,
             layer_sampler,
             layers,
             num_candidates=args.num_candidate_layers,
-            objective=_objective(args, layer_sampler, _usable_derivative(network, environment)),
+            objective=_objective(args, layer_sampler, derivative),
             learning_rate=args.meta_learning_rate,
             optimizer=args.meta_optim,
             follows_schedule=None if args.meta_lr_schedule is None else args.meta_lr_schedule == "main",
@@ -140,7 +141,7 @@ def make_meta_update(
             seed=seed,
             device=args.device,
         )
-        if meta.objective.derivative != "finite":
+        if meta_learner.has_meta_step and derivative != "finite":
             _report_attention(network, environment)
         if args.scale_example_gradients:
             _check_scaling(network, environment)

@@ -145,6 +145,8 @@ def check_loss_function(args: FaMUSTrainingArguments, compute_loss_func: Any, ba
         "a base_loss object": base_loss is not None,
         f"base_loss={args.base_loss!r}": args.base_loss != "ce",
         f"label_smoothing_factor={args.label_smoothing_factor}": args.label_smoothing_factor > 0,
+        f"mixup_alpha={args.mixup_alpha}": bool(args.mixup_alpha),
+        f"logit_adjustment={args.logit_adjustment}": args.logit_adjustment > 0,
     }
     for name, is_given in others.items():
         if compute_loss_func is not None and is_given:
@@ -309,6 +311,8 @@ def check_two_networks(
         "FSDP": uses_fsdp(accelerator),
         "torch.compile": is_compiled(accelerator),
         "PEFT": is_peft_model(model),
+        "train_on_trusted": args.train_on_trusted,
+        "logit_adjustment": args.logit_adjustment > 0,
         f"train_sampling_strategy={args.train_sampling_strategy!r}": args.train_sampling_strategy != "random",
         "division_history with balanced_batches_per_epoch": args.division_history > 1
         and args.balanced_batches_per_epoch is not None,

@@ -22,7 +22,7 @@ from famus_hf.data.per_example import ExampleEvaluator
 from famus_hf.errors import SettingsError
 from famus_hf.reporting.diagnostics.callback import Diagnostics
 from famus_hf.reporting.diagnostics.mean_metrics import MeanMetrics
-from famus_hf.trainer import factory, preflight
+from famus_hf.trainer import factory, preflight, preflight_additions
 from famus_hf.trainer.batches_mixin import BatchesMixin
 from famus_hf.trainer.classifier_mixin import ClassifierMixin
 from famus_hf.trainer.comparison_mixin import ComparisonMixin
@@ -67,11 +67,24 @@ class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
         elif args.label_smoothing_factor > 0:
             raise SettingsError("label_smoothing_factor does not reach a base_loss object: smooth in the object itself")
         self._set_up_meta_learning()
+        self._check_additions()
         if self.diagnostics.is_on:
             learners = [stages.meta.meta_learner for stages in self.networks.values()]
             preflight.check_diagnostics(args, train, learners)
             if self.diagnostics not in self.callback_handler.callbacks:
                 self.add_callback(self.diagnostics)
+
+    def _check_additions(self) -> None:
+        """Check what any method may have beside itself."""
+        args, train, learner = self.args, self.train_dataset, self.meta_learner
+        with preserve_rng_state(args.device):  # examples may draw
+            preflight_additions.check_base_loss(self.base_loss, learner)
+            preflight_additions.check_own_loss(args, type(self))
+            preflight_additions.check_rows(args, self.model, train, self.meta_dataset, learner, self._labelled_collate)
+            preflight_additions.check_logit_adjustment(args, self.model, train, self.base_loss)
+            if args.mixup_alpha:
+                batch = self._first_batch(self.model, train, args.train_batch_size)
+                preflight_additions.check_mixup(args, train, batch, self.base_loss)
 
     def _hp_search_setup(self, trial: Any) -> None:
         """Make what learns beside a network that `model_init` has made anew; by a trial's settings, if it is of one."""
@@ -120,7 +133,8 @@ class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
         self.schedule.plain_share = self.meta_learner.plain_share
 
     def _check_meta_learning(self) -> None:
-        args, train, meta = self.args, self.train_dataset, self.meta_dataset
+        args, train = self.args, self.train_dataset
+        meta = self.meta_dataset if self._learns_from_meta_set else None
         preflight.check_meta_learning_is_possible(args, self.model, train, meta, self.accelerator)
         preflight.check_loss_of_meta_steps(type(self), self.compute_loss_func)
         self._check_labels()

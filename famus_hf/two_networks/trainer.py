@@ -93,6 +93,9 @@ class TwoNetworkTrainer(FaMUSTrainer):
         self._check_meta_learning()
         self._make_stages()
 
+    def _check_additions(self) -> None:
+        """Check nothing: what goes with two networks was checked with them."""
+
     def _check_batches_of_one(self, train: Any, meta: Any) -> None:
         """Look at meta batches alone: others hold labelled and unlabelled examples together."""
         learns = self._given[0] is not None or self.args.meta_learner != "none"

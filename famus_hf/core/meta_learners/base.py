@@ -53,10 +53,14 @@ class LabelledBatch:
     @cached_property
     def losses(self) -> Tensor:
         """ℓ of each row by its given label, or by two where examples are mixed; shape (n,), with graph."""
+        return self.losses_of(self.logits)
+
+    def losses_of(self, logits: Tensor) -> Tensor:
+        """Return the same of other logits than the network's. (n, C) → (n,)"""
         if self.mixture is None:
-            return self.per_example_loss(self.logits, self.labels)
-        targets = one_hot(self.labels, self.logits.shape[1]).to(at_least_float32(self.logits))
-        return self.per_example_loss(self.logits, self.mixed(targets))
+            return self.per_example_loss(logits, self.labels)
+        targets = one_hot(self.labels, logits.shape[1]).to(at_least_float32(logits))
+        return self.per_example_loss(logits, self.mixed(targets))
 
     @property
     def losses_of_labels(self) -> Tensor:

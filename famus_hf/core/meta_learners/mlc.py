@@ -71,7 +71,7 @@ class MLC(MetaLearner):
 
     def training_loss(self, batch: LabelledBatch) -> Tensor:
         corrected = self(batch.logits)
-        losses = batch.per_example_loss(corrected, batch.labels)
+        losses = batch.losses_of(corrected)
         if self.form == "probabilities":  # −log q_y, and not −log(q_y / Σ q): zero, but not in its gradient by T
             losses = losses - corrected.logsumexp(1)
         return losses.sum() if self.reduction == "sum" else losses.mean()

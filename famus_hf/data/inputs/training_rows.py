@@ -1,12 +1,15 @@
 """The training set as its loader reads it: each example tells its row, and trusted examples stand behind the others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from famus_hf.data.inputs.model_inputs import known_labels
+
+LABELS = ("labels", "label", "label_ids")  # what transformers' collator takes for an example's label
+INSTEAD = ("index", "clean_label")  # of the training examples' columns, what a trusted one may lack
 
 
 class TrainingRows(torch.utils.data.Dataset):
@@ -16,7 +19,7 @@ class TrainingRows(torch.utils.data.Dataset):
     `clean_label` that it lacks.
 
     Args:
-        train: Map-style, of N examples as mappings.
+        train: Map-style, of N examples as mappings, or objects whose attributes are the columns.
         trusted: In the same form.
         chosen: Which rows of `trusted` are taken.
     """
@@ -35,16 +38,20 @@ class TrainingRows(torch.utils.data.Dataset):
         of_train = iter(_items(self.train, [row for row in rows if row < count]))
         of_trusted = iter(_items(self.trusted, [self.chosen[row - count] for row in rows if row >= count]))
         return [
-            {**next(of_train), "row": row} if row < count else {**self._in_form(next(of_trusted)), "row": row}
+            {**columns_of(next(of_train)), "row": row}
+            if row < count
+            else {**self._in_form(next(of_trusted)), "row": row}
             for row in rows
         ]
 
     @cached_property
     def _names(self) -> list[str]:
-        return list(self.train[0])
+        return list(columns_of(self.train[0]))
 
-    def _in_form(self, example: dict[str, Any]) -> dict[str, Any]:
-        instead = {"index": -1, "clean_label": example.get("labels")}
+    def _in_form(self, example: Any) -> dict[str, Any]:
+        example = dict(columns_of(example))
+        label = next((example[name] for name in LABELS if name in example), None)
+        instead = {"index": -1, "clean_label": label}
         example = {**example, **({"index": -1} if "index" in self._names else {})}
         return {name: example[name] if name in example else instead[name] for name in self._names}
 
@@ -53,6 +60,11 @@ class TrainingRows(torch.utils.data.Dataset):
         """Those that can be told without reading the examples, else none."""
         train, trusted = known_labels(self.train), known_labels(self.trusted)
         return [*train, *(trusted[row] for row in self.chosen)] if train and (trusted or not self.chosen) else []
+
+
+def columns_of(example: Any) -> Mapping[str, Any]:
+    """Return the columns of an example: itself, or the attributes of an object, as transformers' collator takes it."""
+    return example if isinstance(example, Mapping) else vars(example)
 
 
 def _items(dataset: Any, rows: list[int]) -> list[Any]:

@@ -1,0 +1,179 @@
+"""What FaMUSTrainer refuses of what any method may have beside itself: beliefs, trusted rows, mixup, class shares."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import IterableDataset
+from transformers.trainer_utils import has_length
+
+from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS
+from famus_hf.core.losses import IGNORED, CrossEntropyLoss, LDAMLoss
+from famus_hf.core.meta_learners.base import MetaLearner
+from famus_hf.core.meta_learners.label_noise import ForwardCorrection, LabelNoise
+from famus_hf.core.meta_learners.posterior import PosteriorTargets
+from famus_hf.data.inputs.model_inputs import known_labels
+from famus_hf.data.inputs.training_rows import INSTEAD, LABELS, TrainingRows, columns_of
+from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
+from famus_hf.errors import DataError, SettingsError
+from famus_hf.training_args import FaMUSTrainingArguments
+
+BELIEFS_LIMIT = 4 * 2**30  # bytes of beliefs that training itself looks at
+FEWEST_TRUSTED = 5  # of which one is held out
+
+Collate = Callable[[list[Any]], dict[str, Any]]
+
+
+def needs_beliefs(args: FaMUSTrainingArguments, learner: MetaLearner | None) -> bool:
+    """Return whether training itself looks at beliefs: the meta-learner, or logit adjustment where labels are wrong."""
+    return learner is not None and (learner.needs_beliefs or args.logit_adjustment > 0)
+
+
+def class_labels(train: Any) -> list[int]:
+    """Return the class indices of a training set that can tell them without being read through; else none."""
+    return [label for label in known_labels(train) if isinstance(label, int) and label != IGNORED]
+
+
+def check_base_loss(base_loss: Any, learner: MetaLearner | None) -> None:
+    """Raise SettingsError on a base loss that the targets or the likelihood of a meta-learner would pass over."""
+    if not isinstance(learner, LabelNoise):
+        return
+    name = type(learner).__name__
+    if isinstance(base_loss, LDAMLoss):
+        raise SettingsError(
+            f"base_loss 'ldam' has margins for class indices, and {name} learns from probabilities: choose another"
+        )
+    is_plain = isinstance(base_loss, CrossEntropyLoss) and base_loss.label_smoothing == 0
+    is_likelihood = isinstance(learner, PosteriorTargets) and learner.form == "likelihood"
+    if (isinstance(learner, ForwardCorrection) or is_likelihood) and not is_plain:
+        raise SettingsError(
+            f"{name}'s loss is the likelihood of a label, in which another base_loss or label_smoothing_factor does "
+            "nothing: leave it out, or choose meta_learner 'posterior' with posterior_form 'posterior'"
+        )
+
+
+def check_rows(
+    args: FaMUSTrainingArguments, model: Any, train: Any, meta: Any, learner: MetaLearner | None, collate: Collate
+) -> None:
+    """Raise FaMUSError where examples can't be told apart or remembered, though settings ask for it."""
+    if args.train_on_trusted:
+        _check_trusted(args, train, meta)
+    if not (args.train_on_trusted or needs_beliefs(args, learner)):
+        return
+    name = "train_on_trusted" if args.train_on_trusted else _who_believes(learner)
+    if isinstance(train, IterableDataset) or not (has_length(train) and hasattr(train, "__getitem__")):
+        raise SettingsError(
+            f"{name} needs to know which example is which, and a stream does not tell: load it without streaming, or "
+            "leave that out"
+        )
+    if needs_beliefs(args, learner):
+        _check_memory(model, len(train), learner)
+    first = train[0]
+    if isinstance(first, tuple | list | str | Tensor):
+        raise DataError(
+            f"{name} gives each training example the column 'row', and an example is a {type(first).__name__}: give "
+            "mappings from names to values"
+        )
+    batch = collate([TrainingRows(train)[row] for row in range(min(2, len(train)))])
+    if "row" not in batch:
+        raise SettingsError(
+            f"{name} needs the column 'row' in each training batch, which the data_collator drops (it leaves "
+            f"{', '.join(batch)}): have it keep that column, whose values are whole numbers"
+        )
+
+
+def check_mixup(args: FaMUSTrainingArguments, train: Any, batch: dict[str, Any], base_loss: Any) -> None:
+    """Raise FaMUSError on training examples that mixup can't mix. batch: The first ones, as they reach the network."""
+    if not args.mixup_alpha:
+        return
+    inputs = sorted(set(batch) - {"labels", *RECORD_COLUMNS})
+    if inputs != ["pixel_values"] or not batch["pixel_values"].is_floating_point():
+        kind = f"pixel_values of type {batch['pixel_values'].dtype}" if inputs == ["pixel_values"] else None
+        raise DataError(
+            f"mixup_alpha mixes images, and the examples hold {kind or ', '.join(inputs)}: give pixel_values of "
+            "floating-point numbers alone, or leave it out"
+        )
+    if isinstance(base_loss, LDAMLoss):
+        raise SettingsError("base_loss 'ldam' has margins for class indices: it does not go with mixup_alpha")
+    labels = batch.get("labels")
+    seen = [] if labels is None or labels.dim() > 1 else labels.tolist()
+    if IGNORED in seen or IGNORED in known_labels(train):
+        raise DataError(
+            f"mixup_alpha mixes labels, and some examples have none ({IGNORED}): leave these examples out, or mixup"
+        )
+
+
+def check_logit_adjustment(args: FaMUSTrainingArguments, model: Any, train: Any, base_loss: Any) -> None:
+    """Raise SettingsError where logit adjustment does not know the shares of the classes, or there are margins, too."""
+    if not args.logit_adjustment:
+        return
+    if isinstance(base_loss, LDAMLoss):
+        raise SettingsError(
+            "base_loss 'ldam' has margins against long tails already: it does not go with logit_adjustment"
+        )
+    if not class_labels(train):
+        raise SettingsError(
+            "logit_adjustment needs the labels of all training examples, which this train_dataset does not tell "
+            "without being read through: leave it out, or give a data set of datasets"
+        )
+    if not getattr(getattr(model, "config", None), "num_labels", 0):
+        raise SettingsError(
+            f"logit_adjustment needs to know the number of classes, and the {type(model).__name__} has no "
+            "config.num_labels: give it one"
+        )
+
+
+def check_own_loss(args: FaMUSTrainingArguments, kind: type) -> None:
+    """Raise SettingsError on a `compute_loss` of the user's, which would pass over settings. kind: The trainer's."""
+    owner = next(owner for owner in kind.__mro__ if "compute_loss" in vars(owner))
+    for name in ("mixup_alpha", "logit_adjustment"):
+        if getattr(args, name) and owner.__module__.partition(".")[0] != "famus_hf":
+            raise SettingsError(
+                f"{owner.__name__}.compute_loss is the whole loss, so that {name} does nothing: drop one"
+            )
+
+
+def _who_believes(learner: MetaLearner | None) -> str:
+    is_own = learner is not None and learner.needs_beliefs
+    return type(learner).__name__ if is_own else "logit_adjustment with a meta-learner"
+
+
+def _check_memory(model: Any, examples: int, learner: MetaLearner | None) -> None:
+    classes: Any = getattr(learner, "num_labels", 0) or getattr(getattr(model, "config", None), "num_labels", 0)
+    needed = 4 * examples * classes
+    if needed > BELIEFS_LIMIT:
+        raise SettingsError(
+            f"{_who_believes(learner)} remembers what is believed of {examples} examples in {classes} classes, "
+            f"{needed} bytes on each device, of at most {BELIEFS_LIMIT}: choose meta_learner 'mw-net' without "
+            "logit_adjustment, or train on fewer examples or classes"
+        )
+
+
+def _check_trusted(args: FaMUSTrainingArguments, train: Any, meta: Any) -> None:
+    if meta is None or isinstance(meta, PseudoCleanSet):
+        raise SettingsError(
+            "train_on_trusted needs trusted examples, and there are none: give a meta_dataset (--num_meta), or leave "
+            "it out"
+        )
+    if not (has_length(meta) and hasattr(meta, "__getitem__")):
+        raise SettingsError("train_on_trusted needs to know which trusted example is which: give a map-style data set")
+    if len(meta) < FEWEST_TRUSTED:
+        raise SettingsError(
+            f"train_on_trusted holds one in {FEWEST_TRUSTED} trusted examples out, and there are {len(meta)}: give at "
+            f"least {FEWEST_TRUSTED}, or leave it out"
+        )
+    if args.balanced_batches_per_epoch is not None and not known_labels(meta):
+        raise SettingsError(
+            "balanced_batches_per_epoch with train_on_trusted needs the labels of all trusted examples, which this "
+            "meta_dataset does not tell without being read through: give a data set of datasets"
+        )
+    if isinstance(train, IterableDataset) or isinstance(train[0], tuple | list | str | Tensor):
+        return  # said of the training set
+    own, trusted = (set(columns_of(dataset[0])) for dataset in (train, meta))
+    missing = sorted(own - trusted - set(INSTEAD))
+    if missing:
+        is_label = missing[0] in LABELS and trusted & set(LABELS)
+        raise DataError(
+            f"train_on_trusted needs the columns of the training examples in the trusted ones, too, which lack "
+            f"{', '.join(missing)}" + (f" (they have {', '.join(trusted & set(LABELS))})" if is_label else "")
+        )
