@@ -6,6 +6,8 @@ import pyarrow.parquet as pq
 import torch
 
 from famus_hf import MLC, FaMUSTrainer, LearnedSampler, MWNet
+from famus_hf.core.meta_learners.label_noise import ForwardCorrection
+from famus_hf.core.meta_learners.posterior import PosteriorTargets
 from famus_hf.storage.diagnostic_tables import MEASURES
 from tests.helpers import two_network_runs
 from tests.helpers.datasets import texts
@@ -15,6 +17,7 @@ from tests.helpers.trainers import Examples, learned, make_args
 STEPS = 12  # more than two epochs of five
 GLOBAL_BATCH = 8
 LEARNED = {"layer_sampler": "learned", "sampler_learning_rate": 0.01}
+POSTERIOR = {"meta_learner": "posterior", "layer_sampler": "all", "meta_learning_rate": 0.01}
 CASES = {
     "MW-Net": {"layer_sampler": "all"},
     "MW-Net, weights not divided by their sum": {"layer_sampler": "all", "weight_normalization": "mean"},
@@ -38,11 +41,18 @@ CASES = {
     "pseudo-clean": {"layer_sampler": "all", "meta_set": "pseudo-clean", "plain_warmup_epochs": 1},
     "small meta batch": {"layer_sampler": "all", "meta_batch_size": 6},
     "eleven meta examples for two": {"layer_sampler": "all", "meta_batch_size": 16},
+    "posterior": {**POSTERIOR, "meta_interval": 2},
+    "posterior, likelihood of labels": {**POSTERIOR, "posterior_form": "likelihood", "transition_counts": "each-epoch"},
+    "posterior, trusted in training": {**POSTERIOR, "train_on_trusted": True},
+    "posterior, accumulation": {**POSTERIOR, "gradient_accumulation_steps": 2, "max_steps": 9},
+    "posterior, pseudo-clean": {**POSTERIOR, "meta_set": "pseudo-clean"},
+    "forward": {"meta_learner": "forward", "layer_sampler": "all", "plain_warmup_epochs": 1.4},
     "averaged weights": {"layer_sampler": "all", "ema_decay": 0.9},
     "bad examples": {"layer_sampler": "all"},
     "bad examples, accumulation": {**LEARNED, "gradient_accumulation_steps": 2},
 }  # fmt: skip
-RESUMED = ("FaMUS", "accumulation", "pseudo-clean", "averaged weights")
+RESUMED = ("FaMUS", "accumulation", "pseudo-clean", "averaged weights",
+           "posterior, trusted in training")  # fmt: skip
 OTHERS = ("text", "audio")
 # Both processes hold the same, but not what one process does: rounding and batch norm's statistics are of a share.
 OF_SHARES = {
@@ -63,13 +73,16 @@ def make(folder, name, settings, processes):
     """The trainer of a case: a global batch of 8, whatever the number of processes."""
     torch.manual_seed(3)
     settings = dict(settings)
-    learner = {"mlc": lambda: MLC(4), "l2r": lambda: None}.get(settings.get("meta_learner"), lambda: MWNet(
+    learner = {
+        "mlc": lambda: MLC(4), "l2r": lambda: None, "forward": lambda: ForwardCorrection(4),
+        "posterior": lambda: PosteriorTargets(4, settings.get("posterior_form", "posterior")),
+    }.get(settings.get("meta_learner"), lambda: MWNet(
         weight_normalization=settings.get("weight_normalization", "sum")))()  # fmt: skip
     network = settings.pop("kind", "called group norm")
     dtype = getattr(torch, settings.pop("dtype", "float32" if settings.get("bf16") else "float64"))
     sampler = LearnedSampler().to(dtype) if settings["layer_sampler"] == "learned" else None
     settings["meta_batch_size"] = settings.get("meta_batch_size", GLOBAL_BATCH) // processes
-    pseudo_clean = settings.get("meta_set") == "pseudo-clean"
+    without_meta = settings.get("meta_learner") == "forward" or settings.get("meta_set") == "pseudo-clean"
     kind = SomeBadExamples if name.startswith("bad") else Examples
     args = make_args(
         folder,
@@ -80,7 +93,7 @@ def make(folder, name, settings, processes):
         build_model(network, dtype),
         args,
         train_dataset=kind(40, dtype=dtype),
-        meta_dataset=None if pseudo_clean else Examples(11, 1000, seed=8, dtype=dtype),
+        meta_dataset=None if without_meta else Examples(11, 1000, seed=8, dtype=dtype),
         meta_learner=None if learner is None else learner.to(dtype),
         layer_sampler=sampler,
     )
@@ -126,7 +139,11 @@ def run(folder, name, settings, processes):
     trainer = make(folder, name, settings, processes)
     assert trainer.args.world_size == processes
     trainer.train()
-    return {**learned(trainer), "times_on": torch.tensor(trainer.meta.times_on)}
+    beliefs = {}
+    if trainer.beliefs is not None:
+        trainer.beliefs.gather(trainer.processes)
+        beliefs = {f"beliefs.{key}": getattr(trainer.beliefs, key) for key in ("sums", "visits", "labels", "losses")}
+    return {**learned(trainer), **beliefs, "times_on": torch.tensor(trainer.meta.times_on)}
 
 
 def resumed(folder, settings, processes):
