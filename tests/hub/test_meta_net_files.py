@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from famus_hf import MLC, LayerSampler, LearnedSampler, MetaLearner, MWNet, register_meta_learner
+from famus_hf import (
+    MLC,
+    ClassBalancedResidual,
+    ForwardCorrection,
+    LayerSampler,
+    LearnedSampler,
+    MetaLearner,
+    MWNet,
+    SoftTargets,
+    register_meta_learner,
+)
 from famus_hf.core.layers import Layer
 from famus_hf.core.meta_learners.registry import META_LEARNERS
 from famus_hf.hub.meta_net_files import load_into, load_meta_net, save_meta_net
@@ -115,6 +125,22 @@ def test_absurd_settings_of_a_meta_net_are_refused_in_one_sentence(tmp_path, pat
     change_config(write_run(tmp_path), *path, to=value)
     refused(words, load_meta_net, tmp_path)
     refused(words, load_parts, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "learner, name, value, words",
+    [
+        (SoftTargets("loss", [0, 1]), "class_groups", [0, 10**10], "more memory than"),
+        (SoftTargets("loss", [0, 1]), "class_groups", [0, -1], "class_groups=-1 must be"),
+        (SoftTargets("loss", [0, 1]), "features", [], "features=.* is unknown: choose one of loss, beliefs"),
+        (ClassBalancedResidual([4, 2]), "class_counts", [4, "2"], "class_counts='2' must be a whole number"),
+        (ClassBalancedResidual([4, 2]), "class_counts", {}, "all zero"),
+        (ForwardCorrection(3), "source", "Hub", "source='Hub' is unknown"),
+    ],
+)
+def test_absurd_settings_of_further_meta_learners_are_refused(tmp_path, learner, name, value, words):
+    change_config(write_run(tmp_path, learner), "meta_learner", name, to=value)
+    refused(words, load_meta_net, tmp_path)
 
 
 def test_one_setting_that_is_not_absurd_still_loads(tmp_path):

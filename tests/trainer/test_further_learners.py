@@ -73,7 +73,7 @@ def test_it_trains_digits_and_loads_again(tmp_path, data, plain, name):
 
 
 def test_gold_transitions_are_of_the_network_at_the_end_of_the_plain_part(tmp_path, data, plain):
-    trainer = make(tmp_path, data, learner=ForwardCorrection(10, "trusted"), transitions="trusted")
+    trainer = make(tmp_path, data, learner=ForwardCorrection(10, "trusted"), train_on_trusted=False)
     trainer.train()
     network = plain[0]
     found = network.evaluate_examples(network.model, trainer.meta_dataset, cross_entropy, with_probabilities=True)
@@ -88,7 +88,7 @@ def test_gold_transitions_without_trusted_examples_are_refused(tmp_path, data):
 
 @pytest.mark.parametrize("learner", ["soft", "posterior"])
 def test_margins_beside_soft_targets_are_refused(tmp_path, data, learner):
-    with pytest.raises(ValueError, match="no margin for soft targets, which .*Targets makes"):
+    with pytest.raises(ValueError, match=r"no margin for soft targets, which .*Targets makes"):
         make(tmp_path, data, meta_learner=learner, base_loss="ldam")
 
 

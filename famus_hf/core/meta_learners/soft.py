@@ -36,7 +36,7 @@ class SoftTargets(MetaLearner):
 
     def __init__(self, features: str = "loss", class_groups: Sequence[int] | None = None, hidden_size: int = 100):
         super().__init__()
-        check_choice("features", features, FEATURES)
+        check_choice("features", features, tuple(FEATURES))
         check_whole("hidden_size", hidden_size, 1)
         for group in class_groups or ():
             check_whole("class_groups", group, 0)
