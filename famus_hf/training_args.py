@@ -507,6 +507,11 @@ class FaMUSTrainingArguments(TrainingArguments):
         """N of the top N candidate layers; None means all."""
         return None if self.candidate_layers == "all" else int(self.candidate_layers)
 
+    @property
+    def asks_for_trusted(self) -> bool:
+        """Whether the user wants trusted examples to be trained on, and not only where there are any."""
+        return bool(self._given["train_on_trusted"])
+
     def take_changes(self, before: dict[str, Any]) -> list[str]:
         """Check settings that were changed, as a search does, and have those follow that were left to follow them.
 

@@ -120,7 +120,8 @@ class BatchesMixin(LearningMixin):
     @cached_property
     def _trusted_in_training(self) -> list[int]:
         """Rows of the meta set that are trained on, too: four fifths; the others judge what was learned."""
-        if not (self.args.train_on_trusted and self.has_trusted):
+        is_possible = self.has_trusted and has_length(self.train_dataset) and len(self.meta_dataset) >= HELD_OUT
+        if not (self.args.train_on_trusted and is_possible):
             return []
         order = np.random.default_rng((self.args.seed, TRUSTED_STREAM)).permutation(len(self.meta_dataset))
         return sorted(order[len(order) // HELD_OUT :].tolist())

@@ -56,11 +56,11 @@ def check_rows(
     args: FaMUSTrainingArguments, model: Any, train: Any, meta: Any, learner: MetaLearner | None, collate: Collate
 ) -> None:
     """Raise FaMUSError where examples can't be told apart or remembered, though settings ask for it."""
-    if args.train_on_trusted:
+    if args.asks_for_trusted:
         _check_trusted(args, train, meta)
-    if not (args.train_on_trusted or needs_beliefs(args, learner)):
+    if not (args.asks_for_trusted or needs_beliefs(args, learner)):
         return
-    name = "train_on_trusted" if args.train_on_trusted else _who_believes(learner)
+    name = "train_on_trusted" if args.asks_for_trusted else _who_believes(learner)
     if isinstance(train, IterableDataset) or not (has_length(train) and hasattr(train, "__getitem__")):
         raise SettingsError(
             f"{name} needs to know which example is which, and a stream does not tell: load it without streaming, or "

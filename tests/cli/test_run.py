@@ -316,20 +316,26 @@ def test_every_meta_learner_and_loss_runs_and_loads_again(tmp_path, flags):
 
 
 def test_compare_takes_the_meta_learner_that_was_asked_for():
-    def names(*flags):
+    def names(*flags, has_trusted=False):
         networks, _, args = arguments.parse_arguments([*SMALL, *flags])
-        return [
-            set_up_run.method_name(*pair)
-            for pair in [*set_up_run.baselines_of(networks, args, has_trusted=False), (networks, args)]
+        pairs = [*set_up_run.baselines_of(networks, args, has_trusted), (networks, args)]
+        assert [pair[1].train_on_trusted for pair in pairs[:-1]] == [
+            "trusted" in set_up_run.method_name(*pair) for pair in pairs[:-1]
         ]
+        return [set_up_run.method_name(*pair) for pair in pairs]
 
     assert names("--meta_learner", "l2r") == ["plain", "L2R, all layers", "L2R + FaMUS"]
     block = names("--meta_learner", "mlc", "--layer_sampler", "block", "--sampler_block", "2")
     assert block == ["plain", "MLC, all layers", "MLC, block 2"]
-    assert names("--layer_sampler", "all") == ["plain", "MW-Net, all layers"]
-    assert names("--layer_sampler", "all", "--candidate_layers", "4")[-1] == "MW-Net, top 4 layers"
-    assert names("--preset", "fast") == ["plain", "MW-Net, all layers", "MW-Net, top 4 layers"]
+    mw_net = ["--meta_learner", "mw-net"]
+    assert names(*mw_net, "--layer_sampler", "all") == ["plain", "MW-Net, all layers"]
+    assert names(*mw_net, "--layer_sampler", "all", "--candidate_layers", "4")[-1] == "MW-Net, top 4 layers"
+    assert names(*mw_net, "--preset", "fast") == ["plain", "MW-Net, all layers", "MW-Net, top 4 layers"]
     assert names("--meta_learner", "none") == ["plain"]
+    honest = ["plain", "plain + trusted", "forward correction + trusted"]
+    assert names(has_trusted=True) == [*honest, "posterior targets, top 4 layers"]
+    assert names(*mw_net, has_trusted=True) == [*honest, "MW-Net, all layers", "MW-Net + FaMUS"]
+    assert names("--meta_learner", "forward", has_trusted=True) == honest
 
 
 PIPELINE = [*SMALL, "--two_networks", "--num_train_epochs", "3", "--label_report", "false"]
