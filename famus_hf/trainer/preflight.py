@@ -16,7 +16,6 @@ from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS
 from famus_hf.core.fsdp import LOW_PRECISION
 from famus_hf.core.losses import IGNORED, LDAMLoss
 from famus_hf.core.meta_learners.base import MetaLearner
-from famus_hf.core.meta_learners.soft import SoftTargets
 from famus_hf.core.parallel.dtensor import is_sharded
 from famus_hf.data.inputs.audio_inputs import check_long_enough
 from famus_hf.data.inputs.model_inputs import ModelInputs, known_labels
@@ -331,16 +330,6 @@ def check_weighs_by_losses(meta_learner: MetaLearner) -> None:
         )
     if getattr(meta_learner, "detach_losses", True) is False:
         raise SettingsError("detach_losses=False does not go with two networks, whose weights are constants to them")
-
-
-def check_takes_targets(base_loss: Any, meta_learner: MetaLearner) -> None:
-    """Raise SettingsError on margins beside a meta-learner that makes soft targets of labels."""
-    makes_targets = isinstance(meta_learner, SoftTargets) or getattr(meta_learner, "form", None) == "posterior"
-    if isinstance(base_loss, LDAMLoss) and makes_targets:
-        raise SettingsError(
-            f"base_loss 'ldam' has no margin for soft targets, which {type(meta_learner).__name__} makes: choose "
-            "another, or meta_learner 'mw-net'"
-        )
 
 
 def check_trusted(meta_learner: MetaLearner, has_trusted: bool) -> None:

@@ -12,6 +12,7 @@ from famus_hf.core.losses import IGNORED, CrossEntropyLoss, LDAMLoss
 from famus_hf.core.meta_learners.base import MetaLearner
 from famus_hf.core.meta_learners.label_noise import ForwardCorrection, LabelNoise
 from famus_hf.core.meta_learners.posterior import PosteriorTargets
+from famus_hf.core.meta_learners.soft import SoftTargets
 from famus_hf.data.inputs.model_inputs import known_labels
 from famus_hf.data.inputs.training_rows import INSTEAD, LABELS, TrainingRows, columns_of
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
@@ -36,7 +37,7 @@ def class_labels(train: Any) -> list[int]:
 
 def check_base_loss(base_loss: Any, learner: MetaLearner | None) -> None:
     """Raise SettingsError on a base loss that the targets or the likelihood of a meta-learner would pass over."""
-    if not isinstance(learner, LabelNoise):
+    if not isinstance(learner, (LabelNoise, SoftTargets)):
         return
     name = type(learner).__name__
     if isinstance(base_loss, LDAMLoss):

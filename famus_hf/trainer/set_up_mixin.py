@@ -129,7 +129,6 @@ class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
         self._make_stages()
         assert self.meta_learner is not None
         preflight.check_trusted(self.meta_learner, self.has_trusted)
-        preflight.check_takes_targets(self.base_loss, self.meta_learner)
         self.schedule.plain_share = self.meta_learner.plain_share
 
     def _check_meta_learning(self) -> None:
