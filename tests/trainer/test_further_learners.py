@@ -88,7 +88,7 @@ def test_gold_transitions_without_trusted_examples_are_refused(tmp_path, data):
 
 @pytest.mark.parametrize("learner", ["soft", "posterior"])
 def test_margins_beside_soft_targets_are_refused(tmp_path, data, learner):
-    with pytest.raises(ValueError, match=r"no margin for soft targets, which .*Targets makes"):
+    with pytest.raises(ValueError, match=r"margins for class indices, and .*Targets learns from probabilities"):
         make(tmp_path, data, meta_learner=learner, base_loss="ldam")
 
 
@@ -98,7 +98,7 @@ def test_transitions_of_a_file_correct_from_the_first_step(tmp_path, data, plain
     def trained(matrix):
         path.write_text(json.dumps({"class_names": names, "transitions": matrix.tolist()}))
         trainer = make(tmp_path, data, trusted=False, meta_learner="forward", transitions=str(path),
-                       plain_warmup_epochs=None, max_steps=PLAIN)  # fmt: skip
+                       plain_warmup_epochs=None, max_steps=PLAIN, train_on_trusted=False)  # fmt: skip
         trainer.train()
         return weights_of(trainer)
 
