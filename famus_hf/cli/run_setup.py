@@ -257,7 +257,8 @@ def baselines_of(
 
     exact = {"layer_sampler": "all", "candidate_layers": "all", "sampler_block": None, "meta_budget": None,
              "preset": None, "virtual_scope": "all"}  # fmt: skip
-    without = {"meta_learner": "none", "train_on_trusted": False, "meta_budget": None, "preset": None, **dict.fromkeys(DIAGNOSTICS, 0)}
+    without = {"meta_learner": "none", "train_on_trusted": False, "meta_budget": None, "preset": None,
+               **dict.fromkeys(DIAGNOSTICS, 0)}  # fmt: skip
     match = None if args.meta_learner in ("l2r", "l2b") else 0.0  # which have no such loss
     all_layers = {**exact, "sparsity_weight": 0.0, "gradient_match_weight": match}
     one_network, batch = dataclasses.replace(model_args, two_networks=False), args.per_device_train_batch_size
