@@ -217,7 +217,8 @@ class ShardedStages(ThreeStages):
 
     def actual_train(self, train: TrainingPass, virtual: VirtualTrain | None, accumulated: int = 1) -> Tensor:
         if virtual is not None:
-            train = self._forward(*self._batch, is_meta_step=False)
+            described, train = train, self._forward(*self._batch, is_meta_step=False)
+            train.describe_as(described)
             if not all_finite([train.all_logits]):
                 raise NotFiniteError(LOGITS)
         return super().actual_train(train, None, accumulated)

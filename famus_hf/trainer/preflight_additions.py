@@ -85,8 +85,6 @@ def check_rows(
 
 def check_mixup(args: FaMUSTrainingArguments, train: Any, batch: dict[str, Any], base_loss: Any) -> None:
     """Raise FaMUSError on training examples that mixup can't mix. batch: The first ones, as they reach the network."""
-    if not args.mixup_alpha:
-        return
     inputs = sorted(set(batch) - {"labels", *RECORD_COLUMNS})
     if inputs != ["pixel_values"] or not batch["pixel_values"].is_floating_point():
         kind = f"pixel_values of type {batch['pixel_values'].dtype}" if inputs == ["pixel_values"] else None
@@ -101,6 +99,15 @@ def check_mixup(args: FaMUSTrainingArguments, train: Any, batch: dict[str, Any],
     if IGNORED in seen or IGNORED in known_labels(train):
         raise DataError(
             f"mixup_alpha mixes labels, and some examples have none ({IGNORED}): leave these examples out, or mixup"
+        )
+
+
+def check_beliefs_of_mixed(args: FaMUSTrainingArguments, learner: MetaLearner | None, is_sharded: bool) -> None:
+    """Raise SettingsError on mixed images of a sharded network that is to be asked of the unmixed ones beside."""
+    if args.mixup_alpha and is_sharded and needs_beliefs(args, learner):
+        raise SettingsError(
+            f"mixup_alpha and {_who_believes(learner)} under FSDP would need a pass of the unmixed images within the "
+            "step, which FSDP does not allow: leave one of them out, or start without FSDP"
         )
 
 

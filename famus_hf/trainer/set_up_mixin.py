@@ -82,6 +82,7 @@ class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
             preflight_additions.check_own_loss(args, type(self))
             preflight_additions.check_rows(args, self.model, train, self.meta_dataset, learner, self._labelled_collate)
             preflight_additions.check_logit_adjustment(args, self.model, train, self.base_loss)
+            preflight_additions.check_beliefs_of_mixed(args, learner, self.is_fsdp_enabled)
             if args.mixup_alpha:
                 batch = self._first_batch(self.model, train, args.train_batch_size)
                 preflight_additions.check_mixup(args, train, batch, self.base_loss)

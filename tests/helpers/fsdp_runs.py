@@ -64,6 +64,7 @@ REFUSED = {
     ),
     "LoRA": ({}, {"adapters": True}),
     "no embeddings": ({}, {"without": "get_input_embeddings"}),
+    "beliefs of mixed images": ({}, {"meta_learner": "posterior", "mixup_alpha": 1.0, "meta_optim": None}),
 }
 
 

@@ -25,6 +25,7 @@ WORDS = {
     "transformers' checkpointing": "activation checkpointing does not go with",
     "two ways of sharding": "a parallelism_config does not go with",
     "LoRA": "PEFT does not go with",
+    "beliefs of mixed images": "mixup_alpha and PosteriorTargets under FSDP would need",
     "no embeddings": "accelerate 1.15 can't shard a WideResNetForImageClassification",
 }
 

@@ -112,6 +112,11 @@ class TrainingPass:
         """Return the rows of all processes in the order of `all_logits`, detached. (n, …) → (k·n, …)"""
         return self.processes.gathered(rows)
 
+    def describe_as(self, other: "TrainingPass") -> None:
+        """Take what another pass of the same rows tells of its examples, beside inputs and labels."""
+        self.beliefs, self.is_trusted, self.label_losses = other.beliefs, other.is_trusted, other.label_losses
+        self.logit_shift, self.mixture = other.logit_shift, other.mixture
+
     def virtual_gradient(self, loss: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """Return g = ∇_w J(w, θ) of Eq. (3) over the global batch, by name. The graph is kept for Actual-Train.
 
