@@ -55,12 +55,14 @@ class RecordingCollator:
     """Keeps the batches of the training set and of the meta set apart, in order."""
 
     def __init__(self):
-        self.train, self.meta = [], []
+        self.train, self.meta, self.rows = [], [], []
 
     def __call__(self, examples):
         batch = default_data_collator(examples)
-        which = self.meta if 1000 <= examples[0]["index"] < 2000 else self.train
-        which.append({name: batch[name] for name in ("pixel_values", "labels")})
+        is_meta = 1000 <= examples[0]["index"] < 2000
+        (self.meta if is_meta else self.train).append({name: batch[name] for name in ("pixel_values", "labels")})
+        if not is_meta:
+            self.rows.append(batch["index"])
         return batch
 
 

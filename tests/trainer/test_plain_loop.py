@@ -11,6 +11,7 @@ from transformers import get_scheduler
 
 from famus_hf import L2R, MLC, FaMUSTrainer, LearnedSampler, MWNet
 from famus_hf.core.layer_samplers import step_generator
+from famus_hf.core.meta_learners.posterior import PosteriorTargets
 from tests.helpers import brute_force
 from tests.helpers.models import CLASSES, build_model
 from tests.helpers.trainers import Examples, RecordingCollator, make_args
@@ -118,7 +119,17 @@ MODES = {
     "mlc, logits": {"meta_learner": "mlc"},
     "mlc, probabilities": {"meta_learner": "mlc", "mlc_form": "probabilities", "mlc_reduction": "sum"},
     "mlc, afresh": {"meta_learner": "mlc", "mlc_keep_matrix": False},
+    "beta follows": {"meta_optim": "adam", "lr_scheduler_type": "linear", "warmup_steps": 2},
+    "beta constant": {
+        "meta_optim": "adam", "lr_scheduler_type": "linear", "warmup_steps": 2, "meta_lr_schedule": "constant"
+    },
+    "posterior": {"meta_learner": "posterior", "network": "called group norm"},
+    "posterior, interval": {"meta_learner": "posterior", "network": "called group norm", "meta_interval": 2},
+    "posterior, likelihood": {
+        "meta_learner": "posterior", "network": "called group norm", "posterior_form": "likelihood"
+    },
 }  # fmt: skip
+PLAIN_STEPS = 3  # of posterior targets: an epoch of their 24 examples
 CASES = [(optimizer, "plain settings") for optimizer in OPTIMIZERS]
 CASES += [(optimizer, mode) for mode in MODES for optimizer in ("momentum", "adamw") if mode != "plain settings"]
 
@@ -139,9 +150,51 @@ def weights_of(mw_net, losses, mode):
     return raw / len(raw) if mode.get("weight_normalization") == "mean" else raw / raw.sum()
 
 
-def training_loss(learner, mode):
+def posterior_loss(learner, q):
+    """J of posterior targets: logits, labels → scalar. q: What is believed of the batch."""
+
+    def loss(z, y):
+        scores = learner.goes.clamp_min(1e-12).log() + learner.transitions
+        scores = torch.where(torch.eye(CLASSES, dtype=torch.bool), -torch.inf, scores)
+        wrong, own = scores.softmax(1)[:, y].t(), F.one_hot(y, CLASSES)  # T_ky by example and class k
+        stays, of_label = learner.stays[y].clamp(0.3, 0.98), q.gather(1, y[:, None])[:, 0]
+        with torch.no_grad():
+            columns = [
+                F.cross_entropy(z, y, reduction="none"), -of_label.log(), q.max(1)[0], -(q * q.log()).sum(1),
+                (q * wrong).sum(1).log(), (of_label * stays).log(),
+            ]  # fmt: skip
+        residual = learner.output(torch.relu(learner.hidden(torch.stack(columns, 1))))[:, 0]
+        v = torch.sigmoid((stays / (1 - stays)).log() + residual)[:, None]
+        evidence = v * own + (1 - v) * wrong
+        if learner.form == "likelihood":
+            return -(z.softmax(1) * evidence).sum(1).log().mean()
+        targets = q * evidence / (q * evidence).sum(1, keepdim=True)
+        return -(targets * z.log_softmax(1)).sum(1).mean()
+
+    return loss
+
+
+class Beliefs:
+    """Running predictions of all training examples, in float32."""
+
+    def __init__(self, size):
+        self.sums, self.visits, self.labels = torch.zeros(size, CLASSES), torch.zeros(size), torch.zeros(size).long()
+
+    def note(self, rows, logits, labels):
+        self.sums[rows] = (self.sums[rows] + logits.detach().float().softmax(1)) / 2
+        self.visits[rows] += 1
+        self.labels[rows] = labels
+        return self.of(rows)
+
+    def of(self, rows):
+        return self.sums[rows] / (1 - 0.5 ** self.visits[rows])[:, None]
+
+
+def training_loss(learner, mode, q=None):
     """J: logits, labels → scalar, with a graph to the meta-learner."""
     losses = losses_of(mode)
+    if isinstance(learner, PosteriorTargets):
+        return posterior_loss(learner, q)
     if isinstance(learner, MLC):
         return brute_force.mlc_loss(learner.matrix, learner.form, learner.reduction)
     return lambda z, y: (weights_of(learner, losses(z, y), mode) * losses(z, y)).sum()
@@ -183,7 +236,7 @@ def gates_of(sampler, mode, candidates, gradients, seed, step):
     return sampler(values, step_generator(seed, step))
 
 
-def meta_step(state, train, meta, rate, mode):
+def meta_step(state, train, meta, rate, mode, q):
     """θ and η after Eq. (12), by one backward pass through the virtual step. Returns the weights of L2R."""
     model, learner, sampler = state.model, state.learner, state.sampler
     scope = None if mode.get("virtual_scope") != "candidates" else [layer.name for layer in state.candidates]
@@ -201,7 +254,7 @@ def meta_step(state, train, meta, rate, mode):
         )
         help_of = (-torch.autograd.grad(value, epsilon)[0]).clamp(min=0)
         return help_of / help_of.sum() if help_of.sum() > 0 else help_of
-    loss, preconditioners = training_loss(learner, mode), preconditioners_of(model, state.optimizer, mode)
+    loss, preconditioners = training_loss(learner, mode, q), preconditioners_of(model, state.optimizer, mode)
     random_state = torch.get_rng_state()
     _, gradients, _ = brute_force.meta_loss(model, loss, train, meta, rate, keeps_buffers=True)
     torch.set_rng_state(random_state)
@@ -247,6 +300,7 @@ def train_by_hand(state, batches, meta_batches, random_states, mode):
     )
     accumulated, state.meta_steps = mode.get("gradient_accumulation_steps", 1), 0
     batches, meta_batches, random_states = iter(batches), iter(meta_batches), iter(random_states)
+    rows = iter(state.rows)
     losses = losses_of(mode)
     for step in range(STEPS):
         state.optimizer.zero_grad()
@@ -254,19 +308,31 @@ def train_by_hand(state, batches, meta_batches, random_states, mode):
             train, random_state = next(batches), next(random_states)
             if isinstance(state.learner, MLC) and not state.learner.keep_matrix:
                 state.learner.matrix.data.copy_(torch.eye(CLASSES))
+            q, is_plain = None, False
+            if isinstance(state.learner, PosteriorTargets):
+                is_plain = step < PLAIN_STEPS
+                if step == PLAIN_STEPS:
+                    state.learner.observe_beliefs(state.beliefs.of(slice(None)), state.beliefs.labels)
+                q = state.beliefs.note(next(rows), state.model(**train).logits, train["labels"]).double()
             before, weights = copy.deepcopy(state.learner), None
-            is_meta_step = step % mode.get("meta_interval", 1) == 0
+            is_meta_step = step % mode.get("meta_interval", 1) == 0 and not is_plain
+            first = schedule.base_lrs[0]
+            for group in state.learner_optimizer.param_groups if mode.get("meta_optim") == "adam" else ():
+                follows = mode.get("meta_lr_schedule") != "constant"
+                group["lr"] = 0.05 * (schedule.get_last_lr()[0] / first if follows else 1)
             if is_meta_step:
                 torch.set_rng_state(random_state)
-                weights = meta_step(state, train, next(meta_batches), schedule.get_last_lr()[0], mode)
+                weights = meta_step(state, train, next(meta_batches), schedule.get_last_lr()[0], mode, q)
                 state.meta_steps += 1
             learner = before if is_meta_step and mode.get("reuse_virtual_gradient") else state.learner
             torch.set_rng_state(random_state)
             logits = state.model(train["pixel_values"]).logits
-            if weights is not None:
+            if is_plain:
+                loss = losses(logits, train["labels"]).mean()
+            elif weights is not None:
                 loss = (weights * losses(logits, train["labels"])).sum()
             else:
-                loss = training_loss(learner, mode)(logits, train["labels"])
+                loss = training_loss(learner, mode, q)(logits, train["labels"])
             (loss / accumulated).backward()
         if mode.get("max_grad_norm"):
             nn.utils.clip_grad_norm_(state.model.parameters(), mode["max_grad_norm"])
@@ -281,6 +347,8 @@ def learner_of(mode):
     kind = mode.get("meta_learner", "mw-net")
     if kind == "l2r":
         return L2R()
+    if kind == "posterior":
+        return PosteriorTargets(CLASSES, mode.get("posterior_form", "posterior"), hidden_size=12).double()
     if kind == "mlc":
         return MLC(
             CLASSES,
@@ -300,6 +368,7 @@ def test_the_trainer_takes_the_steps_of_a_loop_written_by_hand(tmp_path, monkeyp
     network = mode.get("network", "odd")
     model = NETWORKS[network]().double().train() if network in NETWORKS else build_model(network)
     learner, collator = learner_of(mode), RecordingCollator()
+    is_posterior = isinstance(learner, PosteriorTargets)
     flags = {key: value for key, value in mode.items() if key not in ("network", "detach_losses")}
     settings = {"max_grad_norm": 0.0, "lr_scheduler_type": "constant", "lr_milestones": [], **flags}
     steps = OPTIMIZERS[optimizer](model.parameters())
@@ -307,7 +376,7 @@ def test_the_trainer_takes_the_steps_of_a_loop_written_by_hand(tmp_path, monkeyp
     trainer = FaMUSTrainer(
         model,
         make_args(tmp_path, max_steps=STEPS, **settings),
-        train_dataset=Examples(48, dtype=torch.float64),
+        train_dataset=Examples(24 if is_posterior else 48, dtype=torch.float64),
         meta_dataset=Examples(11, 1000, seed=8, dtype=torch.float64),
         meta_learner=learner,
         layer_sampler=LearnedSampler() if mode["layer_sampler"] == "learned" else None,
@@ -318,9 +387,15 @@ def test_the_trainer_takes_the_steps_of_a_loop_written_by_hand(tmp_path, monkeyp
     state = SimpleNamespace(
         model=mine[0], learner=mine[1], sampler=mine[2], optimizer=OPTIMIZERS[optimizer](mine[0].parameters()),
         candidates=trainer.meta.candidates, last=trainer.meta.layers[-1], seed=trainer.args.seed,
-        learner_optimizer=None, sampler_optimizer=None,
+        learner_optimizer=None, sampler_optimizer=None, beliefs=Beliefs(24), rows=collator.rows,
     )  # fmt: skip
-    if list(state.learner.parameters()):
+    if mode.get("meta_optim") == "adam":
+        state.learner_optimizer = torch.optim.Adam(state.learner.parameters(), 0.05)
+    elif is_posterior:
+        network = [*state.learner.hidden.parameters(), *state.learner.output.parameters()]
+        groups = [{"params": network}, {"params": [state.learner.transitions], "lr": 20 * 0.05}]
+        state.learner_optimizer = torch.optim.SGD(groups, 0.05, momentum=0.9)
+    elif list(state.learner.parameters()):
         is_mlc = isinstance(state.learner, MLC)
         state.learner_optimizer = torch.optim.SGD(state.learner.parameters(), 0.05, momentum=0.0 if is_mlc else 0.9)
     if list(state.sampler.parameters()):
@@ -328,14 +403,16 @@ def test_the_trainer_takes_the_steps_of_a_loop_written_by_hand(tmp_path, monkeyp
     start = copy.deepcopy(mine[0].state_dict())
     collator.train.clear()  # of the set-up
     collator.meta.clear()
+    collator.rows.clear()
     random_states, training_step = [], trainer.training_step
     monkeypatch.setattr(
         trainer, "training_step", lambda *given: (random_states.append(torch.get_rng_state()), training_step(*given))[1]
     )
     trainer.train()
     state.model.train()
-    train_by_hand(state, collator.train, collator.meta, random_states, mode)
-    exact = 1e-4 if name == "finite" else 1e-8
+    meta_batches = [batch for batch in collator.meta if len(batch["labels"]) < 11]  # beliefs are compared with all
+    train_by_hand(state, collator.train, meta_batches, random_states, mode)
+    exact = 1e-4 if name == "finite" else 1e-6 if is_posterior else 1e-8  # beliefs are of 32 bits
     for ours, by_hand, tolerance in (
         (trainer.model, state.model, exact),
         (trainer.meta_learner, state.learner, exact),
@@ -343,6 +420,8 @@ def test_the_trainer_takes_the_steps_of_a_loop_written_by_hand(tmp_path, monkeyp
     ):
         for key, expected in by_hand.state_dict().items():
             torch.testing.assert_close(ours.state_dict()[key], expected, rtol=tolerance, atol=tolerance / 100, msg=key)
+    if is_posterior:
+        assert learner.is_counted and learner.transitions.norm() > 1e-4, "θ has moved, too"
     moved = trainer.model.state_dict()["classifier.weight"] - start["classifier.weight"]
     assert moved.norm() > 1e-3, "the run must have gone somewhere"
     if "never.weight" in start:
