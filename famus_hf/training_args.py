@@ -10,7 +10,7 @@ from transformers.training_args import OptimizerNames, SchedulerType
 from famus_hf.core.autodiff.training_pass import Derivative
 from famus_hf.core.losses import BaseLoss
 from famus_hf.core.non_finite import NanPolicy
-from famus_hf.core.validation import Above, AtLeast, Between
+from famus_hf.core.validation import Above, AtLeast, Below, Between
 from famus_hf.core.virtual_train import VirtualStepKind
 from famus_hf.training_args_checks import (
     OF_SGD,
@@ -136,7 +136,7 @@ class FaMUSTrainingArguments(TrainingArguments):
             "CMW-Net)."
         },
     )
-    belief_decay: Annotated[float, Between(0, 1)] = field(
+    belief_decay: Annotated[float, AtLeast(0), Below(1)] = field(
         default=0.5,
         metadata={
             "help": "Decay, at each visit, of the running prediction of an example (posterior, forward, soft, label "

@@ -75,6 +75,20 @@ class AtLeast:
 
 
 @dataclass(frozen=True)
+class Below:
+    """Less than a number."""
+
+    number: float
+
+    def holds(self, value: Any) -> bool:
+        return bool(value < self.number)
+
+    @property
+    def words(self) -> str:
+        return f"less than {self.number}"
+
+
+@dataclass(frozen=True)
 class Between:
     """Greater than one number and less than another."""
 

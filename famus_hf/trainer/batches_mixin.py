@@ -21,6 +21,7 @@ from famus_hf.data.inputs.meta_batches import MetaBatches
 from famus_hf.data.inputs.mixup import draw_mixture, mixed
 from famus_hf.data.inputs.training_rows import TrainingRows
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
+from famus_hf.errors import DataError
 from famus_hf.trainer.learning_mixin import LearningMixin
 from famus_hf.trainer.meta_set_schedule import MetaSetSchedule
 
@@ -65,7 +66,9 @@ class BatchesMixin(LearningMixin):
         self.mixture, self._unmixed = None, None
         if not self.args.mixup_alpha:
             return batch
-        images = batch["pixel_values"]
+        images, labels = batch["pixel_values"], batch[self.label_name]
+        if labels.min() < 0:
+            raise DataError(f"a training batch holds the label {int(labels.min())}, which mixup_alpha can't mix")
         generator = make_generator(self.args.seed, MIX_STREAM, *self._micro_batch, self.args.process_index)
         partner, share = draw_mixture(len(images), self.args.mixup_alpha, generator)
         self.mixture, self._unmixed = (partner.to(images.device), share.to(images.device)), batch

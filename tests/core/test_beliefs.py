@@ -31,6 +31,15 @@ def test_running_predictions_are_averages_with_decaying_weights():
         torch.testing.assert_close(beliefs.honest.probabilities[row], mean)
 
 
+def test_without_decay_the_last_prediction_alone_is_believed():
+    beliefs = RunningBeliefs(3, 2, 1, decay=0.0)
+    for how_sure in (0.9, 0.6):
+        beliefs.update(torch.tensor([0, 1]), sure([0, 1], how_sure, 2), torch.tensor([0, 1]), torch.zeros(2))
+        beliefs.observe(sure([0], how_sure, 2), torch.tensor([0]))
+    torch.testing.assert_close(beliefs.of(slice(None)), torch.tensor([[0.6, 0.4], [0.4, 0.6], [0.0, 0.0]]))
+    torch.testing.assert_close(beliefs.trusted_sums, torch.tensor([[0.6, 0.4]]))
+
+
 def test_beliefs_are_kept_of_the_last_epoch_before_labels_were_learned_by_heart():
     classes = [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
     beliefs, trusted = RunningBeliefs(4, 3, 10), torch.tensor(classes)

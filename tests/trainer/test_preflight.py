@@ -7,9 +7,12 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from transformers import default_data_collator
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments
-from famus_hf.errors import DataError, SettingsError
+from famus_hf.core.losses import LDAMLoss
+from famus_hf.errors import DataError, FaMUSError, SettingsError
 from famus_hf.metrics import compute_accuracy
 from famus_hf.trainer import preflight
 from famus_hf.two_networks.trainer import TwoNetworkTrainer
@@ -46,6 +49,25 @@ REFUSED = {
     ),
     "budget without learned sampler": ({"layer_sampler": "all", "meta_budget": 0.5}, "meta_budget needs"),
     "budget below the cheapest layer": ({"meta_budget": 1e-6}, r"cheapest layer's cost of 0\.\d+ plain steps"),
+    "budget of what has no meta step": ({"meta_learner": "forward", "meta_budget": 0.5}, "'forward' has no meta step"),
+    "rate of what has no parameters": ({"meta_learner": "forward", "meta_learning_rate": 1.0}, "has no parameters"),
+    "diagnostics of no meta step": ({"meta_learner": "forward", "log_layers": 2}, "no meta step to look into"),
+    "preset of no meta step": ({"meta_learner": "forward", "preset": "fast"}, "meta_learner 'forward' has none"),
+    "gradients of targets that do not scale": (
+        {"meta_learner": "posterior", "scale_example_gradients": True},
+        "PosteriorTargets, whose virtual and actual gradients do not differ by example weights alone",
+    ),
+    "another form": ({"posterior_form": "prior"}, "choose one of posterior, likelihood"),
+    "a decay that grows": ({"belief_decay": 1.5}, "belief_decay=1.5 must be less than 1"),
+    "shares of classes that are not told": ({"logit_adjustment": 1.0}, "logit_adjustment needs the labels of all"),
+    "a loss that a likelihood passes over": (
+        {"meta_learner": "posterior", "posterior_form": "likelihood", "base_loss": "focal"},
+        "PosteriorTargets's loss is the likelihood of a label",
+    ),
+    "smoothing that a likelihood passes over": (
+        {"meta_learner": "forward", "label_smoothing_factor": 0.1},
+        "ForwardCorrection's loss is the likelihood",
+    ),
     "unknown base loss": ({"base_loss": "hinge"}, "choose one of ce, focal"),
     "an optimizer within the backward pass": ({"optim": "lomo"}, "'lomo' moves the network within the backward pass"),
     "unknown derivative": ({"derivative": "backward"}, "choose one of auto"),
@@ -150,7 +172,8 @@ def test_defaults_that_documents_and_tables_name_stay_what_they_are(tmp_path):
         "candidate_layers": "4", "virtual_scope": "candidates", "meta_batch_size": 25, "train_on_trusted": True,
         "sharpening_temperature": 0.5, "mixup_alpha": None, "unlabelled_weight": 5.0, "ramp_up_epochs": 16.0,
         "focal_gamma": 2.0, "gce_q": 0.7, "sce_alpha": 0.1, "sce_beta": 1.0, "nce_alpha": 1.0, "nce_beta": 1.0,
-        "ema_decay": None, "learning_rate": 0.05, "weight_decay": 5e-4, "max_grad_norm": 0.0,
+        "logit_adjustment": 0.0, "posterior_form": "posterior", "transition_rate": 20.0, "transition_counts": "once",
+        "belief_decay": 0.5, "meta_lr_schedule": None, "ema_decay": None, "learning_rate": 0.05, "weight_decay": 5e-4, "max_grad_norm": 0.0,
     }  # fmt: skip
     assert {name: getattr(args, name) for name in expected} == expected
     paper = FaMUSTrainingArguments(str(tmp_path), meta_learner="mw-net")
@@ -332,3 +355,152 @@ def test_an_empty_meta_set_is_refused(tmp_path):
             train_dataset=Examples(40),
             meta_dataset=Examples(0),
         )
+
+
+# ---- Beliefs, trusted rows, mixup, shares of classes ----
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        data = Examples(40)
+        return (data[row] for row in range(40))
+
+
+class Changed(Examples):
+    """Examples of which a column is another."""
+
+    def __init__(self, size, change, **keywords):
+        super().__init__(size, **keywords)
+        self.change = change
+
+    def __getitem__(self, row):
+        return self.change(super().__getitem__(row))
+
+
+def without_row(examples):
+    kept = ("pixel_values", "labels", "index")
+    return default_data_collator([{name: example[name] for name in kept} for example in examples])
+
+
+def margins():
+    return LDAMLoss([10] * 4)
+
+
+def bytes_of(example):
+    return {**example, "pixel_values": (255 * example["pixel_values"]).to(torch.uint8)}
+
+
+POSTERIOR, FORWARD = {"meta_learner": "posterior"}, {"meta_learner": "forward"}
+TRUSTED, MIXED, ADJUSTED = {"train_on_trusted": True}, {"mixup_alpha": 1.0}, {"logit_adjustment": 1.0}
+OF_ADDITIONS = {
+    "beliefs of a stream": (POSTERIOR, {"train_dataset": Stream()}, "PosteriorTargets needs to know which example is"),
+    "forward correction of a stream": (
+        FORWARD, {"train_dataset": Stream(), "meta_dataset": None}, "ForwardCorrection needs to know which example is"
+    ),
+    "a collator that drops rows": (
+        POSTERIOR, {"data_collator": without_row}, "PosteriorTargets needs the column 'row' .* data_collator drops"
+    ),
+    "… of trusted ones": (
+        {**TRUSTED, **PLAIN}, {"data_collator": without_row}, "train_on_trusted needs the column 'row'"
+    ),
+    "margins below targets": (POSTERIOR, {"base_loss": margins()}, "ldam.*PosteriorTargets learns from probabilities"),
+    "margins below forward correction": (FORWARD, {"base_loss": margins()}, "ForwardCorrection learns from probabil"),
+    "margins of mixed images": (MIXED, {"base_loss": margins()}, "it does not go with mixup_alpha"),
+    "mixed bytes": (
+        {**MIXED, **PLAIN}, {"train_dataset": Changed(40, bytes_of)}, "mixup_alpha mixes images, and .* of type torch.uint8"
+    ),
+    "mixed words": (
+        {**MIXED, **PLAIN},
+        {"train_dataset": [{"input_ids": [1, 2], "labels": 0}] * 8, "model": build_model("bert", torch.float32)},
+        "mixup_alpha mixes images, and the examples hold input_ids: give pixel_values",
+    ),
+    "mixed examples without a label": (
+        {**MIXED, **PLAIN}, {"train_dataset": Changed(40, lambda example: {**example, "labels": -100})},
+        r"some examples have none \(-100\)",
+    ),
+    "mixup in a loss of the user's": (
+        {**MIXED, **PLAIN}, {"compute_loss_func": lambda *given: 0}, "mixup_alpha=1.0 does nothing: drop one"
+    ),
+    "shares in a loss of the user's": (
+        {**ADJUSTED, **PLAIN}, {"compute_loss_func": lambda *given: 0}, "logit_adjustment=1.0 does nothing: drop one"
+    ),
+    "shares of a stream": ({**ADJUSTED, **PLAIN}, {"train_dataset": Stream()}, "needs the labels of all"),
+    "none trusted": ({**TRUSTED, **PLAIN}, {"meta_dataset": None}, "train_on_trusted needs trusted examples"),
+    "pseudo-clean ones": (TRUSTED, {"meta_dataset": None}, "train_on_trusted needs trusted examples, and there are no"),
+    "trusted ones beside a stream": (TRUSTED, {"train_dataset": Stream()}, "train_on_trusted needs to know which"),
+    "four trusted": (TRUSTED, {"meta_dataset": Examples(4, 1000)}, "there are 4: give at least 5"),
+    "trusted ones without a column": (
+        TRUSTED, {"train_dataset": Changed(40, lambda example: {**example, "weight": 1.0})}, "which lack weight$"
+    ),
+    "trusted ones with labels of another name": (
+        {**TRUSTED, **PLAIN},
+        {"meta_dataset": Changed(11, lambda example: {"pixel_values": example["pixel_values"], "label": 1})},
+        r"lack labels \(they have label\)",
+    ),
+}  # fmt: skip
+
+
+def trainer_with(folder, settings, keywords, kind=FaMUSTrainer, model=None):
+    data = {"train_dataset": Examples(40), "meta_dataset": Examples(11, 1000)}
+    model = keywords.get("model") or model or build_model("batch norm", torch.float32)
+    keywords = {name: value for name, value in keywords.items() if name != "model"}
+    return kind(model, make_args(folder, **{"layer_sampler": "all", **settings}), **{**data, **keywords})
+
+
+@pytest.mark.parametrize("case", OF_ADDITIONS)
+def test_what_can_not_be_added_is_refused_in_one_sentence_before_training(tmp_path, case):
+    settings, keywords, sentence = OF_ADDITIONS[case]
+    with pytest.raises(FaMUSError, match=sentence) as error:
+        trainer_with(tmp_path, settings, keywords)
+    assert str(error.value).count(". ") == 0
+
+
+def test_beliefs_beyond_a_limit_are_refused_in_bytes(tmp_path):
+    class Many(Examples):
+        def __len__(self):
+            return 2**28 + 1
+
+    with pytest.raises(SettingsError, match=rf"of {2**28 + 1} examples in 4 classes, {2**32 + 16} bytes on"):
+        trainer_with(tmp_path, POSTERIOR, {"train_dataset": Many(40)})
+
+
+def test_shares_of_classes_need_their_number_and_no_other_margins(tmp_path):
+    train = Dataset.from_dict({"pixel_values": np.zeros((40, 3, 8, 8), np.float32), "labels": [0, 1] * 20})
+    train = train.with_format("torch")
+    settings = {**ADJUSTED, **PLAIN}
+    trainer_with(tmp_path, settings, {"train_dataset": train})
+    with pytest.raises(SettingsError, match=r"the PlainModule has no config\.num_labels: give it one"):
+        trainer_with(tmp_path, settings, {"train_dataset": train}, model=PlainModule())
+    with pytest.raises(SettingsError, match="it does not go with logit_adjustment"):
+        trainer_with(tmp_path, settings, {"train_dataset": train, "base_loss": margins()})
+
+
+def test_a_loss_that_a_subclass_computes_is_not_passed_over(tmp_path):
+    class Own(FaMUSTrainer):
+        def compute_loss(self, *given, **keywords):
+            return super().compute_loss(*given, **keywords)
+
+    with pytest.raises(SettingsError, match=r"Own\.compute_loss is the whole loss, so that mixup_alpha does nothing"):
+        trainer_with(tmp_path, {**MIXED, **PLAIN}, {}, kind=Own)
+    trainer_with(tmp_path, PLAIN, {}, kind=Own)
+
+
+@pytest.mark.parametrize("settings", [TRUSTED, ADJUSTED])
+def test_two_networks_take_neither_trusted_rows_nor_shares_and_mix_as_ever(tmp_path, settings):
+    def two(**settings):
+        model = TwoModels(build_model("batch norm", torch.float32, 0), build_model("batch norm", torch.float32, 1))
+        return trainer_with(tmp_path, settings, {"meta_dataset": None}, kind=TwoNetworkTrainer, model=model)
+
+    with pytest.raises(SettingsError, match=f"{next(iter(settings))} does not go with two networks: leave it out"):
+        two(**settings)
+    with pytest.raises(SettingsError, match="meta_learner='posterior' does not go with two networks"):
+        two(**POSTERIOR)
+    assert two().args.mixup_alpha == 0.5 and two(mixup_alpha=0.0).args.mixup_alpha == 0.0
+
+
+def test_a_batch_without_labels_for_all_is_not_mixed(tmp_path):
+    """Where no check before training has seen it."""
+    late = Changed(40, lambda example: {**example, "labels": -100 if example["index"] == 39 else example["labels"]})
+    trainer = trainer_with(tmp_path, {**MIXED, **PLAIN}, {"train_dataset": late})
+    with pytest.raises(DataError, match="-100"):
+        trainer.train()

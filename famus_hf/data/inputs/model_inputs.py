@@ -95,5 +95,6 @@ def known_labels(dataset: Any) -> list[int]:
     if isinstance(dataset, ModelInputs):
         return dataset.records["labels"]
     if isinstance(dataset, Dataset) and "labels" in dataset.column_names:
-        return [label for label in dataset["labels"][:] if isinstance(label, int)]
+        stored = dataset if dataset.format["type"] == "custom" else dataset.with_format(None)  # numbers, not tensors
+        return [label for label in stored["labels"][:] if isinstance(label, int)]
     return []
