@@ -254,10 +254,11 @@ def _check_sampler(args: Any) -> None:
     if args.meta_budget is not None and args.sparsity_weight is not None:
         raise SettingsError("meta_budget takes the place of Eq. 10: leave out sparsity_weight")
     learner = META_LEARNERS.get(args.meta_learner)
+    learns = learner is None or (learner.keeps_theta and learner.has_meta_step)
     absent = {
-        "gradient_match_weight": learner is not None and not learner.has_virtual_step,
-        "meta_learning_rate": learner is not None and not learner.keeps_theta,
-        "meta_optim": learner is not None and not learner.keeps_theta,
+        "gradient_match_weight": learner is not None and not (learner.has_virtual_step and learner.has_meta_step),
+        "meta_learning_rate": not learns,
+        "meta_optim": not learns,
     }
     for name, is_absent in absent.items():
         if is_absent and getattr(args, name):

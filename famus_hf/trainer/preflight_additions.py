@@ -16,7 +16,7 @@ from famus_hf.core.meta_learners.soft import SoftTargets
 from famus_hf.data.inputs.model_inputs import known_labels
 from famus_hf.data.inputs.training_rows import INSTEAD, LABELS, TrainingRows, columns_of
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
-from famus_hf.errors import DataError, SettingsError
+from famus_hf.errors import DataError, FaMUSError, SettingsError
 from famus_hf.training_args import FaMUSTrainingArguments
 
 BELIEFS_LIMIT = 4 * 2**30  # bytes of beliefs that training itself looks at
@@ -53,15 +53,28 @@ def check_base_loss(base_loss: Any, learner: MetaLearner | None) -> None:
         )
 
 
+def settle_trusted(args: FaMUSTrainingArguments, train: Any, meta: Any) -> None:
+    """Train on no trusted examples where that can't be, if the user left it open.
+
+    Raises:
+        FaMUSError: The user asked for it.
+    """
+    if args.train_on_trusted:
+        try:
+            _check_trusted(args, train, meta)
+        except FaMUSError:
+            if args.asks_for_trusted:
+                raise
+            args.train_on_trusted = False
+
+
 def check_rows(
-    args: FaMUSTrainingArguments, model: Any, train: Any, meta: Any, learner: MetaLearner | None, collate: Collate
+    args: FaMUSTrainingArguments, model: Any, train: Any, learner: MetaLearner | None, collate: Collate
 ) -> None:
     """Raise FaMUSError where examples can't be told apart or remembered, though settings ask for it."""
-    if args.asks_for_trusted:
-        _check_trusted(args, train, meta)
-    if not (args.asks_for_trusted or needs_beliefs(args, learner)):
+    if not (args.train_on_trusted or needs_beliefs(args, learner)):
         return
-    name = "train_on_trusted" if args.asks_for_trusted else _who_believes(learner)
+    name = _who_believes(learner) if needs_beliefs(args, learner) else "train_on_trusted"
     if isinstance(train, IterableDataset) or not (has_length(train) and hasattr(train, "__getitem__")):
         raise SettingsError(
             f"{name} needs to know which example is which, and a stream does not tell: load it without streaming, or "
@@ -79,7 +92,7 @@ def check_rows(
     if "row" not in batch:
         raise SettingsError(
             f"{name} needs the column 'row' in each training batch, which the data_collator drops (it leaves "
-            f"{', '.join(batch)}): have it keep that column, whose values are whole numbers"
+            f"{', '.join(batch)}): have it keep that column, whose values are whole numbers, or choose another method"
         )
 
 
@@ -175,7 +188,12 @@ def _check_trusted(args: FaMUSTrainingArguments, train: Any, meta: Any) -> None:
             "balanced_batches_per_epoch with train_on_trusted needs the labels of all trusted examples, which this "
             "meta_dataset does not tell without being read through: give a data set of datasets"
         )
-    if isinstance(train, IterableDataset) or isinstance(train[0], tuple | list | str | Tensor):
+    if isinstance(train, IterableDataset):
+        raise SettingsError(
+            "train_on_trusted needs to know which training example is which, and a stream does not tell: load it "
+            "without streaming, or leave that out"
+        )
+    if isinstance(train[0], tuple | list | str | Tensor):
         return  # said of the training set
     own, trusted = (set(columns_of(dataset[0])) for dataset in (train, meta))
     missing = sorted(own - trusted - set(INSTEAD))

@@ -80,7 +80,8 @@ class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
         with preserve_rng_state(args.device):  # examples may draw
             preflight_additions.check_base_loss(self.base_loss, learner)
             preflight_additions.check_own_loss(args, type(self))
-            preflight_additions.check_rows(args, self.model, train, self.meta_dataset, learner, self._labelled_collate)
+            preflight_additions.settle_trusted(args, train, self.meta_dataset)
+            preflight_additions.check_rows(args, self.model, train, learner, self._labelled_collate)
             preflight_additions.check_logit_adjustment(args, self.model, train, self.base_loss)
             preflight_additions.check_beliefs_of_mixed(args, learner, self.is_fsdp_enabled)
             if args.mixup_alpha:

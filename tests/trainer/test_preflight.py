@@ -12,6 +12,7 @@ from transformers import default_data_collator
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments
 from famus_hf.core.losses import LDAMLoss
+from famus_hf.core.meta_learners.posterior import PosteriorTargets
 from famus_hf.errors import DataError, FaMUSError, SettingsError
 from famus_hf.metrics import compute_accuracy
 from famus_hf.trainer import preflight
@@ -53,10 +54,6 @@ REFUSED = {
     "rate of what has no parameters": ({"meta_learner": "forward", "meta_learning_rate": 1.0}, "has no parameters"),
     "diagnostics of no meta step": ({"meta_learner": "forward", "log_layers": 2}, "no meta step to look into"),
     "preset of no meta step": ({"meta_learner": "forward", "preset": "fast"}, "meta_learner 'forward' has none"),
-    "gradients of targets that do not scale": (
-        {"meta_learner": "posterior", "scale_example_gradients": True},
-        "PosteriorTargets, whose virtual and actual gradients do not differ by example weights alone",
-    ),
     "another form": ({"posterior_form": "prior"}, "choose one of posterior, likelihood"),
     "a decay that grows": ({"belief_decay": 1.5}, "belief_decay=1.5 must be less than 1"),
     "shares of classes that are not told": ({"logit_adjustment": 1.0}, "logit_adjustment needs the labels of all"),
@@ -173,7 +170,8 @@ def test_defaults_that_documents_and_tables_name_stay_what_they_are(tmp_path):
         "sharpening_temperature": 0.5, "mixup_alpha": None, "unlabelled_weight": 5.0, "ramp_up_epochs": 16.0,
         "focal_gamma": 2.0, "gce_q": 0.7, "sce_alpha": 0.1, "sce_beta": 1.0, "nce_alpha": 1.0, "nce_beta": 1.0,
         "logit_adjustment": 0.0, "posterior_form": "posterior", "transition_rate": 20.0, "transition_counts": "once",
-        "belief_decay": 0.5, "meta_lr_schedule": None, "ema_decay": None, "learning_rate": 0.05, "weight_decay": 5e-4, "max_grad_norm": 0.0,
+        "belief_decay": 0.5, "meta_lr_schedule": None, "ema_decay": None, "learning_rate": 0.05, "weight_decay": 5e-4,
+        "max_grad_norm": 0.0,
     }  # fmt: skip
     assert {name: getattr(args, name) for name in expected} == expected
     paper = FaMUSTrainingArguments(str(tmp_path), meta_learner="mw-net")
@@ -390,8 +388,12 @@ def bytes_of(example):
     return {**example, "pixel_values": (255 * example["pixel_values"]).to(torch.uint8)}
 
 
-POSTERIOR, FORWARD = {"meta_learner": "posterior"}, {"meta_learner": "forward"}
-TRUSTED, MIXED, ADJUSTED = {"train_on_trusted": True}, {"mixup_alpha": 1.0}, {"logit_adjustment": 1.0}
+FORWARD, POSTERIOR = {"meta_learner": "forward"}, {"meta_learner": "posterior", "meta_batch_size": 8}
+TRUSTED, MIXED, ADJUSTED = (
+    {"train_on_trusted": True, "meta_learner": "mw-net"},
+    {"mixup_alpha": 1.0},
+    {"logit_adjustment": 1.0},
+)
 OF_ADDITIONS = {
     "beliefs of a stream": (POSTERIOR, {"train_dataset": Stream()}, "PosteriorTargets needs to know which example is"),
     "forward correction of a stream": (
@@ -403,11 +405,15 @@ OF_ADDITIONS = {
     "… of trusted ones": (
         {**TRUSTED, **PLAIN}, {"data_collator": without_row}, "train_on_trusted needs the column 'row'"
     ),
-    "margins below targets": (POSTERIOR, {"base_loss": margins()}, "ldam.*PosteriorTargets learns from probabilities"),
+    "gradients of targets that do not scale": (
+        {"meta_learner": "mw-net", "scale_example_gradients": True}, {"meta_learner": PosteriorTargets(4)},
+        "PosteriorTargets, whose virtual and actual gradients do not differ by example weights alone",
+    ),
+    "margins below targets": (POSTERIOR, {"base_loss": margins()}, "from probabilities|soft targets"),
     "margins below forward correction": (FORWARD, {"base_loss": margins()}, "ForwardCorrection learns from probabil"),
     "margins of mixed images": (MIXED, {"base_loss": margins()}, "it does not go with mixup_alpha"),
     "mixed bytes": (
-        {**MIXED, **PLAIN}, {"train_dataset": Changed(40, bytes_of)}, "mixup_alpha mixes images, and .* of type torch.uint8"
+        {**MIXED, **PLAIN}, {"train_dataset": Changed(40, bytes_of)}, "mixes images, and .* of type torch.uint8"
     ),
     "mixed words": (
         {**MIXED, **PLAIN},
@@ -453,6 +459,15 @@ def test_what_can_not_be_added_is_refused_in_one_sentence_before_training(tmp_pa
     with pytest.raises(FaMUSError, match=sentence) as error:
         trainer_with(tmp_path, settings, keywords)
     assert str(error.value).count(". ") == 0
+
+
+@pytest.mark.parametrize("trusted", [0, 4, 11])
+def test_trusted_examples_train_where_nobody_asked_only_if_they_can(tmp_path, trusted):
+    meta = Examples(trusted, 1000) if trusted else None
+    trainer = trainer_with(tmp_path, POSTERIOR, {"meta_dataset": meta})
+    assert trainer.args.train_on_trusted == (trusted == 11)
+    trainer.train()
+    assert len(trainer._trusted_in_training) == (9 if trusted == 11 else 0) and trainer.beliefs is not None
 
 
 def test_beliefs_beyond_a_limit_are_refused_in_bytes(tmp_path):
