@@ -16,7 +16,7 @@ from tests.helpers.models import CLASSES, build_audio_model, build_model
 from tests.helpers.trainers import Examples, make_args, make_image_trainer, make_text_trainer, state_of
 
 STEPS, EPOCH = 14, 6  # 48 pictures in batches of eight
-POSTERIOR = {"meta_learner": "posterior", "max_steps": STEPS, "layer_sampler": "all"}
+POSTERIOR = {"meta_learner": "posterior", "max_steps": STEPS, "layer_sampler": "all", "train_on_trusted": False}
 
 
 class SaveAt(TrainerCallback):
@@ -392,7 +392,7 @@ def test_posterior_targets_find_wrong_labels_of_digits(tmp_path):
         posteriors = trainer.meta_learner.label_posteriors(beliefs.of(slice(None)), beliefs.labels, beliefs.losses)
     sound = posteriors.gather(1, beliefs.labels[:, None])[:, 0].numpy()
     wrong = np.asarray(data["train"]["label"][:]) != np.asarray(data["train"]["clean_label"][:])
-    assert abs((1 - sound).mean() - wrong.mean()) < 0.06
+    assert abs((1 - sound).mean() - wrong.mean()) < 0.08
     assert ((sound < 0.5) == wrong).mean() > 0.9
     right = torch.tensor(data["train"]["clean_label"][:])
     assert (posteriors.argmax(1) == right).float().mean() > 0.9
