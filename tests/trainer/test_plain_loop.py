@@ -75,6 +75,10 @@ class Quantized(nn.Module):
 
 
 NETWORKS = {"odd": Odd, "loop": Loop, "quantized": Quantized}
+POSTERIOR = {
+    "meta_learner": "posterior", "network": "called group norm", "candidate_layers": "4", "virtual_scope": "candidates",
+    "meta_batch_size": 8, "train_on_trusted": False,
+}  # fmt: skip
 MODES = {
     "plain settings": {},
     "forward": {"derivative": "forward"},
@@ -123,11 +127,9 @@ MODES = {
     "beta constant": {
         "meta_optim": "adam", "lr_scheduler_type": "linear", "warmup_steps": 2, "meta_lr_schedule": "constant"
     },
-    "posterior": {"meta_learner": "posterior", "network": "called group norm"},
-    "posterior, interval": {"meta_learner": "posterior", "network": "called group norm", "meta_interval": 2},
-    "posterior, likelihood": {
-        "meta_learner": "posterior", "network": "called group norm", "posterior_form": "likelihood"
-    },
+    "posterior": POSTERIOR,
+    "posterior, interval": {**POSTERIOR, "meta_interval": 2},
+    "posterior, likelihood": {**POSTERIOR, "posterior_form": "likelihood"},
 }  # fmt: skip
 PLAIN_STEPS = 3  # of posterior targets: an epoch of their 24 examples
 CASES = [(optimizer, "plain settings") for optimizer in OPTIMIZERS]
