@@ -21,7 +21,7 @@ from famus_hf.data.per_example import ExampleEvaluator
 from famus_hf.errors import LoadError
 from famus_hf.storage.run_folder import BELIEFS
 from famus_hf.storage.saved_state import check_state, is_tensor
-from famus_hf.trainer import preflight_additions
+from famus_hf.trainer import preflight_rows
 from famus_hf.trainer.batches_mixin import BatchesMixin
 from famus_hf.trainer.checkpointing import CheckpointingMixin
 from famus_hf.trainer.meta_set_schedule import MetaSetSchedule
@@ -57,12 +57,12 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
         """Begin a training: nothing is believed yet."""
         train, learner = self.train_dataset, self.meta_learner
         self.beliefs, self.logit_shift, self._observed_at = None, None, None
-        self._needs_beliefs = preflight_additions.needs_beliefs(self.args, learner)
+        self._needs_beliefs = preflight_rows.needs_beliefs(self.args, learner)
         is_told_apart = isinstance(train, ModelInputs) and not self.args.mixup_alpha
         self.keeps_beliefs = self._needs_beliefs or (self.args.label_report and self.has_trusted and is_told_apart)
         self.__dict__.pop("_trusted_in_training", None)  # of another seed, or another meta set
         if self.args.logit_adjustment:
-            self._set_prior(np.bincount(preflight_additions.class_labels(train)))
+            self._set_prior(np.bincount(preflight_rows.class_labels(train)))
 
     def _set_prior(self, counts: np.ndarray | Tensor) -> None:
         """Take the shares of classes, by counts of shape (≤ C,), for logit adjustment: τ log π."""

@@ -22,7 +22,7 @@ from famus_hf.data.per_example import ExampleEvaluator
 from famus_hf.errors import SettingsError
 from famus_hf.reporting.diagnostics.callback import Diagnostics
 from famus_hf.reporting.diagnostics.mean_metrics import MeanMetrics
-from famus_hf.trainer import factory, preflight, preflight_additions
+from famus_hf.trainer import factory, preflight, preflight_rows
 from famus_hf.trainer.batches_mixin import BatchesMixin
 from famus_hf.trainer.classifier_mixin import ClassifierMixin
 from famus_hf.trainer.comparison_mixin import ComparisonMixin
@@ -78,15 +78,15 @@ class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
         """Check what any method may have beside itself."""
         args, train, learner = self.args, self.train_dataset, self.meta_learner
         with preserve_rng_state(args.device):  # examples may draw
-            preflight_additions.check_base_loss(self.base_loss, learner)
-            preflight_additions.check_own_loss(args, type(self))
-            preflight_additions.settle_trusted(args, train, self.meta_dataset)
-            preflight_additions.check_rows(args, self.model, train, learner, self._labelled_collate)
-            preflight_additions.check_logit_adjustment(args, self.model, train, self.base_loss)
-            preflight_additions.check_beliefs_of_mixed(args, learner, self.is_fsdp_enabled)
+            preflight_rows.check_base_loss(self.base_loss, learner)
+            preflight_rows.check_own_loss(args, type(self))
+            preflight_rows.settle_trusted(args, train, self.meta_dataset)
+            preflight_rows.check_rows(args, self.model, train, learner, self._labelled_collate)
+            preflight_rows.check_logit_adjustment(args, self.model, train, self.base_loss)
+            preflight_rows.check_beliefs_of_mixed(args, learner, self.is_fsdp_enabled)
             if args.mixup_alpha:
                 batch = self._first_batch(self.model, train, args.train_batch_size)
-                preflight_additions.check_mixup(args, train, batch, self.base_loss)
+                preflight_rows.check_mixup(args, train, batch, self.base_loss)
 
     def _hp_search_setup(self, trial: Any) -> None:
         """Make what learns beside a network that `model_init` has made anew; by a trial's settings, if it is of one."""

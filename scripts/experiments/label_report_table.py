@@ -33,7 +33,11 @@ CELLS: dict[str, dict[str, Any]] = {
     "instance 40 %": {"noise": 0.4, "noise_type": "instance"},
     "long tail 10, pair 30 %": {"noise": 0.3, "noise_type": "pair", "imbalance_factor": 10},
 }
-METHODS: dict[str, dict[str, Any]] = {"plain": {"meta_learner": "none"}, "FaMUS": {"meta_learner": "mw-net", "preset": "fast"}, "posterior": {}}
+METHODS: dict[str, dict[str, Any]] = {
+    "plain": {"meta_learner": "none"},
+    "FaMUS": {"meta_learner": "mw-net", "preset": "fast"},
+    "posterior": {},
+}
 
 
 def record_of(options: argparse.Namespace, cell: str, method: str, seed: int) -> dict[str, Any]:
