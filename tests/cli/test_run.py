@@ -21,6 +21,7 @@ from famus_hf.data.labels.noise_file import read_noise_file
 from famus_hf.reporting.tables import format_notes, format_table
 from tests.helpers.command_line import SMALL
 
+MW_NET = ["--meta_learner", "mw-net"]
 QUICK = ["--save_strategy", "no", "--label_report", "false"]  # of runs from which neither is read
 
 
@@ -29,7 +30,7 @@ def compared_run(tmp_path_factory):
     """The folder of a run, and what was printed of it and of the two runs that it is compared with."""
     folder, printed = tmp_path_factory.mktemp("compared") / "run", io.StringIO()
     with contextlib.redirect_stdout(printed):
-        run_famus.main([*SMALL, "--compare", "--output_dir", str(folder), "--seed", "3"])
+        run_famus.main([*SMALL, *MW_NET, "--compare", "--output_dir", str(folder), "--seed", "3"])
     return folder, printed.getvalue()
 
 
@@ -50,7 +51,7 @@ def test_a_run_leaves_everything_that_the_readme_promises(compared_run):
     assert metadata["seed"] == 3 and metadata["realised_noise_rate"] == results["realised_noise_rate"]
     model, meta_learner, layer_sampler, processor = load_famus(folder)
     assert model.config.id2label[3] == "3" and None not in (meta_learner, layer_sampler, processor)
-    for method in ("plain", "MW-Net, all layers", "MW-Net + FaMUS"):
+    for method in ("plain", "plain + trusted", "forward correction + trusted", "MW-Net, all layers", "MW-Net + FaMUS"):
         assert re.search(
             rf"^{re.escape(method)} +\d+\.\d\d% +\d+\.\d\d% +\d+\.\d+ +\d+\.\d% +\d+\.\d\d$", table, re.MULTILINE
         )
@@ -65,7 +66,7 @@ def test_resuming_through_the_command_line_gives_the_same_result(tmp_path, compa
         (parts / name).unlink()
     newest = max(parts.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     shutil.rmtree(newest)  # as if the run had been killed after the checkpoint before
-    run_famus.main([*SMALL, "--seed", "3", "--output_dir", str(parts), "--resume_from_checkpoint", "true"])
+    run_famus.main([*SMALL, *MW_NET, "--seed", "3", "--output_dir", str(parts), "--resume_from_checkpoint", "true"])
     for name in ("model.safetensors", "meta_net/model.safetensors", "meta_net/layer_sampler.safetensors"):
         assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
     first, second = (json.loads((folder / "all_results.json").read_text()) for folder in (whole, parts))
@@ -90,7 +91,7 @@ def test_a_checkpoint_that_does_not_fit_is_found_before_anything_is_trained_or_w
     monkeypatch.setattr(run_famus.FaMUSTrainer, "train", lambda *arguments, **keywords: pytest.fail("it trains"))
     with pytest.raises(SystemExit):
         run_famus.main([
-            *SMALL, *flags, "--compare", "--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint",
+            *SMALL, *MW_NET, *flags, "--compare", "--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint",
             str(checkpoint),
         ])  # fmt: skip
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -327,14 +328,13 @@ def test_compare_takes_the_meta_learner_that_was_asked_for():
     assert names("--meta_learner", "l2r") == ["plain", "L2R, all layers", "L2R + FaMUS"]
     block = names("--meta_learner", "mlc", "--layer_sampler", "block", "--sampler_block", "2")
     assert block == ["plain", "MLC, all layers", "MLC, block 2"]
-    mw_net = ["--meta_learner", "mw-net"]
-    assert names(*mw_net, "--layer_sampler", "all") == ["plain", "MW-Net, all layers"]
-    assert names(*mw_net, "--layer_sampler", "all", "--candidate_layers", "4")[-1] == "MW-Net, top 4 layers"
-    assert names(*mw_net, "--preset", "fast") == ["plain", "MW-Net, all layers", "MW-Net, top 4 layers"]
+    assert names(*MW_NET, "--layer_sampler", "all") == ["plain", "MW-Net, all layers"]
+    assert names(*MW_NET, "--layer_sampler", "all", "--candidate_layers", "4")[-1] == "MW-Net, top 4 layers"
+    assert names(*MW_NET, "--preset", "fast") == ["plain", "MW-Net, all layers", "MW-Net, top 4 layers"]
     assert names("--meta_learner", "none") == ["plain"]
     honest = ["plain", "plain + trusted", "forward correction + trusted"]
     assert names(has_trusted=True) == [*honest, "posterior targets, top 4 layers"]
-    assert names(*mw_net, has_trusted=True) == [*honest, "MW-Net, all layers", "MW-Net + FaMUS"]
+    assert names(*MW_NET, has_trusted=True) == [*honest, "MW-Net, all layers", "MW-Net + FaMUS"]
     assert names("--meta_learner", "forward", has_trusted=True) == honest
 
 
