@@ -22,6 +22,9 @@ Methods (--methods):
   reuse        the virtual gradient is the actual one: reuse_virtual_gradient; exact-reuse: with all layers on
   interval     reuse, and a meta step in every tenth step (timed over ten)
   fast         preset "fast"
+  posterior    the recommended learner with the same layers, transitions counted; posterior-interval: a meta step in
+               every tenth (timed over ten)
+  forward      forward correction, which has no meta step
   lowest       only the lowest of --layers candidate layers is on
 A quarter at the end of a name means a meta batch of a quarter of the training batch.
 
@@ -49,8 +52,16 @@ from experiments.steps import peak_bytes, prepare, seconds_of, share_of_own_pyth
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, LayerSampler, LearnedSampler
+from famus_hf import (
+    FaMUSTrainer,
+    FaMUSTrainingArguments,
+    ForwardCorrection,
+    LayerSampler,
+    LearnedSampler,
+    PosteriorTargets,
+)
 from famus_hf.cli.program import fail
+from famus_hf.core.meta_learners.label_noise import LabelNoise
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
 from famus_hf.reporting.diagnostics.callback import WEIGHED
 from famus_hf.training_args_checks import DIAGNOSTICS
@@ -96,8 +107,13 @@ def build_trainers(options: argparse.Namespace, folder: str) -> dict[str, Traine
     def ours(sampler: Any = None, part: int = 1, **settings: Any) -> FaMUSTrainer:
         if "preset" not in settings:
             settings["meta_batch_size"] = max(1, (options.meta_batch or options.batch) // part)
-        args = FaMUSTrainingArguments(folder, **common, **settings)
+        args = FaMUSTrainingArguments(folder, **common, **{"meta_learner": "mw-net", **settings})
         return FaMUSTrainer(network(), args, train_dataset=train, meta_dataset=meta, layer_sampler=sampler)
+
+    def counted(learner: LabelNoise, **settings: Any) -> FaMUSTrainer:
+        learner.set_transitions(torch.eye(CLASSES) * 0.6 + 0.04)
+        args = FaMUSTrainingArguments(folder, **common, train_on_trusted=False, plain_warmup_epochs=0, **settings)
+        return FaMUSTrainer(network(), args, train_dataset=train, meta_dataset=meta, meta_learner=learner)
 
     def top(part: int = 1, **settings: Any) -> FaMUSTrainer:
         return ours(LearnedSampler(initial_bias=20.0), part, candidate_layers=str(options.layers), **settings)
@@ -115,6 +131,9 @@ def build_trainers(options: argparse.Namespace, folder: str) -> dict[str, Traine
         "interval": lambda: top(reuse_virtual_gradient=True, meta_interval=10),
         "exact-reuse": lambda: ours(layer_sampler="all", reuse_virtual_gradient=True),
         "fast": lambda: ours(preset="fast"),
+        "posterior": lambda: counted(PosteriorTargets(CLASSES)),
+        "posterior-interval": lambda: counted(PosteriorTargets(CLASSES), meta_interval=10),
+        "forward": lambda: counted(ForwardCorrection(CLASSES), meta_learner="forward"),
         "lowest": lambda: ours(LowestLayer(), candidate_layers=str(options.layers)),
     }
     builders |= {name: partial(top, **{name: EVERY}) for name in DIAGNOSTICS}

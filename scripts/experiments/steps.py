@@ -16,6 +16,8 @@ from famus_hf.reporting.diagnostics.callback import Diagnostics
 
 def prepare(trainer: Trainer) -> dict[str, Any]:
     """Do what Trainer.train does before its loop. Return one batch."""
+    if isinstance(trainer, famus_hf.FaMUSTrainer):
+        trainer.begin_beliefs()
     trainer.create_optimizer()
     trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
     trainer.create_scheduler(10**6)
