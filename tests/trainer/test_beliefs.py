@@ -21,10 +21,13 @@ def data():
 
 def make(folder, data, trusted=True, **settings):
     torch.manual_seed(0)
+    defaults = {
+        "meta_learner": "mw-net", "max_steps": STEPS, "save_strategy": "no", "preset": "fast",
+        "per_device_train_batch_size": 50,
+    }  # fmt: skip
     args = FaMUSTrainingArguments(
-        str(folder), use_cpu=True, report_to="none", disable_tqdm=True,
-        **{"max_steps": STEPS, "save_strategy": "no", "preset": "fast", "per_device_train_batch_size": 50, **settings},
-    )  # fmt: skip
+        str(folder), use_cpu=True, report_to="none", disable_tqdm=True, **{**defaults, **settings}
+    )
     model = build_backbone("tiny", data["train"].features["label"].names)
     meta = data["meta"] if trusted else None
     return FaMUSTrainer(model, args, train_dataset=data["train"], meta_dataset=meta)
