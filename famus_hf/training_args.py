@@ -22,6 +22,7 @@ from famus_hf.training_args_checks import (
     check_fsdp_engages,
     check_preset,
     convert_fields,
+    who_asks_for_fsdp,
 )
 
 logger = logging.getLogger("famus_hf")
@@ -580,7 +581,10 @@ class FaMUSTrainingArguments(TrainingArguments):
                 "preset 'fast' takes meta batches of 2, more than a quarter of per_device_train_batch_size=%s",
                 self.per_device_train_batch_size,
             )
-        for name, value in PRESETS["fast"].items():
+        settings = dict(PRESETS["fast"])
+        if self.preset is None and who_asks_for_fsdp(self) is not None:
+            del settings["virtual_scope"]  # FSDP has whole backward passes alone
+        for name, value in settings.items():
             if getattr(self, name) == defaults[name]:
                 self._before_preset[name] = defaults[name]
                 setattr(self, name, value)

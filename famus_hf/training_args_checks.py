@@ -204,12 +204,17 @@ def check_meta_learning_is_supported(args: Any) -> None:
         raise SettingsError(f"label_names={args.label_names} can't be used: rename the column to 'labels'")
 
 
+def who_asks_for_fsdp(args: Any) -> str | None:
+    """Return the setting, or the variable of `accelerate launch`, that asks for FSDP; None where none does."""
+    return "fsdp" if args.fsdp else "ACCELERATE_USE_FSDP" if parse_flag_from_env("ACCELERATE_USE_FSDP") else None
+
+
 def check_fsdp_engages(args: Any) -> None:
     """Raise SettingsError on FSDP that shards nothing.
 
     accelerate 1.15 shards nothing on CPU or outside of a distributed run, and says so in some cases only.
     """
-    asked = "fsdp" if args.fsdp else "ACCELERATE_USE_FSDP" if parse_flag_from_env("ACCELERATE_USE_FSDP") else None
+    asked = who_asks_for_fsdp(args)
     state = args.distributed_state
     if asked and state is not None and state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
         raise SettingsError(
