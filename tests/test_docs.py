@@ -29,7 +29,7 @@ READ_FIRST = {"--help", "--config", "--recipe"}  # before the dataclasses are fi
 
 PROOFS = {  # what must hold after the blocks of a page
     "README.md": """
-        assert [type(meta_learner).__name__, type(layer_sampler).__name__] == ["MWNet", "LearnedSampler"]
+        assert [type(meta_learner).__name__, type(layer_sampler).__name__] == ["PosteriorTargets", "AllLayers"]
         assert __import__("os").path.isfile("outputs/digits/meta_net/config.json")""",
     "docs/data.md": """
         assert list(data) == ["train", "meta", "test"]
