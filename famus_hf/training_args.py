@@ -30,6 +30,10 @@ logger = logging.getLogger("famus_hf")
 PRESETS = {"fast": {"layer_sampler": "all", "candidate_layers": "4", "virtual_scope": "candidates"}, "paper": {}}
 RECOMMENDED, OF_PAPER = "posterior", "mw-net"  # meta-learners
 WITH_PRESET_FAST = ("posterior", "soft")  # where the user names none
+OF_THE_STEP = (  # settings that say which layers are moved, or how: who gives one is given no preset
+    "layer_sampler", "sampler_block", "candidate_layers", "meta_budget", "virtual_scope", "reuse_virtual_gradient",
+    "scale_example_gradients",
+)  # fmt: skip
 WITH_TRUSTED = ("posterior", "soft", "forward")  # which learn from trusted examples as from others, likewise
 
 
@@ -91,8 +95,8 @@ class FaMUSTrainingArguments(TrainingArguments):
             "from losses), l2r (weights afresh in each step), mlc (corrects the loss by a matrix of wrong labels), "
             "forward (likewise, counted and without a meta step), soft (between label and belief), l2b (l2r with the "
             "network's own class beside the label), jamal (class-balanced weights and a residual afresh in each step, "
-            "for long tails), or none for plain training. Default: posterior; of streams and of two networks "
-            "mw-net."
+            "for long tails), or none for plain training. Default: posterior; without "
+            "trusted examples, of streams and of two networks mw-net."
         },
     )
     posterior_form: Literal["posterior", "likelihood"] = field(
@@ -335,8 +339,8 @@ class FaMUSTrainingArguments(TrainingArguments):
         metadata={
             "help": "fast: settings for a step of little more than a plain one, in place of those that are left at "
             "their defaults: layer_sampler all, candidate_layers 4, virtual_scope candidates, meta_batch_size a "
-            "quarter of the training batch and at least 2. paper: all as they stand. Default: fast with posterior and "
-            "soft, else paper."
+            "quarter of the training batch and at least 2. paper: all as they stand. Default: with posterior and soft "
+            "fast, unless layers or the virtual step are chosen, else paper."
         },
     )
     ema_decay: Annotated[float | None, Between(0, 1)] = field(
@@ -489,6 +493,8 @@ class FaMUSTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._leaves_learner_open = self.meta_learner is None
+        defaults = {setting.name: setting.default for setting in fields(self)}
+        self._chooses_step = any(getattr(self, name) != defaults[name] for name in OF_THE_STEP)
         if self.meta_learner is None:
             self.meta_learner = RECOMMENDED
         convert_fields(self)
@@ -553,7 +559,8 @@ class FaMUSTrainingArguments(TrainingArguments):
 
     @property
     def _is_fast(self) -> bool:
-        return self.preset == "fast" or (self.preset is None and self.meta_learner in WITH_PRESET_FAST)
+        by_default = self.preset is None and self.meta_learner in WITH_PRESET_FAST and not self._chooses_step
+        return self.preset == "fast" or by_default
 
     def use_paper_where_open(self) -> bool:
         """Take mw-net and the paper's step where the user named no meta-learner. Return whether that changed anything.

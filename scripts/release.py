@@ -82,7 +82,7 @@ def train(options: argparse.Namespace, settings: Settings, argv: list[str]) -> P
     _, data_args, args = settings
     data = load_data(data_args, args)
     model_args, data_args, args = settings_for(data, argv, settings)
-    baseline = baselines_of(model_args, args)[: int(options.baseline)]
+    baseline = baselines_of(model_args, args, "meta" in data)[: int(options.baseline)]
     runs = [Run(networks, data_args, run_args, data) for networks, run_args in [*baseline, (model_args, args)]]
     rows = [as_baseline(run.train(None)) for run in runs[:-1]]
     command = command_of(argv).replace("accelerate launch scripts/run_famus.py", "python scripts/release.py")

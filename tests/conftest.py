@@ -19,7 +19,7 @@ def compared_runs(tmp_path_factory):
         "--per_device_train_batch_size", "40", "--max_eval_samples", "60", "--use_cpu", "--save_strategy", "no",
         "--output_dir", str(folder / "own"), "--disable_tqdm", "true", "--report_to", "none", "--log_stage_times", "2",
         "--log_meta_gradient", "4", "--log_weights", "4", "--log_layers", "2", "--meta_gradient_draws", "2",
-        "--hub_token", "hf_abc",
+        "--hub_token", "hf_abc", "--meta_learner", "mw-net",
     ])  # fmt: skip
     return folder
 

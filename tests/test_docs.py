@@ -130,7 +130,7 @@ def test_the_way_to_the_hub_and_back_works_as_it_is_written(tmp_path):
             return done.stdout.strip().splitlines()[-1]
 
         output_of(train)
-        assert {"label_report.parquet", "figures/weight_curve.png", "README.md"} <= set(hub.files[repository])
+        assert {"label_report.parquet", "figures/suspect_labels.png", "README.md"} <= set(hub.files[repository])
         assert output_of([sys.executable, "-c", without]) == "5"
         assert output_of([sys.executable, "-c", with_famus]) == "WideResNetForImageClassification LearnedSampler 8"
 

@@ -54,10 +54,14 @@ def load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
 def settings_for(data: Any, argv: list[str], settings: Settings) -> Settings:
     """Return the settings; of texts and recordings with what suits those, which is printed, where nobody said else."""
     modality = modality_of_data(data)
+    if "meta" not in data:
+        settings[2].use_paper_where_open()
     if not fine_tuning(modality):
         return settings
     model_args, data_args, args = parse_arguments(argv, modality)
     args.output_dir = settings[2].output_dir
+    if "meta" not in data:
+        args.use_paper_where_open()
     changed = {name for name in fine_tuning(modality) if getattr(args, name) != getattr(settings[2], name)}
     taken = [f"--{name} {value}" for name, value in fine_tuning(modality).items() if name in changed]
     if taken and args.process_index == 0:

@@ -375,7 +375,7 @@ def check_diagnostics(args: FaMUSTrainingArguments, train: Any, learners: Iterab
         if weights is None:
             raise SettingsError(
                 f"log_weights needs a meta-learner that weighs an example by its loss alone, which "
-                f"{type(learner).__name__} does not: leave it out"
+                f"{type(learner).__name__} does not: leave it out, or choose meta_learner mw-net"
             )
 
 

@@ -1,6 +1,7 @@
 """SetUpMixin: what learns beside a Trainer's network is checked and made here, and follows what changes in a run."""
 
 import copy
+import logging
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,8 @@ from famus_hf.trainer import factory, preflight, preflight_rows
 from famus_hf.trainer.batches_mixin import BatchesMixin
 from famus_hf.trainer.classifier_mixin import ClassifierMixin
 from famus_hf.trainer.comparison_mixin import ComparisonMixin
+
+logger = logging.getLogger("famus_hf")
 
 
 class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
@@ -81,7 +84,13 @@ class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
             preflight_rows.check_base_loss(self.base_loss, learner)
             preflight_rows.check_own_loss(args, type(self))
             preflight_rows.settle_trusted(args, train, self.meta_dataset)
-            preflight_rows.check_rows(args, self.model, train, learner, self._labelled_collate)
+            try:
+                preflight_rows.check_rows(args, self.model, train, learner, self._labelled_collate)
+            except SettingsError as error:
+                if not args.use_paper_where_open():
+                    raise
+                logger.warning(f"meta_learner mw-net is taken, as {error}")
+                self._set_up_meta_learning()
             preflight_rows.check_logit_adjustment(args, self.model, train, self.base_loss)
             preflight_rows.check_beliefs_of_mixed(args, learner, self.is_fsdp_enabled)
             if args.mixup_alpha:

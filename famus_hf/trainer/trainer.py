@@ -130,7 +130,7 @@ class FaMUSTrainer(
         args = FaMUSTrainingArguments("famus_output") if args is None else args
         if not isinstance(args, FaMUSTrainingArguments):
             raise TypeError(f"args is a {type(args).__name__}: FaMUSTrainer needs FaMUSTrainingArguments")
-        self._settle_meta_learner(args, train_dataset, meta_learner)
+        self._settle_meta_learner(args, train_dataset, meta_dataset, meta_learner)
         preflight.check_not_empty("train_dataset", train_dataset)
         preflight.check_not_empty("meta_dataset", meta_dataset)
         self.form, train_dataset = DataForm.of_run(model, train_dataset, renames=data_collator is None)
@@ -182,12 +182,15 @@ class FaMUSTrainer(
             self._set_up(base_loss)
 
     @staticmethod
-    def _settle_meta_learner(args: FaMUSTrainingArguments, train: Any, meta_learner: MetaLearner | None) -> None:
+    def _settle_meta_learner(
+        args: FaMUSTrainingArguments, train: Any, meta: Any, meta_learner: MetaLearner | None
+    ) -> None:
         """Take the paper's settings where the user names no meta-learner and the recommended one is impossible."""
         is_stream = isinstance(train, (IterableDataset, datasets.IterableDataset))
         is_other = meta_learner is not None and not meta_learner.needs_beliefs
-        if (is_stream or is_other) and args.use_paper_where_open() and is_stream:
-            logger.warning("meta_learner mw-net, as a stream has no rows by which predictions are remembered")
+        is_untrusted = train is not None and meta is None
+        if (is_stream or is_other or is_untrusted) and args.use_paper_where_open() and is_stream:
+            logger.warning("meta_learner mw-net is taken, as a stream has no rows by which predictions are remembered")
 
     # ---- The training step ----
 

@@ -72,7 +72,7 @@ class TwoNetworkTrainer(FaMUSTrainer):
     # ---- Set-up ----
 
     @staticmethod
-    def _settle_meta_learner(args: Any, train: Any, meta_learner: MetaLearner | None) -> None:
+    def _settle_meta_learner(args: Any, train: Any, meta: Any, meta_learner: MetaLearner | None) -> None:
         args.use_paper_where_open()
 
     def _set_up_meta_learning(self) -> None:

@@ -25,13 +25,14 @@ def rows_of(options: argparse.Namespace) -> dict[str, list[str]]:
         return ROWS
     if options.table == "no-harm":
         return all_rows()
-    learned = ["--layer_sampler=learned"]
-    plain, exact = ["--meta_learner=none"], ["--layer_sampler=all"]
+    mw_net = "--meta_learner=mw-net"
+    learned = [mw_net, "--layer_sampler=learned"]
+    plain, exact = ["--meta_learner=none"], [mw_net, "--layer_sampler=all"]
     if options.table == "figures":
         return {
             "plain training": plain,
             "MW-Net": [*exact, *LOOKS],
-            "random, s = 4": ["--layer_sampler=random", "--random_layers=4", *LOOKS],
+            "random, s = 4": [mw_net, "--layer_sampler=random", "--random_layers=4", *LOOKS],
             "FaMUS (K = 4)": [*learned, *LOOKS],
             "FaMUS (budget 0.2)": [*learned, "--meta_budget=0.2", *LOOKS],
         }
@@ -45,14 +46,14 @@ def rows_of(options: argparse.Namespace) -> dict[str, list[str]]:
             "FaMUS (budget 0.2), virtual step by SGD": [*famus, "--virtual_step=sgd"],
             "FaMUS (budget 0.2), meta-net by SGD": by_sgd,
             "FaMUS (budget 0.2), both by SGD": [*by_sgd, "--virtual_step=sgd"],
-            "preset fast": ["--preset=fast"],
+            "preset fast": [mw_net, "--preset=fast"],
         }
     rows = {"plain training": plain, "MW-Net, all layers (L_c)": exact}
     if options.table == "3":
         rows["sampler, L_c + L_g"] = [*learned, "--sparsity_weight=0"]
         rows["sampler, L_c + L_r"] = [*learned, "--gradient_match_weight=0"]
     elif options.table == "speed":
-        top = ["--layer_sampler=all", "--candidate_layers=4"]
+        top = [mw_net, "--layer_sampler=all", "--candidate_layers=4"]
         batch = FaMUSTrainingArguments.per_device_train_batch_size
         reused, quarter = "--reuse_virtual_gradient=true", f"--meta_batch_size={batch // 4}"
         rows["top 4, fixed"] = top
@@ -66,9 +67,12 @@ def rows_of(options: argparse.Namespace) -> dict[str, list[str]]:
         rows["top 4, reused gradient, every 10"] = [*top, reused, "--meta_interval=10"]
         return rows
     else:
-        rows |= {f"block {b}": ["--layer_sampler=block", f"--sampler_block={b}"] for b in options.blocks}
-        rows |= {f"random, s = {s}": ["--layer_sampler=random", f"--random_layers={s}"] for s in options.random_layers}
-        rows["top 4, fixed"] = ["--layer_sampler=all", "--candidate_layers=4"]
+        rows |= {f"block {b}": [mw_net, "--layer_sampler=block", f"--sampler_block={b}"] for b in options.blocks}
+        rows |= {
+            f"random, s = {s}": [mw_net, "--layer_sampler=random", f"--random_layers={s}"]
+            for s in options.random_layers
+        }
+        rows["top 4, fixed"] = [mw_net, "--layer_sampler=all", "--candidate_layers=4"]
     rows["FaMUS (K = 4)"] = learned
     rows["FaMUS (K = 4), relative slopes"] = [*learned, "--sampler_relative_slopes=true"]
     rows |= {f"FaMUS (budget {b:g})": [*learned, f"--meta_budget={b}"] for b in options.budgets}

@@ -158,6 +158,7 @@ model = build_backbone("tiny", data["train"].features["label"].names)
 args = FaMUSTrainingArguments(
     FOLDER, max_steps=2, save_steps=1, save_strategy="steps", hub_strategy="every_save", push_to_hub=True,
     hub_model_id="user/digits-famus", use_cpu=True, report_to="none", per_device_train_batch_size=20,
+    meta_learner="mw-net",
 )
 trainer = FaMUSTrainer(
     model, args, train_dataset=data["train"], eval_dataset=data["test"], meta_dataset=data["meta"]

@@ -232,7 +232,7 @@ def test_the_command_line_ends_with_the_command_that_pushes_again(hub, client, t
     line = answer.printed.strip().splitlines()[-1]
     assert_a_sentence(line, "run_famus.py: error: the push to 'user/script' failed", "(500)",
                       f"python scripts/release.py --run '{folder}' --hub_model_id user/script")  # fmt: skip
-    assert "MW-Net + FaMUS" in answer.printed and "Traceback" not in answer.printed
+    assert "posterior targets, top 4 layers" in answer.printed and "Traceback" not in answer.printed
     for name in ("all_results.json", "noise.parquet", "README.md", "model.safetensors", "trainer_state.json"):
         assert (folder / name).is_file(), name
     hub.faults.clear()

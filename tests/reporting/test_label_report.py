@@ -119,7 +119,13 @@ def trained_on_digits(folder, noise_type, **settings):
     data = load_noisy_dataset("digits", noise=0.4, noise_type=noise_type)
     model = build_backbone("tiny", data["train"].features["label"].names)
     args = FaMUSTrainingArguments(
-        str(folder), num_train_epochs=8, use_cpu=True, save_strategy="no", report_to="none", preset="fast", **settings
+        str(folder),
+        num_train_epochs=8,
+        use_cpu=True,
+        save_strategy="no",
+        report_to="none",
+        preset="fast",
+        **{"meta_learner": "mw-net", **settings},
     )
     trainer = FaMUSTrainer(model, args, train_dataset=data["train"], meta_dataset=data["meta"])
     trainer.train()

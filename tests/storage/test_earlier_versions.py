@@ -35,7 +35,7 @@ def as_it_was_started(folder):
     args = make_args(
         folder, candidate_layers="3", expected_layers=2, save_strategy="steps", save_steps=3, learning_rate=0.05,
         meta_optim="adam", meta_set="pseudo-clean", plain_warmup_epochs=0.2, log_layers=2, log_weights=3,
-        log_stage_times=2, eval_strategy="steps", eval_steps=3,
+        log_stage_times=2, eval_strategy="steps", eval_steps=3, meta_lr_schedule="constant",
     )  # fmt: skip
     model = ViTForImageClassification.from_pretrained(folder)
     tests = Examples(19, 2000, seed=7)

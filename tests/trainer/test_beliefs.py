@@ -140,7 +140,7 @@ def test_a_network_that_has_learned_by_heart_says_so(tmp_path):
     assert report["clean_probability"][:] == [None] * 40 and summary_of(report)["suspect_labels"] is None
 
 
-@pytest.mark.parametrize("noise_type, learner", [("symmetric", "mw-net"), ("pair", "mw-net"), ("symmetric", "none")])
+@pytest.mark.parametrize("noise_type, learner", [("symmetric", "mw-net"), ("pair", "posterior"), ("symmetric", "none")])
 def test_the_share_of_wrong_labels_of_digits_is_estimated(tmp_path, noise_type, learner):
     """Also after so many epochs that the network believes a large part of the wrong ones."""
     data = load_noisy_dataset("digits", noise=0.4, noise_type=noise_type)
