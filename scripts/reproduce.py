@@ -254,6 +254,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", nargs="+", help="only these, by name (two-networks has MW-Net only if named)")
     parser.add_argument("--output_dir", default="outputs/tables", help="a folder for each run is made below")
     parser.add_argument("--results_dir", help="a small JSON file with the figures of each run goes here (--output_dir)")
+    parser.add_argument("--show", action="store_true", help="print what is finished, and train nothing")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time, one for each noise and seed")
     return parser
 
@@ -277,7 +278,9 @@ def reproduce(options: argparse.Namespace, passed_on: list[str], argv: list[str]
         fail(f"--rows {unknown[0]!r} is no row of table {options.table}: choose from {', '.join(rows_of(options))}")
     if is_clean and not any(flag.split("=")[0] in ("--num_train_epochs", "--max_steps") for flag in passed_on):
         passed_on = ["--num_train_epochs=16", *passed_on]
-    if options.jobs > 1:
+    if options.show:
+        pass
+    elif options.jobs > 1:
         run_jobs(options, argv)
     else:
         for noise in options.noise:

@@ -117,7 +117,7 @@ def test_the_way_to_the_hub_and_back_works_as_it_is_written(tmp_path):
     without, with_famus = (block.code for block in blocks(page, "python"))
     without = "import sys\nsys.modules['famus_hf'] = None\n" + without
     without += "\nfrom PIL import Image\nprint(len(classify(Image.new('L', (8, 8)))))"
-    with_famus += "\nimport torch\nassert torch.equal(weigh.output.weight, meta_learner.output.weight)"
+    with_famus += "\nimport torch\nassert torch.equal(judge.output.weight, meta_learner.output.weight)"
     with_famus += "\nprint(type(model).__name__, type(layer_sampler).__name__, processor.size.height)"
     script = shlex.split(command.replace("accelerate launch", ""))
     train = [sys.executable, str(ROOT / script[0]), *script[1:], "--num_train_epochs", "1", "--use_cpu"]
@@ -132,7 +132,7 @@ def test_the_way_to_the_hub_and_back_works_as_it_is_written(tmp_path):
         output_of(train)
         assert {"label_report.parquet", "figures/suspect_labels.png", "README.md"} <= set(hub.files[repository])
         assert output_of([sys.executable, "-c", without]) == "5"
-        assert output_of([sys.executable, "-c", with_famus]) == "WideResNetForImageClassification LearnedSampler 8"
+        assert output_of([sys.executable, "-c", with_famus]) == "WideResNetForImageClassification AllLayers 8"
 
 
 # ---- Names ----

@@ -159,7 +159,7 @@ def rows_of_cell(name: str) -> dict[str, list[str]]:
     base = f"{PLAIN} + trusted" if cell.trusted else PLAIN
     prior = ["--logit_adjustment=1"] if cell.long_tailed else []
     practice = ["--mixup_alpha=1", f"--ema_decay={1 - 10 / cell.steps:.4f}"]
-    plain = ["--meta_learner=none"]
+    plain, paper = ["--meta_learner=none"], ["--meta_learner=mw-net", "--meta_lr_schedule=constant"]
     posterior = ["--meta_learner=posterior", "--preset=fast", *trusted, *prior]
     rows = {
         PLAIN: [*plain, *alone],
@@ -172,8 +172,8 @@ def rows_of_cell(name: str) -> dict[str, list[str]]:
         rows[f"{base}, logit adjustment, mixup + averaged"] = [*plain, *trusted, *prior, *practice]
     rows |= {
         "forward": ["--meta_learner=forward", *trusted, *prior],
-        MW_NET: ["--meta_learner=mw-net", "--layer_sampler=all", *alone],
-        "FaMUS (paper)": ["--meta_learner=mw-net", "--layer_sampler=learned", *alone],
+        MW_NET: [*paper, "--layer_sampler=all", *alone],
+        "FaMUS (paper)": [*paper, "--layer_sampler=learned", *alone],
         "soft": ["--meta_learner=soft", "--preset=fast", *trusted, *prior],
         "posterior": posterior,
         "posterior, likelihood form": [*posterior, "--posterior_form=likelihood"],
