@@ -515,6 +515,12 @@ class FaMUSTrainingArguments(TrainingArguments):
         return None if self.candidate_layers == "all" else int(self.candidate_layers)
 
     @property
+    def asked_meta_batch_size(self) -> int | None:
+        """The size of meta batches that the user named, if any."""
+        size: int | None = self._given["meta_batch_size"]
+        return size
+
+    @property
     def asks_for_trusted(self) -> bool:
         """Whether the user wants trusted examples to be trained on, and not only where there are any."""
         return bool(self._given["train_on_trusted"])

@@ -249,7 +249,8 @@ def baselines_of(
     """Return the runs that this one is compared with, else the same: plain training, and what needs no meta step.
 
     That is plain training with the trusted examples in its training set and, with these too, forward correction: the
-    best of the three is the honest baseline. MW-Net and its like are compared with themselves on all layers, too. With
+    best of the three is the honest baseline. Posterior targets are compared with the paper's MW-Net and FaMUS as well,
+    MW-Net and its like with themselves on all layers. With
     two networks DivideMix comes between, and the others have no trusted examples. Plain training is then what the
     warm-up does with one network: its batches are as large as a labelled and an unlabelled one together, so that its
     steps are as many.
@@ -274,7 +275,12 @@ def baselines_of(
         with_trusted = {**without, "train_on_trusted": True}
         runs.append((one_network, variant("plain-trusted", **with_trusted)))
         runs.append((one_network, variant("forward", **{**with_trusted, "meta_learner": "forward"})))
-    if args.meta_learner not in ("none", *OF_BELIEFS):
+    if args.meta_learner == "posterior":
+        paper = {**exact, "preset": "paper", "meta_learner": "mw-net", "train_on_trusted": False,
+                 "meta_batch_size": args.asked_meta_batch_size}  # fmt: skip
+        runs.append((one_network, variant("mw-net", **{**all_layers, **paper})))
+        runs.append((one_network, variant("famus", **{**paper, "layer_sampler": "learned"})))
+    elif args.meta_learner not in ("none", *OF_BELIEFS):
         runs.append((model_args, variant(str(args.meta_learner), **all_layers)))
     name = method_name(model_args, args)
     return [pair for pair in runs if method_name(*pair) != name]

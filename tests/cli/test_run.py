@@ -333,7 +333,11 @@ def test_compare_takes_the_meta_learner_that_was_asked_for():
     assert names(*MW_NET, "--preset", "fast") == ["plain", "MW-Net, all layers", "MW-Net, top 4 layers"]
     assert names("--meta_learner", "none") == ["plain"]
     honest = ["plain", "plain + trusted", "forward correction + trusted"]
-    assert names(has_trusted=True) == [*honest, "posterior targets, top 4 layers"]
+    of_paper = ["MW-Net, all layers", "MW-Net + FaMUS"]
+    assert names(has_trusted=True) == [*honest, *of_paper, "posterior targets, top 4 layers"]
+    networks, _, args = arguments.parse_arguments(SMALL)
+    famus = set_up_run.baselines_of(networks, args, has_trusted=True)[-1][1]
+    assert (famus.candidate_layers, famus.virtual_scope, famus.meta_batch_size) == ("all", "all", 40)
     assert names(*MW_NET, has_trusted=True) == [*honest, "MW-Net, all layers", "MW-Net + FaMUS"]
     assert names("--meta_learner", "forward", has_trusted=True) == honest
 
