@@ -141,11 +141,11 @@ class FaMUSTrainingArguments(TrainingArguments):
             "CMW-Net)."
         },
     )
-    belief_decay: Annotated[float, AtLeast(0), Below(1)] = field(
-        default=0.5,
+    belief_decay: Annotated[float | None, AtLeast(0), Below(1)] = field(
+        default=None,
         metadata={
             "help": "Decay, at each visit, of the running prediction of an example (posterior, forward, soft, label "
-            "report); 0 remembers the last one alone."
+            "report); 0 remembers the last one alone. Default: 0.8; for the report alone 0.5."
         },
     )
     train_on_trusted: bool | None = field(
@@ -208,7 +208,8 @@ class FaMUSTrainingArguments(TrainingArguments):
     meta_learning_rate: Annotated[float | None, AtLeast(0)] = field(
         default=None,
         metadata={
-            "help": "Learning rate β of the meta-learner. Default: 1e-3 for mw-net; for mlc 1, or 0.11 if not kept."
+            "help": "Learning rate β of the meta-learner. Default: 0.01 for posterior, 1e-3 for mw-net "
+            "and soft; for mlc 1, or 0.11 if not kept."
         },
     )
     meta_lr_schedule: Literal["main", "constant"] | None = field(

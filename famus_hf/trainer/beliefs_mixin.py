@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 
 from famus_hf.core.autodiff.forward_pass import logits_of, logits_without_trace, preserve_rng_state, split_inputs
 from famus_hf.core.autodiff.training_pass import TrainingPass
-from famus_hf.core.beliefs import RunningBeliefs
+from famus_hf.core.beliefs import DECAY, RunningBeliefs
 from famus_hf.core.losses import cross_entropy
 from famus_hf.core.training_signal import TrainingSignal, training_signal
 from famus_hf.core.transitions import joint_by_trusted
@@ -26,6 +26,7 @@ from famus_hf.trainer.batches_mixin import BatchesMixin
 from famus_hf.trainer.checkpointing import CheckpointingMixin
 from famus_hf.trainer.meta_set_schedule import MetaSetSchedule
 
+LEARNERS_DECAY = 0.8  # of beliefs that a meta-learner needs: labels are learned by heart later with it than with DECAY
 TRUSTED_SEEN = 1000  # trusted examples that are looked at after each epoch, at most
 MEMORY_LIMIT = 2**30  # bytes of running predictions; of larger sets none are kept
 
@@ -155,9 +156,10 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
     def _new_beliefs(self, classes: int) -> RunningBeliefs:
         trusted = len(self._trusted_sample) if self.has_trusted else 0
         begun = self.schedule.epoch(self.state)
-        return RunningBeliefs(
-            len(self.train_dataset), classes, trusted, self.args.device, self.args.belief_decay, begun
-        )
+        decay = self.args.belief_decay
+        if decay is None:
+            decay = LEARNERS_DECAY if self._needs_beliefs else DECAY
+        return RunningBeliefs(len(self.train_dataset), classes, trusted, self.args.device, decay, begun)
 
     def describe(self, train: TrainingPass, rows: Tensor | None) -> None:
         """Tell a training pass what is known of its examples, beside inputs and labels.
