@@ -208,8 +208,8 @@ class FaMUSTrainingArguments(TrainingArguments):
     meta_learning_rate: Annotated[float | None, AtLeast(0)] = field(
         default=None,
         metadata={
-            "help": "Learning rate β of the meta-learner. Default: 0.01 for posterior, 1e-3 for mw-net "
-            "and soft; for mlc 1, or 0.11 if not kept."
+            "help": "Learning rate β of the meta-learner. Default: 1e-3 for mw-net, posterior and soft; "
+            "for mlc 1, or 0.11 if not kept."
         },
     )
     meta_lr_schedule: Literal["main", "constant"] | None = field(
