@@ -27,7 +27,7 @@ from famus_hf.training_args_checks import (
 
 logger = logging.getLogger("famus_hf")
 
-PRESETS = {"fast": {"layer_sampler": "all", "candidate_layers": "4", "virtual_scope": "candidates"}, "paper": {}}
+FAST = {"layer_sampler": "all", "candidate_layers": "4", "virtual_scope": "candidates"}
 RECOMMENDED, OF_PAPER = "posterior", "mw-net"  # meta-learners
 WITH_PRESET_FAST = ("posterior", "soft")  # where the user names none
 OF_THE_STEP = (  # settings that say which layers are moved, or how: who gives one is given no preset
@@ -494,8 +494,7 @@ class FaMUSTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._leaves_learner_open = self.meta_learner is None
-        defaults = {setting.name: setting.default for setting in fields(self)}
-        self._chooses_step = any(getattr(self, name) != defaults[name] for name in OF_THE_STEP)
+        self._chooses_step = any(getattr(self, name) != self._default_of(name) for name in OF_THE_STEP)
         if self.meta_learner is None:
             self.meta_learner = RECOMMENDED
         convert_fields(self)
@@ -572,33 +571,34 @@ class FaMUSTrainingArguments(TrainingArguments):
     def use_paper_where_open(self) -> bool:
         """Take mw-net and the paper's step where the user named no meta-learner. Return whether that changed anything.
 
-        For what the recommended one is not made for.
+        For what the recommended one is not made for. A preset that the user named stays.
         """
         if not self._leaves_learner_open or self.meta_learner == OF_PAPER:
             return False
+        if self.preset is None and self._is_fast:
+            for name in FAST:
+                setattr(self, name, self._default_of(name))
         self.meta_learner = OF_PAPER
-        for name, value in self._before_preset.items():
-            setattr(self, name, value)
         self._fill_in()
         check_arguments(self)
         return True
 
+    def _default_of(self, name: str) -> Any:
+        return next(setting.default for setting in fields(self) if setting.name == name)
+
     def _apply_preset(self) -> None:
-        self._before_preset: dict[str, Any] = {}
         if self.preset is not None:
             check_preset(self)
         if not self._is_fast:
             return
-        defaults = {setting.name: setting.default for setting in fields(self)}
         if self.meta_batch_size is None and self._quarter * 4 > self.per_device_train_batch_size:
             logger.warning(
                 "preset 'fast' takes meta batches of 2, more than a quarter of per_device_train_batch_size=%s",
                 self.per_device_train_batch_size,
             )
-        settings = dict(PRESETS["fast"])
+        settings = dict(FAST)
         if self.preset is None and who_asks_for_fsdp(self) is not None:
             del settings["virtual_scope"]  # FSDP has whole backward passes alone
         for name, value in settings.items():
-            if getattr(self, name) == defaults[name]:
-                self._before_preset[name] = defaults[name]
+            if getattr(self, name) == self._default_of(name):
                 setattr(self, name, value)

@@ -92,7 +92,7 @@ class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
                 logger.warning(f"meta_learner mw-net is taken, as {error}")
                 self._set_up_meta_learning()
             preflight_rows.check_logit_adjustment(args, self.model, train, self.base_loss)
-            preflight_rows.check_beliefs_of_mixed(args, learner, self.is_fsdp_enabled)
+            preflight_rows.check_beliefs_of_mixed(args, self.meta_learner, self.is_fsdp_enabled)
             if args.mixup_alpha:
                 batch = self._first_batch(self.model, train, args.train_batch_size)
                 preflight_rows.check_mixup(args, train, batch, self.base_loss)

@@ -182,6 +182,9 @@ def test_defaults_that_documents_and_tables_name_stay_what_they_are(tmp_path):
     assert {name: getattr(paper, name) for name in of_paper} == of_paper
     assert args.use_paper_where_open() and not args.use_paper_where_open() and not paper.use_paper_where_open()
     assert {name: getattr(args, name) for name in of_paper} == of_paper and args.meta_learner == "mw-net"
+    fast = FaMUSTrainingArguments(str(tmp_path), preset="fast")  # which the user asks for, whatever learns
+    assert fast.use_paper_where_open() and (fast.candidate_layers, fast.virtual_scope) == ("4", "candidates")
+    assert (fast.meta_learner, fast.layer_sampler, fast.meta_batch_size) == ("mw-net", "all", 25)
     for sampler, weight in (("learned", 0.1), ("all", 0.0)):  # λ1 and λ2 hang on it
         objective = make_trainer(tmp_path, layer_sampler=sampler).stages.meta.objective
         assert (objective.sparsity_weight, objective.gradient_match_weight) == (weight, weight)
