@@ -278,15 +278,19 @@ def reproduce(options: argparse.Namespace, passed_on: list[str], argv: list[str]
         fail(f"--rows {unknown[0]!r} is no row of table {options.table}: choose from {', '.join(rows_of(options))}")
     if is_clean and not any(flag.split("=")[0] in ("--num_train_epochs", "--max_steps") for flag in passed_on):
         passed_on = ["--num_train_epochs=16", *passed_on]
-    if options.show:
-        pass
-    elif options.jobs > 1:
-        run_jobs(options, argv)
-    else:
-        for noise in options.noise:
-            for seed in options.seeds:
-                train_rows(options, noise, seed, passed_on)
+    if not options.show:
+        train_missing(options, passed_on, argv)
     print_tables(options)
+
+
+def train_missing(options: argparse.Namespace, passed_on: list[str], argv: list[str]) -> None:
+    """Train what has no record yet, in this process or in several."""
+    if options.jobs > 1:
+        run_jobs(options, argv)
+        return
+    for noise in options.noise:
+        for seed in options.seeds:
+            train_rows(options, noise, seed, passed_on)
 
 
 if __name__ == "__main__":

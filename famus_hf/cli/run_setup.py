@@ -54,15 +54,13 @@ def load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
 def settings_for(data: Any, argv: list[str], settings: Settings) -> Settings:
     """Return the settings; of texts and recordings with what suits those, which is printed, where nobody said else."""
     modality = modality_of_data(data)
-    if "meta" not in data:
-        settings[2].use_paper_where_open()
-    if not fine_tuning(modality):
-        return settings
-    model_args, data_args, args = parse_arguments(argv, modality)
-    args.output_dir = settings[2].output_dir
+    usual, (model_args, data_args, args) = settings[2], settings
+    if fine_tuning(modality):
+        model_args, data_args, args = parse_arguments(argv, modality)
+        args.output_dir = usual.output_dir
     if "meta" not in data:
         args.use_paper_where_open()
-    changed = {name for name in fine_tuning(modality) if getattr(args, name) != getattr(settings[2], name)}
+    changed = {name for name in fine_tuning(modality) if getattr(args, name) != getattr(usual, name)}
     taken = [f"--{name} {value}" for name, value in fine_tuning(modality).items() if name in changed]
     if taken and args.process_index == 0:
         print(f"for {modality.things}, where nothing else was said: {' '.join(taken)}", flush=True)
@@ -250,10 +248,9 @@ def baselines_of(
 
     That is plain training with the trusted examples in its training set and, with these too, forward correction: the
     best of the three is the honest baseline. Posterior targets are compared with the paper's MW-Net and FaMUS as well,
-    MW-Net and its like with themselves on all layers. With
-    two networks DivideMix comes between, and the others have no trusted examples. Plain training is then what the
-    warm-up does with one network: its batches are as large as a labelled and an unlabelled one together, so that its
-    steps are as many.
+    MW-Net and its like with themselves on all layers. With two networks DivideMix comes between, and the others have no
+    trusted examples. Plain training is then what the warm-up does with one network: its batches are as large as a
+    labelled and an unlabelled one together, so that its steps are as many.
     """
 
     def variant(name: str, **changes: Any) -> FaMUSTrainingArguments:

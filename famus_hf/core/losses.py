@@ -261,6 +261,16 @@ def one_hot(labels: Tensor, num_labels: int) -> Tensor:
     return labels if labels.dim() == 2 else F.one_hot(labels, num_labels).float()
 
 
+def as_targets(labels: Tensor, logits: Tensor) -> Tensor:
+    """Return labels of shape (n,) or (n, C) as targets of shape (n, C), in the logits' numbers."""
+    return one_hot(labels, logits.shape[1]).to(logits)
+
+
+def adjusted(logits: Tensor, shift: Tensor | None) -> Tensor:
+    """Return logits with what logit adjustment adds, shape (C,), or as they are. logits: Shape (n, C)."""
+    return logits if shift is None else logits + shift.to(logits)
+
+
 def _soft_targets(labels: Tensor, like: Tensor, label_smoothing: float) -> Tensor:
-    targets = one_hot(labels, like.shape[1]).to(like)
+    targets = as_targets(labels, like)
     return targets * (1 - label_smoothing) + label_smoothing / like.shape[1] if label_smoothing else targets

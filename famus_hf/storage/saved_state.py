@@ -10,9 +10,12 @@ A check returns whether a value is as it must be, and never raises on what it is
 
 import sys
 from collections.abc import Callable, Mapping, Set
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from famus_hf.errors import LoadError
@@ -42,6 +45,22 @@ def check_state(
     for key, (check, complaint) in fields.items():
         if not check(state[key]):
             raise LoadError(f"{what} has {complaint}")
+
+
+def stored_tensors(path: Path, what: str) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name, on the CPU, for `check_state`.
+
+    Args:
+        path: The file.
+        what: It is, as an error calls it.
+
+    Raises:
+        LoadError: It can't be read.
+    """
+    try:
+        return load_file(path, device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise LoadError(f"{what} can't be read: {error}") from error
 
 
 def is_whole(at_least: int = 0, at_most: int = 2**63 - 1) -> Check:

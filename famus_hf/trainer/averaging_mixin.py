@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from famus_hf.core.weight_average import WeightAverage, put_into, weights_of
-from famus_hf.errors import LoadError, SettingsError
+from famus_hf.errors import SettingsError
 from famus_hf.storage.model_folder import adapted_network
 from famus_hf.storage.run_folder import RAW_WEIGHTS
-from famus_hf.storage.saved_state import Check, check_state, is_tensor
+from famus_hf.storage.saved_state import Check, check_state, is_tensor, stored_tensors
 from famus_hf.trainer.beliefs_mixin import BeliefsMixin
 from famus_hf.trainer.classifier_mixin import ClassifierMixin
 
@@ -139,11 +138,9 @@ class AveragingMixin(BeliefsMixin, ClassifierMixin):
         path = Path(checkpoint or "") / RAW_WEIGHTS
         if checkpoint is None or not path.is_file():
             return
-        try:
-            state = load_file(path, device="cpu")
-        except (SafetensorError, OSError) as error:
-            raise LoadError(f"{RAW_WEIGHTS} of checkpoint {checkpoint!r} can't be read: {error}") from error
-        self._check_raw_state(f"{RAW_WEIGHTS} of checkpoint {checkpoint!r}", state)
+        what = f"{RAW_WEIGHTS} of checkpoint {checkpoint!r}"
+        state = stored_tensors(path, what)
+        self._check_raw_state(what, state)
         if self.args.ema_decay is not None:
             self.weight_average = self._new_average()
             self.weight_average.restore(int(state[STEPS]), _named(AVERAGED, state))

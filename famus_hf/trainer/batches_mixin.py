@@ -19,13 +19,12 @@ from famus_hf.data.inputs.augmentation import (
 )
 from famus_hf.data.inputs.meta_batches import MetaBatches
 from famus_hf.data.inputs.mixup import draw_mixture, mixed
-from famus_hf.data.inputs.training_rows import TrainingRows
+from famus_hf.data.inputs.training_rows import HELD_OUT, TrainingRows
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
 from famus_hf.errors import DataError
 from famus_hf.trainer.learning_mixin import LearningMixin
 from famus_hf.trainer.meta_set_schedule import MetaSetSchedule
 
-HELD_OUT = 5  # of as many trusted examples one is never trained on
 TRUSTED_STREAM = 20  # of random numbers
 
 
@@ -122,9 +121,11 @@ class BatchesMixin(LearningMixin):
 
     @cached_property
     def _trusted_in_training(self) -> list[int]:
-        """Rows of the meta set that are trained on, too: four fifths; the others judge what was learned."""
-        is_possible = self.has_trusted and has_length(self.train_dataset) and len(self.meta_dataset) >= HELD_OUT
-        if not (self.args.train_on_trusted and is_possible):
+        """Rows of the meta set that are trained on, too: four fifths; the others judge what was learned.
+
+        That they can be was found out before (`settle_trusted`).
+        """
+        if not self.args.train_on_trusted:
             return []
         order = np.random.default_rng((self.args.seed, TRUSTED_STREAM)).permutation(len(self.meta_dataset))
         return sorted(order[len(order) // HELD_OUT :].tolist())

@@ -5,22 +5,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from famus_hf.core.autodiff.forward_pass import logits_of, logits_without_trace, preserve_rng_state, split_inputs
 from famus_hf.core.autodiff.training_pass import TrainingPass
 from famus_hf.core.beliefs import DECAY, RunningBeliefs
-from famus_hf.core.losses import cross_entropy
+from famus_hf.core.losses import adjusted, cross_entropy
 from famus_hf.core.training_signal import TrainingSignal, training_signal
 from famus_hf.core.transitions import joint_by_trusted
 from famus_hf.data.inputs.model_inputs import ModelInputs
 from famus_hf.data.per_example import ExampleEvaluator
-from famus_hf.errors import LoadError
 from famus_hf.storage.run_folder import BELIEFS
-from famus_hf.storage.saved_state import check_state, is_tensor
+from famus_hf.storage.saved_state import check_state, is_tensor, stored_tensors
 from famus_hf.trainer import preflight_rows
 from famus_hf.trainer.batches_mixin import BatchesMixin
 from famus_hf.trainer.checkpointing import CheckpointingMixin
@@ -76,16 +74,17 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
     def _num_labels(self) -> int:
         return int(getattr(getattr(self.model, "config", None), "num_labels", 0))
 
-    @property
-    def doubt(self) -> str:
-        """Why the labels of the training set can't be judged; empty where they can."""
+    def doubt_of(self, posteriors: Tensor | None) -> str:
+        """Return why the labels of the training set can't be judged; empty where they can.
+
+        Args:
+            posteriors: The property of that name.
+        """
         if not self.has_trusted:
             return NO_TRUSTED
         if self.beliefs is None:
             return NOT_SEEN
-        if self.posteriors is not None:
-            return ""
-        return BY_HEART if self.beliefs.honest is None else ""
+        return BY_HEART if posteriors is None and self.beliefs.honest is None else ""
 
     @property
     def posteriors(self) -> Tensor | None:
@@ -137,7 +136,7 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
             if self._unmixed is not None:
                 with self.compute_loss_context_manager():
                     logits = logits_without_trace(self.model, split_inputs(self._unmixed)[0])
-            logits = logits if self.logit_shift is None else logits + self.logit_shift.to(logits)
+            logits = adjusted(logits, self.logit_shift)
             probabilities = (scale * logits.float()).softmax(1)
             losses = self.base_loss(logits, labels.clamp(min=0)).float()
         if self.beliefs is None:
@@ -217,21 +216,21 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
             beliefs.gather(self.processes)
             beliefs.close_epoch()
             return
-        predictions, labels = self._predict_trusted(adjusted=False)
+        predictions, labels = self._predict_trusted(as_in_training=False)
         beliefs.gather(self.processes)
         beliefs.observe(predictions, labels)
 
-    def _predict_trusted(self, adjusted: bool = True) -> tuple[Tensor, Tensor]:
+    def _predict_trusted(self, as_in_training: bool = True) -> tuple[Tensor, Tensor]:
         """Return predictions of trusted examples, shape (m, C), and their labels, shape (m,).
 
         Args:
-            adjusted: Whether logits are adjusted as in training, where they are.
+            as_in_training: Whether logits are adjusted, where they are in training.
         """
         with preserve_rng_state(self.args.device):
             examples = self.evaluate_examples(self.model, self._trusted_sample, cross_entropy, with_probabilities=True)
         predictions = torch.from_numpy(examples.probabilities)
-        if adjusted and self.logit_shift is not None:
-            predictions = (predictions.log() + self.logit_shift.to(predictions)).softmax(1)
+        if as_in_training and self.logit_shift is not None:
+            predictions = adjusted(predictions.log(), self.logit_shift).softmax(1)
         return predictions, torch.from_numpy(examples.labels)
 
     @property
@@ -284,10 +283,7 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
         if not path.is_file() or self.other_data_than(checkpoint):
             self.keeps_beliefs = self._needs_beliefs  # anew; for the report, what was believed at first is lost
             return
-        try:
-            state = load_file(path, device="cpu")
-        except (SafetensorError, OSError) as error:
-            raise LoadError(f"{BELIEFS} of checkpoint {checkpoint!r} can't be read: {error}") from error
+        state = stored_tensors(path, f"{BELIEFS} of checkpoint {checkpoint!r}")
         sums = state.get("sums")
         if sums is None or len(sums) == len(self.train_dataset):
             self.beliefs = self.checked_beliefs(state, checkpoint)

@@ -16,7 +16,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import PushToHubMixin
 
 from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS, logits_of, named_outputs
-from famus_hf.core.losses import CrossEntropyLoss, mean_loss
+from famus_hf.core.losses import CrossEntropyLoss, adjusted, mean_loss
 from famus_hf.core.meta_learners.base import LabelledBatch, PerExampleLoss
 from famus_hf.data.inputs.class_balanced import ClassBalancedSampler
 from famus_hf.data.inputs.convert import as_model_inputs
@@ -177,7 +177,7 @@ class ClassifierMixin(LearningMixin):
     def _loss_of(self, logits: Tensor, labels: Tensor, is_training: bool) -> Tensor:
         if not is_training:
             return mean_loss(CrossEntropyLoss(self.args.label_smoothing_factor), logits, labels)
-        logits = logits if self.logit_shift is None else logits + self.logit_shift.to(logits)
+        logits = adjusted(logits, self.logit_shift)
         if self.mixture is not None:
             return LabelledBatch(logits, labels, self.base_loss, mixture=self.mixture).losses.mean()
         return mean_loss(self.base_loss, logits, labels)

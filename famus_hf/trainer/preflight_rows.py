@@ -14,13 +14,12 @@ from famus_hf.core.meta_learners.label_noise import ForwardCorrection, LabelNois
 from famus_hf.core.meta_learners.posterior import PosteriorTargets
 from famus_hf.core.meta_learners.soft import SoftTargets
 from famus_hf.data.inputs.model_inputs import known_labels
-from famus_hf.data.inputs.training_rows import INSTEAD, LABELS, TrainingRows, columns_of
+from famus_hf.data.inputs.training_rows import HELD_OUT, INSTEAD, LABELS, TrainingRows, columns_of
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
 from famus_hf.errors import DataError, FaMUSError, SettingsError
 from famus_hf.training_args import FaMUSTrainingArguments
 
 BELIEFS_LIMIT = 4 * 2**30  # bytes of beliefs that training itself looks at
-FEWEST_TRUSTED = 5  # of which one is held out
 
 Collate = Callable[[list[Any]], dict[str, Any]]
 
@@ -178,10 +177,10 @@ def _check_trusted(args: FaMUSTrainingArguments, train: Any, meta: Any) -> None:
         )
     if not (has_length(meta) and hasattr(meta, "__getitem__")):
         raise SettingsError("train_on_trusted needs to know which trusted example is which: give a map-style data set")
-    if len(meta) < FEWEST_TRUSTED:
+    if len(meta) < HELD_OUT:
         raise SettingsError(
-            f"train_on_trusted holds one in {FEWEST_TRUSTED} trusted examples out, and there are {len(meta)}: give at "
-            f"least {FEWEST_TRUSTED}, or leave it out"
+            f"train_on_trusted holds one in {HELD_OUT} trusted examples out, and there are {len(meta)}: give at "
+            f"least {HELD_OUT}, or leave it out"
         )
     if args.balanced_batches_per_epoch is not None and not known_labels(meta):
         raise SettingsError(

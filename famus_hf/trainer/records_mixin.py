@@ -87,9 +87,9 @@ class RecordsMixin(BeliefsMixin, HubMixin, LearningMixin):
         examples = self.evaluate_examples(
             self.model, inputs, self.base_loss, with_probabilities=True, progress="Examining labels"
         )
-        doubt = self.doubt if dataset is None else NOT_SEEN if is_trained_on else ""
         beliefs = self.beliefs.honest if dataset is None and self.beliefs is not None else None
         posteriors = self.posteriors if dataset is None else None
+        doubt = self.doubt_of(posteriors) if dataset is None else NOT_SEEN if is_trained_on else ""
         return report_of(examples, inputs, self.model, self.meta_learner, beliefs, doubt, posteriors)
 
     def save_label_report(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from famus_hf.core.autodiff.training_pass import TrainingPass
-from famus_hf.core.losses import at_least_float32, one_hot
+from famus_hf.core.losses import adjusted, as_targets, at_least_float32
 from famus_hf.core.pretrained import Pretrained
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]  # logits (n, C), labels (n,) or (n, C) → (n,)
@@ -45,10 +45,10 @@ class LabelledBatch:
     @classmethod
     def of(cls, training_pass: TrainingPass, per_example_loss: PerExampleLoss) -> "LabelledBatch":
         """Return the batch of a training pass, its logits with the graph of this process's rows."""
-        train, logits = training_pass, training_pass.all_logits
-        shifted = logits if train.logit_shift is None else logits + train.logit_shift.to(logits)
+        train = training_pass
+        logits = adjusted(train.all_logits, train.logit_shift)
         described = train.beliefs, train.is_trusted, train.mixture, train.label_losses
-        return cls(shifted, train.all_labels, per_example_loss, *described)
+        return cls(logits, train.all_labels, per_example_loss, *described)
 
     @cached_property
     def losses(self) -> Tensor:
@@ -59,13 +59,18 @@ class LabelledBatch:
         """Return the same of other logits than the network's. (n, C) → (n,)"""
         if self.mixture is None:
             return self.per_example_loss(logits, self.labels)
-        targets = one_hot(self.labels, logits.shape[1]).to(at_least_float32(logits))
-        return self.per_example_loss(logits, self.mixed(targets))
+        return self.per_example_loss(logits, self.mixed(as_targets(self.labels, at_least_float32(logits))))
 
     @property
     def losses_of_labels(self) -> Tensor:
         """ℓ of each example itself by its given label, shape (n,), detached."""
         return self.losses.detach() if self.label_losses is None else self.label_losses
+
+    def by_trust(self, of_trusted: Tensor, of_others: Tensor) -> Tensor:
+        """Return the rows of the one where a label is trusted, and of the other elsewhere; all of shape (n, …)."""
+        if self.is_trusted is None:
+            return of_others
+        return torch.where(self.is_trusted.view(-1, *[1] * (of_others.dim() - 1)), of_trusted, of_others)
 
     def mixed(self, targets: Tensor) -> Tensor:
         """Return the targets of the rows, as mixed as these are, from those of the examples; both (n, C)."""

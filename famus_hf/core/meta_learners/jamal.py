@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from famus_hf.core.losses import at_least_float32, class_balanced_weights
+from famus_hf.core.losses import as_targets, at_least_float32, class_balanced_weights
 from famus_hf.core.meta_learners.base import LabelledBatch, MetaLearner
-from famus_hf.core.meta_learners.label_noise import as_targets
 from famus_hf.core.validation import check_number, check_whole
 
 

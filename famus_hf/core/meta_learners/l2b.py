@@ -41,9 +41,7 @@ class L2B(MetaLearner):
     def training_loss(self, batch: LabelledBatch) -> Tensor:
         """Return J = Σ_i [a_i ℓ(z_i, y_i) + b_i ℓ(z_i, ŷ_i)]; linear in a and b."""
         losses = batch.losses
-        own = batch.per_example_loss(batch.logits, batch.logits.argmax(1))
-        if batch.is_trusted is not None:
-            own = torch.where(batch.is_trusted, losses, own)
+        own = batch.by_trust(losses, batch.per_example_loss(batch.logits, batch.logits.argmax(1)))
         return (self.given.to(losses) * losses + self.predicted.to(losses) * own).sum()
 
     def move(self, gradient: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from famus_hf.core.losses import at_least_float32, one_hot
+from famus_hf.core.losses import as_targets, at_least_float32
 from famus_hf.core.meta_learners.base import LabelledBatch, MetaLearner
 from famus_hf.core.validation import check_choice, check_whole
 from famus_hf.errors import SettingsError
@@ -49,7 +49,7 @@ def transitions_of_trusted(predictions: Tensor, labels: Tensor) -> Tensor:
         predictions: Of trusted examples, shape (m, C), rows sum to 1.
         labels: Theirs, shape (m,).
     """
-    of_class = one_hot(labels, predictions.shape[1]).to(predictions)  # (m, C)
+    of_class = as_targets(labels, predictions)  # (m, C)
     counts = of_class.sum(0)[:, None]
     identity = torch.eye(len(counts), device=predictions.device, dtype=predictions.dtype)
     return torch.where(counts > 0, of_class.T @ predictions / counts.clamp(min=1), identity)
@@ -66,11 +66,6 @@ def features_of_beliefs(losses: Tensor, beliefs: Tensor, targets: Tensor) -> lis
     beliefs = beliefs.clamp_min(SMALLEST)
     of_label = (beliefs * targets).sum(1)
     return [losses, -of_label.log(), beliefs.max(1).values, -(beliefs * beliefs.log()).sum(1)]
-
-
-def as_targets(labels: Tensor, logits: Tensor) -> Tensor:
-    """Return labels of shape (n,) or (n, C) as targets of shape (n, C), in the logits' numbers."""
-    return one_hot(labels, logits.shape[1]).to(logits)
 
 
 class LabelNoise(MetaLearner):
@@ -168,9 +163,7 @@ class ForwardCorrection(LabelNoise):
         targets = as_targets(batch.labels, logits)
         stays, goes = self.stays.to(logits), self.goes.to(logits)
         evidence = stays * targets + (1 - stays) * (targets @ goes.T)  # P(given label | true class k), (n, C)
-        if batch.is_trusted is not None:
-            evidence = torch.where(batch.is_trusted[:, None], targets, evidence)
-        return log_likelihood(logits, batch.mixed(evidence)).neg().mean()
+        return log_likelihood(logits, batch.mixed(batch.by_trust(targets, evidence))).neg().mean()
 
 
 def log_likelihood(logits: Tensor, evidence: Tensor) -> Tensor:

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from famus_hf.core.losses import at_least_float32
+from famus_hf.core.losses import as_targets, at_least_float32
 from famus_hf.core.meta_learners.base import LabelledBatch
 from famus_hf.core.meta_learners.label_noise import (
     SMALLEST,
     LabelNoise,
-    as_targets,
     features_of_beliefs,
     log_likelihood,
 )
@@ -95,10 +94,10 @@ class PosteriorTargets(LabelNoise):
         beliefs = batch.beliefs.to(logits)
         right, wrong = self._evidence(beliefs, targets, batch.losses_of_labels.to(logits))
         if self.form == "likelihood":
-            evidence = self._of_trusted(batch, targets, right + wrong)
+            evidence = batch.by_trust(targets, right + wrong)
             return log_likelihood(logits, batch.mixed(evidence)).neg().mean()
         posteriors = _divided(beliefs.clamp_min(SMALLEST) * (right + wrong))
-        return batch.per_example_loss(logits, batch.mixed(self._of_trusted(batch, targets, posteriors))).mean()
+        return batch.per_example_loss(logits, batch.mixed(batch.by_trust(targets, posteriors))).mean()
 
     def _evidence(self, beliefs: Tensor, targets: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
         """Return V s_k, and (1 − V) Σ_y T_ky s_y: how likely the label is from each true class; both (n, C)."""
@@ -117,11 +116,6 @@ class PosteriorTargets(LabelNoise):
         hidden = torch.relu(self.hidden(features.to(self.hidden.weight)))
         v = torch.sigmoid(stays.logit() + self.output(hidden)[:, 0].to(beliefs))[:, None]
         return v * targets, (1 - v) * wrong
-
-    @staticmethod
-    def _of_trusted(batch: LabelledBatch, targets: Tensor, others: Tensor) -> Tensor:
-        """Return the label itself of trusted examples, and what is given of the others; (n, C)."""
-        return others if batch.is_trusted is None else torch.where(batch.is_trusted[:, None], targets, others)
 
 
 def _divided(values: Tensor) -> Tensor:

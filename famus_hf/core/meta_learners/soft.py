@@ -8,9 +8,9 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
-from famus_hf.core.losses import at_least_float32
+from famus_hf.core.losses import as_targets, at_least_float32
 from famus_hf.core.meta_learners.base import LabelledBatch, MetaLearner
-from famus_hf.core.meta_learners.label_noise import as_targets, features_of_beliefs
+from famus_hf.core.meta_learners.label_noise import features_of_beliefs
 from famus_hf.core.validation import check_choice, check_whole
 
 FEATURES = {"loss": 1, "beliefs": 4}  # of `features_of_beliefs`, the first so many
@@ -77,8 +77,7 @@ class SoftTargets(MetaLearner):
         logits = at_least_float32(batch.logits)
         assert batch.beliefs is not None
         targets = self.label_posteriors(batch.beliefs.to(logits), batch.labels, batch.losses_of_labels.to(logits))
-        if batch.is_trusted is not None:
-            targets = torch.where(batch.is_trusted[:, None], as_targets(batch.labels, logits), targets)
+        targets = batch.by_trust(as_targets(batch.labels, logits), targets)
         return batch.per_example_loss(logits, batch.mixed(targets)).mean()
 
 

@@ -9,6 +9,7 @@ import torch
 from famus_hf.data.inputs.model_inputs import known_labels
 
 LABELS = ("labels", "label", "label_ids")  # what transformers' collator takes for an example's label
+HELD_OUT = 5  # of as many trusted examples one is never trained on
 INSTEAD = ("index", "clean_label")  # of the training examples' columns, what a trusted one may lack
 
 
