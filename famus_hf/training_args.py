@@ -107,17 +107,19 @@ class FaMUSTrainingArguments(TrainingArguments):
         },
     )
     transition_rate: Annotated[float, AtLeast(0)] = field(
-        default=20.0,
+        default=1.0,
         metadata={
             "help": "How many times β the learning rate of posterior's transitions is; 0 leaves them as counted."
         },
     )
-    transitions: str = field(
-        default="counts",
+    transitions: str | None = field(
+        default=None,
         metadata={
-            "help": "Where forward's transitions are from: counts (on what is believed of the training examples), "
-            "trusted (predictions of the trusted examples after the plain part: gold loss correction), or a JSON file "
-            'with {"class_names": [...], "transitions": [[...]]}, rows for true classes, columns for given labels.'
+            "help": "Where the transitions of posterior and forward are from: counts (on what is believed of the "
+            "training examples), calibrated (likewise, by how the trusted ones that are trained on, too, are taken; "
+            "counts without five of a class), trusted (predictions of the trusted examples after the plain part: gold "
+            'loss correction), or a JSON file with {"class_names": [...], "transitions": [[...]]}, rows for true '
+            "classes, columns for given labels. Default: calibrated for posterior, counts for forward."
         },
     )
     transition_counts: Literal["once", "each-epoch"] = field(
@@ -208,7 +210,7 @@ class FaMUSTrainingArguments(TrainingArguments):
     meta_learning_rate: Annotated[float | None, AtLeast(0)] = field(
         default=None,
         metadata={
-            "help": "Learning rate β of the meta-learner. Default: 1e-3 for mw-net, posterior and soft; "
+            "help": "Learning rate β of the meta-learner. Default: 1e-3 for mw-net and soft, 3e-3 for posterior; "
             "for mlc 1, or 0.11 if not kept."
         },
     )

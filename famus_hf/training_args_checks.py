@@ -160,7 +160,9 @@ def check_arguments(args: Any) -> None:
     """
     if args.meta_learner == "mlc" and args.mlc_form == "probabilities" and args.base_loss == "ldam":
         raise SettingsError("base_loss 'ldam' scales logits and does not go with mlc_form 'probabilities': use logits")
-    if args.meta_learner == "forward" and args.transitions != "counts" and args.transition_counts == "each-epoch":
+    has_transitions = args.meta_learner in ("posterior", "forward")
+    are_counted = args.transitions in (None, "counts", "calibrated")
+    if has_transitions and args.transition_counts == "each-epoch" and not are_counted:
         raise SettingsError(
             f"transition_counts='each-epoch' counts transitions anew, and transitions={args.transitions!r} gives them: "
             "leave one of the two out"

@@ -15,6 +15,7 @@ from famus_hf.core.parallel.processes import Processes
 
 DECAY = 0.5  # of a running prediction at each visit; chosen on digits and Fashion-MNIST, see docs/label_report.md
 LEAST_ACCURACY = 0.75  # on trusted examples; with less, estimates were up to 16 points off on digits
+TRAINED = "trained_"  # before names of what a checkpoint knows of trusted examples that are trained on
 MARGIN = 0.25  # standard errors by which the accuracy may lie below the best one
 
 
@@ -35,48 +36,28 @@ class HonestBeliefs:
     epoch: int
 
 
-class RunningBeliefs:
-    """Running predictions of the training examples, and of trusted ones beside them.
+class RunningPredictions:
+    """Means of predictions of examples, with decaying weights, as they come by.
 
     Args:
         num_examples: N.
         num_classes: C.
-        num_trusted: m.
         device: Where they are kept.
         decay: Of a running prediction at each visit; 0: the last one alone.
-        begun: In which epoch of the run they begin: 0, or a later one where earlier beliefs were lost.
 
     Attributes:
-        sums: Decaying sums of predictions, shape (N, C); those of trusted examples in `trusted_sums`, shape (m, C).
+        sums: Decaying sums of predictions, shape (N, C).
         visits: How often each example came by, shape (N,).
         labels: Given ones, as they came by, shape (N,); −1 before.
         losses: By these, from before the last step on each, shape (N,).
-        epoch: Epochs that are closed, since they began.
-        is_pending: Whether examples came by since then.
-        is_shown: Whether a meta-learner has looked at them.
-        best: The largest share of trusted examples that beliefs were right about after any of them.
-        honest: Of the last epoch in which nothing was learned by heart; None where there was none.
     """
 
-    def __init__(
-        self,
-        num_examples: int,
-        num_classes: int,
-        num_trusted: int,
-        device: torch.device | None = None,
-        decay: float = DECAY,
-        begun: int = 0,
-    ):
-        self.decay, self.begun, self.is_shown = decay, begun, False
+    def __init__(self, num_examples: int, num_classes: int, device: torch.device | None = None, decay: float = DECAY):
+        self.decay = decay
         self.losses = torch.zeros(num_examples, device=device)
         self.sums = torch.zeros(num_examples, num_classes, device=device)
         self.visits = torch.zeros(num_examples, dtype=torch.int64, device=device)
         self.labels = torch.full((num_examples,), -1, dtype=torch.int64, device=device)
-        self.trusted_sums = torch.zeros(num_trusted, num_classes, device=device)
-        self.epoch = 0
-        self.is_pending = False
-        self.best = 0.0
-        self.honest: HonestBeliefs | None = None
         self._own = torch.zeros(num_examples, dtype=torch.bool, device=device)  # came by in this process alone
 
     @torch.no_grad()
@@ -84,7 +65,7 @@ class RunningBeliefs:
         """Take in predictions from before a step on these examples; those that are not finite change nothing.
 
         Args:
-            rows: Of the training set, shape (n,).
+            rows: Of these N, shape (n,).
             probabilities: Shape (n, C).
             labels: Given ones, shape (n,).
             losses: By these, shape (n,).
@@ -96,7 +77,6 @@ class RunningBeliefs:
         self.labels[rows] = labels
         self.losses[rows] = torch.where(finite[:, 0], losses.to(self.losses), self.losses[rows])
         self._own[rows] = True
-        self.is_pending = True
 
     def of(self, rows: Tensor | slice) -> Tensor:
         """Return what is believed of these examples, shape (n, C), rows sum to 1; 0 of one that has not come by."""
@@ -112,6 +92,75 @@ class RunningBeliefs:
                 rows, sums, visits, labels, losses = (values.to(self.sums.device) for values in share)
                 self.sums[rows], self.visits[rows], self.labels[rows], self.losses[rows] = sums, visits, labels, losses
         self._own.zero_()
+
+    def known(self) -> tuple[Tensor, Tensor]:
+        """Return what is believed of those that have come by, shape (n, C), and their labels, shape (n,)."""
+        came_by = self.visits > 0
+        return self.of(came_by), self.labels[came_by]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return tensors that `load_state_dict` takes; those of other processes must have been gathered."""
+        return {"sums": self.sums, "visits": self.visits, "labels": self.labels, "losses": self.losses}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state_dict` gave, which must be of as many examples and classes."""
+        own = self.sums.device
+        self.sums, self.visits, self.labels = (state[name].to(own) for name in ("sums", "visits", "labels"))
+        self.losses = state.get("losses", self.losses).to(own)  # not in those of earlier versions
+
+
+class RunningBeliefs(RunningPredictions):
+    """Running predictions of the training examples, and of trusted ones beside them.
+
+    Args:
+        num_examples: N.
+        num_classes: C.
+        num_trusted: m, of those that are never trained on.
+        device: Where they are kept.
+        decay: Of a running prediction at each visit; 0: the last one alone.
+        begun: In which epoch of the run they begin: 0, or a later one where earlier beliefs were lost.
+        num_trained: Trusted examples that are trained on. Their rows follow the N.
+
+    Attributes:
+        trusted_sums: As `sums`, of the m trusted examples after each epoch, shape (m, C).
+        trained: Running predictions of the trusted examples that are trained on, which are as old as the others'.
+        epoch: Epochs that are closed, since they began.
+        is_pending: Whether examples came by since then.
+        is_shown: Whether a meta-learner has looked at them.
+        best: The largest share of trusted examples that beliefs were right about after any of them.
+        honest: Of the last epoch in which nothing was learned by heart; None where there was none.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        num_classes: int,
+        num_trusted: int,
+        device: torch.device | None = None,
+        decay: float = DECAY,
+        begun: int = 0,
+        num_trained: int = 0,
+    ):
+        super().__init__(num_examples, num_classes, device, decay)
+        self.begun, self.is_shown = begun, False
+        self.trusted_sums = torch.zeros(num_trusted, num_classes, device=device)
+        self.trained = RunningPredictions(num_trained, num_classes, device, decay)
+        self.epoch = 0
+        self.is_pending = False
+        self.best = 0.0
+        self.honest: HonestBeliefs | None = None
+
+    def update(self, rows: Tensor, probabilities: Tensor, labels: Tensor, losses: Tensor) -> None:
+        count = len(self.sums)
+        for memory, chosen, first in ((self, rows < count, 0), (self.trained, rows >= count, count)):
+            given = probabilities[chosen], labels[chosen], losses[chosen]
+            RunningPredictions.update(memory, rows[chosen] - first, *given)
+        self.is_pending = True
+
+    def gather(self, processes: Processes) -> None:
+        super().gather(processes)
+        if len(self.trained.sums):
+            self.trained.gather(processes)
 
     def close_epoch(self) -> None:
         """Close an epoch."""
@@ -148,9 +197,8 @@ class RunningBeliefs:
     # ---- Checkpoints ----
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return tensors that `load_state_dict` takes; those of other processes must have been gathered."""
         state = {
-            "sums": self.sums, "visits": self.visits, "labels": self.labels, "losses": self.losses,
+            **super().state_dict(), **{f"{TRAINED}{name}": value for name, value in self.trained.state_dict().items()},
             "trusted_sums": self.trusted_sums, "epoch": torch.tensor(self.epoch),
             "is_pending": torch.tensor(int(self.is_pending)), "best": torch.tensor(self.best),
             "begun": torch.tensor(self.begun), "is_shown": torch.tensor(int(self.is_shown)),
@@ -163,13 +211,14 @@ class RunningBeliefs:
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state_dict` gave, which must be of as many examples and classes."""
+        super().load_state_dict(state)
         own = self.sums.device
-        self.sums, self.visits = state["sums"].to(own), state["visits"].to(own)
-        self.labels, self.trusted_sums = state["labels"].to(own), state["trusted_sums"].to(own)
-        if "losses" in state:  # not in those of earlier versions
-            self.losses = state["losses"].to(own)
+        self.trusted_sums = state["trusted_sums"].to(own)
+        if "begun" in state:  # not in those of earlier versions
             self.begun, self.is_shown = int(state["begun"]), bool(state["is_shown"])
+        if f"{TRAINED}sums" in state:  # likewise
+            length = len(TRAINED)
+            self.trained.load_state_dict({k[length:]: value for k, value in state.items() if k.startswith(TRAINED)})
         self.epoch, self.is_pending = int(state["epoch"]), bool(state["is_pending"])
         self.best = float(state["best"])
         self.honest = None

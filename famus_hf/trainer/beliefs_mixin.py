@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 
 from famus_hf.core.autodiff.forward_pass import logits_of, logits_without_trace, preserve_rng_state, split_inputs
 from famus_hf.core.autodiff.training_pass import TrainingPass
-from famus_hf.core.beliefs import DECAY, RunningBeliefs
+from famus_hf.core.beliefs import DECAY, TRAINED, RunningBeliefs
 from famus_hf.core.losses import adjusted, cross_entropy
 from famus_hf.core.training_signal import TrainingSignal, training_signal
 from famus_hf.core.transitions import joint_by_trusted
@@ -61,13 +61,21 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
         self.keeps_beliefs = self._needs_beliefs or (self.args.label_report and self.has_trusted and is_told_apart)
         self.__dict__.pop("_trusted_in_training", None)  # of another seed, or another meta set
         if self.args.logit_adjustment:
-            self._set_prior(np.bincount(preflight_rows.class_labels(train)))
+            self._set_prior(torch.tensor(preflight_rows.class_labels(train)).bincount())
 
-    def _set_prior(self, counts: np.ndarray | Tensor) -> None:
-        """Take the shares of classes, by counts of shape (≤ C,), for logit adjustment: τ log π."""
-        counts = torch.as_tensor(counts, dtype=torch.float32)
-        missing = self._num_labels - len(counts)
-        counts = torch.nn.functional.pad(counts, (0, max(missing, 0))).clamp_min(1)
+    def _set_prior(self, of_training: Tensor) -> None:
+        """Take the shares of classes in all that is trained on, for logit adjustment: τ log π.
+
+        Args:
+            of_training: Examples of each class without the trusted ones, shape (≤ C,).
+        """
+        trusted = preflight_rows.class_labels(self.meta_dataset)
+        of_trusted = torch.tensor([trusted[row] for row in self._trusted_in_training], dtype=torch.int64).bincount()
+        classes = max(self._num_labels, len(of_training), len(of_trusted))
+        counts = torch.zeros(classes, dtype=torch.float32)
+        for part in (of_training, of_trusted):
+            counts[: len(part)] += part.cpu()
+        counts = counts.clamp_min(1)
         self.logit_shift = self.args.logit_adjustment * (counts / counts.sum()).log().to(self.args.device)
 
     @property
@@ -146,10 +154,10 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
                 return probabilities, losses
             self.beliefs = self._new_beliefs(classes)
         given = labels if labels.dim() == 1 else labels.argmax(1)
-        own = (rows < len(self.train_dataset)) & (given >= 0)  # plain training takes examples without a label, too
-        chosen = rows[own]
-        self.beliefs.update(chosen, probabilities[own], given[own], losses[own])
-        probabilities[own] = self.beliefs.of(chosen)
+        told = given >= 0  # plain training takes examples without a label, too
+        self.beliefs.update(rows[told], probabilities[told], given[told], losses[told])
+        own = told & (rows < len(self.train_dataset))
+        probabilities[own] = self.beliefs.of(rows[own])
         return probabilities, losses
 
     def _new_beliefs(self, classes: int) -> RunningBeliefs:
@@ -158,7 +166,8 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
         decay = self.args.belief_decay
         if decay is None:
             decay = LEARNERS_DECAY if self._needs_beliefs else DECAY
-        return RunningBeliefs(len(self.train_dataset), classes, trusted, self.args.device, decay, begun)
+        trained = len(self._trusted_in_training)
+        return RunningBeliefs(len(self.train_dataset), classes, trusted, self.args.device, decay, begun, trained)
 
     def describe(self, train: TrainingPass, rows: Tensor | None) -> None:
         """Tell a training pass what is known of its examples, beside inputs and labels.
@@ -193,12 +202,14 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
             return
         self._observed_at = step
         self.beliefs.gather(self.processes)
-        came_by = self.beliefs.visits > 0
-        believed, labels = self.beliefs.of(came_by), self.beliefs.labels[came_by]
+        believed, labels = self.beliefs.known()
         if learner is not None and (not self.beliefs.is_shown or self.args.transition_counts == "each-epoch"):
-            learner.observe_beliefs(*(self._predict_trusted() if learner.observes_trusted else (believed, labels)))
+            if learner.observes_trusted:
+                learner.observe_beliefs(*self._predict_trusted())
+            else:
+                learner.observe_beliefs(believed, labels, self.beliefs.trained.known())
         if self.args.logit_adjustment:
-            self._set_prior(believed.argmax(1).bincount(minlength=believed.shape[1]))
+            self._set_prior(believed.argmax(1).bincount())
         self.beliefs.is_shown = True
 
     def close_epoch_of_beliefs(self, is_over: bool) -> None:
@@ -299,15 +310,19 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
         (examples, classes), trusted = beliefs.sums.shape, len(beliefs.trusted_sums)
         whole, float32 = torch.int64, torch.float32
         is_flag = is_tensor((), whole, 0, 1)
+
+        def of_running(count: int, prefix: str = "") -> dict[str, Any]:
+            return {
+                f"{prefix}sums": is_tensor((count, classes), float32, 0, 1),
+                f"{prefix}visits": is_tensor((count,), whole, 0),
+                f"{prefix}labels": is_tensor((count,), whole, -1, classes - 1),
+                **({f"{prefix}losses": is_tensor((count,), float32)} if "losses" in state else {}),
+            }
+
         fields = {
-            "sums": is_tensor((examples, classes), float32, 0, 1),
-            "visits": is_tensor((examples,), whole, 0),
-            "labels": is_tensor((examples,), whole, -1, classes - 1),
-            **(
-                {"losses": is_tensor((examples,), float32), "begun": is_tensor((), whole, 0), "is_shown": is_flag}
-                if "losses" in state
-                else {}
-            ),
+            **of_running(examples),
+            **(of_running(len(beliefs.trained.sums), TRAINED) if f"{TRAINED}sums" in state else {}),
+            **({"begun": is_tensor((), whole, 0), "is_shown": is_flag} if "losses" in state else {}),
             **({"logit_shift": is_tensor((classes,), float32)} if "logit_shift" in state else {}),
             "trusted_sums": is_tensor((trusted, classes), float32, 0, 1),
             "epoch": is_tensor((), whole, 0),

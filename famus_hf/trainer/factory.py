@@ -42,7 +42,7 @@ from famus_hf.core.losses import (
 )
 from famus_hf.core.meta_learners.base import MetaLearner, PerExampleLoss
 from famus_hf.core.meta_learners.jamal import ClassBalancedResidual
-from famus_hf.core.meta_learners.label_noise import ForwardCorrection, LabelNoise
+from famus_hf.core.meta_learners.label_noise import SOURCES, ForwardCorrection, LabelNoise
 from famus_hf.core.meta_learners.mlc import MLC
 from famus_hf.core.meta_learners.mw_net import MWNet
 from famus_hf.core.meta_learners.posterior import PosteriorTargets
@@ -296,21 +296,23 @@ def make_meta_learner(
         return MLC(num_labels, args.mlc_form, args.mlc_keep_matrix, args.mlc_reduction)
     if args.meta_learner == "mw-net":
         return MWNet(weight_normalization=args.weight_normalization)
-    if args.meta_learner == "posterior":
-        return PosteriorTargets(num_labels, args.posterior_form, transition_rate=args.transition_rate)
-    if args.meta_learner == "forward":
-        return _make_forward_correction(args, num_labels, class_names or list(map(str, range(num_labels))))
+    if args.meta_learner in ("posterior", "forward"):
+        return _make_label_noise(args, num_labels, class_names or list(map(str, range(num_labels))))
     return META_LEARNERS[str(args.meta_learner)]()
 
 
-def _make_forward_correction(
-    args: FaMUSTrainingArguments, num_labels: int, class_names: list[str]
-) -> ForwardCorrection:
-    if args.transitions in ("counts", "trusted"):
-        return ForwardCorrection(num_labels, args.transitions)
-    correction = ForwardCorrection(num_labels, "given")
-    correction.set_transitions(read_transitions(Path(args.transitions), class_names))
-    return correction
+def _make_label_noise(args: FaMUSTrainingArguments, num_labels: int, class_names: list[str]) -> LabelNoise:
+    is_posterior = args.meta_learner == "posterior"
+    asked = args.transitions or ("calibrated" if is_posterior else "counts")
+    source = asked if asked in SOURCES[:-1] else "given"
+    learner: LabelNoise = (
+        PosteriorTargets(num_labels, args.posterior_form, transition_rate=args.transition_rate, source=source)
+        if is_posterior
+        else ForwardCorrection(num_labels, source)
+    )
+    if source == "given":
+        learner.set_transitions(read_transitions(Path(asked), class_names))
+    return learner
 
 
 def has_meta_step(args: FaMUSTrainingArguments, meta_learner: MetaLearner | None) -> bool:

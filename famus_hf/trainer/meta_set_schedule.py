@@ -1,5 +1,6 @@
 """When meta steps are taken, and when the pseudo-clean meta set is chosen anew."""
 
+import math
 from typing import Any
 
 from transformers import TrainerState
@@ -17,14 +18,14 @@ class MetaSetSchedule:
         judges_by_losses: Whether training examples are told apart by their losses, which must mean something by then.
 
     Attributes:
-        plain_share: Of a run before the first meta step, as the meta-learner wants it.
+        plain_share, plain_epochs: Of a run before the first meta step, as the meta-learner wants it, and at most.
         steps_per_epoch: Of the optimizer; 0 while it is not known, as with a stream.
     """
 
     def __init__(self, args: FaMUSTrainingArguments, judges_by_losses: bool):
         self.args, self.judges_by_losses = args, judges_by_losses
         self.steps_per_epoch = 0
-        self.plain_share = 0.0
+        self.plain_share, self.plain_epochs = 0.0, math.inf
 
     def warmup_steps(self, max_steps: int) -> int:
         """Return the number of plain steps before the first meta step, in a run of `max_steps`."""
@@ -32,7 +33,10 @@ class MetaSetSchedule:
         if epochs is not None:
             return round(epochs * self.steps_per_epoch)
         if self.plain_share > 0:
-            return max(round(self.plain_share * max_steps), min(self.steps_per_epoch, max_steps // 2))
+            steps = self.plain_share * max_steps
+            if self.steps_per_epoch:
+                steps = min(steps, self.plain_epochs * self.steps_per_epoch)
+            return max(round(steps), min(self.steps_per_epoch, max_steps // 2))
         if not self.judges_by_losses:
             return 0
         return max(round(0.1 * max_steps), min(2 * self.steps_per_epoch, max_steps // 2))

@@ -337,7 +337,7 @@ def check_trusted(meta_learner: MetaLearner, has_trusted: bool) -> None:
     if meta_learner.observes_trusted and not has_trusted:
         raise SettingsError(
             f"{type(meta_learner).__name__} takes transitions from trusted examples, and there are none: give a "
-            "meta_dataset, or leave transitions at 'counts'"
+            "meta_dataset, or leave transitions out"
         )
 
 

@@ -140,7 +140,8 @@ class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
         self._make_stages()
         assert self.meta_learner is not None
         preflight.check_trusted(self.meta_learner, self.has_trusted)
-        self.schedule.plain_share = self.meta_learner.plain_share
+        learner, schedule = self.meta_learner, self.schedule
+        schedule.plain_share, schedule.plain_epochs = learner.plain_share, learner.plain_epochs
 
     def _check_meta_learning(self) -> None:
         args, train = self.args, self.train_dataset

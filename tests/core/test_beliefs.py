@@ -76,28 +76,34 @@ def test_predictions_that_are_not_finite_change_nothing():
 
 
 def test_a_state_comes_back_whole():
-    beliefs = RunningBeliefs(4, 3, 3)
+    beliefs = RunningBeliefs(4, 3, 3, num_trained=2)
     for how_sure in (0.6, 0.999):
         beliefs.update(torch.arange(3), sure([0, 1, 2], how_sure), torch.tensor([0, 1, 2]), torch.full((3,), how_sure))
         beliefs.observe(sure([0, 1, 2], 0.8), torch.tensor([0, 1, 2]))
-    beliefs.update(torch.arange(3), sure([0, 1, 2], 0.7), torch.tensor([0, 1, 2]), torch.tensor([0.5, 1, 2]))
+    beliefs.update(torch.tensor([0, 1, 5]), sure([0, 1, 2], 0.7), torch.tensor([0, 1, 2]), torch.tensor([0.5, 1, 2]))
     state = {name: value.clone() for name, value in beliefs.state_dict().items()}
-    other = RunningBeliefs(4, 3, 3)
+    assert state["trained_visits"].tolist() == [0, 1] and state["visits"].tolist() == [3, 3, 2, 0]
+    other = RunningBeliefs(4, 3, 3, num_trained=2)
     other.load_state_dict(state)
     assert other.is_pending and other.honest.epoch == 1
     assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
 
 
 def test_processes_learn_what_came_by_in_each_other():
-    parts = [RunningBeliefs(4, 3, 1), RunningBeliefs(4, 3, 1)]
-    sent = []
+    parts = [RunningBeliefs(4, 3, 1, num_trained=2), RunningBeliefs(4, 3, 1, num_trained=2)]
+    sent = [[], []]  # of the training set, of the trusted examples that are trained on
     for rank, beliefs in enumerate(parts):
-        rows = torch.tensor([rank, rank + 2])
-        beliefs.update(rows, sure([rank, 2], 0.8), torch.tensor([rank, 2]), torch.tensor([0.5, 1.5]) + rank)
-        beliefs.gather(SimpleNamespace(count=2, objects=lambda value: sent.append(value) or []))
+        rows, labels = torch.tensor([rank, rank + 2, rank + 4]), torch.tensor([rank, 2, 1])
+        beliefs.update(rows, sure([rank, 2, rank], 0.8), labels, torch.tensor([0.5, 1.5, 3]) + rank)
+        calls = iter(sent)
+        beliefs.gather(SimpleNamespace(count=2, objects=lambda value, calls=calls: next(calls).append(value) or []))
     for beliefs in parts:
         beliefs._own.zero_()
-        beliefs.gather(SimpleNamespace(count=2, objects=lambda value: sent))
+        calls = iter(sent)
+        beliefs.gather(SimpleNamespace(count=2, objects=lambda value, calls=calls: next(calls)))
+        believed, labels = beliefs.trained.known()
+        torch.testing.assert_close(believed, sure([0, 1], 0.8))
+        assert labels.tolist() == [1, 1] and beliefs.trained.losses.tolist() == [3, 4]
         torch.testing.assert_close(beliefs.sums, sure([0, 1, 2, 2], 0.8) * (1 - DECAY))
         assert beliefs.visits.tolist() == [1] * 4 and beliefs.labels.tolist() == [0, 1, 2, 2]
         assert beliefs.losses.tolist() == [0.5, 1.5, 1.5, 2.5]

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -197,6 +198,30 @@ def test_gold_transitions_are_mean_predictions_of_trusted_examples():
     transitions = torch.tensor([[0.8, 0.1, 0.1], [0.5, 0.4, 0.1], [0, 0, 1]]).double()
     expected = -(logits.softmax(1) @ transitions)[[0, 1], labels].log().mean()
     torch.testing.assert_close(learner.training_loss(LabelledBatch(logits, labels, cross_entropy)), expected)
+
+
+def test_calibrated_transitions_are_those_of_the_labels_and_not_the_mistakes_of_the_network():
+    """It takes a third of class 2 for class 1; labels of class 0 go wrong, to class 1, one in four."""
+    rng = np.random.default_rng(0)
+    mistakes = np.array([[0.95, 0.05, 0], [0.02, 0.93, 0.05], [0, 0.35, 0.65]])
+    wrong = np.array([[0.75, 0.25, 0], [0, 1, 0], [0, 0, 1]])
+
+    def drawn(true, of_class):
+        return torch.tensor([rng.choice(3, p=of_class[k]) for k in true])
+
+    def beliefs_of(true):
+        return 0.7 * torch.eye(3, dtype=torch.float64)[drawn(true, mistakes)] + 0.1
+
+    true, trusted = rng.integers(3, size=6000), np.arange(600) % 3
+    beliefs, labels, by_trusted = beliefs_of(true), drawn(true, wrong), (beliefs_of(trusted), torch.tensor(trusted))
+    too_few = by_trusted[0][:14], by_trusted[1][:14]
+    counted = [0.734, 0.709, 0.929]  # of each class the share of its label, among what is taken for it
+    for source, others, expected in (
+        ("calibrated", by_trusted, [0.75, 1, 1]), ("counts", by_trusted, counted), ("calibrated", too_few, counted)
+    ):  # fmt: skip
+        learner = ForwardCorrection(3, source).double()
+        learner.observe_beliefs(beliefs, labels, others)
+        assert learner.stays.tolist() == pytest.approx(expected, abs=0.05), (source, len(others[1]))
 
 
 def test_given_transitions_need_no_plain_part_and_are_not_counted():

@@ -120,3 +120,16 @@ def test_transitions_of_a_file_that_does_not_fit_are_refused_before_training(tmp
     path.write_text(json.dumps({"class_names": [str(name) for name in names], "transitions": matrix.tolist()}))
     with pytest.raises(ValueError, match=words):
         make(tmp_path, data, meta_learner="forward", transitions=str(path))
+
+
+@pytest.mark.parametrize(
+    "learner, steps, plain",
+    [("posterior", 8, 4), ("posterior", 24, 6), ("posterior", 100, 8), ("soft", 100, 25), ("jamal", 100, 80)],
+)
+def test_the_plain_part_is_a_share_of_the_run_and_of_transitions_two_epochs_at_most(
+    tmp_path, data, learner, steps, plain
+):
+    trainer = make(tmp_path, data, meta_learner=learner, plain_warmup_epochs=None)
+    trainer.get_train_dataloader()
+    epoch = trainer.schedule.steps_per_epoch
+    assert trainer.schedule.warmup_steps(steps * epoch // 4) == plain * epoch // 4

@@ -314,7 +314,7 @@ def train_by_hand(state, batches, meta_batches, random_states, mode):
             if isinstance(state.learner, PosteriorTargets):
                 is_plain = step < PLAIN_STEPS
                 if step == PLAIN_STEPS:
-                    state.learner.observe_beliefs(state.beliefs.of(slice(None)), state.beliefs.labels)
+                    state.learner.observe_beliefs(state.beliefs.of(slice(None)), state.beliefs.labels, None)
                 q = state.beliefs.note(next(rows), state.model(**train).logits, train["labels"]).double()
             before, weights = copy.deepcopy(state.learner), None
             is_meta_step = step % mode.get("meta_interval", 1) == 0 and not is_plain
@@ -350,7 +350,9 @@ def learner_of(mode):
     if kind == "l2r":
         return L2R()
     if kind == "posterior":
-        return PosteriorTargets(CLASSES, mode.get("posterior_form", "posterior"), hidden_size=12).double()
+        return PosteriorTargets(
+            CLASSES, mode.get("posterior_form", "posterior"), hidden_size=12, transition_rate=20
+        ).double()
     if kind == "mlc":
         return MLC(
             CLASSES,

@@ -244,7 +244,9 @@ def test_trusted_examples_are_trained_on_but_for_a_held_out_fifth(tmp_path):
     assert torch.equal(is_trusted, rows >= 48) and set(rows[is_trusted].tolist()) == set(range(48, 48 + 20))
     held_out = set(range(24)) - set(trainer._trusted_in_training)
     assert len(held_out) == 4 and len(trainer._trusted_sample) == 4
-    assert int(trainer.beliefs.visits.sum()) < 24 * 8, "of trusted examples nothing is remembered"
+    assert int(trainer.beliefs.visits.sum()) + int(trainer.beliefs.trained.visits.sum()) == 24 * 8
+    labels = [trainer.meta_dataset[row]["labels"] for row in trainer._trusted_in_training]
+    assert trainer.beliefs.trained.labels.tolist() == labels, "each row is the trusted set's own"
 
 
 def test_a_trusted_label_is_learned_as_it_is_whatever_is_believed(tmp_path):
@@ -265,14 +267,17 @@ def test_a_trusted_label_is_learned_as_it_is_whatever_is_believed(tmp_path):
 
 
 def test_logit_adjustment_takes_given_labels_at_first_and_then_what_is_believed(tmp_path):
+    """And the trusted examples that are trained on, too: with these left out, a tail would seem rarer than it is."""
     trainer = make(tmp_path, "trusted, adjusted")
     trainer.begin_beliefs()
-    torch.testing.assert_close(trainer.logit_shift, torch.full((3,), 1 / 3).log())
+    trusted = torch.tensor([trainer.meta_dataset[row]["labels"] for row in trainer._trusted_in_training]).bincount()
+    assert trusted.sum() == 20
+    torch.testing.assert_close(trainer.logit_shift, ((trusted + 16) / 68).log())
     trainer.train()
     beliefs, place = trainer.beliefs, trainer.schedule.steps_per_epoch
     assert place == 8 and trainer.beliefs.is_shown
-    counts = trainer.logit_shift.exp() * 48
-    assert counts.sum().item() == pytest.approx(48, rel=0.1) and not torch.allclose(counts, torch.full((3,), 16.0))
+    believed = trainer.logit_shift.exp() * 68 - trusted
+    assert believed.sum().item() == pytest.approx(48, rel=0.1) and not torch.allclose(believed, torch.full((3,), 16.0))
     assert beliefs.sums.isfinite().all()
 
 
@@ -348,7 +353,7 @@ def rates(folder, **settings):
 def test_beta_follows_the_schedule_with_adam_or_where_that_is_asked_for(tmp_path, optimizer, schedule):
     trainer, found = rates(
         tmp_path, meta_optim=optimizer, meta_lr_schedule=schedule, learning_rate=0.05, meta_learning_rate=0.01,
-        callbacks=[SaveAt(9)],
+        transition_rate=20.0,         callbacks=[SaveAt(9)],
     )  # fmt: skip
     trainer.train()
     follows = schedule == "main" or (schedule is None and optimizer == "adam")
@@ -359,7 +364,12 @@ def test_beta_follows_the_schedule_with_adam_or_where_that_is_asked_for(tmp_path
         assert (network, transitions) == pytest.approx((0.01 * share, 0.2 * share))
     # What the run began with comes back, whatever the rate is set to now.
     resumed, again = rates(
-        tmp_path, meta_optim=optimizer, meta_lr_schedule=schedule, learning_rate=0.05, meta_learning_rate=7.0
+        tmp_path,
+        meta_optim=optimizer,
+        meta_lr_schedule=schedule,
+        learning_rate=0.05,
+        meta_learning_rate=7.0,
+        transition_rate=20.0,
     )
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
     assert again == found[-7:]
@@ -370,7 +380,7 @@ def test_an_optimizer_that_finds_its_own_rate_leaves_beta_as_it_is(tmp_path):
     meta = make(tmp_path).stages.meta
     for rate in (None, 0.0):
         meta.follow_rate(type("Own", (), {"param_groups": [{"lr": rate}]}))
-        assert [group["lr"] for group in meta.learner_optimizer.param_groups] == [1e-3, 20e-3]
+        assert [group["lr"] for group in meta.learner_optimizer.param_groups] == [3e-3, 3e-3]
 
 
 # ---- Does it help? ----

@@ -169,7 +169,7 @@ def test_defaults_that_documents_and_tables_name_stay_what_they_are(tmp_path):
         "candidate_layers": "4", "virtual_scope": "candidates", "meta_batch_size": 25, "train_on_trusted": True,
         "sharpening_temperature": 0.5, "mixup_alpha": None, "unlabelled_weight": 5.0, "ramp_up_epochs": 16.0,
         "focal_gamma": 2.0, "gce_q": 0.7, "sce_alpha": 0.1, "sce_beta": 1.0, "nce_alpha": 1.0, "nce_beta": 1.0,
-        "logit_adjustment": 0.0, "posterior_form": "posterior", "transition_rate": 20.0, "transition_counts": "once",
+        "logit_adjustment": 0.0, "posterior_form": "posterior", "transition_rate": 1.0, "transition_counts": "once",
         "belief_decay": None, "meta_lr_schedule": None, "ema_decay": None, "learning_rate": 0.05, "weight_decay": 5e-4,
         "max_grad_norm": 0.0,
     }  # fmt: skip

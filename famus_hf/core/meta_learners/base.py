@@ -3,6 +3,7 @@
 A meta-learner of your own is a subclass of `MetaLearner` that says its `training_loss` in terms of its parameters.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,6 +95,7 @@ class MetaLearner(Pretrained, nn.Module):
             examples.
         has_meta_step: Whether θ learns from meta batches; where not, no meta set is needed.
         plain_share: Of a run, that is plain training before the first meta step where the user says nothing else.
+        plain_epochs: The most epochs of it.
         default_optimizer: Of θ where the user names none, `"adam"` or `"sgd"`.
         default_learning_rate: β, likewise.
         momentum: Of `"sgd"`.
@@ -107,6 +109,7 @@ class MetaLearner(Pretrained, nn.Module):
     observes_trusted = False
     has_meta_step = True
     plain_share = 0.0
+    plain_epochs = math.inf
     default_optimizer = "adam"
     default_learning_rate = 1e-3
     momentum = 0.9
@@ -118,12 +121,13 @@ class MetaLearner(Pretrained, nn.Module):
     def begin_step(self, logits: Tensor) -> None:
         """Begin a training step, where θ lives for one step only. logits: Of the training batch, shape (n, C)."""
 
-    def observe_beliefs(self, beliefs: Tensor, labels: Tensor) -> None:
+    def observe_beliefs(self, beliefs: Tensor, labels: Tensor, trusted: tuple[Tensor, Tensor] | None = None) -> None:
         """Look at what is believed of all training examples, before the first meta step and perhaps in later epochs.
 
         Args:
             beliefs: q, shape (N, C).
             labels: Given ones, shape (N,).
+            trusted: The same of the trusted examples that are trained on, too: shapes (m, C) and (m,); m may be 0.
         """
 
     def label_posteriors(self, beliefs: Tensor, labels: Tensor, losses: Tensor) -> Tensor | None:

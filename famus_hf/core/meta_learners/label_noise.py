@@ -11,10 +11,14 @@ from torch import Tensor
 
 from famus_hf.core.losses import as_targets, at_least_float32
 from famus_hf.core.meta_learners.base import LabelledBatch, MetaLearner
+from famus_hf.core.transitions import joint_by_trusted
 from famus_hf.core.validation import check_choice, check_whole
 from famus_hf.errors import SettingsError
 
 SMALLEST = 1e-12  # of a belief or a probability, so that its logarithm exists
+SOURCES = ("calibrated", "counts", "trusted", "given")  # of transitions
+LEAST_TRUSTED = 5  # examples of a class, on average, by which transitions are calibrated
+FULL_CLASSES = 1000  # up to which every transition has a number of its own
 PSEUDO_COUNT = 1e-3  # of a transition between two classes; 1 of a class to itself
 
 
@@ -55,6 +59,22 @@ def transitions_of_trusted(predictions: Tensor, labels: Tensor) -> Tensor:
     return torch.where(counts > 0, of_class.T @ predictions / counts.clamp(min=1), identity)
 
 
+def calibrated_transitions(beliefs: Tensor, labels: Tensor, trusted: tuple[Tensor, Tensor]) -> Tensor:
+    """Return T, shape (C, C), rows sum to 1, by how the network takes trusted examples: see `joint_by_trusted`.
+
+    So mistakes of the network are not taken for wrong labels, as counts take them.
+
+    Args:
+        beliefs: Shape (N, C).
+        labels: Shape (N,).
+        trusted: Beliefs of trusted examples that are as old, shape (m, C), and their labels, shape (m,).
+    """
+    of_trusted, trusted_labels = (values.numpy(force=True) for values in trusted)
+    joint = joint_by_trusted(labels.numpy(force=True), beliefs.numpy(force=True), trusted_labels, of_trusted)
+    smoothed = torch.from_numpy(joint).to(beliefs) + SMALLEST
+    return smoothed / smoothed.sum(1, keepdim=True)
+
+
 def features_of_beliefs(losses: Tensor, beliefs: Tensor, targets: Tensor) -> list[Tensor]:
     """Return loss, −log q_y, max q and the entropy of q, each of shape (n,).
 
@@ -69,10 +89,14 @@ def features_of_beliefs(losses: Tensor, beliefs: Tensor, targets: Tensor) -> lis
 
 
 class LabelNoise(MetaLearner):
-    """A meta-learner that knows transitions, counted on what the network believes of all training examples.
+    """A meta-learner that knows transitions between classes.
 
     Args:
         num_labels: C.
+        source: Where T is from: `"counts"` on beliefs (`counted_transitions`); `"calibrated"`, by beliefs and by those
+            of trusted examples that are trained on (`calibrated_transitions`), if there are `LEAST_TRUSTED` of a class,
+            and else counts; `"trusted"`, predictions of trusted examples at the end of the plain part
+            (`transitions_of_trusted`); or `"given"` by `set_transitions`.
 
     Attributes:
         stays: T_kk, shape (C,); 1 before anything was counted.
@@ -82,23 +106,34 @@ class LabelNoise(MetaLearner):
 
     needs_beliefs = True
     plain_share = 0.25
+    plain_epochs = 2.0  # later beliefs are those of a network that has begun to learn labels by heart
     stays: Tensor
     goes: Tensor
     is_counted: Tensor
 
-    def __init__(self, num_labels: int):
+    def __init__(self, num_labels: int, source: str):
         super().__init__()
         check_whole("num_labels", num_labels, 2)
-        self.num_labels = num_labels
+        check_choice("source", source, SOURCES)
+        self.num_labels, self.source = num_labels, source
+        self.observes_trusted = source == "trusted"
         self.register_buffer("stays", torch.ones(num_labels))
         self.register_buffer("goes", (1 - torch.eye(num_labels)) / (num_labels - 1))
         self.register_buffer("is_counted", torch.zeros((), dtype=torch.int64))
 
     def config(self) -> dict[str, Any]:
-        return {"num_labels": self.num_labels}
+        return {"num_labels": self.num_labels, "source": self.source}
 
-    def observe_beliefs(self, beliefs: Tensor, labels: Tensor) -> None:
-        self.set_transitions(counted_transitions(beliefs, labels))
+    def observe_beliefs(self, beliefs: Tensor, labels: Tensor, trusted: tuple[Tensor, Tensor] | None = None) -> None:
+        if self.source == "trusted":
+            self.set_transitions(transitions_of_trusted(beliefs, labels))
+        elif self.source == "calibrated" and trusted is not None and self._can_calibrate(len(trusted[1])):
+            self.set_transitions(calibrated_transitions(beliefs, labels, trusted))
+        elif self.source != "given":
+            self.set_transitions(counted_transitions(beliefs, labels))
+
+    def _can_calibrate(self, trusted: int) -> bool:
+        return trusted >= LEAST_TRUSTED * self.num_labels and self.num_labels <= FULL_CLASSES
 
     @torch.no_grad()
     def set_transitions(self, transitions: Tensor) -> None:
@@ -135,28 +170,15 @@ class ForwardCorrection(LabelNoise):
 
     Args:
         num_labels: C.
-        source: Where T is from: `"counts"` on beliefs; `"trusted"`, predictions of trusted examples at the end of the
-            plain part (`transitions_of_trusted`); or `"given"` by `set_transitions`, so that no plain part is needed.
+        source: As in `LabelNoise`; if given, no beliefs and no plain part are needed.
     """
 
     has_meta_step = False
 
     def __init__(self, num_labels: int, source: str = "counts"):
-        super().__init__(num_labels)
-        check_choice("source", source, ("counts", "trusted", "given"))
-        self.source = source
-        self.observes_trusted = source == "trusted"
+        super().__init__(num_labels, source)
         if source == "given":
             self.needs_beliefs, self.plain_share = False, 0.0
-
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "source": self.source}
-
-    def observe_beliefs(self, beliefs: Tensor, labels: Tensor) -> None:
-        if self.source == "counts":
-            super().observe_beliefs(beliefs, labels)
-        elif self.source == "trusted":
-            self.set_transitions(transitions_of_trusted(beliefs, labels))
 
     def corrected_loss(self, batch: LabelledBatch) -> Tensor:
         logits = at_least_float32(batch.logits)

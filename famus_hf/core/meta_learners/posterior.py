@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from famus_hf.core.losses import as_targets, at_least_float32
 from famus_hf.core.meta_learners.base import LabelledBatch
 from famus_hf.core.meta_learners.label_noise import (
+    FULL_CLASSES,
     SMALLEST,
     LabelNoise,
     features_of_beliefs,
@@ -21,7 +22,6 @@ from famus_hf.core.validation import check_choice, check_number, check_whole
 
 FEATURES = 6
 LIKELIEST_STAYS, LEAST_STAYS = 0.98, 0.3  # of what V starts at
-FULL_CLASSES = 1000  # up to which every transition has a number of its own
 RANK = 8  # of what is learned about transitions between more classes
 
 
@@ -37,10 +37,20 @@ class PosteriorTargets(LabelNoise):
             prediction in place of the belief, cross-entropy whatever ℓ is.
         hidden_size: Width of Ψ's hidden layer.
         transition_rate: How many times β the learning rate of transitions is.
+        source: Of the T that is learned from, as in `LabelNoise`.
     """
 
-    def __init__(self, num_labels: int, form: str = "posterior", hidden_size: int = 100, transition_rate: float = 20.0):
-        super().__init__(num_labels)
+    default_learning_rate = 3e-3
+
+    def __init__(
+        self,
+        num_labels: int,
+        form: str = "posterior",
+        hidden_size: int = 100,
+        transition_rate: float = 1.0,
+        source: str = "calibrated",
+    ):
+        super().__init__(num_labels, source)
         check_choice("form", form, ("posterior", "likelihood"))
         check_whole("hidden_size", hidden_size, 1)
         check_number("transition_rate", transition_rate)
