@@ -235,6 +235,11 @@ def _check_virtual_step(args: Any) -> None:
             "scale_example_gradients makes the actual backward cheaper that reuse_virtual_gradient saves and "
             "virtual_scope 'candidates' needs whole: choose one of the three"
         )
+    if args.scale_example_gradients and args.elr_weight:
+        raise SettingsError(
+            "scale_example_gradients scales the gradients of example losses, to which "
+            f"elr_weight={args.elr_weight} adds one that no example weight scales: leave one of the two out"
+        )
 
 
 def _check_data_settings(args: Any) -> None:

@@ -16,6 +16,7 @@ from famus_hf.errors import SettingsError
 
 BaseLoss = Literal["ce", "focal", "gce", "sce", "nce-rce", "class-balanced", "ldam"]
 LOG_ZERO = -4.0  # what reverse cross-entropy takes for log 0
+LARGEST_AGREEMENT = 1 - 1e-4  # of prediction and target, beyond which early-learning regularization pulls no further
 IGNORED = -100  # the label of an example without one, as torch and transformers have it
 
 
@@ -244,6 +245,25 @@ def mean_loss(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: 
     is_labelled = labels != IGNORED
     losses = loss(logits, labels.masked_fill(~is_labelled, 0))
     return losses.where(is_labelled, 0).sum() / is_labelled.sum().clamp_min(1)
+
+
+def early_learning_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return log(1 − ⟨p, t⟩) of each example, p = softmax(logits), which is the less the more p agrees with t.
+
+    Early-learning regularization (Liu et al., NeurIPS 2020, arXiv:2007.00151) adds λ times its mean to the training
+    loss. Paper: ⟨p, t⟩ has no limit; in the authors' code each p_c lies in [10⁻⁴, 1 − 10⁻⁴], which is above all of p
+    where there are more than 10 000 classes, so that here ⟨p, t⟩ is at most 1 − 10⁻⁴.
+
+    Args:
+        logits: Shape (n, C).
+        targets: t, decaying sums of predictions up to the present one (`RunningBeliefs.sums`), constant, shape (n, C).
+
+    Returns:
+        Shape (n,).
+    """
+    predictions = at_least_float32(logits).softmax(1)
+    agreement = (predictions * targets.to(predictions)).sum(1)
+    return torch.log1p(-agreement.clamp(max=LARGEST_AGREEMENT))
 
 
 def weights_of_labels(class_weights: Tensor, labels: Tensor) -> Tensor:

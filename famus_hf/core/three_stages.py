@@ -63,12 +63,16 @@ class StepSettings:
         reuse_virtual_gradient: Take Virtual-Train's gradient for the actual step too.
         scale_example_gradients: Go back through the activations once for both, see `ScaledGradients`.
         can_be_left_out: Whether a step that proves not finite is to leave θ and η where they were.
+        elr_weight: λ of early-learning regularization, see `early_learning_losses`; 0: none.
+        logit_scale: Of the logits in the softmax of its targets.
     """
 
     virtual_step: str = "sgd"
     reuse_virtual_gradient: bool = False
     scale_example_gradients: bool = False
     can_be_left_out: bool = False
+    elr_weight: float = 0.0
+    logit_scale: float = 1.0
 
 
 @dataclass
@@ -281,8 +285,15 @@ class ThreeStages:
     # ---- Parts of the stages ----
 
     def training_loss(self, train: TrainingPass) -> Tensor:
-        """Return J(w, θ) of the global batch, a scalar."""
-        return self.meta.meta_learner.training_loss(LabelledBatch.of(train, self.base_loss))
+        """Return J(w, θ) of the global batch, a scalar.
+
+        Early-learning regularization is a part of it: it moves ŵ, and adds nothing to ∂/∂θ ∇_w J, as θ is not in it.
+        Where the meta-learner has no virtual step, ŵ = w all the same.
+        """
+        batch = LabelledBatch.of(train, self.base_loss)
+        loss = self.meta.meta_learner.training_loss(batch)
+        weight = self.settings.elr_weight
+        return loss + weight * batch.early_learning_losses(self.settings.logit_scale).mean() if weight else loss
 
     @torch.no_grad()
     def example_weights(self, train: TrainingPass) -> Any:

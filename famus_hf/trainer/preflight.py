@@ -146,6 +146,7 @@ def check_loss_function(args: FaMUSTrainingArguments, compute_loss_func: Any, ba
         f"label_smoothing_factor={args.label_smoothing_factor}": args.label_smoothing_factor > 0,
         f"mixup_alpha={args.mixup_alpha}": bool(args.mixup_alpha),
         f"logit_adjustment={args.logit_adjustment}": args.logit_adjustment > 0,
+        f"elr_weight={args.elr_weight}": args.elr_weight > 0,
     }
     for name, is_given in others.items():
         if compute_loss_func is not None and is_given:
@@ -312,6 +313,7 @@ def check_two_networks(
         "PEFT": is_peft_model(model),
         "train_on_trusted": args.train_on_trusted,
         "logit_adjustment": args.logit_adjustment > 0,
+        "elr_weight": args.elr_weight > 0,
         f"train_sampling_strategy={args.train_sampling_strategy!r}": args.train_sampling_strategy != "random",
         "division_history with balanced_batches_per_epoch": args.division_history > 1
         and args.balanced_batches_per_epoch is not None,

@@ -25,8 +25,9 @@ Collate = Callable[[list[Any]], dict[str, Any]]
 
 
 def needs_beliefs(args: FaMUSTrainingArguments, learner: MetaLearner | None) -> bool:
-    """Return whether training itself looks at beliefs: the meta-learner, or logit adjustment where labels are wrong."""
-    return learner is not None and (learner.needs_beliefs or args.logit_adjustment > 0)
+    """Return whether training itself looks at beliefs: the meta-learner, or logit adjustment where labels are wrong, or
+    early-learning regularization with any learner or none."""
+    return args.elr_weight > 0 or (learner is not None and (learner.needs_beliefs or args.logit_adjustment > 0))
 
 
 def class_labels(train: Any) -> list[int]:
@@ -73,14 +74,14 @@ def check_rows(
     """Raise FaMUSError where examples can't be told apart or remembered, though settings ask for it."""
     if not (args.train_on_trusted or needs_beliefs(args, learner)):
         return
-    name = _who_believes(learner) if needs_beliefs(args, learner) else "train_on_trusted"
+    name = _who_believes(args, learner) if needs_beliefs(args, learner) else "train_on_trusted"
     if isinstance(train, IterableDataset) or not (has_length(train) and hasattr(train, "__getitem__")):
         raise SettingsError(
             f"{name} needs to know which example is which, and a stream does not tell: load it without streaming, or "
             "leave that out"
         )
     if needs_beliefs(args, learner):
-        _check_memory(model, len(train), learner)
+        _check_memory(args, model, len(train), learner)
     first = train[0]
     if isinstance(first, tuple | list | str | Tensor):
         raise DataError(
@@ -118,8 +119,8 @@ def check_beliefs_of_mixed(args: FaMUSTrainingArguments, learner: MetaLearner | 
     """Raise SettingsError on mixed images of a sharded network that is to be asked of the unmixed ones beside."""
     if args.mixup_alpha and is_sharded and needs_beliefs(args, learner):
         raise SettingsError(
-            f"mixup_alpha and {_who_believes(learner)} under FSDP would need a pass of the unmixed images within the "
-            "step, which FSDP does not allow: leave one of them out, or start without FSDP"
+            f"mixup_alpha and {_who_believes(args, learner)} under FSDP would need a pass of the unmixed images within "
+            "the step, which FSDP does not allow: leave one of them out, or start without FSDP"
         )
 
 
@@ -146,26 +147,28 @@ def check_logit_adjustment(args: FaMUSTrainingArguments, model: Any, train: Any,
 def check_own_loss(args: FaMUSTrainingArguments, kind: type) -> None:
     """Raise SettingsError on a `compute_loss` of the user's, which would pass over settings. kind: The trainer's."""
     owner = next(owner for owner in kind.__mro__ if "compute_loss" in vars(owner))
-    for name in ("mixup_alpha", "logit_adjustment"):
+    for name in ("mixup_alpha", "logit_adjustment", "elr_weight"):
         if getattr(args, name) and owner.__module__.partition(".")[0] != "famus_hf":
             raise SettingsError(
                 f"{owner.__name__}.compute_loss is the whole loss, so that {name} does nothing: drop one"
             )
 
 
-def _who_believes(learner: MetaLearner | None) -> str:
+def _who_believes(args: FaMUSTrainingArguments, learner: MetaLearner | None) -> str:
+    if args.elr_weight:
+        return "elr_weight"
     is_own = learner is not None and learner.needs_beliefs
     return type(learner).__name__ if is_own else "logit_adjustment with a meta-learner"
 
 
-def _check_memory(model: Any, examples: int, learner: MetaLearner | None) -> None:
+def _check_memory(args: FaMUSTrainingArguments, model: Any, examples: int, learner: MetaLearner | None) -> None:
     classes: Any = getattr(learner, "num_labels", 0) or getattr(getattr(model, "config", None), "num_labels", 0)
     needed = 4 * examples * classes
     if needed > BELIEFS_LIMIT:
         raise SettingsError(
-            f"{_who_believes(learner)} remembers what is believed of {examples} examples in {classes} classes, "
+            f"{_who_believes(args, learner)} remembers what is believed of {examples} examples in {classes} classes, "
             f"{needed} bytes on each device, of at most {BELIEFS_LIMIT}: choose meta_learner 'mw-net' without "
-            "logit_adjustment, or train on fewer examples or classes"
+            "logit_adjustment and elr_weight, or train on fewer examples or classes"
         )
 
 

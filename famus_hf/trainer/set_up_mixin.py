@@ -87,7 +87,7 @@ class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
             try:
                 preflight_rows.check_rows(args, self.model, train, learner, self._labelled_collate)
             except SettingsError as error:
-                if not args.use_paper_where_open():
+                if args.elr_weight or not args.use_paper_where_open():
                     raise
                 logger.warning(f"meta_learner mw-net is taken, as {error}")
                 self._set_up_meta_learning()
@@ -184,6 +184,8 @@ class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
             reuse_virtual_gradient=args.reuse_virtual_gradient,
             scale_example_gradients=args.scale_example_gradients,
             can_be_left_out=args.nan_policy == "skip",
+            elr_weight=args.elr_weight,
+            logit_scale=self.evaluate_examples.logit_scale(network),
         )
         meta = factory.make_meta_update(network, environment, meta_learner, layer_sampler, seed)
         return (ShardedStages if environment.is_sharded else ThreeStages)(

@@ -20,6 +20,7 @@ from famus_hf.core.losses import (
     SymmetricCrossEntropyLoss,
     class_balanced_weights,
     cross_entropy,
+    early_learning_losses,
     mean_loss,
     reverse_cross_entropy,
 )
@@ -114,6 +115,20 @@ def test_losses_that_bear_wrong_labels_are_bounded(loss):
     """Of a prediction of e^-200 cross-entropy is 200; the normalized one is at most 1, the reverse one 4."""
     logits = torch.tensor([[-200.0, 0.0, 0.0]], dtype=torch.float64)
     assert 1 < loss(logits, torch.tensor([0])).item() <= 5
+
+
+def test_early_learning_losses_by_hand_their_gradient_and_their_limit():
+    p, logits = probabilities(), LOGITS.clone().requires_grad_()
+    q = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    losses, agreement = early_learning_losses(logits, q), (p * q).sum(1, keepdim=True)
+    torch.testing.assert_close(losses, (1 - agreement[:, 0]).log())
+    assert losses[2] == 0, "nothing was predicted before"
+    (gradient,) = torch.autograd.grad(losses.sum(), logits)
+    torch.testing.assert_close(gradient, -p * (q - agreement) / (1 - agreement))
+    sure = torch.tensor([[200.0, 0.0], [0.0, 0.0]], dtype=torch.bfloat16, requires_grad=True)
+    limited = early_learning_losses(sure, torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    torch.testing.assert_close(limited, torch.tensor([1e-4, 0.5]).log(), rtol=1e-3, atol=0)
+    assert torch.autograd.grad(limited.sum(), sure)[0].tolist() == [[0, 0], [-0.5, 0.5]]
 
 
 def test_soft_labels_of_one_class_are_hard_ones():

@@ -17,6 +17,7 @@ from famus_hf.core.autodiff.forward_pass import (
 )
 from famus_hf.core.autodiff.training_pass import TrainingPass, training_pass_without_trace
 from famus_hf.core.autodiff.virtual_weights import VirtualStep, virtual_parameters
+from famus_hf.core.layer_samplers import AllLayers
 from famus_hf.core.layers import find_layers
 from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_learners.base import LabelledBatch, MetaLearner
@@ -24,6 +25,8 @@ from famus_hf.core.meta_learners.l2r import L2R
 from famus_hf.core.meta_learners.mlc import MLC
 from famus_hf.core.meta_learners.mw_net import MWNet
 from famus_hf.core.meta_train import MetaObjective, meta_gradient, meta_train
+from famus_hf.core.meta_update import MetaUpdate
+from famus_hf.core.three_stages import StepSettings, ThreeStages
 from famus_hf.core.virtual_train import virtual_step_of
 from tests.helpers import brute_force
 from tests.helpers.exact_meta_gradients import LEARNING_RATE, assert_exact, relative_error, subsets
@@ -233,6 +236,44 @@ def test_a_meta_learner_of_the_users_own_equals_double_backward(derivative):
         model, meta_learner, train, meta, derivative,
         lambda layers: brute_force.gradient_of(theta, model, loss, train, meta, LEARNING_RATE, layers),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("reused", [False, True])
+@pytest.mark.parametrize("derivative", ["forward", "reverse"])
+def test_a_step_with_early_learning_regularization_equals_double_backward_over_all_of_it(derivative, reused):
+    model, meta_learner, train, meta = setting("batch norm")
+    targets = 0.7 * torch.rand(6, CLASSES, generator=torch.Generator().manual_seed(4)).double().softmax(1)
+    weighted = brute_force.mw_net_loss(meta_learner)
+
+    def loss(logits, labels):
+        return weighted(logits, labels) + 3.0 * (1 - (logits.softmax(1) * targets).sum(1)).log().mean()
+
+    def gradient_of_step():
+        found = torch.autograd.grad(
+            loss(model(train["pixel_values"]).logits, train["labels"]), list(model.parameters()), materialize_grads=True
+        )
+        return dict(zip(dict(model.named_parameters()), found, strict=True))
+
+    theta = dict(meta_learner.named_parameters())
+    expected = brute_force.gradient_of(theta, model, loss, train, meta, LEARNING_RATE)
+    without = brute_force.mw_net_gradient(model, meta_learner, train, meta, LEARNING_RATE)
+    assert relative_error(without, expected) > 0.01, "ŵ is elsewhere"
+    before = gradient_of_step()
+
+    objective, settings = MetaObjective(derivative=derivative), StepSettings("sgd", reused, elr_weight=3.0)
+    layers = find_layers(model, split_inputs(train)[0])
+    update = MetaUpdate(meta_learner, AllLayers(), layers, objective=objective, learning_rate=10.0, optimizer="sgd")
+    stages = ThreeStages(model, update, cross_entropy, settings=settings)
+    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE)
+    training_pass = stages.forward(model, train, is_meta_step=True)
+    training_pass.elr_targets = targets
+    virtual = stages.virtual_train(training_pass, optimizer)
+    outcome = stages.meta_train(training_pass, virtual, meta)
+    assert relative_error(outcome.learner_gradient, expected) < 1e-10
+    stages.actual_train(training_pass, virtual)
+    actual = {name: parameter.grad for name, parameter in model.named_parameters()}
+    after = gradient_of_step()  # at θ'
+    assert relative_error(actual, before if reused else after) < 1e-10 and relative_error(before, after) > 1e-6
 
 
 def test_gradients_that_share_memory_are_not_overwritten():

@@ -44,6 +44,7 @@ CASES = {
     "posterior": {**POSTERIOR, "meta_interval": 2},
     "posterior, likelihood of labels": {**POSTERIOR, "posterior_form": "likelihood", "transition_counts": "each-epoch"},
     "posterior, trusted in training": {**POSTERIOR, "train_on_trusted": True},
+    "posterior, elr": {**POSTERIOR, "train_on_trusted": True, "elr_weight": 2.0},
     "posterior, accumulation": {**POSTERIOR, "gradient_accumulation_steps": 2, "max_steps": 9},
     "posterior, pseudo-clean": {**POSTERIOR, "meta_set": "pseudo-clean"},
     "forward": {"meta_learner": "forward", "layer_sampler": "all", "plain_warmup_epochs": 1.4},

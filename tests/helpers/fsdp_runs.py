@@ -36,6 +36,7 @@ CASES = {
     "L2R": {**ALL_CASES["L2R"], "max_steps": 4},
     "accumulation": {**ALL_CASES["accumulation"], "max_steps": 4},
     "posterior": {**ALL_CASES["posterior, trusted in training"], "max_steps": 9},
+    "posterior, elr": {**ALL_CASES["posterior, elr"], "max_steps": 9},
     "pseudo-clean": {**ALL_CASES["pseudo-clean"], "max_steps": 8},
     "bad examples, accumulation": {**ALL_CASES["bad examples, accumulation"], "max_steps": 4},
 }

@@ -130,6 +130,13 @@ MODES = {
     "posterior": POSTERIOR,
     "posterior, interval": {**POSTERIOR, "meta_interval": 2},
     "posterior, likelihood": {**POSTERIOR, "posterior_form": "likelihood"},
+    "posterior, elr": {**POSTERIOR, "elr_weight": 2.0},
+    "elr": {"elr_weight": 2.0, "network": "called group norm"},
+    "elr, reused, accumulation": {
+        "elr_weight": 2.0, "network": "called group norm", "gradient_accumulation_steps": 2,
+        "reuse_virtual_gradient": True,
+    },
+    "l2r, elr": {"meta_learner": "l2r", "elr_weight": 2.0, "network": "called group norm"},
 }  # fmt: skip
 PLAIN_STEPS = 3  # of posterior targets: an epoch of their 24 examples
 CASES = [(optimizer, "plain settings") for optimizer in OPTIMIZERS]
@@ -186,17 +193,33 @@ class Beliefs:
         self.sums[rows] = 0.8 * self.sums[rows] + 0.2 * logits.detach().float().softmax(1)
         self.visits[rows] += 1
         self.labels[rows] = labels
-        return self.of(rows)
+        return SimpleNamespace(q=self.of(rows).double(), sums=self.sums[rows].double())
 
     def of(self, rows):
         return self.sums[rows] / (1 - 0.8 ** self.visits[rows])[:, None]
 
 
-def training_loss(learner, mode, q=None):
-    """J: logits, labels → scalar, with a graph to the meta-learner."""
+def is_remembered(learner, mode):
+    """Whether anybody looks at what was predicted before."""
+    return isinstance(learner, PosteriorTargets) or "elr_weight" in mode
+
+
+def regularizer(mode, believed):
+    """What is added to J: logits → scalar."""
+    weight = mode.get("elr_weight")
+    return lambda z: weight * (1 - (z.softmax(1) * believed.sums).sum(1)).log().mean() if weight else 0
+
+
+def training_loss(learner, mode, believed=None):
+    """J: logits, labels → scalar, with a graph to the meta-learner. believed: Of the batch."""
+    loss, added = learners_loss(learner, mode, believed), regularizer(mode, believed)
+    return lambda z, y: loss(z, y) + added(z)
+
+
+def learners_loss(learner, mode, believed):
     losses = losses_of(mode)
     if isinstance(learner, PosteriorTargets):
-        return posterior_loss(learner, q)
+        return posterior_loss(learner, believed.q)
     if isinstance(learner, MLC):
         return brute_force.mlc_loss(learner.matrix, learner.form, learner.reduction)
     return lambda z, y: (weights_of(learner, losses(z, y), mode) * losses(z, y)).sum()
@@ -238,7 +261,7 @@ def gates_of(sampler, mode, candidates, gradients, seed, step):
     return sampler(values, step_generator(seed, step))
 
 
-def meta_step(state, train, meta, rate, mode, q):
+def meta_step(state, train, meta, rate, mode, believed):
     """θ and η after Eq. (12), by one backward pass through the virtual step. Returns the weights of L2R."""
     model, learner, sampler = state.model, state.learner, state.sampler
     scope = None if mode.get("virtual_scope") != "candidates" else [layer.name for layer in state.candidates]
@@ -256,7 +279,7 @@ def meta_step(state, train, meta, rate, mode, q):
         )
         help_of = (-torch.autograd.grad(value, epsilon)[0]).clamp(min=0)
         return help_of / help_of.sum() if help_of.sum() > 0 else help_of
-    loss, preconditioners = training_loss(learner, mode, q), preconditioners_of(model, state.optimizer, mode)
+    loss, preconditioners = training_loss(learner, mode, believed), preconditioners_of(model, state.optimizer, mode)
     random_state = torch.get_rng_state()
     _, gradients, _ = brute_force.meta_loss(model, loss, train, meta, rate, keeps_buffers=True)
     torch.set_rng_state(random_state)
@@ -310,12 +333,18 @@ def train_by_hand(state, batches, meta_batches, random_states, mode):
             train, random_state = next(batches), next(random_states)
             if isinstance(state.learner, MLC) and not state.learner.keep_matrix:
                 state.learner.matrix.data.copy_(torch.eye(CLASSES))
-            q, is_plain = None, False
+            believed, is_plain = None, False
             if isinstance(state.learner, PosteriorTargets):
                 is_plain = step < PLAIN_STEPS
                 if step == PLAIN_STEPS:
+<<<<<<< HEAD
                     state.learner.observe_beliefs(state.beliefs.of(slice(None)), state.beliefs.labels, None)
                 q = state.beliefs.note(next(rows), state.model(**train).logits, train["labels"]).double()
+=======
+                    state.learner.observe_beliefs(state.beliefs.of(slice(None)), state.beliefs.labels)
+            if is_remembered(state.learner, mode):
+                believed = state.beliefs.note(next(rows), state.model(**train).logits, train["labels"])
+>>>>>>> f783c63 (Early-learning regularization with any meta-learner or none: --elr_weight)
             before, weights = copy.deepcopy(state.learner), None
             is_meta_step = step % mode.get("meta_interval", 1) == 0 and not is_plain
             first = schedule.base_lrs[0]
@@ -324,17 +353,17 @@ def train_by_hand(state, batches, meta_batches, random_states, mode):
                 group["lr"] = 0.05 * (schedule.get_last_lr()[0] / first if follows else 1)
             if is_meta_step:
                 torch.set_rng_state(random_state)
-                weights = meta_step(state, train, next(meta_batches), schedule.get_last_lr()[0], mode, q)
+                weights = meta_step(state, train, next(meta_batches), schedule.get_last_lr()[0], mode, believed)
                 state.meta_steps += 1
             learner = before if is_meta_step and mode.get("reuse_virtual_gradient") else state.learner
             torch.set_rng_state(random_state)
             logits = state.model(train["pixel_values"]).logits
             if is_plain:
-                loss = losses(logits, train["labels"]).mean()
+                loss = losses(logits, train["labels"]).mean() + regularizer(mode, believed)(logits)
             elif weights is not None:
-                loss = (weights * losses(logits, train["labels"])).sum()
+                loss = (weights * losses(logits, train["labels"])).sum() + regularizer(mode, believed)(logits)
             else:
-                loss = training_loss(learner, mode, q)(logits, train["labels"])
+                loss = training_loss(learner, mode, believed)(logits, train["labels"])
             (loss / accumulated).backward()
         if mode.get("max_grad_norm"):
             nn.utils.clip_grad_norm_(state.model.parameters(), mode["max_grad_norm"])
@@ -372,7 +401,8 @@ def test_the_trainer_takes_the_steps_of_a_loop_written_by_hand(tmp_path, monkeyp
     network = mode.get("network", "odd")
     model = NETWORKS[network]().double().train() if network in NETWORKS else build_model(network)
     learner, collator = learner_of(mode), RecordingCollator()
-    is_posterior = isinstance(learner, PosteriorTargets)
+    is_posterior, remembers = isinstance(learner, PosteriorTargets), is_remembered(learner, mode)
+    size = 24 if remembers and "gradient_accumulation_steps" not in mode else 48  # each comes by twice
     flags = {key: value for key, value in mode.items() if key not in ("network", "detach_losses")}
     settings = {"max_grad_norm": 0.0, "lr_scheduler_type": "constant", "lr_milestones": [], **flags}
     steps = OPTIMIZERS[optimizer](model.parameters())
@@ -380,7 +410,7 @@ def test_the_trainer_takes_the_steps_of_a_loop_written_by_hand(tmp_path, monkeyp
     trainer = FaMUSTrainer(
         model,
         make_args(tmp_path, max_steps=STEPS, **settings),
-        train_dataset=Examples(24 if is_posterior else 48, dtype=torch.float64),
+        train_dataset=Examples(size, dtype=torch.float64),
         meta_dataset=Examples(11, 1000, seed=8, dtype=torch.float64),
         meta_learner=learner,
         layer_sampler=LearnedSampler() if mode["layer_sampler"] == "learned" else None,
@@ -391,7 +421,7 @@ def test_the_trainer_takes_the_steps_of_a_loop_written_by_hand(tmp_path, monkeyp
     state = SimpleNamespace(
         model=mine[0], learner=mine[1], sampler=mine[2], optimizer=OPTIMIZERS[optimizer](mine[0].parameters()),
         candidates=trainer.meta.candidates, last=trainer.meta.layers[-1], seed=trainer.args.seed,
-        learner_optimizer=None, sampler_optimizer=None, beliefs=Beliefs(24), rows=collator.rows,
+        learner_optimizer=None, sampler_optimizer=None, beliefs=Beliefs(size), rows=collator.rows,
     )  # fmt: skip
     if mode.get("meta_optim") == "adam":
         state.learner_optimizer = torch.optim.Adam(state.learner.parameters(), 0.05)
@@ -416,7 +446,7 @@ def test_the_trainer_takes_the_steps_of_a_loop_written_by_hand(tmp_path, monkeyp
     state.model.train()
     meta_batches = [batch for batch in collator.meta if len(batch["labels"]) < 11]  # beliefs are compared with all
     train_by_hand(state, collator.train, meta_batches, random_states, mode)
-    exact = 1e-4 if name == "finite" else 1e-6 if is_posterior else 1e-8  # beliefs are of 32 bits
+    exact = 1e-4 if name == "finite" else 1e-6 if remembers else 1e-8  # beliefs are of 32 bits
     for ours, by_hand, tolerance in (
         (trainer.model, state.model, exact),
         (trainer.meta_learner, state.learner, exact),

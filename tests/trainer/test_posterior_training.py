@@ -5,13 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch.utils.data import default_collate
 from transformers import TrainerCallback
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_noisy_dataset
+from famus_hf.core.three_stages import StepSettings
 from famus_hf.errors import LoadError
-from tests.helpers.datasets import pictures
+from tests.helpers.datasets import IMAGE_CLASSES, pictures
 from tests.helpers.models import CLASSES, build_audio_model, build_model
 from tests.helpers.trainers import Examples, make_args, make_image_trainer, make_text_trainer, state_of
 
@@ -55,6 +57,8 @@ RESUMED = {
     "forward": {"meta_learner": "forward", "transition_counts": "each-epoch"},
     "MW-Net, adjusted": {"meta_learner": "mw-net", "logit_adjustment": 0.5, "label_report": False},
     "plain, all of it": {"meta_learner": "none", "train_on_trusted": True, "mixup_alpha": 0.5, "logit_adjustment": 1.0},
+    "MW-Net, elr": {"meta_learner": "mw-net", "elr_weight": 3.0, "label_report": False},
+    "plain, elr": {"meta_learner": "none", "elr_weight": 3.0, "label_report": False},
 }  # fmt: skip
 
 
@@ -74,7 +78,9 @@ def test_a_run_resumes_bit_for_bit_before_and_after_its_plain_part_and_within_an
     whole = make(tmp_path, name, callbacks=[SaveAt(*stops)])
     assert whole.beliefs is None
     whole.train()
-    if name != "plain, all of it":
+    if whole.stages is None:
+        assert name == "plain, all of it" or int(whole.beliefs.visits.sum()) == STEPS * 8
+    else:
         learner = whole.meta_learner
         assert whole.beliefs.is_shown and int(whole.beliefs.visits.sum()) > 8 * 8
         assert getattr(learner, "is_counted", 1) == 1
@@ -302,6 +308,64 @@ def test_plain_training_mixes_images_and_shifts_logits_by_hand(tmp_path):
     torch.testing.assert_close(loss, -(targets * logits).sum(1).mean(), rtol=1e-4, atol=1e-5)
     again = trainer._mix(batch)
     assert torch.equal(again["pixel_values"], mixed["pixel_values"]), "a function of seed and step"
+
+
+@pytest.mark.parametrize("learner", ["none", "mw-net"])
+def test_early_learning_regularization_by_hand_of_mixed_images_some_of_them_trusted(tmp_path, learner):
+    network = build_backbone("tiny", IMAGE_CLASSES)
+    network.config.cosine_classifier = True  # whose logits are scaled
+    settings = {"meta_learner": learner, "elr_weight": 2.0, "ldam_scale": 1.5, "augmentation": "none"}
+    trainer = make(tmp_path, "plain, all of it", model=network, **settings)
+    trainer.begin_beliefs()
+    trainer._micro_batch = (0, 0)
+    batch = {"pixel_values": torch.randn(6, 3, 12, 16), "labels": torch.arange(6) % 3}
+    mixed, rows, earlier = trainer._mix(batch), torch.tensor([0, 50, 2, 3, 51, 5]), torch.tensor([[0.7, 0.2, 0.1]])
+    trainer.beliefs = trainer._new_beliefs(3)
+    trainer.beliefs.update(rows[2:3], earlier, batch["labels"][2:3], torch.zeros(1))
+    model, shift, (partner, share) = trainer.model.train(), trainer.logit_shift, trainer.mixture
+    targets = 0.2 * (1.5 * (model(batch["pixel_values"]).logits + shift)).softmax(1).detach()
+    targets[2] += 0.8 * 0.2 * earlier[0]
+    targets[[1, 4]] = 0  # trusted
+    targets = share[:, None] * targets + (1 - share)[:, None] * targets[partner]
+    p = (1.5 * (model(mixed["pixel_values"]).logits + shift)).softmax(1)
+    expected = 2 * (1 - (p * targets).sum(1)).log().mean()
+
+    def loss():
+        if learner == "none":
+            trainer._batch_rows = rows
+            return trainer.compute_loss(model, mixed)
+        train = trainer.stages.forward(model, mixed, is_meta_step=False)
+        trainer.describe(train, rows)
+        return trainer.stages.training_loss(train)
+
+    regularized = loss()
+    if learner == "none":
+        trainer.args.elr_weight = 0.0
+    else:
+        trainer.stages.settings = StepSettings()
+    torch.testing.assert_close(regularized - loss(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_early_learning_regularization_of_plain_training_leaves_out_examples_without_a_label(tmp_path):
+    class Some(Examples):
+        def __getitem__(self, row):
+            example = super().__getitem__(row)
+            return {**example, "labels": -100 if row % 4 == 0 else example["labels"]}
+
+    model = build_model("batch norm", torch.float32)
+    trainer = FaMUSTrainer(
+        model, make_args(tmp_path, meta_learner="none", elr_weight=2.0), train_dataset=Some(40)
+    )  # fmt: skip
+    trainer.begin_beliefs()
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer._batch_rows = batch["row"]
+    inputs = trainer._prepare_inputs(batch)
+    loss, labelled = trainer.compute_loss(model.train(), inputs), inputs["labels"] >= 0
+    logits = model(inputs["pixel_values"]).logits[labelled]
+    agreement = 0.2 * logits.softmax(1).square().sum(1)
+    expected = F.cross_entropy(logits, inputs["labels"][labelled]) + 2 * (1 - agreement).log().mean()
+    torch.testing.assert_close(loss, expected)
+    assert 0 < labelled.sum() < 8
 
 
 @pytest.mark.parametrize("meta_learner", ["mw-net", "mlc", "l2r"])

@@ -90,6 +90,11 @@ REFUSED = {
         {"scale_example_gradients": True, "meta_learner": "mlc"},
         "do not differ by example weights alone",
     ),
+    "a term that no weight scales": (
+        {"scale_example_gradients": True, "elr_weight": 3.0},
+        r"elr_weight=3.0 adds one that no example weight scales: leave one of the two out",
+    ),
+    "a term that pushes away": ({"elr_weight": -1.0}, "elr_weight=-1.0 must be at least 0"),
     "interval without memory": ({"meta_learner": "l2r", "meta_interval": 2}, "starts afresh in each step"),
     "reuse before anything is known": (
         {"meta_learner": "mlc", "mlc_keep_matrix": False, "reuse_virtual_gradient": True},
@@ -171,7 +176,7 @@ def test_defaults_that_documents_and_tables_name_stay_what_they_are(tmp_path):
         "focal_gamma": 2.0, "gce_q": 0.7, "sce_alpha": 0.1, "sce_beta": 1.0, "nce_alpha": 1.0, "nce_beta": 1.0,
         "logit_adjustment": 0.0, "posterior_form": "posterior", "transition_rate": 1.0, "transition_counts": "once",
         "belief_decay": None, "meta_lr_schedule": None, "ema_decay": None, "learning_rate": 0.05, "weight_decay": 5e-4,
-        "max_grad_norm": 0.0,
+        "max_grad_norm": 0.0, "elr_weight": 0.0,
     }  # fmt: skip
     assert {name: getattr(args, name) for name in expected} == expected
     paper = FaMUSTrainingArguments(str(tmp_path), meta_learner="mw-net")
@@ -397,6 +402,7 @@ TRUSTED, MIXED, ADJUSTED = (
     {"mixup_alpha": 1.0},
     {"logit_adjustment": 1.0},
 )
+ELR, OPEN = {"elr_weight": 3.0}, {"meta_learner": None, "meta_optim": None, "meta_learning_rate": None}
 OF_ADDITIONS = {
     "beliefs of a stream": (POSTERIOR, {"train_dataset": Stream()}, "PosteriorTargets needs to know which example is"),
     "forward correction of a stream": (
@@ -432,6 +438,18 @@ OF_ADDITIONS = {
     ),
     "shares in a loss of the user's": (
         {**ADJUSTED, **PLAIN}, {"compute_loss_func": lambda *given: 0}, "logit_adjustment=1.0 does nothing: drop one"
+    ),
+    "a term in a loss of the user's": (
+        {**ELR, **PLAIN}, {"compute_loss_func": lambda *given: 0}, "elr_weight=3.0 does nothing: drop one"
+    ),
+    "beliefs of a stream in plain training": (
+        {**ELR, **PLAIN}, {"train_dataset": Stream()}, "elr_weight needs to know which example is which"
+    ),
+    "beliefs of a stream where no meta-learner was chosen": (
+        {**ELR, **OPEN}, {"train_dataset": Stream()}, "elr_weight needs to know which example is which"
+    ),
+    "beliefs without rows where no meta-learner was chosen": (
+        {**ELR, **OPEN}, {"data_collator": without_row}, "elr_weight needs the column 'row'"
     ),
     "shares of a stream": ({**ADJUSTED, **PLAIN}, {"train_dataset": Stream()}, "needs the labels of all"),
     "none trusted": ({**TRUSTED, **PLAIN}, {"meta_dataset": None}, "train_on_trusted needs trusted examples"),
@@ -480,6 +498,9 @@ def test_beliefs_beyond_a_limit_are_refused_in_bytes(tmp_path):
 
     with pytest.raises(SettingsError, match=rf"of {2**28 + 1} examples in 4 classes, {2**32 + 16} bytes on"):
         trainer_with(tmp_path, POSTERIOR, {"train_dataset": Many(40)})
+    model = build_model("vit", torch.float32)
+    with pytest.raises(SettingsError, match=rf"^elr_weight remembers what is believed of {2**28 + 1} examples in"):
+        trainer_with(tmp_path, {**ELR, **PLAIN}, {"train_dataset": Many(40)}, model=model)
 
 
 def test_shares_of_classes_need_their_number_and_no_other_margins(tmp_path):
@@ -500,10 +521,12 @@ def test_a_loss_that_a_subclass_computes_is_not_passed_over(tmp_path):
 
     with pytest.raises(SettingsError, match=r"Own\.compute_loss is the whole loss, so that mixup_alpha does nothing"):
         trainer_with(tmp_path, {**MIXED, **PLAIN}, {}, kind=Own)
+    with pytest.raises(SettingsError, match=r"Own\.compute_loss is the whole loss, so that elr_weight does nothing"):
+        trainer_with(tmp_path, {**ELR, **PLAIN}, {}, kind=Own)
     trainer_with(tmp_path, PLAIN, {}, kind=Own)
 
 
-@pytest.mark.parametrize("settings", [TRUSTED, ADJUSTED])
+@pytest.mark.parametrize("settings", [TRUSTED, ADJUSTED, ELR])
 def test_two_networks_take_neither_trusted_rows_nor_shares_and_mix_as_ever(tmp_path, settings):
     def two(**settings):
         model = TwoModels(build_model("batch norm", torch.float32, 0), build_model("batch norm", torch.float32, 1))

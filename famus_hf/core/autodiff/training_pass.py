@@ -78,6 +78,7 @@ class TrainingPass:
         logit_shift: What is added to logits in training losses, shape (C,) (logit adjustment); None: nothing.
         mixture: Partner of each example in mixup and the example's own share, both of shape (k·n,).
         label_losses: With mixup: ℓ of the examples themselves, shape (k·n,).
+        elr_targets: Of the examples themselves in early-learning regularization, shape (k·n, C).
         unused: Parameters that no process's pass has used, known after `virtual_gradient`; theirs is zero.
     """
 
@@ -97,6 +98,7 @@ class TrainingPass:
     logit_shift: Tensor | None = None
     mixture: tuple[Tensor, Tensor] | None = None
     label_losses: Tensor | None = None
+    elr_targets: Tensor | None = None
 
     @cached_property
     def all_logits(self) -> Tensor:
@@ -115,7 +117,7 @@ class TrainingPass:
     def describe_as(self, other: "TrainingPass") -> None:
         """Take what another pass of the same rows tells of its examples, beside inputs and labels."""
         self.beliefs, self.is_trusted, self.label_losses = other.beliefs, other.is_trusted, other.label_losses
-        self.logit_shift, self.mixture = other.logit_shift, other.mixture
+        self.logit_shift, self.mixture, self.elr_targets = other.logit_shift, other.mixture, other.elr_targets
 
     def virtual_gradient(self, loss: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """Return g = ∇_w J(w, θ) of Eq. (3) over the global batch, by name. The graph is kept for Actual-Train.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from famus_hf.core.autodiff.training_pass import TrainingPass
-from famus_hf.core.losses import adjusted, as_targets, at_least_float32
+from famus_hf.core.losses import adjusted, as_targets, at_least_float32, early_learning_losses
 from famus_hf.core.pretrained import Pretrained
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]  # logits (n, C), labels (n,) or (n, C) → (n,)
@@ -33,6 +33,7 @@ class LabelledBatch:
         is_trusted: Whose label is known to be right, shape (n,); None: nobody's.
         mixture: Where examples are mixed (mixup): the partner of each and its own share, both of shape (n,).
         label_losses: ℓ of the examples themselves by their given labels, detached, shape (n,).
+        elr_targets: Of the examples themselves in early-learning regularization, shape (n, C).
     """
 
     logits: Tensor
@@ -42,13 +43,14 @@ class LabelledBatch:
     is_trusted: Tensor | None = None
     mixture: tuple[Tensor, Tensor] | None = None
     label_losses: Tensor | None = None
+    elr_targets: Tensor | None = None
 
     @classmethod
     def of(cls, training_pass: TrainingPass, per_example_loss: PerExampleLoss) -> "LabelledBatch":
         """Return the batch of a training pass, its logits with the graph of this process's rows."""
         train = training_pass
         logits = adjusted(train.all_logits, train.logit_shift)
-        described = train.beliefs, train.is_trusted, train.mixture, train.label_losses
+        described = train.beliefs, train.is_trusted, train.mixture, train.label_losses, train.elr_targets
         return cls(logits, train.all_labels, per_example_loss, *described)
 
     @cached_property
@@ -66,6 +68,11 @@ class LabelledBatch:
     def losses_of_labels(self) -> Tensor:
         """ℓ of each example itself by its given label, shape (n,), detached."""
         return self.losses.detach() if self.label_losses is None else self.label_losses
+
+    def early_learning_losses(self, scale: float = 1.0) -> Tensor:
+        """Return `early_learning_losses` of the rows, shape (n,). scale: Of logits in the softmax of the targets."""
+        assert self.elr_targets is not None
+        return early_learning_losses(scale * self.logits, self.mixed(self.elr_targets))
 
     def by_trust(self, of_trusted: Tensor, of_others: Tensor) -> Tensor:
         """Return the rows of the one where a label is trusted, and of the other elsewhere; all of shape (n, …)."""
