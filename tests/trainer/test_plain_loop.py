@@ -337,14 +337,9 @@ def train_by_hand(state, batches, meta_batches, random_states, mode):
             if isinstance(state.learner, PosteriorTargets):
                 is_plain = step < PLAIN_STEPS
                 if step == PLAIN_STEPS:
-<<<<<<< HEAD
                     state.learner.observe_beliefs(state.beliefs.of(slice(None)), state.beliefs.labels, None)
-                q = state.beliefs.note(next(rows), state.model(**train).logits, train["labels"]).double()
-=======
-                    state.learner.observe_beliefs(state.beliefs.of(slice(None)), state.beliefs.labels)
             if is_remembered(state.learner, mode):
                 believed = state.beliefs.note(next(rows), state.model(**train).logits, train["labels"])
->>>>>>> f783c63 (Early-learning regularization with any meta-learner or none: --elr_weight)
             before, weights = copy.deepcopy(state.learner), None
             is_meta_step = step % mode.get("meta_interval", 1) == 0 and not is_plain
             first = schedule.base_lrs[0]
