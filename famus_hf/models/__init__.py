@@ -1,4 +1,4 @@
-"""Backbones by the names of the command line, built from scratch with a given number of classes."""
+"""Backbones by the names of the command line, built with a given number of classes."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
 
 from famus_hf.errors import SettingsError
+from famus_hf.models.imagenet_weights import IMAGES, load_imagenet_weights, weights_file
 from famus_hf.models.timm_wrapper import TIMM_WRAPPER, check_timm
 from famus_hf.models.two_networks import NETWORKS, TwoNetworksConfig, TwoNetworksForImageClassification
 
@@ -17,11 +18,12 @@ OWN_CODE = tuple(f"{network.__module__.rpartition('.')[2]}.py" for network in WI
 for _config, _network in WITH_ENSEMBLE.items():
     AutoConfig.register(_config.model_type, _config)
     AutoModelForImageClassification.register(_config, _network)
+WITH_IMAGENET = "efficientnet-lite0"
 
 # Name → type and settings. For few cores: `tiny` and `small` have 0.08 M parameters, three pre-activation blocks of
 # widths 16, 32, 64; `tiny` is for images of about 8×8, `small`, which halves height and width at once, of about 28×28;
 # `small-wide`, likewise, has twice the widths and 0.30 M parameters, `medium` six such blocks and 0.69 M.
-# `image_size` is what larger images are made, where nobody says otherwise.
+# `image_size` is what larger images are made, where nobody says otherwise. Only `efficientnet-lite0` is pretrained.
 BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": ("wide_resnet", {"depth": 10, "widen_factor": 1}),
     "small": ("wide_resnet", {"depth": 10, "widen_factor": 1, "stem_stride": 2}),
@@ -33,11 +35,12 @@ BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "cifar-resnet-32": ("cifar_resnet", {"depth": 32}),
     "resnet-50": ("resnet", {"image_size": 224}),  # transformers' own, whose defaults these are
     "inception-resnet-v2": (TIMM_WRAPPER, {"architecture": "inception_resnet_v2", "image_size": 299}),
+    WITH_IMAGENET: ("efficientnet_lite", IMAGES),
 }
 
 
 def build_backbone(name: str, class_names: list[str], **settings: Any) -> PreTrainedModel:
-    """A freshly initialised backbone whose `id2label` holds the class names.
+    """A backbone whose `id2label` holds the class names, freshly initialised or, with a new classifier, from ImageNet.
 
     Args:
         name: A key of `BACKBONES`.
@@ -45,13 +48,15 @@ def build_backbone(name: str, class_names: list[str], **settings: Any) -> PreTra
         settings: Of its configuration, for example `cosine_classifier=True`, which only our own networks have.
 
     Raises:
-        ValueError: The name is unknown, timm is needed and can't be imported, or there is no such classifier.
+        ValueError: The name is unknown, timm or the package of the weights is needed and can't be imported, or there is
+            no such classifier.
     """
     if name not in BACKBONES:
         raise SettingsError(f"backbone {name!r} is unknown: choose one of {', '.join(BACKBONES)}")
     kind, own_settings = BACKBONES[name]
     if kind == TIMM_WRAPPER:
         check_timm(f"backbone {name!r}")
+    file = weights_file(name) if name == WITH_IMAGENET else None
     is_own = kind in {config.model_type for config in NETWORKS}
     if not is_own and settings.pop("cosine_classifier", False):
         raise SettingsError(
@@ -66,6 +71,8 @@ def build_backbone(name: str, class_names: list[str], **settings: Any) -> PreTra
     network = AutoModelForImageClassification.from_config(config)
     if kind == TIMM_WRAPPER:
         _start_as_in_timm(network)
+    if file is not None:
+        load_imagenet_weights(network, file)
     return network
 
 

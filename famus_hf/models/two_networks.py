@@ -23,6 +23,7 @@ from transformers import (
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from .cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
+from .efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteForImageClassification
 from .preact_resnet import PreActResNetConfig, PreActResNetForImageClassification
 from .wide_resnet import WideResNetConfig, WideResNetForImageClassification
 
@@ -31,6 +32,7 @@ NETWORKS: dict[type[PretrainedConfig], type[PreTrainedModel]] = {
     WideResNetConfig: WideResNetForImageClassification,
     PreActResNetConfig: PreActResNetForImageClassification,
     CifarResNetConfig: CifarResNetForImageClassification,
+    EfficientNetLiteConfig: EfficientNetLiteForImageClassification,
 }
 # What a network's configuration says of the folder that it came from, and the ensemble's own says itself.
 NOT_OF_A_NETWORK = ("transformers_version", "architectures", "auto_map", "dtype")

@@ -26,6 +26,7 @@ from famus_hf import (
 from famus_hf.core.layers import Layer
 from famus_hf.hub.meta_net_files import save_meta_net
 from famus_hf.models.cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
+from famus_hf.models.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteForImageClassification
 from famus_hf.models.preact_resnet import PreActResNetConfig, PreActResNetForImageClassification
 from famus_hf.models.timm_wrapper import check_timm
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
@@ -45,6 +46,7 @@ SMALL_BACKBONES = {
         PreActResNetConfig(width=4, norm_at="end", **settings)
     ),
     "cifar-resnet": lambda **settings: CifarResNetForImageClassification(CifarResNetConfig(depth=8, **settings)),
+    "efficientnet-lite": lambda **settings: EfficientNetLiteForImageClassification(EfficientNetLiteConfig(**settings)),
 }
 
 
@@ -126,7 +128,7 @@ OF_A_FOLDER = ("config.json", "model.safetensors", "preprocessor_config.json", "
 
 
 PUSHED = {
-    *OF_A_FOLDER, "two_networks.py", "cifar_resnet.py", "wide_resnet.py",
+    *OF_A_FOLDER, "two_networks.py", "cifar_resnet.py", "efficientnet_lite.py", "wide_resnet.py",
     *(f"{network}/{name}" for network in NETWORKS_APART for name in (*OF_A_FOLDER, "meta_net/config.json")),
     "model_a/meta_net/model.safetensors", "model_a/meta_net/layer_sampler.safetensors",
     "model_b/meta_net/model.safetensors",

@@ -30,9 +30,9 @@ STATISTICS_SAMPLES = 1000
 def default_image_processor(model: Any, dataset: Dataset | IterableDataset) -> BaseImageProcessor:
     """Return the processor that came with a pretrained model, else make one from the data.
 
-    The latter normalises each colour channel to zero mean and unit variance over (at most 1000) training images, and
-    keeps the size of the first of them; a larger one than the `image_size` that the network's configuration names is
-    made a square of that side.
+    The latter normalises each colour channel by `image_mean` and `image_std` of the network's configuration, else to
+    zero mean and unit variance over (at most 1000) training images. It keeps the size of the first of them; a larger
+    one than the configuration's `image_size` is made a square of that side.
     """
     config = getattr(model, "config", None)
     source = getattr(config, "_name_or_path", "")
@@ -47,10 +47,17 @@ def default_image_processor(model: Any, dataset: Dataset | IterableDataset) -> B
     side = getattr(config, "image_size", None)
     if isinstance(side, int) and max(width, height) > side:
         width = height = side
-    # Clipped, as the processor divides by it: a channel with one value alone has deviation 0.
-    values = np.concatenate([np.asarray(image, dtype=np.float64).reshape(-1, 3) for image in images]) / 255
-    mean, std = values.mean(0).round(4).tolist(), values.std(0).clip(1e-3).round(4).tolist()
+    mean, std = getattr(config, "image_mean", None), getattr(config, "image_std", None)
+    if mean is None or std is None:
+        mean, std = _mean_and_std_of(images)
     return _resize_processor(height, width, mean, std)
+
+
+def _mean_and_std_of(images: list[PILImage]) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each colour channel, of values in [0, 1]."""
+    values = np.concatenate([np.asarray(image, dtype=np.float64).reshape(-1, 3) for image in images]) / 255
+    # Clipped, as the processor divides by it: a channel with one value alone has deviation 0.
+    return values.mean(0).round(4).tolist(), values.std(0).clip(1e-3).round(4).tolist()
 
 
 def sample_images(dataset: Dataset | IterableDataset) -> list[PILImage]:
