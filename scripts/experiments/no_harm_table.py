@@ -20,6 +20,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from famus_hf.cli.results import summary_of
 from famus_hf.cli.run import Run
 from famus_hf.data.labels.long_tail import long_tail_counts
 from famus_hf.errors import SettingsError
+from famus_hf.models.imagenet_weights import PACKAGE as IMAGENET
 from famus_hf.reporting.tables import format_mean
 
 RESULTS = "model_cards/no-harm"
@@ -55,7 +57,7 @@ class Cell:
         steps: Of every row.
         trusted: Number of trusted examples; 0: the meta set is pseudo-clean.
         long_tailed: Whether rows adjust logits by the classes' sizes.
-        needs: Folders without which the cell is left out.
+        needs: Folders and packages without which the cell is left out.
     """
 
     group: str
@@ -114,10 +116,10 @@ IMAGES = (
     "--lr_scheduler_type=cosine", "--weight_decay=0.0005",
 )  # fmt: skip
 BY_HEART, CROPS = (*IMAGES, "--backbone=small-wide"), (*IMAGES, "--augmentation=pad-crop")
-# Cells of these data and weights are run where they are there: experiments/fetch_text_and_audio.py fetches the former.
-TEXTS, ENCODER, IMAGENET = "data/newsgroups-6", "data/minilm-1", "data/efficientnet-lite0"
+# Cells of these folders are run where they are there: experiments/fetch_text_and_audio.py fetches the former.
+TEXTS, ENCODER = "data/newsgroups-6", "data/minilm-1"
 TEXT = (f"--dataset_name={TEXTS}", f"--model_name_or_path={ENCODER}")
-FINE_TUNING = (f"--model_name_or_path={IMAGENET}", *IMAGES[1:], "--image_size=64", "--learning_rate=0.02")
+FINE_TUNING = ("--backbone=efficientnet-lite0", *IMAGES[1:], "--image_size=64", "--learning_rate=0.02")
 
 GROUPS = {
     "10k": "10 000 images, 1000 trusted, 8 epochs",
@@ -210,11 +212,16 @@ def chosen_cells(names: list[str] | None) -> list[str]:
     if unknown:
         raise SettingsError(f"--cells {unknown[0]!r} is unknown: choose from {', '.join([*GROUPS, *CELLS])}")
     chosen = [name for name in CELLS if names is None or name in names or CELLS[name].group in names]
-    missing = {name: [folder for folder in CELLS[name].needs if not Path(folder).is_dir()] for name in chosen}
-    for name, folders in missing.items():
-        if folders:
-            print(f"{name} is left out: {' and '.join(folders)} not there", flush=True)
+    missing = {name: [need for need in CELLS[name].needs if not _is_there(need)] for name in chosen}
+    for name, needs in missing.items():
+        if needs:
+            print(f"{name} is left out: {' and '.join(needs)} not there", flush=True)
     return [name for name in chosen if not missing[name]]
+
+
+def _is_there(need: str) -> bool:
+    """Return whether a folder is there, or a package can be imported."""
+    return Path(need).is_dir() or find_spec(need) is not None
 
 
 def with_right_labels(data: DatasetDict) -> DatasetDict:

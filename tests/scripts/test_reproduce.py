@@ -17,6 +17,7 @@ from scipy.stats import t as student
 from famus_hf import load_noisy_dataset
 from famus_hf.cli.arguments import parse_arguments
 from famus_hf.cli.measurements import StepTimer
+from famus_hf.models.imagenet_weights import PACKAGE as IMAGENET
 from tests.helpers import clean_process
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "reproduce.py"
@@ -223,8 +224,12 @@ def test_the_verdict_is_about_the_honest_baseline():
 
 def test_cells_that_need_what_is_not_there_are_left_out(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert no_harm.chosen_cells(["text", "10k-none"]) == ["10k-none"]
+    monkeypatch.setattr(no_harm, "find_spec", {IMAGENET: object()}.get)
+    assert no_harm.chosen_cells(["text", "10k-none", "fine-tuning-pair-40"]) == ["10k-none", "fine-tuning-pair-40"]
     assert "text-pair-40 is left out: data/newsgroups-6 and data/minilm-1 not there" in capsys.readouterr().out
+    monkeypatch.setattr(no_harm, "find_spec", {}.get)
+    assert no_harm.chosen_cells(["fine-tuning"]) == []
+    assert f"fine-tuning-pair-40 is left out: {IMAGENET} not there" in capsys.readouterr().out
     with pytest.raises(ValueError, match="'cifar' is unknown: choose from 10k, untrusted"):
         no_harm.chosen_cells(["cifar"])
 
