@@ -75,7 +75,7 @@ def modality_of_data(data: Any) -> Modality:
 def build_model(
     model_args: ModelArguments, data_args: DataArguments, data: Any, args: FaMUSTrainingArguments
 ) -> tuple[Any, Any]:
-    """Return the network, or both as one, and the processor of pretrained ones.
+    """Return the network, or both as one, and the processor that came with it, if any.
 
     The first of two networks is the one that a run of one network starts from. Both are drawn by seeds of their own;
     where they are pretrained, only what their weights do not have, as a rule the head.
@@ -122,7 +122,7 @@ def second_seed(seed: int) -> int:
 def build_network(
     model_args: ModelArguments, dataset_name: str | None, classes: list[str], base_loss: str, modality: Modality
 ) -> tuple[Any, Any]:
-    """Return a network and, where it is pretrained, its processor."""
+    """Return a network and, where it comes with one, its processor."""
     if model_args.backbone is not None and model_args.model_name_or_path is not None:
         raise SettingsError("--backbone and --model_name_or_path contradict each other: give one of them")
     if model_args.model_name_or_path is None:
