@@ -11,11 +11,11 @@ data, from the same seeds: SGD with momentum 0.9 under a cosine, from a rate tha
 Seeds draw labels, trusted images, weights and batches; the images of a cell smaller than the data set are the same.
 
 The *honest baseline* of a cell is the best, by mean last accuracy, of plain training, with the trusted images, with
-mixup and averaged weights, and with logit adjustment on long tails, and of forward correction by counts. Beside it stand
-`oracle`, which learns from the right labels alone, early-learning regularization, and forward correction with the
-transitions that posterior targets begin with, which tells what the meta step is worth. A row that ends more than `LOST` below it on the first seed is not run on
-others, but for `plain` and the recommended row. Test accuracy selects nothing else; "best" is the highest of eight
-evaluations.
+mixup and averaged weights, and with logit adjustment on long tails, and of forward correction by counts. Beside it
+stand `oracle`, which learns from the right labels alone; early-learning regularization; and forward correction by the
+transitions that posterior targets begin with, which tells what the meta step is worth. A row that ends more than `LOST`
+below the honest baseline on the first seed is not run on others, but for `plain` and the recommended row. Test accuracy
+selects nothing else; "best" is the highest of eight evaluations.
 """
 
 import math
