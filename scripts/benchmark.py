@@ -73,23 +73,26 @@ SWEPT = ("depth", "width", "batch", "image_size", "meta_batch", "layers")
 
 
 class RandomImages(torch.utils.data.Dataset):
-    def __init__(self, size: int, image_size: int, seed: int):
+    """So many times the same images, as an epoch of one step would have trusted examples looked at after each."""
+
+    def __init__(self, size: int, image_size: int, seed: int, times: int = 1):
+        self.times = times
         generator = torch.Generator().manual_seed(seed)
         self.images = torch.randn(size, 3, image_size, image_size, generator=generator)
         self.labels = torch.randint(CLASSES, (size,), generator=generator)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self.times * len(self.labels)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
+        row %= len(self.labels)
         return {"pixel_values": self.images[row], "labels": int(self.labels[row])}
 
 
 def build_trainers(options: argparse.Namespace, folder: str) -> dict[str, Trainer]:
     """Return one trainer a method, each with its own copy of the same initial network."""
-    train = RandomImages(
-        max(options.batch, WEIGHED) if options.diagnostics else options.batch, options.image_size, seed=0
-    )
+    examples = max(options.batch, WEIGHED) if options.diagnostics else options.batch
+    train = RandomImages(examples, options.image_size, seed=0, times=1 if options.diagnostics else 1000)
     meta = RandomImages(max(options.batch, options.meta_batch or 0), options.image_size, seed=1)
     common = {
         "per_device_train_batch_size": options.batch, "learning_rate": LEARNING_RATE, "optim": "sgd",
