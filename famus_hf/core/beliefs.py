@@ -127,7 +127,8 @@ class RunningBeliefs(RunningPredictions):
         epoch: Epochs that are closed, since they began.
         is_pending: Whether examples came by since then.
         is_shown: Whether a meta-learner has looked at them.
-        best: The largest share of trusted examples that beliefs were right about after any of them.
+        best: The largest share of trusted examples, classes weighed as in training, that beliefs were right about after
+            any of them.
         honest: Of the last epoch in which nothing was learned by heart; None where there was none.
     """
 
@@ -179,20 +180,29 @@ class RunningBeliefs(RunningPredictions):
         self.trusted_sums = decay * self.trusted_sums + (1 - decay) * trusted.to(self.trusted_sums)
         of_trusted, labels = self.trusted_sums / (1 - decay**self.epoch), trusted_labels.to(self.labels)
         probabilities = self.of(slice(None))
-        right = float((of_trusted.argmax(1) == labels).float().mean())
+        weights = self._weights_of_trusted(labels)
+        right = float((weights * (of_trusted.argmax(1) == labels)).sum())
         self.best = max(right, self.best)
         least = max(LEAST_ACCURACY, self.best - MARGIN * (right * (1 - right) / len(labels)) ** 0.5)
         is_as_right = right >= least and right > LEAST_ACCURACY
-        if is_as_right and self._surer_of_training(probabilities, of_trusted, labels) <= 0:
+        came_by = self.visits > 0
+        surer = probabilities[came_by].max(1).values.mean() - (weights * of_trusted.max(1).values).sum()
+        if is_as_right and surer <= 0:
             self.honest = HonestBeliefs(probabilities, of_trusted, labels, self.epoch)
 
-    def _surer_of_training(self, probabilities: Tensor, trusted: Tensor, trusted_labels: Tensor) -> Tensor:
-        """Return how much larger the largest probability is on average than of trusted examples in the same shares."""
-        came_by, count = self.visits > 0, probabilities.shape[1]
-        shares = self.labels[came_by].bincount(minlength=count).float()
-        weights = (shares / trusted_labels.bincount(minlength=count).clamp(min=1))[trusted_labels]
-        on_trusted = (weights * trusted.max(1).values).sum() / weights.sum().clamp(min=1e-12)
-        return probabilities[came_by].max(1).values.mean() - on_trusted
+    def _weights_of_trusted(self, labels: Tensor) -> Tensor:
+        """Return weights by which classes are as frequent among trusted examples as in the given labels of training.
+
+        Args:
+            labels: Of the trusted examples, shape (m,).
+
+        Returns:
+            Shape (m,), sum 1.
+        """
+        count = self.sums.shape[1]
+        shares = self.labels[self.visits > 0].bincount(minlength=count).float()
+        weights = (shares / labels.bincount(minlength=count).clamp(min=1))[labels]
+        return weights / weights.sum().clamp(min=1e-12)
 
     # ---- Checkpoints ----
 

@@ -247,20 +247,19 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
             beliefs.gather(self.processes)
             beliefs.close_epoch()
             return
-        predictions, labels = self._predict_trusted(as_in_training=False)
+        predictions, labels = self._predict_trusted()
         beliefs.gather(self.processes)
         beliefs.observe(predictions, labels)
 
-    def _predict_trusted(self, as_in_training: bool = True) -> tuple[Tensor, Tensor]:
+    def _predict_trusted(self) -> tuple[Tensor, Tensor]:
         """Return predictions of trusted examples, shape (m, C), and their labels, shape (m,).
 
-        Args:
-            as_in_training: Whether logits are adjusted, where they are in training.
+        Their logits are adjusted where those of training are: else the two could not be compared.
         """
         with preserve_rng_state(self.args.device):
             examples = self.evaluate_examples(self.model, self._trusted_sample, cross_entropy, with_probabilities=True)
         predictions = torch.from_numpy(examples.probabilities)
-        if as_in_training and self.logit_shift is not None:
+        if self.logit_shift is not None:
             predictions = adjusted(predictions.log(), self.logit_shift).softmax(1)
         return predictions, torch.from_numpy(examples.labels)
 
