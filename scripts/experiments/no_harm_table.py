@@ -121,7 +121,11 @@ BY_HEART, CROPS = (*IMAGES, "--backbone=small-wide"), (*IMAGES, "--augmentation=
 # Cells of these folders are run where they are there: experiments/fetch_text_and_audio.py fetches the former.
 TEXTS, ENCODER = "data/newsgroups-6", "data/minilm-1"
 TEXT = (f"--dataset_name={TEXTS}", f"--model_name_or_path={ENCODER}")
-FINE_TUNING = ("--backbone=efficientnet-lite0", *IMAGES[1:], "--image_size=64", "--learning_rate=0.02")
+FINE_TUNING = (
+    "--backbone=efficientnet-lite0", *IMAGES[1:], "--image_size=64", "--learning_rate=0.02", "--max_eval_samples=2000",
+)  # fmt: skip
+
+FEW: Any = {"batch": 32, "trusted": 200, "needs": (IMAGENET,)}
 
 GROUPS = {
     "10k": "10 000 images, 1000 trusted, 8 epochs",
@@ -147,7 +151,7 @@ CELLS = {
         for noise in FOUR[:3]
     },
     **{
-        f"fine-tuning-{noise}": _cell("fine-tuning", noise, FINE_TUNING, 2000, 6, trusted=200, needs=(IMAGENET,))
+        f"fine-tuning-{noise}": _cell("fine-tuning", noise, FINE_TUNING, 2000, 6, **FEW)
         for noise in FOUR[2:]
     },
 }  # fmt: skip
