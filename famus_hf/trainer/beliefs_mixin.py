@@ -1,32 +1,21 @@
-"""What a Trainer's network believes of its training examples before it learns them, for the label report."""
+"""What a Trainer's network believes of its training examples before it learns them: for meta-learners and reports."""
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import Subset
 
 from famus_hf.core.autodiff.forward_pass import logits_of, logits_without_trace, preserve_rng_state, split_inputs
 from famus_hf.core.autodiff.training_pass import TrainingPass
-from famus_hf.core.beliefs import DECAY, TRAINED, RunningBeliefs
 from famus_hf.core.losses import adjusted, cross_entropy, mean_loss
 from famus_hf.core.meta_learners.base import LabelledBatch
 from famus_hf.core.training_signal import TrainingSignal, training_signal
 from famus_hf.core.transitions import joint_by_trusted
 from famus_hf.data.inputs.model_inputs import ModelInputs
 from famus_hf.data.per_example import ExampleEvaluator
-from famus_hf.storage.run_folder import BELIEFS
-from famus_hf.storage.saved_state import check_state, is_tensor, stored_tensors
 from famus_hf.trainer import preflight_rows
-from famus_hf.trainer.batches_mixin import BatchesMixin
-from famus_hf.trainer.checkpointing import CheckpointingMixin
-from famus_hf.trainer.meta_set_schedule import MetaSetSchedule
+from famus_hf.trainer.beliefs_checkpoints_mixin import BeliefsCheckpointsMixin
 
-LEARNERS_DECAY = 0.8  # of beliefs that training looks at: labels are learned by heart later with it than with DECAY
-TRUSTED_SEEN = 1000  # trusted examples that are looked at after each epoch, at most
 MEMORY_LIMIT = 2**30  # bytes of running predictions; of larger sets none are kept
 
 NO_TRUSTED = "there are no trusted examples, by which to tell wrong labels from mistakes of the network (--num_meta)"
@@ -37,19 +26,14 @@ BY_HEART = (
 )
 
 
-class BeliefsMixin(BatchesMixin, CheckpointingMixin):
+class BeliefsMixin(BeliefsCheckpointsMixin):
     """Keeps running predictions where there are trusted examples to compare them with.
 
     Attributes:
-        beliefs: None before the first batch, and where none are kept.
-        schedule: Tells when an epoch is over.
         evaluate_examples: Network, data set, loss → what the network makes of each example.
     """
 
-    schedule: MetaSetSchedule
     evaluate_examples: ExampleEvaluator
-    beliefs: RunningBeliefs | None = None
-    _needs_beliefs = False
     _observed_at: int | None = None  # step before which the meta-learner last looked at beliefs
     _batch_rows: Tensor | None = None  # of the examples whose plain step is being taken
 
@@ -161,15 +145,6 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
         probabilities[own] = self.beliefs.of(rows[own])
         return probabilities, losses
 
-    def _new_beliefs(self, classes: int) -> RunningBeliefs:
-        trusted = len(self._trusted_sample) if self.has_trusted else 0
-        begun = self.schedule.epoch(self.state)
-        decay = self.args.belief_decay
-        if decay is None:
-            decay = LEARNERS_DECAY if self._needs_beliefs else DECAY
-        trained = len(self._trusted_in_training)
-        return RunningBeliefs(len(self.train_dataset), classes, trusted, self.args.device, decay, begun, trained)
-
     def describe(self, train: TrainingPass, rows: Tensor | None) -> None:
         """Tell a training pass what is known of its examples, beside inputs and labels.
 
@@ -263,13 +238,6 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
             predictions = adjusted(predictions.log(), self.logit_shift).softmax(1)
         return predictions, torch.from_numpy(examples.labels)
 
-    @property
-    def _trusted_sample(self) -> Any:
-        rows = sorted(set(range(len(self.meta_dataset))).difference(self._trusted_in_training))
-        if len(rows) > TRUSTED_SEEN:
-            rows = [rows[place] for place in np.linspace(0, len(rows) - 1, TRUSTED_SEEN).round().astype(int)]
-        return self.meta_dataset if len(rows) == len(self.meta_dataset) else Subset(self.meta_dataset, rows)
-
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -286,82 +254,3 @@ class BeliefsMixin(BatchesMixin, CheckpointingMixin):
             losses = batch.early_learning_losses(self.evaluate_examples.logit_scale(self.model))
             loss = loss + self.args.elr_weight * mean_loss(lambda *_: losses, logits, labels)
         return (loss, outputs) if return_outputs else loss
-
-    # ---- Checkpoints ----
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.beliefs is not None:
-            self.beliefs.gather(self.processes)
-        super()._save_checkpoint(model, trial)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.beliefs is not None and self.args.should_save:
-            state = self.beliefs.state_dict()
-            if self.logit_shift is not None:
-                state["logit_shift"] = self.logit_shift
-            tensors = {name: value.cpu().contiguous() for name, value in state.items()}
-            save_file(tensors, Path(output_dir) / BELIEFS)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.keeps_beliefs:
-            self._load_beliefs(checkpoint)
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        best = Path(str(self.state.best_model_checkpoint))
-        if self._needs_beliefs and (best / BELIEFS).is_file():  # by which the best meta-learner is to be asked
-            self._load_beliefs(str(best))
-
-    def _load_beliefs(self, checkpoint: str) -> None:
-        path = Path(checkpoint) / BELIEFS
-        if not path.is_file() or self.other_data_than(checkpoint):
-            self.keeps_beliefs = self._needs_beliefs  # anew; for the report, what was believed at first is lost
-            return
-        state = stored_tensors(path, f"{BELIEFS} of checkpoint {checkpoint!r}")
-        sums = state.get("sums")
-        if sums is None or len(sums) == len(self.train_dataset):
-            self.beliefs = self.checked_beliefs(state, checkpoint)
-            if "logit_shift" in state:
-                self.logit_shift = state["logit_shift"].to(self.args.device)
-        else:  # of other data, which the checkpoint does not tell
-            self.keeps_beliefs = self._needs_beliefs
-
-    def checked_beliefs(self, state: dict[str, Tensor], checkpoint: str) -> RunningBeliefs:
-        """Return the beliefs of a file. Raise LoadError where they can't be of these examples."""
-        sums = state.get("sums")
-        beliefs = self._new_beliefs(sums.shape[1] if sums is not None and sums.dim() == 2 else 0)
-        (examples, classes), trusted = beliefs.sums.shape, len(beliefs.trusted_sums)
-        whole, float32 = torch.int64, torch.float32
-        is_flag = is_tensor((), whole, 0, 1)
-
-        def of_running(count: int, prefix: str = "") -> dict[str, Any]:
-            return {
-                f"{prefix}sums": is_tensor((count, classes), float32, 0, 1),
-                f"{prefix}visits": is_tensor((count,), whole, 0),
-                f"{prefix}labels": is_tensor((count,), whole, -1, classes - 1),
-                **({f"{prefix}losses": is_tensor((count,), float32)} if "losses" in state else {}),
-            }
-
-        fields = {
-            **of_running(examples),
-            **(of_running(len(beliefs.trained.sums), TRAINED) if f"{TRAINED}sums" in state else {}),
-            **({"begun": is_tensor((), whole, 0), "is_shown": is_flag} if "losses" in state else {}),
-            **({"logit_shift": is_tensor((classes,), float32)} if "logit_shift" in state else {}),
-            "trusted_sums": is_tensor((trusted, classes), float32, 0, 1),
-            "epoch": is_tensor((), whole, 0),
-            "is_pending": is_flag,
-            "best": is_tensor((), float32, 0, 1),
-        }
-        if "honest" in state:
-            fields |= {
-                "honest": is_tensor((examples, classes), float32, 0, 1.001),
-                "honest_trusted": is_tensor((trusted, classes), float32, 0, 1.001),
-                "honest_trusted_labels": is_tensor((trusted,), whole, 0, classes - 1),
-                "honest_epoch": is_tensor((), whole, 1),
-            }
-        what = f"{BELIEFS} of checkpoint {checkpoint!r}"
-        check_state(what, state, {name: (check, f"{name} of other data") for name, check in fields.items()})
-        beliefs.load_state_dict(state)
-        return beliefs
