@@ -83,7 +83,7 @@ class SameConv2d(nn.Conv2d):
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
-    """Released code: momentum 0.01, with which statistics of a fine-tuning of 120 steps are a third ImageNet's still."""
+    """Released code: momentum 0.01, at which a third of the statistics is still ImageNet's after 120 steps."""
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.1)
 
 
