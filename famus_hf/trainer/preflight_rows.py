@@ -185,10 +185,12 @@ def _check_trusted(args: FaMUSTrainingArguments, train: Any, meta: Any) -> None:
             f"train_on_trusted holds one in {HELD_OUT} trusted examples out, and there are {len(meta)}: give at "
             f"least {HELD_OUT}, or leave it out"
         )
-    if args.balanced_batches_per_epoch is not None and not known_labels(meta):
+    counted = "balanced_batches_per_epoch" if args.balanced_batches_per_epoch is not None else ""
+    counted = "logit_adjustment" if args.logit_adjustment else counted
+    if counted and len(class_labels(meta)) < len(meta):
         raise SettingsError(
-            "balanced_batches_per_epoch with train_on_trusted needs the labels of all trusted examples, which this "
-            "meta_dataset does not tell without being read through: give a data set of datasets"
+            f"{counted} with train_on_trusted needs the labels of all trusted examples, which this meta_dataset does "
+            "not tell without being read through: give a data set of datasets"
         )
     if isinstance(train, IterableDataset):
         raise SettingsError(

@@ -439,6 +439,9 @@ OF_ADDITIONS = {
     "shares in a loss of the user's": (
         {**ADJUSTED, **PLAIN}, {"compute_loss_func": lambda *given: 0}, "logit_adjustment=1.0 does nothing: drop one"
     ),
+    "shares of classes among trusted examples that are not told": (
+        {**ADJUSTED, **TRUSTED}, {}, "logit_adjustment with train_on_trusted needs the labels of all trusted examples"
+    ),
     "a term in a loss of the user's": (
         {**ELR, **PLAIN}, {"compute_loss_func": lambda *given: 0}, "elr_weight=3.0 does nothing: drop one"
     ),
