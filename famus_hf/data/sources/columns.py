@@ -69,6 +69,11 @@ def standard_names(features: Features, columns: Columns, is_train: bool = True) 
     if label in names:
         raise DataError(f"column {label!r} can't be both the {names[label]} and the label column: name another one")
     names[label] = "label"
+    for role in ("clean_label", "superclass"):
+        taken = getattr(columns, role)
+        if taken in names:
+            known = names[taken]
+            raise DataError(f"column {taken!r} can't be both the {known} and the {role} column: name another one")
     if columns.clean_label is not None and (is_train or columns.clean_label in features):
         names[_named(features, columns.clean_label, "clean_label")] = "clean_label"
     if columns.superclass in features:

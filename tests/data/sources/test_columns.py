@@ -28,6 +28,9 @@ def test_columns_are_found_or_named():
         with_standard_columns(rows(fine=fine), Columns(image="fine", label="img"))
     with pytest.raises(ValueError, match="can't be both the image and the label column"):
         with_standard_columns(rows(fine=fine), Columns(image="fine", label="fine"))
+    for role in ("clean_label", "superclass"):
+        with pytest.raises(ValueError, match=f"'fine' can't be both the label and the {role} column"):
+            with_standard_columns(rows(fine=fine), Columns(label="fine", **{role: "fine"}))
     texts = rows(text=(Value("string"), list("uvw")), label=(Value("int64"), [0, 1, 0])).remove_columns("img")
     assert with_standard_columns(texts, Columns()).column_names == ["text", "label"]
     both = texts.add_column("title", list("xyz"))
