@@ -267,10 +267,16 @@ def last(runs: Iterable[dict[str, Any]]) -> float:
 
 
 def honest_baseline(runs: Runs) -> str | None:
-    """Return the honest baseline of a cell, out of the rows with the most seeds; None where none has been run."""
-    candidates = [row for row in runs if is_baseline(row) and runs[row]]
-    most = max((len(runs[row]) for row in candidates), default=0)
-    return max((row for row in candidates if len(runs[row]) == most), key=lambda row: last(runs[row]), default=None)
+    """Return the honest baseline of a cell; None where none has been run.
+
+    Of rows that have all seeds of the recommended one it is the best on these, else the best of all.
+    """
+    wanted = {run["seed"] for run in runs.get(RECOMMENDED, [])}
+    candidates = {row: found for row, found in runs.items() if is_baseline(row) and found}
+    on_wanted = {row: [run for run in found if run["seed"] in wanted] for row, found in candidates.items()}
+    whole = {row: found for row, found in on_wanted.items() if wanted and len(found) == len(wanted)}
+    means = {row: last(found) for row, found in (whole or candidates).items()}
+    return max(means, key=means.__getitem__, default=None)
 
 
 def differences(runs: Runs, row: str, other: str) -> list[float]:
