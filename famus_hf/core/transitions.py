@@ -64,7 +64,7 @@ def clean_label_probabilities_by_trusted(
         trusted_beliefs: Shape (m, C), of the same network.
     """
     joint = joint_by_trusted(labels, beliefs, trusted_labels, trusted_beliefs)
-    transitions = (joint + SMALLEST) / (joint + SMALLEST).sum(1, keepdims=True)
+    transitions = transitions_of_joint(joint)
     sharpened = _sharpened(beliefs, temperature(trusted_labels, trusted_beliefs))
     return with_noise_rate(_clean_probabilities(labels, sharpened, transitions), 1 - float(np.trace(joint)))
 
@@ -101,6 +101,12 @@ def joint_by_trusted(
         of_class = joint.sum(1, keepdims=True)
         joint = (joint + count * prior) * of_class / (of_class + count)
     return joint / joint.sum()
+
+
+def transitions_of_joint(joint: np.ndarray) -> np.ndarray:
+    """Return P(given label y | true class k) from P(k, y), both (C, C); alike to all of a class that is nowhere."""
+    smoothed = joint + SMALLEST
+    return np.asarray(smoothed / smoothed.sum(1, keepdims=True))
 
 
 def temperature(labels: np.ndarray, beliefs: np.ndarray) -> float:

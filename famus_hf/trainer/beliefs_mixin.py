@@ -10,7 +10,7 @@ from famus_hf.core.autodiff.training_pass import TrainingPass
 from famus_hf.core.losses import adjusted, cross_entropy, mean_loss
 from famus_hf.core.meta_learners.base import LabelledBatch
 from famus_hf.core.training_signal import TrainingSignal, training_signal
-from famus_hf.core.transitions import joint_by_trusted
+from famus_hf.core.transitions import joint_by_trusted, transitions_of_joint
 from famus_hf.data.inputs.model_inputs import ModelInputs
 from famus_hf.data.per_example import ExampleEvaluator
 from famus_hf.trainer import preflight_rows
@@ -107,7 +107,7 @@ class BeliefsMixin(BeliefsCheckpointsMixin):
         came_by = believed.any(1)
         of_trusted = known.trusted_labels.numpy(force=True), known.trusted.numpy(force=True)
         joint = joint_by_trusted(given[came_by].numpy(force=True), believed[came_by].numpy(force=True), *of_trusted)
-        transitions = torch.from_numpy(joint / joint.sum(1, keepdims=True).clip(min=1e-12))
+        transitions = torch.from_numpy(transitions_of_joint(joint))
         return training_signal(learner, known.trusted, known.trusted_labels, transitions, self.args.seed)
 
     # ---- In training ----

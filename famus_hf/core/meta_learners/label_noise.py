@@ -11,7 +11,7 @@ from torch import Tensor
 
 from famus_hf.core.losses import as_targets, at_least_float32
 from famus_hf.core.meta_learners.base import LabelledBatch, MetaLearner
-from famus_hf.core.transitions import joint_by_trusted
+from famus_hf.core.transitions import joint_by_trusted, transitions_of_joint
 from famus_hf.core.validation import check_choice, check_whole
 from famus_hf.errors import SettingsError
 
@@ -71,8 +71,7 @@ def calibrated_transitions(beliefs: Tensor, labels: Tensor, trusted: tuple[Tenso
     """
     of_trusted, trusted_labels = (values.numpy(force=True) for values in trusted)
     joint = joint_by_trusted(labels.numpy(force=True), beliefs.numpy(force=True), trusted_labels, of_trusted)
-    smoothed = torch.from_numpy(joint).to(beliefs) + SMALLEST
-    return smoothed / smoothed.sum(1, keepdim=True)
+    return torch.from_numpy(transitions_of_joint(joint)).to(beliefs)
 
 
 def features_of_beliefs(losses: Tensor, beliefs: Tensor, targets: Tensor) -> list[Tensor]:
