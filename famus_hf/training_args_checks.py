@@ -143,13 +143,14 @@ def _members_of(hint: Any) -> tuple[Any, ...]:
 
 def check_preset(args: Any) -> None:
     """Raise SettingsError on a preset that is of no use."""
-    if not _has_meta_step(args):
+    if not has_meta_step(args):
         raise SettingsError(
             f"preset={args.preset!r} is about the meta step, and meta_learner {args.meta_learner!r} has none"
         )
 
 
-def _has_meta_step(args: Any) -> bool:
+def has_meta_step(args: Any) -> bool:
+    """Return whether the meta-learner that the settings name learns from meta batches."""
     return args.meta_learner != "none" and META_LEARNERS[args.meta_learner].has_meta_step
 
 
@@ -260,7 +261,7 @@ def _check_sampler(args: Any) -> None:
         raise SettingsError(f"candidate_layers={args.candidate_layers!r} must be 'all' or a whole number from 1")
     if args.meta_budget is not None and args.layer_sampler != "learned":
         raise SettingsError(f"meta_budget needs layer_sampler 'learned': {args.layer_sampler!r} chooses by itself")
-    if args.meta_budget is not None and not _has_meta_step(args):
+    if args.meta_budget is not None and not has_meta_step(args):
         whose = "plain training" if args.meta_learner == "none" else f"{args.meta_learner!r}"
         raise SettingsError(f"meta_budget needs a meta_learner: {whose} has no meta step")
     if args.meta_budget is not None and args.sparsity_weight is not None:
@@ -286,7 +287,7 @@ def _check_sampler(args: Any) -> None:
 
 def _check_diagnostics(args: Any) -> None:
     for name in DIAGNOSTICS:
-        if getattr(args, name) and not _has_meta_step(args):
+        if getattr(args, name) and not has_meta_step(args):
             whose = "plain training" if args.meta_learner == "none" else f"{args.meta_learner!r}"
             raise SettingsError(f"{name} needs a meta_learner: {whose} has no meta step to look into")
 

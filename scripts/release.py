@@ -6,7 +6,8 @@
 The folder RELEASE_DIR/NAME holds the files that go to the Hub and no others. Before anything is pushed, two clean
 processes load it: one without famus_hf, which classifies the test set by transformers' pipeline and must find the
 accuracy that the card claims, and one with it, which loads the meta-net (and each of two networks alone). Training is
-preceded by a plain run under the same schedule, for the card (--no-baseline leaves it out). Other flags: those of
+preceded, for the card, by runs under the same schedule that need no meta step: plain, and where examples are trusted
+plain with these in its training set, and forward correction (--no-baseline leaves them out). Other flags: those of
 run_famus.py.
 """
 
@@ -39,6 +40,7 @@ from famus_hf.hub.load import files_to_push
 from famus_hf.hub.push import prepare_repository, push_files
 from famus_hf.reporting.figures.run_records import read_run
 from famus_hf.storage.run_folder import CARD, CONFIG, RESULTS
+from famus_hf.training_args_checks import has_meta_step
 
 CLASSIFY = """
 import json, sys
@@ -82,8 +84,9 @@ def train(options: argparse.Namespace, settings: Settings, argv: list[str]) -> P
     _, data_args, args = settings
     data = load_data(data_args, args)
     model_args, data_args, args = settings_for(data, argv, settings)
-    baseline = baselines_of(model_args, args, "meta" in data)[: int(options.baseline)]
-    runs = [Run(networks, data_args, run_args, data) for networks, run_args in [*baseline, (model_args, args)]]
+    compared = baselines_of(model_args, args, "meta" in data) if options.baseline else []
+    compared = [pair for pair in compared if not has_meta_step(pair[1])]
+    runs = [Run(networks, data_args, run_args, data) for networks, run_args in [*compared, (model_args, args)]]
     rows = [as_baseline(run.train(None)) for run in runs[:-1]]
     command = command_of(argv).replace("accelerate launch scripts/run_famus.py", "python scripts/release.py")
     card = {"baselines": rows, "command": command, "license": options.license, "model_name": options.name}
@@ -191,7 +194,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--release_dir", type=Path, default=Path("outputs/releases"), help="the folder is made below")
     parser.add_argument("--name", help="of the release; default: of the repository, the recipe or the run's folder")
     parser.add_argument("--license", default="apache-2.0", help="of the weights, where a run is trained")
-    parser.add_argument("--baseline", action=argparse.BooleanOptionalAction, default=True, help="train plainly as well")
+    parser.add_argument(
+        "--baseline", action=argparse.BooleanOptionalAction, default=True, help="train what needs no meta step as well"
+    )
     parser.add_argument("--private", action="store_true", help="make the repository private if it is new")
     parser.epilog = "Other flags: those of run_famus.py. --hub_model_id USER/NAME pushes the release there."
     options, passed_on = parser.parse_known_args(argv)

@@ -166,7 +166,7 @@ def test_a_release_never_takes_the_place_of_a_run(run, capsys):
     assert "not proven yet" in refused([*DATA, "--run", str(run), "--push_to_hub"], capsys)
 
 
-def test_a_release_trains_its_plain_baseline_first(tmp_path, monkeypatch):
+def test_a_release_trains_what_needs_no_meta_step_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(release, "check", lambda folder, data_args: None)  # other tests do, in processes of their own
     release.main([
@@ -176,7 +176,9 @@ def test_a_release_trains_its_plain_baseline_first(tmp_path, monkeypatch):
     ])  # fmt: skip
     card = ModelCard.load(tmp_path / "outputs" / "releases" / "first" / "README.md")
     assert card.data.license == "mit" and card.data.model_name == "first"
-    assert "| plain | " in card.text and "python scripts/release.py --dataset_name digits" in card.text
+    methods = re.findall(r"^\| (plain[a-z +]*|forward[a-z +]*) \| \d", card.text, re.MULTILINE)
+    assert methods == ["plain", "plain + trusted", "forward correction + trusted"]
+    assert "python scripts/release.py --dataset_name digits" in card.text
 
 
 def test_a_release_of_two_networks_loads_together_and_apart(tmp_path, capsys, forked_checks, request):
