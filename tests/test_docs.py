@@ -17,6 +17,8 @@ import pytest
 from transformers import TrainingArguments
 
 from famus_hf.cli.arguments import CHANGED, TOPICS
+from famus_hf.cli.main import COMMANDS
+from famus_hf.cli.main import main as famus_hf_main
 from tests.helpers import clean_process
 from tests.helpers.loopback_hub import LoopbackHub
 
@@ -195,39 +197,40 @@ def test_every_test_that_a_page_names_exists():
 # ---- Flags ----
 
 
-HANDING_ON = ("quickstart.sh", "release.py")  # which give other flags to run_famus.py
-SUBCOMMANDS = dict(
-    re.findall(r"^\| `famus-hf ([\w-]+)` \| `scripts/(\w+\.py)`", text_of(ROOT / "docs/command_line.md"), re.MULTILINE)
-)
+RUN = "famus-hf train"
+HANDING_ON = ("quickstart.sh", "release.py", "famus-hf compare")  # which give other flags to it
+SCRIPTS = ("release.py", "benchmark.py", "reproduce.py")
+LAUNCHERS = {path.name for path in (ROOT / "scripts").glob("*.py")} - {*SCRIPTS, "flag_table.py"}
 
 
-def known_flags(script):
-    """The flags that a script lists."""
+def known_flags(name):
+    """The flags that a script, or `famus-hf` with a command, lists."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [script, "--help"])
+        patch.setattr(sys, "argv", [name, "--help"])
         patch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
         patch.setattr(sys, "stdout", written := io.StringIO())
         with pytest.raises(SystemExit):
-            runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+            if name.startswith("famus-hf "):
+                famus_hf_main([name.removeprefix("famus-hf "), "--help"])
+            else:
+                runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
     options = re.findall(r"^  -.*", written.getvalue(), re.MULTILINE)
     return {flag for option in options for flag in re.findall(r"--[a-z]\w*(?![\w-])", option)}
 
 
 @pytest.fixture(scope="module")
 def flags_of_scripts():
-    known = {name: known_flags(name) for name in {*SUBCOMMANDS.values(), "release.py", "benchmark.py", "reproduce.py"}}
-    return known | {name: known["run_famus.py"] | known.get(name, set()) for name in HANDING_ON}
+    known = {name: known_flags(name) for name in (*SCRIPTS, *LAUNCHERS, *(f"famus-hf {name}" for name in COMMANDS))}
+    return known | {name: known[RUN] | known.get(name, set()) for name in HANDING_ON}
 
 
 def commands(page):
-    """Script and flags of each command that is ours in a page's shell blocks."""
+    """Script or command, and flags, of each that is ours in a page's shell blocks."""
     for block in blocks(page, "bash"):
         for line in block.code.replace("\\\n", " ").splitlines():
-            command = re.search(r"scripts/([\w/]+\.(?:py|sh))(.*)|famus-hf ([\w-]+)(.*)", line.split(" #")[0])
-            if command and command[1]:
-                yield command[1], set(re.findall(r"--[a-z]\w*", command[2]))
-            elif command:
-                yield SUBCOMMANDS[command[3]], set(re.findall(r"--[a-z]\w*", command[4]))
+            command = re.search(r"scripts/([\w/]+\.(?:py|sh))(.*)|(famus-hf [\w-]+)(.*)", line.split(" #")[0])
+            if command:
+                yield command[1] or command[3], set(re.findall(r"--[a-z]\w*", command[2] or command[4] or ""))
 
 
 @every_page

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from famus_hf import FaMUSTrainingArguments
 from famus_hf.cli.config_files import flags_of_yaml, named, recipe_names, recipe_path, take_flag
+from famus_hf.cli.methods import METHODS, with_method
 from famus_hf.cli.parser import TopicParser
 from famus_hf.cli.program import fail, program_name
 
@@ -52,7 +53,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
     ),
     "What helps every method": ("train_on_trusted", "mixup_alpha", "logit_adjustment", "elr_weight"),
     "The run": (
-        "protocol", "compare", "early_stopping_patience", "allow_other_data", "label_report", "nan_policy",
+        "method", "protocol", "compare", "early_stopping_patience", "allow_other_data", "label_report", "nan_policy",
         "lr_milestones", "ema_decay",
     ),
     "Meta set and meta-learner": (
@@ -117,6 +118,10 @@ class ModelArguments:
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of --model_name_or_path."})
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run Python code that comes with --model_name_or_path."}
+    )
+    method: str | None = field(
+        default=None,
+        metadata={"help": f"A way of training by name, which sets the flags that make it: {', '.join(METHODS)}."},
     )
     two_networks: bool = field(
         default=False,
@@ -236,7 +241,7 @@ def parse_arguments(argv: list[str], modality: "Modality | None" = None) -> Sett
     from_files = [] if recipe is None else flags_of_yaml(recipe_path(recipe), parser.flags)
     from_files += [] if config is None else flags_of_yaml(Path(config), parser.flags)
     flags = [*from_files, *argv]  # the last one wins
-    model_args, data_args, args, _ = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+    model_args, data_args, args, _ = parser.parse_args_into_dataclasses(with_method(flags), look_for_args_file=False)
     _complete(model_args, data_args, args, named(flags))
     return model_args, data_args, args
 

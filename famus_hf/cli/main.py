@@ -12,6 +12,7 @@ from famus_hf.cli.program import fail, started_as
 # Subcommand → module of this package with a function `main(argv, program)`, and what it does.
 COMMANDS = {
     "train": ("train", "train on noisy labels, evaluate, and leave a folder that is ready for the Hub"),
+    "compare": ("compare", "train several methods on the same wrong labels, and say which one to take"),
     "label-report": ("label_report", "list which labels of a data set are probably wrong, the most suspect first"),
     "plot": ("plot", "draw runs side by side, as PNG and SVG"),
     "report": ("report", "make one HTML page about a run, for people who do not read code"),

@@ -18,6 +18,7 @@ from famus_hf import (
 )
 from famus_hf.cli.arguments import DataArguments, ModelArguments, Settings, fine_tuning, parse_arguments
 from famus_hf.cli.data_flags import settings_of
+from famus_hf.cli.methods import METHODS
 from famus_hf.core.meta_learners.registry import META_LEARNERS
 from famus_hf.data.media.modalities import AUDIO, IMAGE, Modality, modality_of_columns
 from famus_hf.data.sources.idx import is_idx_folder
@@ -263,6 +264,10 @@ def baselines_of(
                **dict.fromkeys(DIAGNOSTICS, 0)}  # fmt: skip
     match = None if args.meta_learner in ("l2r", "l2b") else 0.0  # which have no such loss
     all_layers = {**exact, "sparsity_weight": 0.0, "gradient_match_weight": match}
+    given, model_args = (
+        model_args,
+        dataclasses.replace(model_args, method=None),
+    )  # the others are named by their settings
     one_network, batch = dataclasses.replace(model_args, two_networks=False), args.per_device_train_batch_size
     plain = variant("plain", **without, per_device_train_batch_size=batch * (1 + model_args.two_networks))
     runs = [(one_network, plain)]
@@ -279,11 +284,14 @@ def baselines_of(
         runs.append((one_network, variant("famus", **{**paper, "layer_sampler": "learned"})))
     elif args.meta_learner not in ("none", *OF_BELIEFS):
         runs.append((model_args, variant(str(args.meta_learner), **all_layers)))
-    name = method_name(model_args, args)
-    return [pair for pair in runs if method_name(*pair) != name]
+    names = (method_name(model_args, args), method_name(given, args))
+    return [pair for pair in runs if method_name(*pair) not in names]
 
 
 def method_name(model_args: ModelArguments, args: FaMUSTrainingArguments) -> str:
+    """Return what tables, pictures and cards call a run."""
+    if model_args.method is not None:
+        return METHODS[model_args.method].title
     with_trusted = " + trusted" if args.train_on_trusted else ""
     if args.meta_learner == "none":
         return "DivideMix" if model_args.two_networks else f"plain{with_trusted}"

@@ -1,0 +1,134 @@
+"""Ways of training by name (`--method`): each is what a run's flags must be for it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from famus_hf.cli.config_files import named, take_flag
+from famus_hf.errors import SettingsError
+
+ALONE = {"meta_learner": "none", "train_on_trusted": "false"}  # plain training on the noisy examples
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of training.
+
+    Attributes:
+        title: As tables, pictures and cards call it.
+        about: What it does, and whose it is.
+        settings: Flag → value, of what makes it; naming such a flag beside the method is refused.
+        usual: Flag → value, as its authors have it; flags win.
+    """
+
+    title: str
+    about: str
+    settings: Mapping[str, str]
+    usual: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_two_networks(self) -> bool:
+        return self.settings.get("two_networks") == "true"
+
+
+METHODS = {
+    "plain": Method("plain", "cross-entropy on the labels as they are", ALONE),
+    "plain-trusted": Method(
+        "plain + trusted", "likewise, with the trusted examples in the training set",
+        {"meta_learner": "none", "train_on_trusted": "true"},
+    ),
+    "mixup": Method(
+        "mixup", "mixed pairs of examples (Zhang et al., ICLR 2018)", ALONE, {"mixup_alpha": "1"},
+    ),
+    "gce": Method("GCE", "generalized cross-entropy (Zhang, Sabuncu, NeurIPS 2018)", {**ALONE, "base_loss": "gce"}),
+    "sce": Method("SCE", "symmetric cross-entropy (Wang et al., ICCV 2019)", {**ALONE, "base_loss": "sce"}),
+    "nce-rce": Method(
+        "NCE + RCE", "normalized and reverse cross-entropy (Ma et al., ICML 2020)", {**ALONE, "base_loss": "nce-rce"},
+    ),
+    "elr": Method(
+        "ELR", "early-learning regularization (Liu et al., NeurIPS 2020)", ALONE,
+        {"elr_weight": "3", "belief_decay": "0.7"},
+    ),
+    "forward": Method(
+        "forward correction", "transitions counted on what is believed of the examples, trusted ones train, too",
+        {"meta_learner": "forward"}, {"transitions": "counts"},
+    ),
+    "glc": Method(
+        "GLC", "gold loss correction: transitions by trusted examples (Hendrycks et al., NeurIPS 2018)",
+        {"meta_learner": "forward", "transitions": "trusted", "train_on_trusted": "true"},
+    ),
+    "focal": Method("focal", "focal loss (Lin et al., ICCV 2017)", {**ALONE, "base_loss": "focal"}),
+    "class-balanced": Method(
+        "class-balanced", "weights by effective numbers of examples (Cui et al., CVPR 2019)",
+        {**ALONE, "base_loss": "class-balanced"},
+    ),
+    "ldam-drw": Method(
+        "LDAM-DRW", "margins by class sizes, classes weighed late (Cao et al., NeurIPS 2019)",
+        {**ALONE, "base_loss": "ldam"},
+    ),
+    "balanced-softmax": Method(
+        "balanced softmax", "logits adjusted by class sizes (Ren et al., NeurIPS 2020; Menon et al., ICLR 2021)",
+        {**ALONE, "logit_adjustment": "1"},
+    ),
+    "l2r": Method("L2R", "weights afresh in each step (Ren et al., ICML 2018)", {"meta_learner": "l2r"}),
+    "mlc": Method("MLC", "a learned matrix of wrong labels (Wang et al., CVPR 2020)", {"meta_learner": "mlc"}),
+    "jamal": Method(
+        "class-balanced residual", "class weights and a residual of each example (Jamal et al., CVPR 2020)",
+        {"meta_learner": "jamal"},
+    ),
+    "l2b": Method("L2B", "a weight for the label and one for the network's own class", {"meta_learner": "l2b"}),
+    "mw-net": Method(
+        "MW-Net", "a learned weight by the loss, on all layers (Shu et al., NeurIPS 2019)",
+        {"meta_learner": "mw-net", "layer_sampler": "all"},
+    ),
+    "famus": Method(
+        "FaMUS", "MW-Net through a few layers that a sampler picks (Xu et al., CVPR 2021)",
+        {"meta_learner": "mw-net", "layer_sampler": "learned"},
+    ),
+    "soft": Method("soft targets", "targets between label and belief", {"meta_learner": "soft"}, {"preset": "fast"}),
+    "posterior": Method(
+        "posterior targets", "the default: the posterior of the class is the target",
+        {"meta_learner": "posterior"}, {"preset": "fast"},
+    ),
+    "dividemix": Method(
+        "DivideMix", "two networks divide the data for each other (Li et al., ICLR 2020)",
+        {"meta_learner": "none", "two_networks": "true"},
+    ),
+    "famus-two-networks": Method(
+        "two networks + FaMUS", "likewise, the examples weighed by FaMUS (Xu et al., CVPR 2021)",
+        {"meta_learner": "mw-net", "layer_sampler": "learned", "two_networks": "true"},
+    ),
+}  # fmt: skip
+
+
+def method_of(name: str) -> Method:
+    """Return a method by name.
+
+    Raises:
+        SettingsError: There is none of this name.
+    """
+    if name not in METHODS:
+        raise SettingsError(f"method {name!r} is unknown: choose one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def with_method(flags: list[str]) -> list[str]:
+    """Return flags, around them those of the method that `--method` names, if it is there.
+
+    Args:
+        flags: Of two with the same name the last one wins.
+
+    Raises:
+        SettingsError: There is no such method, or a flag says what the method does.
+    """
+    name, others = take_flag(flags, "--method")
+    if name is None:
+        return flags
+    if "method" in named(others):  # an earlier one, of a recipe or a file
+        return with_method(others)
+    method = method_of(name)
+    twice = sorted(named(others) & set(method.settings))
+    if twice:
+        flag = twice[0]
+        raise SettingsError(f"--method {name} is --{flag} {method.settings[flag]}: leave --{flag} out")
+    before, after = ([f"--{flag}={value}" for flag, value in each.items()] for each in (method.usual, method.settings))
+    return [*before, *flags, *after]
