@@ -14,10 +14,11 @@ from .core.losses import LDAMLoss as LDAMLoss
 from .core.losses import SymmetricCrossEntropyLoss as SymmetricCrossEntropyLoss
 from .core.meta_learners.base import LabelledBatch as LabelledBatch
 from .core.meta_learners.base import MetaLearner as MetaLearner
+from .core.meta_learners.corrections import BackwardCorrection as BackwardCorrection
+from .core.meta_learners.corrections import ForwardCorrection as ForwardCorrection
 from .core.meta_learners.jamal import ClassBalancedResidual as ClassBalancedResidual
 from .core.meta_learners.l2b import L2B as L2B
 from .core.meta_learners.l2r import L2R as L2R
-from .core.meta_learners.label_noise import ForwardCorrection as ForwardCorrection
 from .core.meta_learners.mlc import MLC as MLC
 from .core.meta_learners.mw_net import MWNet as MWNet
 from .core.meta_learners.posterior import PosteriorTargets as PosteriorTargets

@@ -34,7 +34,12 @@ OF_THE_STEP = (  # settings that say which layers are moved, or how: who gives o
     "layer_sampler", "sampler_block", "candidate_layers", "meta_budget", "virtual_scope", "reuse_virtual_gradient",
     "scale_example_gradients",
 )  # fmt: skip
-WITH_TRUSTED = ("posterior", "soft", "forward")  # which learn from trusted examples as from others, likewise
+WITH_TRUSTED = (
+    "posterior",
+    "soft",
+    "forward",
+    "backward",
+)  # which learn from trusted examples as from others, likewise
 
 
 @dataclass
@@ -93,10 +98,10 @@ class FaMUSTrainingArguments(TrainingArguments):
         metadata={
             "help": "Ψ: posterior (targets from how likely each label is wrong, and for which class), mw-net (weights "
             "from losses), l2r (weights afresh in each step), mlc (corrects the loss by a matrix of wrong labels), "
-            "forward (likewise, counted and without a meta step), soft (between label and belief), l2b (l2r with the "
-            "network's own class beside the label), jamal (class-balanced weights and a residual afresh in each step, "
-            "for long tails), or none for plain training. Default: posterior; without "
-            "trusted examples, of streams and of two networks mw-net."
+            "forward (likewise, counted and without a meta step), backward (likewise, by its inverse), soft (between "
+            "label and belief), l2b (l2r with the network's own class beside the label), jamal (class-balanced weights "
+            "and a residual afresh in each step, for long tails), or none for plain training. Default: posterior; "
+            "without trusted examples, of streams and of two networks mw-net."
         },
     )
     posterior_form: Literal["posterior", "likelihood"] = field(
@@ -115,18 +120,19 @@ class FaMUSTrainingArguments(TrainingArguments):
     transitions: str | None = field(
         default=None,
         metadata={
-            "help": "Where the transitions of posterior and forward are from: counts (on what is believed of the "
-            "training examples), calibrated (likewise, by how the trusted ones that are trained on, too, are taken; "
-            "counts without five of a class), trusted (predictions of the trusted examples after the plain part: gold "
-            'loss correction), or a JSON file with {"class_names": [...], "transitions": [[...]]}, rows for true '
-            "classes, columns for given labels. Default: calibrated for posterior, counts for forward."
+            "help": "Where the transitions of posterior, forward and backward are from: counts (on what is believed "
+            "of the training examples), calibrated (likewise, by how the trusted ones that are trained on, too, are "
+            "taken; counts without five of a class), trusted (predictions of the trusted examples after the plain "
+            "part: gold loss correction), anchors (what is believed of one example that is surely of its class), or "
+            'a JSON file with {"class_names": [...], "transitions": [[...]]}, rows for true classes, '
+            "columns for given labels. Default: calibrated for posterior, else counts."
         },
     )
     transition_counts: Literal["once", "each-epoch"] = field(
         default="once",
         metadata={
-            "help": "When transitions between classes are counted (posterior, forward): once, after the plain part, or "
-            "anew in each epoch from then on."
+            "help": "When transitions between classes are counted (posterior, forward, backward): once, after the "
+            "plain part, or anew in each epoch from then on."
         },
     )
     soft_input: Literal["loss", "beliefs"] = field(

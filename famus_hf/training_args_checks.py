@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames, SchedulerType
 
 from famus_hf.core.layer_samplers import LAYER_SAMPLERS
-from famus_hf.core.meta_learners.registry import META_LEARNERS
+from famus_hf.core.meta_learners.registry import META_LEARNERS, WITH_TRANSITIONS
 from famus_hf.core.validation import check_bound, check_choice
 from famus_hf.errors import SettingsError
 
@@ -161,8 +161,8 @@ def check_arguments(args: Any) -> None:
     """
     if args.meta_learner == "mlc" and args.mlc_form == "probabilities" and args.base_loss == "ldam":
         raise SettingsError("base_loss 'ldam' scales logits and does not go with mlc_form 'probabilities': use logits")
-    has_transitions = args.meta_learner in ("posterior", "forward")
-    are_counted = args.transitions in (None, "counts", "calibrated")
+    has_transitions = args.meta_learner in WITH_TRANSITIONS
+    are_counted = args.transitions in (None, "counts", "calibrated", "anchors")
     if has_transitions and args.transition_counts == "each-epoch" and not are_counted:
         raise SettingsError(
             f"transition_counts='each-epoch' counts transitions anew, and transitions={args.transitions!r} gives them: "

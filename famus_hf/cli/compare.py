@@ -40,7 +40,11 @@ from famus_hf.storage.run_folder import NOISE_FILE, RESULTS
 
 FLAGS, LOG = "flags.json", "console.log"  # in the folder of each run
 OURS = ("method", "seed", "compare", "push_to_hub", "hub_model_id", "resume_from_checkpoint")  # no flags of a run here
-FAILURES: tuple[type[BaseException], ...] = (*USER_ERRORS, RuntimeError, SystemExit)  # of a run, which do not end the others
+FAILURES: tuple[type[BaseException], ...] = (
+    *USER_ERRORS,
+    RuntimeError,
+    SystemExit,
+)  # of a run, which do not end the others
 QUIET = ("--disable_tqdm=true", "--report_to=none")
 
 

@@ -52,6 +52,14 @@ METHODS = {
         "forward correction", "transitions counted on what is believed of the examples, trusted ones train, too",
         {"meta_learner": "forward"}, {"transitions": "counts"},
     ),
+    "f-correction": Method(
+        "F-correction", "forward correction by anchors (Patrini et al., CVPR 2017)",
+        {"meta_learner": "forward", "transitions": "anchors", "train_on_trusted": "false"},
+    ),
+    "b-correction": Method(
+        "B-correction", "backward correction by anchors (Patrini et al., CVPR 2017)",
+        {"meta_learner": "backward", "transitions": "anchors", "train_on_trusted": "false"},
+    ),
     "glc": Method(
         "GLC", "gold loss correction: transitions by trusted examples (Hendrycks et al., NeurIPS 2018)",
         {"meta_learner": "forward", "transitions": "trusted", "train_on_trusted": "true"},

@@ -19,7 +19,7 @@ from famus_hf import (
 from famus_hf.cli.arguments import DataArguments, ModelArguments, Settings, fine_tuning, parse_arguments
 from famus_hf.cli.data_flags import settings_of
 from famus_hf.cli.methods import METHODS
-from famus_hf.core.meta_learners.registry import META_LEARNERS
+from famus_hf.core.meta_learners.registry import CORRECTIONS, META_LEARNERS, WITH_TRANSITIONS
 from famus_hf.data.media.modalities import AUDIO, IMAGE, Modality, modality_of_columns
 from famus_hf.data.sources.idx import is_idx_folder
 from famus_hf.errors import SettingsError, first_few, reason_of
@@ -33,10 +33,10 @@ from famus_hf.training_args_checks import DIAGNOSTICS
 logger = logging.get_logger(__name__)
 
 NEW_WEIGHTS = ("missing_keys", "mismatched_keys")  # what a checkpoint lacks, or has in another shape: a head
-OF_BELIEFS = ("posterior", "forward", "soft")  # meta-learners to which other layers make no other method
+OF_BELIEFS = (*WITH_TRANSITIONS, "soft")  # meta-learners to which other layers make no other method
 METHOD_NAMES = {
     "mw-net": "MW-Net", "l2r": "L2R", "mlc": "MLC", "posterior": "posterior targets", "forward": "forward correction",
-    "soft": "soft targets", "l2b": "L2B", "jamal": "class-balanced residual",
+    "backward": "backward correction", "soft": "soft targets", "l2b": "L2B", "jamal": "class-balanced residual",
 }  # fmt: skip
 TINY_DATASETS = ("digits", "fashion_mnist")  # data sets, beside idx folders, whose default backbone is `tiny`
 
@@ -296,7 +296,7 @@ def method_name(model_args: ModelArguments, args: FaMUSTrainingArguments) -> str
     if args.meta_learner == "none":
         return "DivideMix" if model_args.two_networks else f"plain{with_trusted}"
     learner = METHOD_NAMES.get(str(args.meta_learner), str(args.meta_learner))
-    if args.meta_learner == "forward":  # which has no meta step, and so no layers of it
+    if args.meta_learner in CORRECTIONS:  # which take no meta step, and so have no layers of it
         return f"{learner}{with_trusted}"
     samplers = {
         "learned": f"{learner} + FaMUS",

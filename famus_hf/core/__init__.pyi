@@ -13,10 +13,11 @@ from .losses import LDAMLoss as LDAMLoss
 from .losses import SymmetricCrossEntropyLoss as SymmetricCrossEntropyLoss
 from .meta_learners.base import LabelledBatch as LabelledBatch
 from .meta_learners.base import MetaLearner as MetaLearner
+from .meta_learners.corrections import BackwardCorrection as BackwardCorrection
+from .meta_learners.corrections import ForwardCorrection as ForwardCorrection
 from .meta_learners.jamal import ClassBalancedResidual as ClassBalancedResidual
 from .meta_learners.l2b import L2B as L2B
 from .meta_learners.l2r import L2R as L2R
-from .meta_learners.label_noise import ForwardCorrection as ForwardCorrection
 from .meta_learners.mlc import MLC as MLC
 from .meta_learners.mw_net import MWNet as MWNet
 from .meta_learners.posterior import PosteriorTargets as PosteriorTargets

@@ -42,11 +42,11 @@ from famus_hf.core.losses import (
 )
 from famus_hf.core.meta_learners.base import MetaLearner, PerExampleLoss
 from famus_hf.core.meta_learners.jamal import ClassBalancedResidual
-from famus_hf.core.meta_learners.label_noise import SOURCES, ForwardCorrection, LabelNoise
+from famus_hf.core.meta_learners.label_noise import SOURCES, LabelNoise
 from famus_hf.core.meta_learners.mlc import MLC
 from famus_hf.core.meta_learners.mw_net import MWNet
 from famus_hf.core.meta_learners.posterior import PosteriorTargets
-from famus_hf.core.meta_learners.registry import META_LEARNERS
+from famus_hf.core.meta_learners.registry import CORRECTIONS, META_LEARNERS, WITH_TRANSITIONS
 from famus_hf.core.meta_learners.soft import SoftTargets, class_groups
 from famus_hf.core.meta_train import MetaObjective
 from famus_hf.core.meta_update import MetaUpdate
@@ -296,7 +296,7 @@ def make_meta_learner(
         return MLC(num_labels, args.mlc_form, args.mlc_keep_matrix, args.mlc_reduction)
     if args.meta_learner == "mw-net":
         return MWNet(weight_normalization=args.weight_normalization)
-    if args.meta_learner in ("posterior", "forward"):
+    if args.meta_learner in WITH_TRANSITIONS:
         return _make_label_noise(args, num_labels, class_names or list(map(str, range(num_labels))))
     return META_LEARNERS[str(args.meta_learner)]()
 
@@ -308,7 +308,7 @@ def _make_label_noise(args: FaMUSTrainingArguments, num_labels: int, class_names
     learner: LabelNoise = (
         PosteriorTargets(num_labels, args.posterior_form, transition_rate=args.transition_rate, source=source)
         if is_posterior
-        else ForwardCorrection(num_labels, source)
+        else CORRECTIONS[str(args.meta_learner)](num_labels, source)
     )
     if source == "given":
         learner.set_transitions(read_transitions(Path(asked), class_names))

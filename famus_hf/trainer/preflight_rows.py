@@ -10,7 +10,8 @@ from transformers.trainer_utils import has_length
 from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS
 from famus_hf.core.losses import IGNORED, CrossEntropyLoss, LDAMLoss
 from famus_hf.core.meta_learners.base import MetaLearner
-from famus_hf.core.meta_learners.label_noise import ForwardCorrection, LabelNoise
+from famus_hf.core.meta_learners.corrections import Correction
+from famus_hf.core.meta_learners.label_noise import LabelNoise
 from famus_hf.core.meta_learners.posterior import PosteriorTargets
 from famus_hf.core.meta_learners.soft import SoftTargets
 from famus_hf.data.inputs.model_inputs import known_labels
@@ -46,7 +47,7 @@ def check_base_loss(base_loss: Any, learner: MetaLearner | None) -> None:
         )
     is_plain = isinstance(base_loss, CrossEntropyLoss) and base_loss.label_smoothing == 0
     is_likelihood = isinstance(learner, PosteriorTargets) and learner.form == "likelihood"
-    if (isinstance(learner, ForwardCorrection) or is_likelihood) and not is_plain:
+    if (isinstance(learner, Correction) or is_likelihood) and not is_plain:
         raise SettingsError(
             f"{name}'s loss is the likelihood of a label, in which another base_loss or label_smoothing_factor does "
             "nothing: leave it out, or choose meta_learner 'posterior' with posterior_form 'posterior'"

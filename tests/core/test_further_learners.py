@@ -7,8 +7,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from famus_hf import L2B, ClassBalancedResidual, ForwardCorrection, LabelledBatch, SoftTargets, meta_gradient
+from famus_hf import (
+    L2B,
+    BackwardCorrection,
+    ClassBalancedResidual,
+    ForwardCorrection,
+    LabelledBatch,
+    SoftTargets,
+    meta_gradient,
+)
 from famus_hf.core.losses import cross_entropy
+from famus_hf.core.meta_learners.label_noise import transitions_of_anchors
 from famus_hf.core.meta_learners.soft import class_groups
 from tests.helpers import brute_force
 from tests.helpers.models import CLASSES, build_batch, build_model
@@ -186,7 +195,7 @@ def test_counts_that_are_none_are_refused(counts, words):
         ClassBalancedResidual(counts)
 
 
-# ---- Forward correction ----
+# ---- Corrections by transitions ----
 
 
 def test_gold_transitions_are_mean_predictions_of_trusted_examples():
@@ -222,6 +231,48 @@ def test_calibrated_transitions_are_those_of_the_labels_and_not_the_mistakes_of_
         learner = ForwardCorrection(3, source).double()
         learner.observe_beliefs(beliefs, labels, others)
         assert learner.stays.tolist() == pytest.approx(expected, abs=0.05), (source, len(others[1]))
+
+
+def test_backward_correction_by_hand_and_unbiased():
+    """Its mean over labels that are drawn by T is cross-entropy by the true classes."""
+    matrix = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.9, 0.1], [0.3, 0.3, 0.4]]).double()
+    learner = BackwardCorrection(3, "given").double()
+    learner.set_transitions(matrix)
+    torch.manual_seed(1)
+    logits, inverse = torch.randn(4, 3).double(), matrix.inverse()
+    labels = torch.tensor([0, 2, 1, 1])
+    log_p = logits.log_softmax(1)
+    by_hand = -sum(inverse[y] @ log_p[i] for i, y in enumerate(labels.tolist())) / 4
+    torch.testing.assert_close(learner.training_loss(LabelledBatch(logits, labels, cross_entropy)), by_hand)
+    for true in range(3):
+        losses = [
+            learner.training_loss(LabelledBatch(logits[:1], torch.tensor([given]), cross_entropy)) for given in range(3)
+        ]
+        expected = sum(chance * loss for chance, loss in zip(matrix[true], losses, strict=True))
+        torch.testing.assert_close(expected, -log_p[0, true])
+
+
+def test_backward_correction_takes_a_trusted_label_as_it_is_and_bears_a_matrix_without_inverse():
+    learner = BackwardCorrection(3, "given").double()
+    learner.set_transitions(torch.full((3, 3), 1 / 3).double())
+    logits, labels = torch.randn(2, 3).double(), torch.tensor([0, 1])
+    trusted = LabelledBatch(logits, labels, cross_entropy, is_trusted=torch.tensor([True, True]))
+    torch.testing.assert_close(learner.training_loss(trusted), F.cross_entropy(logits, labels))
+    untrusted = learner.training_loss(LabelledBatch(logits, labels, cross_entropy))
+    torch.testing.assert_close(untrusted, -logits.log_softmax(1).mean(1).mean(), msg="labels tell nothing")
+
+
+def test_anchors_are_at_the_97th_percentile_of_belief_in_a_class():
+    belief = torch.linspace(0.02, 0.98, 100).double()
+    q = torch.stack([belief, 0.75 * (1 - belief), 0.25 * (1 - belief)], 1)
+    found = transitions_of_anchors(q)
+    torch.testing.assert_close(found[0], q[96])
+    torch.testing.assert_close(found[1], q[3])
+    learner = ForwardCorrection(3, "anchors").double()
+    learner.observe_beliefs(q, torch.zeros(100, dtype=torch.int64))
+    torch.testing.assert_close(learner.stays, found.diagonal())
+    one = torch.tensor([[0.5, 0.3, 0.2]])
+    assert transitions_of_anchors(one).tolist() == one.expand(3, 3).tolist()
 
 
 def test_given_transitions_need_no_plain_part_and_are_not_counted():

@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_learners.base import LabelledBatch
-from famus_hf.core.meta_learners.label_noise import ForwardCorrection, counted_transitions
+from famus_hf.core.meta_learners.corrections import ForwardCorrection
+from famus_hf.core.meta_learners.label_noise import counted_transitions
 from famus_hf.core.meta_learners.posterior import PosteriorTargets
 from famus_hf.core.meta_train import meta_gradient
 from famus_hf.errors import SettingsError

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import torch
 
 from famus_hf import MLC, FaMUSTrainer, LearnedSampler, MWNet
-from famus_hf.core.meta_learners.label_noise import ForwardCorrection
+from famus_hf.core.meta_learners.corrections import ForwardCorrection
 from famus_hf.core.meta_learners.posterior import PosteriorTargets
 from famus_hf.storage.diagnostic_tables import MEASURES
 from tests.helpers import two_network_runs

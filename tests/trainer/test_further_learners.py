@@ -24,6 +24,7 @@ LEARNERS = {
     "jamal": {"meta_learner": "jamal"},
     "forward": {"meta_learner": "forward"},
     "forward, trusted": {"meta_learner": "forward", "transitions": "trusted"},
+    "backward, anchors": {"meta_learner": "backward", "transitions": "anchors"},
     "posterior": {"meta_learner": "posterior"},
 }
 

@@ -4,21 +4,23 @@ Symbols: N examples of which the network believes q_i, C classes, y the given la
 k); s the label as a target, one-hot or soft.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from famus_hf.core.losses import as_targets, at_least_float32
+from famus_hf.core.losses import as_targets
 from famus_hf.core.meta_learners.base import LabelledBatch, MetaLearner
 from famus_hf.core.transitions import joint_by_trusted, transitions_of_joint
 from famus_hf.core.validation import check_choice, check_whole
 from famus_hf.errors import SettingsError
 
 SMALLEST = 1e-12  # of a belief or a probability, so that its logarithm exists
-SOURCES = ("calibrated", "counts", "trusted", "given")  # of transitions
+SOURCES = ("calibrated", "counts", "trusted", "anchors", "given")  # of transitions
 LEAST_TRUSTED = 5  # examples of a class, on average, by which transitions are calibrated
 FULL_CLASSES = 1000  # up to which every transition has a number of its own
+ANCHOR = 0.97  # quantile of what is believed of a class, at which its anchor is
 PSEUDO_COUNT = 1e-3  # of a transition between two classes; 1 of a class to itself
 
 
@@ -59,6 +61,20 @@ def transitions_of_trusted(predictions: Tensor, labels: Tensor) -> Tensor:
     return torch.where(counts > 0, of_class.T @ predictions / counts.clamp(min=1), identity)
 
 
+def transitions_of_anchors(beliefs: Tensor) -> Tensor:
+    """Return T, shape (C, C), rows sum to 1: of each class what is believed of its anchor.
+
+    That is an example which is surely of the class, so that what a network that learned the given labels predicts of it
+    is how the class is labelled (Patrini et al., CVPR 2017): the one at the 97th percentile of belief in the class.
+
+    Args:
+        beliefs: Shape (N, C), rows sum to 1.
+    """
+    place = max(1, math.ceil(ANCHOR * len(beliefs)))
+    anchors = beliefs.kthvalue(place, dim=0).indices
+    return beliefs[anchors] / beliefs[anchors].sum(1, keepdim=True)
+
+
 def calibrated_transitions(beliefs: Tensor, labels: Tensor, trusted: tuple[Tensor, Tensor]) -> Tensor:
     """Return T, shape (C, C), rows sum to 1, by how the network takes trusted examples: see `joint_by_trusted`.
 
@@ -95,7 +111,8 @@ class LabelNoise(MetaLearner):
         source: Where T is from: `"counts"` on beliefs (`counted_transitions`); `"calibrated"`, by beliefs and by those
             of trusted examples that are trained on (`calibrated_transitions`), if there are `LEAST_TRUSTED` of a class,
             and else counts; `"trusted"`, predictions of trusted examples at the end of the plain part
-            (`transitions_of_trusted`); or `"given"` by `set_transitions`.
+            (`transitions_of_trusted`); `"anchors"`, beliefs of one example of each class (`transitions_of_anchors`);
+            or `"given"` by `set_transitions`.
 
     Attributes:
         stays: T_kk, shape (C,); 1 before anything was counted.
@@ -128,6 +145,8 @@ class LabelNoise(MetaLearner):
             self.set_transitions(transitions_of_trusted(beliefs, labels))
         elif self.source == "calibrated" and trusted is not None and self._can_calibrate(len(trusted[1])):
             self.set_transitions(calibrated_transitions(beliefs, labels, trusted))
+        elif self.source == "anchors":
+            self.set_transitions(transitions_of_anchors(beliefs))
         elif self.source != "given":
             self.set_transitions(counted_transitions(beliefs, labels))
 
@@ -160,31 +179,6 @@ class LabelNoise(MetaLearner):
     def corrected_loss(self, batch: LabelledBatch) -> Tensor:
         """Return J where transitions are known, a scalar."""
         raise NotImplementedError
-
-
-class ForwardCorrection(LabelNoise):
-    """Forward correction (Patrini et al., CVPR 2017, arXiv:1609.03683): J = −(1/n) Σ log Σ_k p_k T_{k y_i}.
-
-    Nothing is learned from a meta set. A trusted label is taken as it is.
-
-    Args:
-        num_labels: C.
-        source: As in `LabelNoise`; if given, no beliefs and no plain part are needed.
-    """
-
-    has_meta_step = False
-
-    def __init__(self, num_labels: int, source: str = "counts"):
-        super().__init__(num_labels, source)
-        if source == "given":
-            self.needs_beliefs, self.plain_share = False, 0.0
-
-    def corrected_loss(self, batch: LabelledBatch) -> Tensor:
-        logits = at_least_float32(batch.logits)
-        targets = as_targets(batch.labels, logits)
-        stays, goes = self.stays.to(logits), self.goes.to(logits)
-        evidence = stays * targets + (1 - stays) * (targets @ goes.T)  # P(given label | true class k), (n, C)
-        return log_likelihood(logits, batch.mixed(batch.by_trust(targets, evidence))).neg().mean()
 
 
 def log_likelihood(logits: Tensor, evidence: Tensor) -> Tensor:

@@ -4,25 +4,27 @@ import numpy as np
 import torch
 
 from famus_hf.core.meta_learners.base import MetaLearner
+from famus_hf.core.meta_learners.corrections import BackwardCorrection, ForwardCorrection
 from famus_hf.core.meta_learners.jamal import ClassBalancedResidual
 from famus_hf.core.meta_learners.l2b import L2B
 from famus_hf.core.meta_learners.l2r import L2R
-from famus_hf.core.meta_learners.label_noise import ForwardCorrection
 from famus_hf.core.meta_learners.mlc import MLC
 from famus_hf.core.meta_learners.mw_net import MWNet
 from famus_hf.core.meta_learners.posterior import PosteriorTargets
 from famus_hf.core.meta_learners.soft import SoftTargets
 
+CORRECTIONS = {"forward": ForwardCorrection, "backward": BackwardCorrection}
 META_LEARNERS: dict[str, type[MetaLearner]] = {
     "mw-net": MWNet,
     "l2r": L2R,
     "mlc": MLC,
     "posterior": PosteriorTargets,
-    "forward": ForwardCorrection,
+    **CORRECTIONS,
     "soft": SoftTargets,
     "l2b": L2B,
     "jamal": ClassBalancedResidual,
 }
+WITH_TRANSITIONS = ("posterior", *CORRECTIONS)
 
 
 def raw_weights(meta_learner: MetaLearner | None, losses: np.ndarray) -> np.ndarray | None:

@@ -1,0 +1,58 @@
+"""Losses that transitions between classes correct, and nothing is learned from a meta set (torch only).
+
+Symbols: C classes, s the given label as a target, T_ky = P(given label y | true class k), p the network's
+probabilities.
+"""
+
+import torch
+from torch import Tensor
+
+from famus_hf.core.losses import as_targets, at_least_float32
+from famus_hf.core.meta_learners.base import LabelledBatch
+from famus_hf.core.meta_learners.label_noise import LabelNoise, log_likelihood
+
+LEAST_SINGULAR = 1e-3  # value of T that is inverted, as a share of the largest
+
+
+class Correction(LabelNoise):
+    """A loss corrected by T as it was found. A trusted label is taken as it is.
+
+    Args:
+        num_labels: C.
+        source: As in `LabelNoise`; if given, no beliefs and no plain part are needed.
+    """
+
+    has_meta_step = False
+
+    def __init__(self, num_labels: int, source: str = "counts"):
+        super().__init__(num_labels, source)
+        if source == "given":
+            self.needs_beliefs, self.plain_share = False, 0.0
+
+
+class ForwardCorrection(Correction):
+    """Forward correction (Patrini et al., CVPR 2017, arXiv:1609.03683): J = −(1/n) Σ log Σ_k p_k T_{k y_i}."""
+
+    def corrected_loss(self, batch: LabelledBatch) -> Tensor:
+        logits = at_least_float32(batch.logits)
+        targets = as_targets(batch.labels, logits)
+        stays, goes = self.stays.to(logits), self.goes.to(logits)
+        evidence = stays * targets + (1 - stays) * (targets @ goes.T)  # P(given label | true class k), (n, C)
+        return log_likelihood(logits, batch.mixed(batch.by_trust(targets, evidence))).neg().mean()
+
+
+class BackwardCorrection(Correction):
+    """Backward correction (Patrini et al., CVPR 2017, arXiv:1609.03683): J = −(1/n) Σ_i Σ_k (T⁻¹)_{y_i k} log p_ik.
+
+    Its mean over labels drawn by T is cross-entropy by true classes. Targets s T⁻¹ sum to 1, and some are below 0: the
+    loss has no lower bound. Singular values of T below a thousandth of the largest are left out of its inverse, as they
+    would make targets of nothing but noise.
+    """
+
+    def corrected_loss(self, batch: LabelledBatch) -> Tensor:
+        logits = at_least_float32(batch.logits)
+        targets = as_targets(batch.labels, logits)
+        stays, goes = self.stays.to(logits), self.goes.to(logits)
+        transitions = torch.diag(stays) + (1 - stays)[:, None] * goes
+        corrected = targets @ torch.linalg.pinv(transitions, rtol=LEAST_SINGULAR)
+        return -(batch.mixed(batch.by_trust(targets, corrected)) * logits.log_softmax(1)).sum(1).mean()
