@@ -100,8 +100,9 @@ class FaMUSTrainingArguments(TrainingArguments):
             "from losses), l2r (weights afresh in each step), mlc (corrects the loss by a matrix of wrong labels), "
             "forward (likewise, counted and without a meta step), backward (likewise, by its inverse), soft (between "
             "label and belief), l2b (l2r with the network's own class beside the label), jamal (class-balanced weights "
-            "and a residual afresh in each step, for long tails), or none for plain training. Default: posterior; "
-            "without trusted examples, of streams and of two networks mw-net."
+            "and a residual afresh in each step, for long tails), m-correction (labels and own classes mixed by a "
+            "mixture of losses) and mentornet (large losses wait), both without a meta step, or none for plain "
+            "training. Default: posterior; without trusted examples, of streams and of two networks mw-net."
         },
     )
     posterior_form: Literal["posterior", "likelihood"] = field(
@@ -134,6 +135,9 @@ class FaMUSTrainingArguments(TrainingArguments):
             "help": "When transitions between classes are counted (posterior, forward, backward): once, after the "
             "plain part, or anew in each epoch from then on."
         },
+    )
+    mentor_quantile: Annotated[float, Between(0, 1)] = field(
+        default=0.75, metadata={"help": "mentornet: examples whose losses are above this quantile wait."}
     )
     soft_input: Literal["loss", "beliefs"] = field(
         default="loss",

@@ -60,7 +60,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "meta_learner", "meta_set", "meta_dir", "meta_dataset_name", "num_meta", "meta_batch_size",
         "meta_learning_rate", "meta_lr_schedule", "meta_optim", "weight_normalization", "plain_warmup_epochs",
         "mlc_form", "mlc_reduction", "mlc_keep_matrix", "posterior_form", "transition_rate", "transition_counts",
-        "transitions", "soft_input", "class_heads", "belief_decay",
+        "transitions", "mentor_quantile", "soft_input", "class_heads", "belief_decay",
     ),
     "Layer sampler": (
         "layer_sampler", "expected_layers", "meta_budget", "candidate_layers", "sampler_block", "random_layers",

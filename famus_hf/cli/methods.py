@@ -60,6 +60,14 @@ METHODS = {
         "B-correction", "backward correction by anchors (Patrini et al., CVPR 2017)",
         {"meta_learner": "backward", "transitions": "anchors", "train_on_trusted": "false"},
     ),
+    "m-correction": Method(
+        "M-correction", "labels and own classes mixed by a mixture of losses (Arazo et al., ICML 2019)",
+        {"meta_learner": "m-correction"}, {"mixup_alpha": "32"},
+    ),
+    "mentornet": Method(
+        "MentorNet", "large losses wait (Jiang et al., ICML 2018, without a learned mentor)",
+        {"meta_learner": "mentornet"},
+    ),
     "glc": Method(
         "GLC", "gold loss correction: transitions by trusted examples (Hendrycks et al., NeurIPS 2018)",
         {"meta_learner": "forward", "transitions": "trusted", "train_on_trusted": "true"},

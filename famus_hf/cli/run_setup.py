@@ -19,7 +19,7 @@ from famus_hf import (
 from famus_hf.cli.arguments import DataArguments, ModelArguments, Settings, fine_tuning, parse_arguments
 from famus_hf.cli.data_flags import settings_of
 from famus_hf.cli.methods import METHODS
-from famus_hf.core.meta_learners.registry import CORRECTIONS, META_LEARNERS, WITH_TRANSITIONS
+from famus_hf.core.meta_learners.registry import META_LEARNERS
 from famus_hf.data.media.modalities import AUDIO, IMAGE, Modality, modality_of_columns
 from famus_hf.data.sources.idx import is_idx_folder
 from famus_hf.errors import SettingsError, first_few, reason_of
@@ -28,15 +28,16 @@ from famus_hf.models.timm_wrapper import TIMM_WRAPPER, check_timm, check_timm_co
 from famus_hf.storage.checkpoints import to_resume_from
 from famus_hf.storage.model_folder import holds_two_networks
 from famus_hf.storage.run_folder import CONFIG, META_NET, NETWORKS_APART, TRAINER_STATE
-from famus_hf.training_args_checks import DIAGNOSTICS
+from famus_hf.training_args_checks import DIAGNOSTICS, has_meta_step
 
 logger = logging.get_logger(__name__)
 
 NEW_WEIGHTS = ("missing_keys", "mismatched_keys")  # what a checkpoint lacks, or has in another shape: a head
-OF_BELIEFS = (*WITH_TRANSITIONS, "soft")  # meta-learners to which other layers make no other method
+OF_BELIEFS = ("posterior", "soft")  # meta-learners to which other layers make no other method
 METHOD_NAMES = {
     "mw-net": "MW-Net", "l2r": "L2R", "mlc": "MLC", "posterior": "posterior targets", "forward": "forward correction",
     "backward": "backward correction", "soft": "soft targets", "l2b": "L2B", "jamal": "class-balanced residual",
+    "m-correction": "M-correction", "mentornet": "MentorNet",
 }  # fmt: skip
 TINY_DATASETS = ("digits", "fashion_mnist")  # data sets, beside idx folders, whose default backbone is `tiny`
 
@@ -282,7 +283,7 @@ def baselines_of(
                  "meta_batch_size": args.asked_meta_batch_size}  # fmt: skip
         runs.append((one_network, variant("mw-net", **{**all_layers, **paper})))
         runs.append((one_network, variant("famus", **{**paper, "layer_sampler": "learned"})))
-    elif args.meta_learner not in ("none", *OF_BELIEFS):
+    elif has_meta_step(args) and args.meta_learner not in OF_BELIEFS:
         runs.append((model_args, variant(str(args.meta_learner), **all_layers)))
     names = (method_name(model_args, args), method_name(given, args))
     return [pair for pair in runs if method_name(*pair) not in names]
@@ -296,7 +297,7 @@ def method_name(model_args: ModelArguments, args: FaMUSTrainingArguments) -> str
     if args.meta_learner == "none":
         return "DivideMix" if model_args.two_networks else f"plain{with_trusted}"
     learner = METHOD_NAMES.get(str(args.meta_learner), str(args.meta_learner))
-    if args.meta_learner in CORRECTIONS:  # which take no meta step, and so have no layers of it
+    if not has_meta_step(args):  # and so no layers of it
         return f"{learner}{with_trusted}"
     samplers = {
         "learned": f"{learner} + FaMUS",

@@ -198,7 +198,8 @@ class BeliefsMixin(BeliefsCheckpointsMixin):
         self._observed_at = step
         self.beliefs.gather(self.processes)
         believed, labels = self.beliefs.known()
-        if learner is not None and (not self.beliefs.is_shown or self.args.transition_counts == "each-epoch"):
+        anew = self.args.transition_counts == "each-epoch" or (learner is not None and learner.observes_each_epoch)
+        if learner is not None and (anew or not self.beliefs.is_shown):
             if learner.observes_trusted:
                 learner.observe_beliefs(*self._predict_trusted())
             else:

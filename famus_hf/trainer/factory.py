@@ -43,6 +43,7 @@ from famus_hf.core.losses import (
 from famus_hf.core.meta_learners.base import MetaLearner, PerExampleLoss
 from famus_hf.core.meta_learners.jamal import ClassBalancedResidual
 from famus_hf.core.meta_learners.label_noise import SOURCES, LabelNoise
+from famus_hf.core.meta_learners.mentor_net import MentorNet
 from famus_hf.core.meta_learners.mlc import MLC
 from famus_hf.core.meta_learners.mw_net import MWNet
 from famus_hf.core.meta_learners.posterior import PosteriorTargets
@@ -296,6 +297,8 @@ def make_meta_learner(
         return MLC(num_labels, args.mlc_form, args.mlc_keep_matrix, args.mlc_reduction)
     if args.meta_learner == "mw-net":
         return MWNet(weight_normalization=args.weight_normalization)
+    if args.meta_learner == "mentornet":
+        return MentorNet(args.mentor_quantile)
     if args.meta_learner in WITH_TRANSITIONS:
         return _make_label_noise(args, num_labels, class_names or list(map(str, range(num_labels))))
     return META_LEARNERS[str(args.meta_learner)]()

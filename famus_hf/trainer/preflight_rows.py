@@ -12,6 +12,7 @@ from famus_hf.core.losses import IGNORED, CrossEntropyLoss, LDAMLoss
 from famus_hf.core.meta_learners.base import MetaLearner
 from famus_hf.core.meta_learners.corrections import Correction
 from famus_hf.core.meta_learners.label_noise import LabelNoise
+from famus_hf.core.meta_learners.m_correction import MCorrection
 from famus_hf.core.meta_learners.posterior import PosteriorTargets
 from famus_hf.core.meta_learners.soft import SoftTargets
 from famus_hf.data.inputs.model_inputs import known_labels
@@ -38,7 +39,7 @@ def class_labels(train: Any) -> list[int]:
 
 def check_base_loss(base_loss: Any, learner: MetaLearner | None) -> None:
     """Raise SettingsError on a base loss that the targets or the likelihood of a meta-learner would pass over."""
-    if not isinstance(learner, (LabelNoise, SoftTargets)):
+    if not isinstance(learner, (LabelNoise, SoftTargets, MCorrection)):
         return
     name = type(learner).__name__
     if isinstance(base_loss, LDAMLoss):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import beta
 from torch.nn import functional as F
 
 from famus_hf import (
@@ -18,6 +19,8 @@ from famus_hf import (
 )
 from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_learners.label_noise import transitions_of_anchors
+from famus_hf.core.meta_learners.m_correction import MCorrection, fit_beta_mixture
+from famus_hf.core.meta_learners.mentor_net import MentorNet
 from famus_hf.core.meta_learners.soft import class_groups
 from tests.helpers import brute_force
 from tests.helpers.models import CLASSES, build_batch, build_model
@@ -281,3 +284,74 @@ def test_given_transitions_need_no_plain_part_and_are_not_counted():
     learner.set_transitions(torch.full((CLASSES, CLASSES), 1 / CLASSES))
     learner.observe_beliefs(batch.beliefs, batch.labels)
     assert learner.training_loss(batch).item() == pytest.approx(math.log(CLASSES), rel=1e-5), "labels tell nothing"
+
+
+# ---- M-correction and MentorNet ----
+
+
+def test_a_mixture_of_two_beta_distributions_is_found_again():
+    rng = np.random.default_rng(0)
+    values = torch.from_numpy(np.concatenate([rng.beta(2, 12, 6000), rng.beta(9, 3, 4000)]))
+    shapes, shares = fit_beta_mixture(values, iterations=300)
+    means = shapes[:, 0] / shapes.sum(1)
+    assert means.tolist() == pytest.approx([2 / 14, 9 / 12], abs=0.01)
+    assert shares.tolist() == pytest.approx([0.6, 0.4], abs=0.02)
+
+
+def test_m_correction_by_hand():
+    """Labels of a third are wrong; B is by scipy's densities, the target between label and likeliest class."""
+    rng = np.random.default_rng(1)
+    q = torch.from_numpy(rng.dirichlet([0.3, 0.3, 0.3], 300))
+    labels = torch.from_numpy(np.where(np.arange(300) % 3 == 0, q.argmin(1), q.argmax(1)))
+    learner = MCorrection().double()
+    batch = LabelledBatch(torch.randn(6, 3).double(), labels[:6], cross_entropy, q[:6])
+    torch.testing.assert_close(learner.training_loss(batch), batch.losses.mean(), msg="plain before it has looked")
+    learner.observe_beliefs(q, labels)
+    losses = -q[range(300), labels].log().numpy()
+    low, high = np.float32(np.quantile(losses.astype(np.float32), 0.05)), np.quantile(losses.astype(np.float32), 0.95)
+    scaled = np.clip((losses - low) / (high - low), 1e-3, 1 - 1e-3)
+    (first, second), shares = learner.shapes.numpy(), learner.shares.numpy()
+    joint = np.array([share * beta.pdf(scaled, *shape) for share, shape in zip(shares, (first, second), strict=True)])
+    wrong = np.clip(joint[1] / joint.sum(0), 1e-4, 1 - 1e-4)
+    np.testing.assert_allclose(learner.wrong_probabilities(torch.from_numpy(losses)), wrong, rtol=1e-4, atol=1e-6)
+    assert wrong[::3].mean() > 2 * np.delete(wrong, np.s_[::3]).mean()
+    expected, log_p = 0.0, batch.logits.log_softmax(1)
+    for i in range(6):
+        target = (1 - wrong[i]) * F.one_hot(labels[i], 3) + wrong[i] * F.one_hot(q[i].argmax(), 3)
+        expected = expected - (target * log_p[i]).sum() / 6
+    expected = expected + sum((1 / 3) * ((1 / 3) / mean).log() for mean in log_p.exp().mean(0))
+    torch.testing.assert_close(learner.training_loss(batch), expected, rtol=1e-4, atol=1e-6)
+    trusted = LabelledBatch(
+        batch.logits, batch.labels, cross_entropy, q[:6], is_trusted=torch.ones(6, dtype=torch.bool)
+    )
+    by_label = batch.losses.mean() + sum((1 / 3) * ((1 / 3) / mean).log() for mean in log_p.exp().mean(0))
+    torch.testing.assert_close(learner.training_loss(trusted), by_label)
+
+
+def test_m_correction_of_losses_that_are_all_alike_stays_plain():
+    learner = MCorrection()
+    learner.observe_beliefs(torch.full((20, 4), 0.25), torch.arange(20) % 4)
+    assert not learner.shares.any() and learner.wrong_probabilities(torch.ones(3)).tolist() == [0, 0, 0]
+
+
+def test_mentor_net_by_hand():
+    learner = MentorNet(0.5, 0.5)
+    assert learner.raw_weights(torch.tensor([9.0])).tolist() == [1], "before the first step none waits"
+
+    def step(*losses):
+        logits = torch.tensor([[0.0, math.log(math.expm1(loss))] for loss in losses], requires_grad=True)
+        batch = LabelledBatch(logits, torch.zeros(len(losses), dtype=torch.int64), cross_entropy)
+        loss = learner.training_loss(batch)
+        loss.backward()
+        return loss.item(), (logits.grad.abs().sum(1) > 0).tolist()
+
+    assert step(1.0, 2.0, 3.0) == (pytest.approx(1 / 3), [True, False, False])  # m = 2
+    assert step(2.5, 0.5, 4.5, 3.9) == (pytest.approx(3.0 / 4), [True, True, False, False])  # m = (2 + 3.2) / 2
+    assert learner.threshold.item() == pytest.approx(2.6)
+    assert learner.example_weights(torch.tensor([2.5, 2.7])).tolist() == [0.5, 0]
+
+
+@pytest.mark.parametrize("settings", [{"quantile": 0}, {"quantile": 1.0}, {"decay": math.nan}, {"decay": "x"}])
+def test_numbers_of_mentor_net_that_are_none_are_refused(settings):
+    with pytest.raises(ValueError, match="must be"):
+        MentorNet(**settings)

@@ -7,6 +7,8 @@ import torch
 
 from famus_hf import MLC, FaMUSTrainer, LearnedSampler, MWNet
 from famus_hf.core.meta_learners.corrections import ForwardCorrection
+from famus_hf.core.meta_learners.m_correction import MCorrection
+from famus_hf.core.meta_learners.mentor_net import MentorNet
 from famus_hf.core.meta_learners.posterior import PosteriorTargets
 from famus_hf.storage.diagnostic_tables import MEASURES
 from tests.helpers import two_network_runs
@@ -48,6 +50,8 @@ CASES = {
     "posterior, accumulation": {**POSTERIOR, "gradient_accumulation_steps": 2, "max_steps": 9},
     "posterior, pseudo-clean": {**POSTERIOR, "meta_set": "pseudo-clean"},
     "forward": {"meta_learner": "forward", "layer_sampler": "all", "plain_warmup_epochs": 1.4},
+    "M-correction": {"meta_learner": "m-correction", "layer_sampler": "all", "plain_warmup_epochs": 1.4},
+    "MentorNet": {"meta_learner": "mentornet", "layer_sampler": "all"},
     "averaged weights": {"layer_sampler": "all", "ema_decay": 0.9},
     "bad examples": {"layer_sampler": "all"},
     "bad examples, accumulation": {**LEARNED, "gradient_accumulation_steps": 2},
@@ -76,6 +80,7 @@ def make(folder, name, settings, processes):
     settings = dict(settings)
     learner = {
         "mlc": lambda: MLC(4), "l2r": lambda: None, "forward": lambda: ForwardCorrection(4),
+        "m-correction": MCorrection, "mentornet": lambda: MentorNet(0.6),
         "posterior": lambda: PosteriorTargets(4, settings.get("posterior_form", "posterior")),
     }.get(settings.get("meta_learner"), lambda: MWNet(
         weight_normalization=settings.get("weight_normalization", "sum")))()  # fmt: skip
@@ -83,7 +88,8 @@ def make(folder, name, settings, processes):
     dtype = getattr(torch, settings.pop("dtype", "float32" if settings.get("bf16") else "float64"))
     sampler = LearnedSampler().to(dtype) if settings["layer_sampler"] == "learned" else None
     settings["meta_batch_size"] = settings.get("meta_batch_size", GLOBAL_BATCH) // processes
-    without_meta = settings.get("meta_learner") == "forward" or settings.get("meta_set") == "pseudo-clean"
+    untaught = settings.get("meta_learner") in ("forward", "m-correction", "mentornet")
+    without_meta = untaught or settings.get("meta_set") == "pseudo-clean"
     kind = SomeBadExamples if name.startswith("bad") else Examples
     args = make_args(
         folder,

@@ -34,7 +34,14 @@ def make_args(folder, **changes):
         "per_device_train_batch_size": 8, "max_steps": 6, "logging_steps": 2, "save_strategy": "no", "seed": 5,
         "disable_tqdm": True, "use_cpu": True, "report_to": "none", "meta_learner": "mw-net",
     }  # fmt: skip
-    if changes.get("meta_learner") not in ("l2r", "l2b", "jamal", "forward"):  # which have no parameters
+    if changes.get("meta_learner") not in (
+        "l2r",
+        "l2b",
+        "jamal",
+        "forward",
+        "m-correction",
+        "mentornet",
+    ):  # which have no parameters
         settings |= {"meta_learning_rate": 0.05, "meta_optim": "sgd"}
     return FaMUSTrainingArguments(str(folder), **{**settings, **changes})
 

@@ -25,6 +25,8 @@ LEARNERS = {
     "forward": {"meta_learner": "forward"},
     "forward, trusted": {"meta_learner": "forward", "transitions": "trusted"},
     "backward, anchors": {"meta_learner": "backward", "transitions": "anchors"},
+    "M-correction": {"meta_learner": "m-correction", "mixup_alpha": 32},
+    "MentorNet": {"meta_learner": "mentornet"},
     "posterior": {"meta_learner": "posterior"},
 }
 
@@ -87,9 +89,9 @@ def test_gold_transitions_without_trusted_examples_are_refused(tmp_path, data):
         make(tmp_path, data, trusted=False, meta_learner="forward", transitions="trusted")
 
 
-@pytest.mark.parametrize("learner", ["soft", "posterior"])
+@pytest.mark.parametrize("learner", ["soft", "posterior", "m-correction"])
 def test_margins_beside_soft_targets_are_refused(tmp_path, data, learner):
-    with pytest.raises(ValueError, match=r"margins for class indices, and .*Targets learns from probabilities"):
+    with pytest.raises(ValueError, match=r"margins for class indices, and \w+ learns from probabilities"):
         make(tmp_path, data, meta_learner=learner, base_loss="ldam")
 
 

@@ -100,6 +100,8 @@ class MetaLearner(Pretrained, nn.Module):
         needs_beliefs: Whether its training loss takes `LabelledBatch.beliefs`.
         observes_trusted: Whether `observe_beliefs` gets predictions of trusted examples in place of beliefs of training
             examples.
+        observes_each_epoch: Whether `observe_beliefs` is called in each epoch after the plain part, and not only before
+            the first step after it, whatever `transition_counts` says.
         has_meta_step: Whether θ learns from meta batches; where not, no meta set is needed.
         plain_share: Of a run, that is plain training before the first meta step where the user says nothing else.
         plain_epochs: The most epochs of it.
@@ -114,6 +116,7 @@ class MetaLearner(Pretrained, nn.Module):
     only_ratios_count = False
     needs_beliefs = False
     observes_trusted = False
+    observes_each_epoch = False
     has_meta_step = True
     plain_share = 0.0
     plain_epochs = math.inf

@@ -8,6 +8,8 @@ from famus_hf.core.meta_learners.corrections import BackwardCorrection, ForwardC
 from famus_hf.core.meta_learners.jamal import ClassBalancedResidual
 from famus_hf.core.meta_learners.l2b import L2B
 from famus_hf.core.meta_learners.l2r import L2R
+from famus_hf.core.meta_learners.m_correction import MCorrection
+from famus_hf.core.meta_learners.mentor_net import MentorNet
 from famus_hf.core.meta_learners.mlc import MLC
 from famus_hf.core.meta_learners.mw_net import MWNet
 from famus_hf.core.meta_learners.posterior import PosteriorTargets
@@ -23,6 +25,8 @@ META_LEARNERS: dict[str, type[MetaLearner]] = {
     "soft": SoftTargets,
     "l2b": L2B,
     "jamal": ClassBalancedResidual,
+    "m-correction": MCorrection,
+    "mentornet": MentorNet,
 }
 WITH_TRANSITIONS = ("posterior", *CORRECTIONS)
 
