@@ -39,6 +39,7 @@ PROCESSES = {
 }
 
 SOURCE, CHANGED = "Where the data lie", "Transformers' flags whose defaults are ours"
+SAMPLER = "Layer sampler"
 # Topic → flags. Every flag of ours, and every one of transformers' whose default is ours, is in exactly one.
 TOPICS: dict[str, tuple[str, ...]] = {
     "Network": ("backbone", "model_name_or_path", "model_revision", "trust_remote_code", "freeze_feature_encoder"),
@@ -62,7 +63,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "mlc_form", "mlc_reduction", "mlc_keep_matrix", "posterior_form", "transition_rate", "transition_counts",
         "transitions", "mentor_quantile", "soft_input", "class_heads", "belief_decay",
     ),
-    "Layer sampler": (
+    SAMPLER: (
         "layer_sampler", "expected_layers", "meta_budget", "candidate_layers", "sampler_block", "random_layers",
         "sparsity_weight", "gradient_match_weight", "sampler_learning_rate", "sampler_temperature",
         "sampler_initial_bias", "sampler_relative_slopes",
@@ -91,6 +92,15 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "output_dir", *DEFAULTS,
     ),
 }  # fmt: skip
+# Flags that a method of the command line has from nowhere else; those of the meta set are about data.
+OF_METHODS = {
+    name
+    for topic in (
+        "What helps every method", "Meta set and meta-learner", SAMPLER,
+        "The virtual step, and what a step costs", "Two networks", "Base loss and class balance",
+    )
+    for name in TOPICS[topic]
+} - {"meta_set", "meta_dir", "meta_dataset_name", "num_meta"} | {"two_networks"}  # fmt: skip
 
 
 @dataclass
@@ -240,8 +250,8 @@ def parse_arguments(argv: list[str], modality: "Modality | None" = None) -> Sett
     config, argv = take_flag(argv, "--config")
     from_files = [] if recipe is None else flags_of_yaml(recipe_path(recipe), parser.flags)
     from_files += [] if config is None else flags_of_yaml(Path(config), parser.flags)
-    flags = [*from_files, *argv]  # the last one wins
-    model_args, data_args, args, _ = parser.parse_args_into_dataclasses(with_method(flags), look_for_args_file=False)
+    flags = with_method(from_files, argv, OF_METHODS, TOPICS[SAMPLER])  # the last one wins
+    model_args, data_args, args, _ = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     _complete(model_args, data_args, args, named(flags))
     return model_args, data_args, args
 

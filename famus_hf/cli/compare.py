@@ -1,6 +1,7 @@
 """Trains several methods on the same wrong labels, several seeds, and says which one to take.
 
     famus-hf compare --dataset_name digits --noise 0.4 --methods plain elr famus posterior --seeds 0 1 2 --jobs 2
+    famus-hf compare --recipe table5-cifar10-sym40                 # the rows of a table of the paper
     famus-hf compare --dataset_name my_photos --methods plain-trusted mixup gce posterior --num_train_epochs 20
 
 Of each seed all methods have the same examples, labels, trusted examples, network, schedule and number of steps; flags
@@ -25,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from famus_hf.cli.arguments import parse_arguments, short_name
-from famus_hf.cli.config_files import named, take_flag
+from famus_hf.cli.config_files import methods_of_recipe, named, take_flag
 from famus_hf.cli.help_page import command_parser
 from famus_hf.cli.methods import METHODS, method_of
 from famus_hf.cli.program import USER_ERRORS, fail, started_as
@@ -93,6 +94,8 @@ def jobs_of(options: argparse.Namespace, flags: list[str]) -> list[Job]:
     Raises:
         SettingsError: One sentence on what is wrong with them.
     """
+    if not options.methods:
+        raise SettingsError(f"--methods names what is compared: choose of {', '.join(METHODS)}")
     mine = sorted(named(flags) & set(OURS))
     if mine:
         raise SettingsError(f"--{mine[0]} is no flag of a comparison: --methods and --seeds say what is compared")
@@ -100,16 +103,17 @@ def jobs_of(options: argparse.Namespace, flags: list[str]) -> list[Job]:
         if len(set(values)) < len(values):
             raise SettingsError(f"--{flag} {' '.join(map(str, values))} names one twice: leave it out")
     methods = {name: method_of(name) for name in options.methods}
-    _, data_args, args = parse_arguments(flags)
+    model_args, data_args, args = parse_arguments(flags)
     if options.output_dir is None:
         options.output_dir = Path("outputs") / f"{short_name(data_args)}-compared"
-    halved = f"--per_device_train_batch_size={max(1, args.per_device_train_batch_size // 2)}"  # a step has two halves
+    examples = args.per_device_train_batch_size * (1 + model_args.two_networks)  # of a step, which may have two halves
     jobs = []
     for seed in options.seeds:
         for name, method in methods.items():
             folder = options.output_dir / f"{name}-{seed}"
+            size = max(1, examples // (1 + method.has_two_networks))
             own = [f"--method={name}", f"--seed={seed}", f"--output_dir={folder}"]
-            own += [halved] if method.has_two_networks else []
+            own += [f"--per_device_train_batch_size={size}"]
             jobs.append(Job(name, seed, folder, [*flags, *QUIET, *own]))
     for job in jobs[: len(methods)]:
         parse_arguments(job.flags)
@@ -188,6 +192,8 @@ def main(argv: list[str], program: str = "famus-hf compare") -> None:
         options, flags = build_parser(program).parse_known_args(argv)
         output_dir, flags = take_flag(flags, "--output_dir")
         options.output_dir = None if output_dir is None else Path(output_dir)
+        recipe = take_flag(flags, "--recipe")[0]
+        options.methods = options.methods or ([] if recipe is None else methods_of_recipe(recipe))
         jobs = jobs_of(options, with_number_of_trusted(flags))
         failed = {} if options.show else train_missing(jobs, options)
         finished = {job: found for job in jobs if (found := job.results()) is not None}
@@ -209,7 +215,9 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     parser = command_parser(program, __doc__)
     parser.allow_abbrev = False  # or --seed of a run would be taken for --seeds
     names = "; ".join(f"{name}: {method.about}" for name, method in METHODS.items())
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", required=True, help=names)
+    parser.add_argument(
+        "--methods", nargs="*", metavar="METHOD", default=[], help=f"default: those of --recipe; {names}"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of labels, weights and batches")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, among which the cores are shared out")
     parser.add_argument("--show", action="store_true", help="print what is finished, and train nothing")

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -27,6 +28,18 @@ def take_flag(argv: list[str], name: str) -> tuple[str | None, list[str]]:
     return argv[place + 1], argv[:place] + argv[place + 2 :]
 
 
+def with_values(argv: list[str]) -> list[tuple[str, list[str]]]:
+    """Return each flag with its values."""
+    groups: list[tuple[str, list[str]]] = []
+    for word in argv:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            groups.append((flag, [value] if equals else []))
+        elif groups:
+            groups[-1][1].append(word)
+    return groups
+
+
 def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
@@ -38,19 +51,31 @@ def recipe_path(name: str) -> Path:
     return RECIPES / f"{name}.yaml"
 
 
-def flags_of_yaml(path: Path, known: set[str]) -> list[str]:
-    """Return the file's values as flags, so that types are converted as on the command line (`1e-3` stays a number).
+def methods_of_recipe(name: str) -> list[str]:
+    """Return the methods that stand beside each other in the table which a recipe is of; empty where it names none."""
+    methods: list[str] = _read_yaml(recipe_path(name)).get("about", {}).get("methods", [])
+    return methods
 
-    `about` is for the reader: where a recipe's settings come from, and which are doubtful.
-    """
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """Return what a file maps names to. End the program where it is none."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         fail(f"--config {path} can't be read: {error}")
     if not isinstance(values, dict):
         fail(f"--config {path} must hold a mapping of flag names to values")
+    return values
+
+
+def flags_of_yaml(path: Path, known: set[str]) -> list[str]:
+    """Return the file's values as flags, so that types are converted as on the command line (`1e-3` stays a number).
+
+    `about` is for the reader: where a recipe's settings come from, and which are doubtful; its `methods` are what
+    `famus-hf compare` trains.
+    """
     flags: list[str] = []
-    for name, value in values.items():
+    for name, value in _read_yaml(path).items():
         if name == "about":
             continue
         if f"--{name}" not in known:

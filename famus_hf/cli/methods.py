@@ -1,9 +1,9 @@
 """Ways of training by name (`--method`): each is what a run's flags must be for it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from famus_hf.cli.config_files import named, take_flag
+from famus_hf.cli.config_files import named, take_flag, with_values
 from famus_hf.errors import SettingsError
 
 ALONE = {"meta_learner": "none", "train_on_trusted": "false"}  # plain training on the noisy examples
@@ -85,13 +85,21 @@ METHODS = {
         "balanced softmax", "logits adjusted by class sizes (Ren et al., NeurIPS 2020; Menon et al., ICLR 2021)",
         {**ALONE, "logit_adjustment": "1"},
     ),
-    "l2r": Method("L2R", "weights afresh in each step (Ren et al., ICML 2018)", {"meta_learner": "l2r"}),
-    "mlc": Method("MLC", "a learned matrix of wrong labels (Wang et al., CVPR 2020)", {"meta_learner": "mlc"}),
+    "l2r": Method(
+        "L2R", "weights afresh in each step (Ren et al., ICML 2018)", {"meta_learner": "l2r", "layer_sampler": "all"},
+    ),
+    "mlc": Method(
+        "MLC", "a learned matrix of wrong labels (Wang et al., CVPR 2020)",
+        {"meta_learner": "mlc", "layer_sampler": "all"},
+    ),
     "jamal": Method(
         "class-balanced residual", "class weights and a residual of each example (Jamal et al., CVPR 2020)",
-        {"meta_learner": "jamal"},
+        {"meta_learner": "jamal", "layer_sampler": "all"},
     ),
-    "l2b": Method("L2B", "a weight for the label and one for the network's own class", {"meta_learner": "l2b"}),
+    "l2b": Method(
+        "L2B", "a weight for the label and one for the network's own class (Zhou et al., CVPR 2024)",
+        {"meta_learner": "l2b", "layer_sampler": "all"},
+    ),
     "mw-net": Method(
         "MW-Net", "a learned weight by the loss, on all layers (Shu et al., NeurIPS 2019)",
         {"meta_learner": "mw-net", "layer_sampler": "all"},
@@ -99,6 +107,18 @@ METHODS = {
     "famus": Method(
         "FaMUS", "MW-Net through a few layers that a sampler picks (Xu et al., CVPR 2021)",
         {"meta_learner": "mw-net", "layer_sampler": "learned"},
+    ),
+    "famus-l2r": Method(
+        "L2R + FaMUS", "L2R through the layers that FaMUS's sampler picks",
+        {"meta_learner": "l2r", "layer_sampler": "learned"},
+    ),
+    "famus-mlc": Method(
+        "MLC + FaMUS", "MLC through the layers that FaMUS's sampler picks",
+        {"meta_learner": "mlc", "layer_sampler": "learned"},
+    ),
+    "famus-ldam": Method(
+        "LDAM + FaMUS", "FaMUS on margins by class sizes",
+        {"meta_learner": "mw-net", "layer_sampler": "learned", "base_loss": "ldam"},
     ),
     "soft": Method("soft targets", "targets between label and belief", {"meta_learner": "soft"}, {"preset": "fast"}),
     "posterior": Method(
@@ -127,24 +147,46 @@ def method_of(name: str) -> Method:
     return METHODS[name]
 
 
-def with_method(flags: list[str]) -> list[str]:
-    """Return flags, around them those of the method that `--method` names, if it is there.
+def with_method(
+    from_files: list[str], argv: list[str], of_methods: Collection[str], of_samplers: Collection[str]
+) -> list[str]:
+    """Return all flags, around them those of the method that `--method` names, if it is there.
 
     Args:
-        flags: Of two with the same name the last one wins.
+        from_files: Flags of a recipe and a file. A method that the command line names takes the place of all that they
+            say of methods, unless they are of this method, perhaps with another layer sampler.
+        argv: Flags of the command line, which win.
+        of_methods: Names of flags that concern methods.
+        of_samplers: Of those, names of flags that concern layer samplers.
 
     Raises:
-        SettingsError: There is no such method, or a flag says what the method does.
+        SettingsError: There is no such method, or a flag beside it says what it does.
     """
-    name, others = take_flag(flags, "--method")
+    name, beside = take_flag(argv, "--method")[0], argv
     if name is None:
-        return flags
-    if "method" in named(others):  # an earlier one, of a recipe or a file
-        return with_method(others)
+        name, beside = take_flag(from_files, "--method")[0], [*from_files, *argv]
+    else:
+        other = _differing(method_of(name), from_files)
+        obsolete = set(of_samplers) if other == {"layer_sampler"} else {"method", *of_methods} if other else set()
+        from_files = _without(from_files, obsolete)
+    if name is None:
+        return beside
     method = method_of(name)
-    twice = sorted(named(others) & set(method.settings))
+    twice = sorted(named(beside) & set(method.settings))
     if twice:
         flag = twice[0]
         raise SettingsError(f"--method {name} is --{flag} {method.settings[flag]}: leave --{flag} out")
     before, after = ([f"--{flag}={value}" for flag, value in each.items()] for each in (method.usual, method.settings))
-    return [*before, *flags, *after]
+    return [*before, *from_files, *argv, *after]
+
+
+def _differing(method: Method, flags: list[str]) -> set[str]:
+    """Return which of a method's settings flags lack, or have in another way."""
+    values = {flag.removeprefix("--"): " ".join(words).lower() for flag, words in with_values(flags)}
+    return {flag for flag, value in method.settings.items() if values.get(flag) != value}
+
+
+def _without(flags: list[str], names: Collection[str]) -> list[str]:
+    """Return flags, those with these names left out."""
+    kept = [(flag, values) for flag, values in with_values(flags) if flag.removeprefix("--") not in names]
+    return [word for flag, values in kept for word in (flag, *values)]

@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from famus_hf.cli.arguments import SOURCE, TOPICS, DataArguments
+from famus_hf.cli.config_files import with_values
 from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.data.sources.idx import is_called_fashion, is_idx_folder
 from famus_hf.data.sources.load_source import DATA_LICENSES, HUB_DATASETS
@@ -84,22 +85,10 @@ def as_baseline(results: dict[str, Any]) -> dict[str, Any]:
 def command_of(argv: list[str]) -> str:
     """Return the command line for the model card, without what concerns this machine and its user."""
     kept = []
-    for flag, values in grouped(argv):
+    for flag, values in with_values(argv):
         if not flag.startswith(("--hub_", "--output_dir", "--push_to_hub", "--resume_from_checkpoint")):
             kept += [flag, *map(shown, values)]
     return f"accelerate launch scripts/run_famus.py {shlex.join(kept)}".strip()
-
-
-def grouped(argv: list[str]) -> list[tuple[str, list[str]]]:
-    """Return each flag with its values."""
-    groups: list[tuple[str, list[str]]] = []
-    for word in argv:
-        if word.startswith("--"):
-            flag, equals, value = word.partition("=")
-            groups.append((flag, [value] if equals else []))
-        elif groups:
-            groups[-1][1].append(word)
-    return groups
 
 
 def shown(value: str) -> str:

@@ -10,6 +10,7 @@ from scipy.stats import ttest_rel
 
 from famus_hf.cli import compare
 from famus_hf.cli.arguments import parse_arguments
+from famus_hf.cli.config_files import methods_of_recipe, recipe_names
 from famus_hf.cli.methods import METHODS
 from famus_hf.cli.run_setup import method_name
 from famus_hf.data.labels.noise_file import read_noise_file, write_noise_file
@@ -66,6 +67,34 @@ def test_what_a_method_usually_has_may_be_said_and_what_makes_it_not(tmp_path, c
     assert (args.base_loss, args.gce_q) == ("gce", 0.5)
     model_args, _, args = parse_arguments(["--config", str(config), "--method", "elr"])
     assert (model_args.method, args.base_loss, args.elr_weight) == ("elr", "ce", 3)
+
+
+RECIPES = [name for name in recipe_names() if name.startswith("table")]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_methods_of_a_recipe_go_with_its_settings(recipe):
+    own, _, of_recipe = parse_arguments(["--recipe", recipe])
+    methods = methods_of_recipe(recipe)
+    assert methods[0] == "plain" and len(methods) >= 3
+    for name in methods:
+        model_args, _, args = parse_arguments(["--recipe", recipe, "--method", name])
+        assert method_name(model_args, args) == METHODS[name].title
+        assert (model_args.backbone, args.learning_rate) == (own.backbone, of_recipe.learning_rate)
+    assert model_args.two_networks == own.two_networks, "the last one is the recipe's own"
+    for setting in ("meta_learner", "meta_optim", "meta_learning_rate", "expected_layers", "mixup_alpha", "base_loss"):
+        assert getattr(args, setting) == getattr(of_recipe, setting)
+
+
+def test_a_method_takes_the_place_of_a_recipes():
+    recipe = ["--recipe", "table5-cifar10-sym40"]
+    model_args, data_args, args = parse_arguments([*recipe, "--method", "plain"])
+    assert (model_args.two_networks, args.meta_learner, args.mixup_alpha) == (False, "none", None)
+    assert (data_args.noise, args.meta_set, args.num_train_epochs) == (0.4, "pseudo-clean", 300)
+    _, _, args = parse_arguments(["--recipe", "table1-mwnet-cifar10", "--method", "mw-net"])
+    assert (args.layer_sampler, args.meta_optim, args.gradient_match_weight) == ("all", "sgd", None)
+    _, _, args = parse_arguments(["--recipe", "table1-mwnet-cifar10", "--method", "famus"])
+    assert (args.layer_sampler, args.gradient_match_weight) == ("learned", 0.1)
 
 
 # ---- The comparison ----
@@ -143,6 +172,7 @@ def test_runs_on_other_labels_are_no_comparison(compared):
 @pytest.mark.parametrize(
     "flags, words",
     [
+        (["--methods"], "--methods names what is compared: choose of plain, "),
         (["--methods", "plain", "gcf"], "method 'gcf' is unknown"),
         (["--methods", "plain", "plain"], "--methods plain plain names one twice"),
         (["--seeds", "1", "1"], "--seeds 1 1 names one twice"),
