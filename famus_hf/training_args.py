@@ -440,8 +440,8 @@ class FaMUSTrainingArguments(TrainingArguments):
     base_loss: BaseLoss = field(
         default="ce",
         metadata={
-            "help": "Loss of an example, with or without a meta-learner: ce, focal, class-balanced, ldam, or one that "
-            "bears wrong labels by itself: gce, sce or nce-rce. label_smoothing_factor goes with all but ldam."
+            "help": "Loss of an example, with or without a meta-learner: ce, focal, class-balanced, cb-focal (both), ldam, "
+            "or one that bears wrong labels by itself: gce, sce or nce-rce. label_smoothing_factor goes with all but ldam."
         },
     )
     gce_q: Annotated[float, Above(0)] = field(
@@ -465,9 +465,10 @@ class FaMUSTrainingArguments(TrainingArguments):
         default=1.0,
         metadata={"help": "Weight of reverse cross-entropy in nce-rce (authors: 1 on CIFAR-10, 0.1 on CIFAR-100)."},
     )
-    focal_gamma: Annotated[float, AtLeast(0)] = field(default=2.0, metadata={"help": "γ of the focal loss."})
+    focal_gamma: Annotated[float, AtLeast(0)] = field(default=2.0, metadata={"help": "γ of focal and cb-focal."})
     class_balance_beta: float = field(
-        default=0.9999, metadata={"help": "β of class-balanced weights (class-balanced, and ldam's re-weighting)."}
+        default=0.9999,
+        metadata={"help": "β of class-balanced weights (class-balanced, cb-focal, and ldam's re-weighting)."},
     )
     ldam_max_margin: Annotated[float, Above(0)] = field(
         default=0.5, metadata={"help": "Margin of the rarest class in ldam."}

@@ -77,6 +77,9 @@ METHODS = {
         "class-balanced", "weights by effective numbers of examples (Cui et al., CVPR 2019)",
         {**ALONE, "base_loss": "class-balanced"},
     ),
+    "cb-focal": Method(
+        "CB focal", "likewise, on the focal loss (Cui et al., CVPR 2019)", {**ALONE, "base_loss": "cb-focal"},
+    ),
     "ldam-drw": Method(
         "LDAM-DRW", "margins by class sizes, classes weighed late (Cao et al., NeurIPS 2019)",
         {**ALONE, "base_loss": "ldam"},

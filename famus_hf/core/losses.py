@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from famus_hf.errors import SettingsError
 
-BaseLoss = Literal["ce", "focal", "gce", "sce", "nce-rce", "class-balanced", "ldam"]
+BaseLoss = Literal["ce", "focal", "gce", "sce", "nce-rce", "class-balanced", "cb-focal", "ldam"]
 LOG_ZERO = -4.0  # what reverse cross-entropy takes for log 0
 LARGEST_AGREEMENT = 1 - 1e-4  # of prediction and target, beyond which early-learning regularization pulls no further
 IGNORED = -100  # the label of an example without one, as torch and transformers have it
@@ -154,17 +154,20 @@ def _checked_weights(alpha: float, beta: float) -> tuple[float, float]:
 
 
 class ClassBalancedLoss:
-    """Cross-entropy times the inverse effective number of the label's class (Cui et al., CVPR 2019, arXiv:1901.05555).
+    """A loss times the inverse effective number of the label's class (Cui et al., CVPR 2019, arXiv:1901.05555).
 
     Args:
         class_counts: Training examples of each class, C of them.
         beta: β of the effective number (1 − β^n)/(1 − β).
         label_smoothing: As in `CrossEntropyLoss`.
+        gamma: γ of the focal loss; 0 is cross-entropy.
     """
 
-    def __init__(self, class_counts: Sequence[int], beta: float = 0.9999, label_smoothing: float = 0.0):
+    def __init__(
+        self, class_counts: Sequence[int], beta: float = 0.9999, label_smoothing: float = 0.0, gamma: float = 0.0
+    ):
         self.class_weights = class_balanced_weights(class_counts, beta)
-        self.smoothed = CrossEntropyLoss(label_smoothing)
+        self.smoothed = FocalLoss(gamma, label_smoothing) if gamma else CrossEntropyLoss(label_smoothing)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         self.class_weights = self.class_weights.to(logits.device)  # copied to a GPU once

@@ -242,8 +242,9 @@ def make_base_loss(args: FaMUSTrainingArguments, model: Any, train: Any) -> PerE
         return ActivePassiveLoss(args.nce_alpha, args.nce_beta, smoothing)
     num_labels = getattr(getattr(model, "config", None), "num_labels", 0)
     counts = class_counts(train, num_labels, f"base_loss={args.base_loss!r}")
-    if args.base_loss == "class-balanced":
-        return ClassBalancedLoss(counts, args.class_balance_beta, smoothing)
+    if args.base_loss in ("class-balanced", "cb-focal"):
+        gamma = args.focal_gamma if args.base_loss == "cb-focal" else 0.0
+        return ClassBalancedLoss(counts, args.class_balance_beta, smoothing, gamma)
     if smoothing > 0:
         raise SettingsError("label_smoothing_factor does not go with base_loss 'ldam', which has margins instead")
     if not getattr(getattr(model, "config", None), "cosine_classifier", False):

@@ -293,7 +293,7 @@ def test_wrong_input_gets_one_sentence_before_training(tmp_path, capsys, monkeyp
         ["--meta_learner", "l2r", "--layer_sampler", "random", "--random_layers", "3", "--base_loss", "focal"],
         ["--meta_learner", "mlc", "--mlc_form", "probabilities", "--layer_sampler", "block", "--sampler_block", "3"],
         ["--meta_learner", "mw-net", "--meta_budget", "0.5", "--base_loss", "ldam"],
-        ["--meta_learner", "none", "--base_loss", "class-balanced"],
+        ["--meta_learner", "none", "--base_loss", "cb-focal"],
     ],
     ids=lambda flags: flags[1],
 )

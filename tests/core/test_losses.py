@@ -162,6 +162,9 @@ def test_class_balanced_weights_by_hand():
     torch.testing.assert_close(losses, weights.double() * cross_entropy(LOGITS, LABELS))
     soft = ClassBalancedLoss(COUNTS, 0.99)(LOGITS, F.one_hot(LABELS, 3).double())
     torch.testing.assert_close(soft, losses)
+    p = LOGITS.softmax(1)[range(3), LABELS]
+    focal = ClassBalancedLoss(COUNTS, 0.99, gamma=2.0)(LOGITS, LABELS)
+    torch.testing.assert_close(focal, weights.double() * (1 - p) ** 2 * -p.log())
 
 
 def test_ldam_by_hand_before_and_after_reweighting():
