@@ -440,8 +440,9 @@ class FaMUSTrainingArguments(TrainingArguments):
     base_loss: BaseLoss = field(
         default="ce",
         metadata={
-            "help": "Loss of an example, with or without a meta-learner: ce, focal, class-balanced, cb-focal (both), ldam, "
-            "or one that bears wrong labels by itself: gce, sce or nce-rce. label_smoothing_factor goes with all but ldam."
+            "help": "Loss of an example, with or without a meta-learner: ce, focal, class-balanced, cb-focal (both), "
+            "ldam, or one that bears wrong labels by itself: gce, sce or nce-rce. label_smoothing_factor goes with all "
+            "but ldam."
         },
     )
     gce_q: Annotated[float, Above(0)] = field(
