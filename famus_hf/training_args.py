@@ -12,6 +12,7 @@ from famus_hf.core.losses import BaseLoss
 from famus_hf.core.non_finite import NanPolicy
 from famus_hf.core.validation import Above, AtLeast, Below, Between
 from famus_hf.core.virtual_train import VirtualStepKind
+from famus_hf.errors import SettingsError
 from famus_hf.training_args_checks import (
     OF_SGD,
     AugmentationName,
@@ -28,7 +29,7 @@ from famus_hf.training_args_checks import (
 logger = logging.getLogger("famus_hf")
 
 FAST = {"layer_sampler": "all", "candidate_layers": "4", "virtual_scope": "candidates"}
-RECOMMENDED, OF_PAPER = "posterior", "mw-net"  # meta-learners
+RECOMMENDED, UNTRUSTED, OF_PAPER = "posterior", "forward", "mw-net"  # meta-learners
 WITH_PRESET_FAST = ("posterior", "soft")  # where the user names none
 OF_THE_STEP = (  # settings that say which layers are moved, or how: who gives one is given no preset
     "layer_sampler", "sampler_block", "candidate_layers", "meta_budget", "virtual_scope", "reuse_virtual_gradient",
@@ -102,7 +103,8 @@ class FaMUSTrainingArguments(TrainingArguments):
             "label and belief), l2b (l2r with the network's own class beside the label), jamal (class-balanced weights "
             "and a residual afresh in each step, for long tails), m-correction (labels and own classes mixed by a "
             "mixture of losses) and mentornet (large losses wait), both without a meta step, or none for plain "
-            "training. Default: posterior; without trusted examples, of streams and of two networks mw-net."
+            "training. Default: posterior; without trusted examples forward; of streams, two networks and a "
+            "pseudo-clean meta_set mw-net."
         },
     )
     posterior_form: Literal["posterior", "likelihood"] = field(
@@ -590,6 +592,25 @@ class FaMUSTrainingArguments(TrainingArguments):
         by_default = self.preset is None and self.meta_learner in WITH_PRESET_FAST and not self._chooses_step
         return self.preset == "fast" or by_default
 
+    @property
+    def leaves_learner_open(self) -> bool:
+        """Whether the user names no meta-learner, and the recommended one is still to be taken."""
+        return self._leaves_learner_open and self.meta_learner == RECOMMENDED
+
+    def use_untrusted_where_open(self) -> None:
+        """Take forward correction where the user named no meta-learner, and no example is trusted.
+
+        It needs none. The paper's learner is taken where a setting asks for a meta set or concerns a meta step.
+        """
+        if not self.leaves_learner_open:
+            return
+        if self.meta_set is None and self.preset is None and not self._chooses_step:
+            try:
+                return self._take(UNTRUSTED)
+            except SettingsError:  # another setting concerns a meta step
+                pass
+        self._take(OF_PAPER)
+
     def use_paper_where_open(self) -> bool:
         """Take mw-net and the paper's step where the user named no meta-learner. Return whether that changed anything.
 
@@ -597,13 +618,16 @@ class FaMUSTrainingArguments(TrainingArguments):
         """
         if not self._leaves_learner_open or self.meta_learner == OF_PAPER:
             return False
+        self._take(OF_PAPER)
+        return True
+
+    def _take(self, meta_learner: str) -> None:
         if self.preset is None and self._is_fast:
             for name in FAST:
                 setattr(self, name, self._default_of(name))
-        self.meta_learner = OF_PAPER
+        self.meta_learner = meta_learner
         self._fill_in()
         check_arguments(self)
-        return True
 
     def _default_of(self, name: str) -> Any:
         return next(setting.default for setting in fields(self) if setting.name == name)

@@ -19,7 +19,6 @@ from famus_hf import (
 from famus_hf.cli.arguments import DataArguments, ModelArguments, Settings, fine_tuning, parse_arguments
 from famus_hf.cli.data_flags import settings_of
 from famus_hf.cli.methods import METHODS
-from famus_hf.core.meta_learners.registry import META_LEARNERS
 from famus_hf.data.media.modalities import AUDIO, IMAGE, Modality, modality_of_columns
 from famus_hf.data.sources.idx import is_idx_folder
 from famus_hf.errors import SettingsError, first_few, reason_of
@@ -44,8 +43,7 @@ TINY_DATASETS = ("digits", "fashion_mnist")  # data sets, beside idx folders, wh
 
 def load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
     """Return train, meta and test as the flags say."""
-    learner = META_LEARNERS.get(str(args.meta_learner))
-    if data_args.num_meta == 0 and args.meta_set is None and learner is not None and learner.has_meta_step:
+    if data_args.num_meta == 0 and args.meta_set is None and not args.leaves_learner_open and has_meta_step(args):
         raise SettingsError(
             "--num_meta 0 leaves the meta set empty: add --meta_set pseudo-clean, or --meta_learner none"
         )
@@ -61,7 +59,8 @@ def settings_for(data: Any, argv: list[str], settings: Settings) -> Settings:
         model_args, data_args, args = parse_arguments(argv, modality)
         args.output_dir = usual.output_dir
     if "meta" not in data:
-        args.use_paper_where_open()
+        args.use_untrusted_where_open()
+        args.train_on_trusted = args.asks_for_trusted  # there are none
     changed = {name for name in fine_tuning(modality) if getattr(args, name) != getattr(usual, name)}
     taken = [f"--{name} {value}" for name, value in fine_tuning(modality).items() if name in changed]
     if taken and args.process_index == 0:

@@ -185,12 +185,14 @@ class FaMUSTrainer(
     def _settle_meta_learner(
         args: FaMUSTrainingArguments, train: Any, meta: Any, meta_learner: MetaLearner | None
     ) -> None:
-        """Take the paper's settings where the user names no meta-learner and the recommended one is impossible."""
+        """Take another meta-learner where the user names none, and the recommended one is impossible."""
         is_stream = isinstance(train, (IterableDataset, datasets.IterableDataset))
-        is_other = meta_learner is not None and not meta_learner.needs_beliefs
         is_untrusted = train is not None and meta is None
-        if (is_stream or is_other or is_untrusted) and args.use_paper_where_open() and is_stream:
+        is_other = meta_learner is not None and (is_untrusted or not meta_learner.needs_beliefs)
+        if (is_stream or is_other) and args.use_paper_where_open() and is_stream:
             logger.warning("meta_learner mw-net is taken, as a stream has no rows by which predictions are remembered")
+        if is_untrusted:
+            args.use_untrusted_where_open()
 
     # ---- The training step ----
 

@@ -13,7 +13,7 @@ import torch
 from datasets import ClassLabel
 from PIL import Image
 
-from famus_hf import TwoNetworksForImageClassification, load_famus, load_noisy_dataset
+from famus_hf import ForwardCorrection, TwoNetworksForImageClassification, load_famus, load_noisy_dataset
 from famus_hf.cli import arguments
 from famus_hf.cli import run as run_famus
 from famus_hf.cli import run_setup as set_up_run
@@ -128,7 +128,7 @@ def test_under_the_paper_s_protocol_it_is_selected_on_the_test_set(tmp_path):
     assert "selected by test_accuracy on the evaluation set" in (tmp_path / "README.md").read_text()
 
 
-def test_an_own_noisy_folder_trains_with_a_pseudo_clean_meta_set(tmp_path):
+def test_an_own_noisy_folder_trains_by_transitions_or_with_a_pseudo_clean_meta_set(tmp_path):
     """Images in a folder for each class, nothing known of their labels: one command."""
     from sklearn.datasets import load_digits
 
@@ -137,10 +137,16 @@ def test_an_own_noisy_folder_trains_with_a_pseudo_clean_meta_set(tmp_path):
         place = tmp_path / "data" / ("train", "test")[row % 5 == 0] / f"digit {digits.target[row]}"
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray((digits.images[row] * 15).astype("uint8")).save(place / f"{row}.png")
-    run_famus.main([
+    flags = [
         "--dataset_name", str(tmp_path / "data"), "--backbone", "tiny", "--num_train_epochs", "3", "--use_cpu",
         "--per_device_train_batch_size", "40", "--disable_tqdm", "true", "--output_dir", str(tmp_path / "run"),
-    ])  # fmt: skip
+    ]  # fmt: skip
+    run_famus.main(flags)
+    results = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    assert results["method"] == "forward correction" and results["meta_set"] is None
+    learner = load_famus(tmp_path / "run")[1]
+    assert isinstance(learner, ForwardCorrection) and learner.is_counted
+    run_famus.main([*flags, "--meta_set", "pseudo-clean"])
     results = json.loads((tmp_path / "run" / "all_results.json").read_text())
     assert results["meta_set"] == "pseudo-clean" and 0 < results["meta_set_size"] < 240
     assert results["meta_set_purity"] is None and results["realised_noise_rate"] is None
@@ -224,7 +230,10 @@ WRONG_INPUT = {
     ),
     "not a number": (["--noise", "much"], "argument --noise: invalid float value: 'much'"),
     "unknown flag": (["--noize", "0.4"], "not used by the HfArgumentParser: ['--noize', '0.4']"),
-    "empty meta set": (["--num_meta", "0"], "leaves the meta set empty: add --meta_set pseudo-clean"),
+    "empty meta set": (
+        ["--num_meta", "0", "--meta_learner", "mw-net"],
+        "leaves the meta set empty: add --meta_set pseudo-clean",
+    ),
     "no meta set": (["--num_meta", "0", "--meta_set", "clean"], "contradict each other: leave one of them out"),
     "meta set": (["--meta_set", "trusted"], "choose one of clean, pseudo-clean"),
     "protocol": (["--protocol", "mine"], "--protocol 'mine' is unknown: choose one of clean, paper"),

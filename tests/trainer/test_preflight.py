@@ -190,6 +190,15 @@ def test_defaults_that_documents_and_tables_name_stay_what_they_are(tmp_path):
     fast = FaMUSTrainingArguments(str(tmp_path), preset="fast")  # which the user asks for, whatever learns
     assert fast.use_paper_where_open() and (fast.candidate_layers, fast.virtual_scope) == ("4", "candidates")
     assert (fast.meta_learner, fast.layer_sampler, fast.meta_batch_size) == ("mw-net", "all", 25)
+    for asked, learner in (
+        ({}, "forward"), ({"mixup_alpha": 1.0}, "forward"), ({"preset": "fast"}, "mw-net"),
+        ({"meta_set": "pseudo-clean"}, "mw-net"), ({"layer_sampler": "all"}, "mw-net"),
+        ({"meta_learning_rate": 0.1}, "mw-net"), ({"meta_learner": "posterior"}, "posterior"),
+        ({"meta_learner": "none"}, "none"),
+    ):  # fmt: skip
+        untrusted = FaMUSTrainingArguments(str(tmp_path), **asked)
+        untrusted.use_untrusted_where_open()
+        assert untrusted.meta_learner == learner, asked
     for sampler, weight in (("learned", 0.1), ("all", 0.0)):  # λ1 and λ2 hang on it
         objective = make_trainer(tmp_path, layer_sampler=sampler).stages.meta.objective
         assert (objective.sparsity_weight, objective.gradient_match_weight) == (weight, weight)
