@@ -3,8 +3,9 @@
     famus-hf label-report --model outputs/my_photos --dataset_name my_photos
     famus-hf label-report --model me/famus --dataset_name cifar10 --split test --push_to_hub me/suspects
 
-Leaves in --output_dir: label_report.parquet (and .csv with --csv) with the columns index, file (of files in folders)
-or text, label, predicted_label, loss, weight, clean_probability and, where known, clean_label;
+Leaves in --output_dir: label_report.parquet (and .csv with --csv) with the columns split, index, file (of files in
+folders) or text, label, predicted_label, suggested_label, suggestion_probability, reason, loss, weight,
+clean_probability and, where known, clean_label;
 figures/suspect_labels.png, the most suspect images; and how the meta-net weighs. Losses, and so weights, are those of
 plain cross-entropy, whatever --base_loss the run had. Labels that the model was trained on are ranked here and no more:
 the report of the run itself judges them, by what the network believed before it learned them.
@@ -23,7 +24,7 @@ from famus_hf.data.load import load_examples
 from famus_hf.data.media.modalities import modality_of_network
 from famus_hf.errors import SettingsError
 from famus_hf.hub.client_errors import hub_reason
-from famus_hf.reporting.label_report import verdict
+from famus_hf.reporting.label_report import verdict, wrong_labels
 from famus_hf.storage.atomic import atomic_write
 from famus_hf.storage.run_folder import NOISE_FILE, REPORT_FILE
 
@@ -46,9 +47,10 @@ def main(argv: list[str], program: str = "label_report.py") -> None:
     """Make a report, and print its first rows."""
     options = build_parser(program).parse_args(argv)
     with started_as(program):
-        report = make_report(options)
+        report, deviation = make_report(options)
     print(with_names(report.select(range(min(SHOWN, len(report))))).to_pandas().to_string(index=False))
-    print(f"{verdict(report)}: see {options.output_dir}")
+    wrong = wrong_labels(report, deviation)
+    print(f"{verdict(report, wrong and wrong[1:])}: see {options.output_dir}")
 
 
 def build_parser(program: str) -> argparse.ArgumentParser:
@@ -68,8 +70,8 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def make_report(options: argparse.Namespace) -> Dataset:
-    """Load model and data, leave the report where the options say, and return it."""
+def make_report(options: argparse.Namespace) -> tuple[Dataset, float]:
+    """Load model and data, leave the report where the options say. Return it, and its share's standard deviation."""
     model, meta_learner, _, processor = load_famus(options.model, revision=options.revision)
     dataset = load_split(options)
     if processor is None:
@@ -84,12 +86,12 @@ def make_report(options: argparse.Namespace) -> Dataset:
         report_to="none",
     )
     trainer = FaMUSTrainer(model, args, processing_class=processor, meta_learner=meta_learner)
-    report = trainer.save_label_report(dataset, is_trained_on=options.noise_file is not None)
+    report = trainer.save_label_report(dataset, is_trained_on=options.noise_file is not None, split=options.split)
     if options.csv:
         write_csv(report, (Path(options.output_dir) / REPORT_FILE).with_suffix(".csv"))
     if options.push_to_hub:
         push(report, options)
-    return report
+    return report, trainer.noise_rate_deviation
 
 
 def write_csv(report: Dataset, path: Path) -> None:
@@ -120,10 +122,16 @@ def push(report: Dataset, options: argparse.Namespace) -> None:
         ) from error
 
 
+def names_of(report: Dataset, column: str) -> list[str | None]:
+    """Return the names of classes in a column, None where it has none."""
+    names = report.features[column].names
+    return [None if label is None else names[label] for label in report[column][:]]
+
+
 def with_names(report: Dataset) -> Dataset:
     """Return the report with the names of its classes, for readers that know nothing of ClassLabel."""
     table = report.to_pandas()
-    for column in ("label", "predicted_label", "clean_label"):
+    for column in ("label", "predicted_label", "suggested_label", "clean_label"):
         if column in report.features:
-            table[column] = report.features[column].int2str(table[column].tolist())
+            table[column] = names_of(report, column)
     return Dataset.from_pandas(table, preserve_index=False)

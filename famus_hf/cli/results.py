@@ -2,6 +2,7 @@
 
 import shlex
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,33 +16,50 @@ from famus_hf.core.meta_update import MetaUpdate
 from famus_hf.data.sources.idx import is_called_fashion, is_idx_folder
 from famus_hf.data.sources.load_source import DATA_LICENSES, HUB_DATASETS
 from famus_hf.metrics import AveragePrecision
-from famus_hf.reporting.label_report import judged
+from famus_hf.reporting.label_reasons import given_to_believed
+from famus_hf.reporting.label_report import judged, wrong_labels
 from famus_hf.two_networks.peer import Peer
 
 
-def summary_of(report: Dataset) -> dict[str, Any]:
+def summary_of(report: Dataset, deviation: float = 0.0) -> dict[str, Any]:
     """Return what all_results.json says of a label report.
 
     Examples that could not be judged count in nothing else than their own number, the first rows of the report.
+
+    Args:
+        report: See `famus_hf.reporting.label_report`.
+        deviation: Standard deviation of its estimated share of wrong labels.
     """
     finite = judged(report)
     summary: dict[str, Any] = {"suspect_labels": None, "estimated_noise_rate_by_label_report": None}
+    wrong = wrong_labels(report, deviation)
     if report.info.description:
         summary["label_report_doubt"] = report.info.description
-    elif len(finite):
-        sound = np.asarray(finite["clean_probability"][:])
-        summary["suspect_labels"] = int((sound < 0.5).sum())
-        summary["estimated_noise_rate_by_label_report"] = float(1 - sound.mean())
+    elif wrong is not None:
+        summary |= {
+            "suspect_labels": int((np.asarray(finite["clean_probability"][:]) < 0.5).sum()),
+            "estimated_noise_rate_by_label_report": wrong[0] / len(finite),
+            "wrong_labels": wrong[0],
+            "wrong_labels_interval": list(wrong[1:]),
+            "given_to_believed": given_to_believed(finite),
+        }
+    summary["judged_labels"] = dict(Counter(finite["split"][:]))
     if len(finite) < len(report):
         summary["examples_not_finite"] = len(report) - len(finite)
-    if "clean_label" in report.features:
-        wrong = np.asarray(finite["label"][:]) != np.asarray(finite["clean_label"][:])
-        if wrong.any():
-            score = AveragePrecision().compute(
-                predictions=-np.arange(len(wrong), dtype=float), references=wrong.astype(int)
-            )
-            summary["wrong_label_average_precision"] = score["average_precision"]
-    return summary
+    return {**summary, **_precision_of(finite)}
+
+
+def _precision_of(report: Dataset) -> dict[str, float]:
+    """Return how well wrong labels are found among the examples, of whatever split, whose clean label is known."""
+    if "clean_label" not in report.features:
+        return {}
+    pairs = zip(report["label"][:], report["clean_label"][:], strict=True)
+    wrong = np.array([label != clean for label, clean in pairs if clean is not None])
+    if not wrong.any():
+        return {}
+    ranks = -np.arange(len(wrong), dtype=float)
+    score = AveragePrecision().compute(predictions=ranks, references=wrong.astype(int))
+    return {"wrong_label_average_precision": score["average_precision"]}
 
 
 def layers_of(metas: Sequence[MetaUpdate]) -> dict[str, Any]:

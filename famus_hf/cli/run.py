@@ -122,7 +122,8 @@ class Run:
         if trainer.is_world_process_zero():
             self.write_records(results)
         if with_label_report:
-            results |= summary_of(trainer.save_label_report())
+            report = trainer.save_label_report(test_dataset=self.judged_test_set)
+            results |= summary_of(report, trainer.noise_rate_deviation)
             signal = trainer.training_signal()
             if signal is not None:
                 results |= {"right_share_of_labels": signal.of_labels, "right_share_of_targets": signal.of_targets}
@@ -154,6 +155,11 @@ class Run:
     def can_report(self) -> bool:
         """Whether the labels are to be examined, and can be."""
         return self.args.label_report and not self.data_args.streaming
+
+    @property
+    def judged_test_set(self) -> Any:
+        """The examples to test on, where their labels are not known to be right: they are judged as well."""
+        return None if "clean_label" in self.data["test"].features else self.data["test"]
 
     @property
     def is_folder(self) -> bool:
@@ -227,8 +233,12 @@ class Run:
     def describe_suspects(self, results: dict[str, Any]) -> str | None:
         if results.get("suspect_labels") is None:
             return None
-        count, total = results["suspect_labels"], len(self.data["train"])
-        return f"{count} of {total} ({100 * count / total:.1f} %)"
+        count, total = results["suspect_labels"], sum(results["judged_labels"].values())
+        least, most = results["wrong_labels_interval"]
+        return (
+            f"{count} of {total} ({100 * count / total:.1f} %); about {results['wrong_labels']:.0f} labels are wrong "
+            f"({least} to {most}, with 95 %)"
+        )
 
     @property
     def noise_description(self) -> str:

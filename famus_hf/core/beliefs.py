@@ -15,7 +15,9 @@ from famus_hf.core.parallel.processes import Processes
 
 DECAY = 0.5  # of a running prediction at each visit; chosen on digits and Fashion-MNIST, see docs/label_report.md
 LEAST_ACCURACY = 0.75  # on trusted examples; with less, estimates were up to 16 points off on digits
+EARLY_DECAY = 0.9  # likewise, of what is believed in the first part of training
 TRAINED = "trained_"  # before names of what a checkpoint knows of trusted examples that are trained on
+EARLY = "early_"  # likewise, of the first part of training
 MARGIN = 0.25  # standard errors by which the accuracy may lie below the best one
 
 
@@ -28,12 +30,14 @@ class HonestBeliefs:
         trusted: Of the trusted examples, shape (m, C).
         trusted_labels: Shape (m,).
         epoch: After how many epochs.
+        is_of_first_part: Whether they are of the first part of training, and trusted examples were trained on.
     """
 
     probabilities: Tensor
     trusted: Tensor
     trusted_labels: Tensor
     epoch: int
+    is_of_first_part: bool = False
 
 
 class RunningPredictions:
@@ -120,10 +124,13 @@ class RunningBeliefs(RunningPredictions):
         decay: Of a running prediction at each visit; 0: the last one alone.
         begun: In which epoch of the run they begin: 0, or a later one where earlier beliefs were lost.
         num_trained: Trusted examples that are trained on. Their rows follow the N.
+        keeps_early: Whether what is believed in the first part of training is remembered apart.
 
     Attributes:
         trusted_sums: As `sums`, of the m trusted examples after each epoch, shape (m, C).
         trained: Running predictions of the trusted examples that are trained on, which are as old as the others'.
+        early: Of both, N and then those, with a long memory, as long as `is_early`; None where it is not kept.
+        is_early: Whether the training is in its first part, in which few wrong labels are learned by heart.
         epoch: Epochs that are closed, since they began.
         is_pending: Whether examples came by since then.
         is_shown: Whether a meta-learner has looked at them.
@@ -141,11 +148,15 @@ class RunningBeliefs(RunningPredictions):
         decay: float = DECAY,
         begun: int = 0,
         num_trained: int = 0,
+        keeps_early: bool = False,
     ):
         super().__init__(num_examples, num_classes, device, decay)
         self.begun, self.is_shown = begun, False
         self.trusted_sums = torch.zeros(num_trusted, num_classes, device=device)
         self.trained = RunningPredictions(num_trained, num_classes, device, decay)
+        count = num_examples + num_trained
+        self.early = RunningPredictions(count, num_classes, device, EARLY_DECAY) if keeps_early else None
+        self.is_early = True
         self.epoch = 0
         self.is_pending = False
         self.best = 0.0
@@ -156,12 +167,20 @@ class RunningBeliefs(RunningPredictions):
         for memory, chosen, first in ((self, rows < count, 0), (self.trained, rows >= count, count)):
             given = probabilities[chosen], labels[chosen], losses[chosen]
             RunningPredictions.update(memory, rows[chosen] - first, *given)
+        if self.early is not None and self.is_early:
+            self.early.update(rows, probabilities, labels, losses)
         self.is_pending = True
 
     def gather(self, processes: Processes) -> None:
         super().gather(processes)
-        if len(self.trained.sums):
-            self.trained.gather(processes)
+        for memory in self._parts.values():
+            if len(memory.sums):
+                memory.gather(processes)
+
+    @property
+    def _parts(self) -> dict[str, RunningPredictions]:
+        """The memories beside its own, by what their names in a checkpoint begin with."""
+        return {TRAINED: self.trained} if self.early is None else {TRAINED: self.trained, EARLY: self.early}
 
     def close_epoch(self) -> None:
         """Close an epoch."""
@@ -204,11 +223,29 @@ class RunningBeliefs(RunningPredictions):
         weights = (shares / labels.bincount(minlength=count).clamp(min=1))[labels]
         return weights / weights.sum().clamp(min=1e-12)
 
+    @property
+    def of_first_part(self) -> HonestBeliefs | None:
+        """Beliefs of the first part of training, as trusted those that are trained on; None before any example came by.
+
+        Of an example that did not come by then, as in a training taken up later, it is what is believed now.
+        """
+        count, memories = len(self.sums), (self, self.trained)
+        if not (self.visits > 0).any():
+            return None
+        believed = torch.cat([RunningPredictions.of(memory, slice(None)) for memory in memories])
+        labels, visits = (torch.cat([getattr(memory, name) for memory in memories]) for name in ("labels", "visits"))
+        if self.early is not None:
+            believed = torch.where((self.early.visits > 0)[:, None], self.early.of(slice(None)), believed)
+        trusted = count + (visits[count:] > 0).nonzero()[:, 0]
+        return HonestBeliefs(believed[:count], believed[trusted], labels[trusted], self.epoch, True)
+
     # ---- Checkpoints ----
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {
-            **super().state_dict(), **{f"{TRAINED}{name}": value for name, value in self.trained.state_dict().items()},
+            **super().state_dict(),
+            **{f"{prefix}{name}": value for prefix, memory in self._parts.items()
+               for name, value in memory.state_dict().items()},
             "trusted_sums": self.trusted_sums, "epoch": torch.tensor(self.epoch),
             "is_pending": torch.tensor(int(self.is_pending)), "best": torch.tensor(self.best),
             "begun": torch.tensor(self.begun), "is_shown": torch.tensor(int(self.is_shown)),
@@ -226,9 +263,9 @@ class RunningBeliefs(RunningPredictions):
         self.trusted_sums = state["trusted_sums"].to(own)
         if "begun" in state:  # not in those of earlier versions
             self.begun, self.is_shown = int(state["begun"]), bool(state["is_shown"])
-        if f"{TRAINED}sums" in state:  # likewise
-            length = len(TRAINED)
-            self.trained.load_state_dict({k[length:]: value for k, value in state.items() if k.startswith(TRAINED)})
+        for prefix, memory in self._parts.items():
+            if f"{prefix}sums" in state:  # likewise
+                memory.load_state_dict({k[len(prefix) :]: value for k, value in state.items() if k.startswith(prefix)})
         self.epoch, self.is_pending = int(state["epoch"]), bool(state["is_pending"])
         self.best = float(state["best"])
         self.honest = None

@@ -20,7 +20,28 @@ def clean_label_probabilities(labels: np.ndarray, probabilities: np.ndarray) -> 
         labels: Shape (N,), the given labels y.
         probabilities: Shape (N, C), P(true class = k | example) of a network that has not learned these labels.
     """
-    return _clean_probabilities(labels, probabilities, transition_matrix(labels, probabilities))
+    return of_labels(class_posteriors(labels, probabilities, transition_matrix(labels, probabilities)), labels)
+
+
+def class_posteriors(labels: np.ndarray, probabilities: np.ndarray, transitions: np.ndarray) -> np.ndarray:
+    """Return P(true class k | example, given label) by Bayes' rule, shape (N, C).
+
+    Args:
+        labels: Shape (N,), the given labels y.
+        probabilities: Shape (N, C), P(true class = k | example) of a network that has not learned these labels.
+        transitions: T, shape (C, C).
+    """
+    posteriors = np.empty(probabilities.shape)
+    for label in np.unique(labels):
+        rows = labels == label
+        joint = _joint(probabilities[rows], transitions[:, label])
+        posteriors[rows] = joint / joint.sum(1, keepdims=True)
+    return posteriors
+
+
+def of_labels(posteriors: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the probability of each label, shape (N,), from those of all classes, (N, C)."""
+    return np.asarray(posteriors[np.arange(len(labels)), labels])
 
 
 def transition_matrix(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -47,26 +68,6 @@ def transition_matrix(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarr
         if np.abs(matrix - before).max() < TOLERANCE:
             break
     return matrix
-
-
-def clean_label_probabilities_by_trusted(
-    labels: np.ndarray, beliefs: np.ndarray, trusted_labels: np.ndarray, trusted_beliefs: np.ndarray
-) -> np.ndarray:
-    """Return P(true class = given label | example, given label), shape (N,), by how the network takes trusted examples.
-
-    Beliefs get the temperature that fits the trusted ones, transitions are those of `joint_by_trusted`, and all odds
-    one factor, so that the mean is the share of right labels by the latter.
-
-    Args:
-        labels: Shape (N,), the given labels y.
-        beliefs: Shape (N, C), of a network that has not learned these labels by heart.
-        trusted_labels: Shape (m,).
-        trusted_beliefs: Shape (m, C), of the same network.
-    """
-    joint = joint_by_trusted(labels, beliefs, trusted_labels, trusted_beliefs)
-    transitions = transitions_of_joint(joint)
-    sharpened = _sharpened(beliefs, temperature(trusted_labels, trusted_beliefs))
-    return with_noise_rate(_clean_probabilities(labels, sharpened, transitions), 1 - float(np.trace(joint)))
 
 
 def joint_by_trusted(
@@ -118,7 +119,7 @@ def temperature(labels: np.ndarray, beliefs: np.ndarray) -> float:
     """
 
     def loss(logarithm: float) -> float:
-        return -float(np.log(_sharpened(beliefs, np.exp(logarithm))[np.arange(len(labels)), labels] + SMALLEST).mean())
+        return -float(np.log(sharpened(beliefs, np.exp(logarithm))[np.arange(len(labels)), labels] + SMALLEST).mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=(-2, 2), method="bounded").x))
 
@@ -150,21 +151,13 @@ def uniform_transitions(count: int, wrong: float) -> np.ndarray:
     return matrix
 
 
-def _clean_probabilities(labels: np.ndarray, probabilities: np.ndarray, transitions: np.ndarray) -> np.ndarray:
-    clean_probabilities = np.empty(len(labels))
-    for label in np.unique(labels):
-        rows = labels == label
-        joint = _joint(probabilities[rows], transitions[:, label])
-        clean_probabilities[rows] = joint[:, label] / joint.sum(1)
-    return clean_probabilities
-
-
 def _joint(probabilities: np.ndarray, of_label: np.ndarray) -> np.ndarray:
     """Return P(true class k, given label | example), shape (n, C), of one label, by its column of the transitions."""
     return probabilities.clip(min=SMALLEST) * of_label
 
 
-def _sharpened(beliefs: np.ndarray, power: float) -> np.ndarray:
+def sharpened(beliefs: np.ndarray, power: float) -> np.ndarray:
+    """Return beliefs to a power, 1 over temperature, divided by their sum; both (N, C)."""
     logits = power * np.log(beliefs.astype(np.float64) + SMALLEST)
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
     return exponentials / exponentials.sum(1, keepdims=True)

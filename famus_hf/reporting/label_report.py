@@ -8,25 +8,26 @@ that is often given this label, and not merely where it finds the label unlikely
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
-from torch import Tensor
 
-from famus_hf.core.beliefs import HonestBeliefs
+from famus_hf.core.judgement import judge_by_labels
 from famus_hf.core.meta_learners.base import MetaLearner
 from famus_hf.core.meta_learners.registry import raw_weights
-from famus_hf.core.transitions import clean_label_probabilities, clean_label_probabilities_by_trusted
+from famus_hf.core.transitions import of_labels
 from famus_hf.data.inputs.convert import raw_modality
 from famus_hf.data.media.examples import file_names
 from famus_hf.data.media.modalities import TEXT
-from famus_hf.data.per_example import PerExample
 from famus_hf.errors import first_few
 from famus_hf.reporting.figures.label_report import draw_report
+from famus_hf.reporting.judged_splits import JudgedSplit
+from famus_hf.reporting.label_reasons import NOT_JUDGED, reasons
 from famus_hf.storage.atomic import atomic_write
 from famus_hf.storage.run_folder import REPORT_FILE
 
+TRAIN, TEST = "train", "test"  # splits
 TEXT_COLUMNS = ("text", "text_pair")
 SHOWN_LENGTH = 200  # characters of a text in a report
 
@@ -40,8 +41,9 @@ def label_report(
     index: Sequence[int] | np.ndarray | None = None,
     details: Mapping[str, Sequence[str | None]] | None = None,
     weights: np.ndarray | None = None,
-    clean_labels: np.ndarray | None = None,
-    clean_probabilities: np.ndarray | None = None,
+    clean_labels: Sequence[int | None] | np.ndarray | None = None,
+    posteriors: np.ndarray | None = None,
+    splits: Sequence[str] | None = None,
     doubt: str = "",
 ) -> Dataset:
     """Return the report as a data set, sorted by the probability that a label is right, the most suspect example first.
@@ -50,31 +52,41 @@ def label_report(
 
     Args:
         labels: Shape (N,), the given labels.
-        probabilities: Shape (N, C), what the network predicts.
+        probabilities: Shape (N, C), what the network makes of each example without its label.
         losses: Shape (N,).
         class_names: C of them.
-        index: Rows of the examples in their source; default: 0 to N − 1.
+        index: Rows of the examples in the source of their split; default: 0 to N − 1.
         details: Column → N strings by which a reader knows the examples: `file`, or `text` and `text_pair`.
         weights: Shape (N,), V of the meta-learner, where it has such weights.
-        clean_labels: Shape (N,), where known.
-        clean_probabilities: Shape (N,); default: those by `probabilities`.
+        clean_labels: N of them, None where not known.
+        posteriors: How likely each class is, the given label taken into account, shape (N, C); default: those by
+            `probabilities` and all labels.
+        splits: Of which split each example is; default: all of train.
         doubt: Why the probabilities can't be told, and are left out; the order is by them all the same.
 
     Returns:
-        Columns `index`, those of `details`, `label`, `predicted_label`, `loss`, `weight`, `clean_probability`
-        and, where known, `clean_label`. Its `info.description` is the doubt.
+        Columns `split`, `index`, those of `details`, `label`, `predicted_label` (by the network alone),
+        `suggested_label` (the likeliest, the given label taken into account), `suggestion_probability`, `reason`,
+        `loss`, `weight`, `clean_probability` and, where known, `clean_label`. Its `info.description` is the doubt.
     """
     finite = np.isfinite(probabilities).all(1) & np.isfinite(losses)
-    if clean_probabilities is None:
-        clean_probabilities = np.zeros(len(labels))
-        clean_probabilities[finite] = clean_label_probabilities(labels[finite], probabilities[finite])
+    known = np.zeros(probabilities.shape)
+    if posteriors is not None:
+        known[finite] = posteriors[finite]
+    elif finite.any():
+        known[finite] = judge_by_labels(labels[finite], probabilities[finite]).posteriors
+    clean_probabilities = of_labels(known, labels)
     order = np.lexsort((-np.where(finite, losses, 0), clean_probabilities, finite))  # by the last key first
     names = ClassLabel(names=list(class_names))
     columns: dict[str, tuple[Any, Any]] = {
+        "split": ([TRAIN] * len(labels) if splits is None else splits, Value("string")),
         "index": (np.arange(len(labels)) if index is None else np.asarray(index), Value("int64")),
         **{name: (values, Value("string")) for name, values in (details or {}).items()},
         "label": (labels, names),
         "predicted_label": (_where(finite, probabilities.argmax(1)), names),
+        "suggested_label": (_where(finite, known.argmax(1)), names),
+        "suggestion_probability": (None if doubt else _where(finite, known.max(1)), Value("float32")),
+        "reason": (_reasons(finite, labels, known, probabilities, class_names, doubt), Value("string")),
         "loss": (_where(finite, losses), Value("float32")),
         "weight": (None if weights is None else _where(finite, weights), Value("float32")),
         "clean_probability": (None if doubt else _where(finite, clean_probabilities), Value("float32")),
@@ -96,21 +108,58 @@ def _where(finite: np.ndarray, values: np.ndarray) -> list[Any]:
     return [value if is_finite else None for value, is_finite in zip(values.tolist(), finite, strict=True)]
 
 
+def _reasons(
+    finite: np.ndarray,
+    labels: np.ndarray,
+    posteriors: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+    doubt: str,
+) -> list[str]:
+    told = iter(reasons(labels[finite], posteriors[finite], probabilities[finite], class_names, doubt))
+    return [next(told) if is_finite else NOT_JUDGED for is_finite in finite]
+
+
 def judged(report: Dataset) -> Dataset:
     """Return the report without its first rows where those are of examples that are not finite to the network."""
     unjudged = report["loss"][:].count(None)
     return report.select(range(unjudged, len(report)))
 
 
-def verdict(report: Dataset) -> str:
-    """Return how many labels are suspect, or why that can't be told, and which examples could not be judged."""
+def wrong_labels(report: Dataset, deviation: float = 0.0) -> tuple[float, int, int] | None:
+    """Return how many labels are wrong, as estimated, and the bounds of a 95 % interval; None where it can't be told.
+
+    The interval covers chance in these labels, and in the examples that the share of wrong ones was estimated from;
+    not that the network learned labels by heart, nor classes that it can't tell apart.
+
+    Args:
+        report: Of `label_report`.
+        deviation: Standard deviation of the estimated share of wrong labels.
+    """
+    finite = judged(report)
+    if report.info.description or not len(finite) or None in finite["clean_probability"][:]:
+        return None
+    sound = np.asarray(finite["clean_probability"][:])
+    count, estimate = len(sound), float((1 - sound).sum())
+    reach = 1.96 * float(((sound * (1 - sound)).sum() + (count * deviation) ** 2) ** 0.5)
+    return estimate, max(0, round(estimate - reach)), min(count, round(estimate + reach))
+
+
+def verdict(report: Dataset, interval: Sequence[int] | None = None) -> str:
+    """Return how many labels are suspect, or why that can't be told, and which examples could not be judged.
+
+    interval: In which the number of wrong labels probably lies, as `wrong_labels` tells it.
+    """
     finite, words = judged(report), []
-    suspect = sum(probability < 0.5 for probability in finite["clean_probability"][:] if probability is not None)
-    if report.info.description or len(finite) == finite["clean_probability"][:].count(None):
+    estimate = wrong_labels(report)
+    if estimate is None:
         reason = report.info.description or "there is no number for any of them"
         words.append(f"how many of {len(finite)} labels are wrong can't be told, as {reason}")
     else:
+        suspect = sum(probability < 0.5 for probability in finite["clean_probability"][:])
         words.append(f"{suspect} of {len(finite)} labels are more likely wrong than right")
+        if interval is not None:
+            words.append(f"about {estimate[0]:.0f} are wrong in all ({interval[0]} to {interval[1]}, with 95 %)")
     unjudged = report["index"][: len(report) - len(finite)]
     if unjudged:
         words.append(
@@ -131,61 +180,45 @@ def class_names(model: Any, num_labels: int) -> list[str]:
 
 
 def report_of(
-    examples: PerExample,
-    dataset: Any,
-    network: Any,
-    meta_learner: MetaLearner | None,
-    beliefs: HonestBeliefs | None,
-    doubt: str,
-    posteriors: Tensor | None = None,
+    splits: Sequence[JudgedSplit], network: Any, meta_learner: MetaLearner | None, doubt: str = ""
 ) -> Dataset:
-    """Return the report of what a network makes of a data set.
+    """Return the report of what a network makes of one or several splits.
 
     Args:
-        examples: What the network makes of each, with probabilities.
-        dataset: Whose examples are named in it.
+        splits: Judged.
         network: Whose configuration has the names of the classes.
         meta_learner: Ψ, if there is one.
-        beliefs: Of the network before it learned from these labels, in the order of the data set, where they are known:
-            by them labels are judged and classes predicted.
         doubt: Why probabilities can't be told.
-        posteriors: How likely each class is of each example, shape (N, C), where the meta-learner says so; then it is
-            these by which labels are judged and classes predicted. Rows of 0: of examples that had not come by.
     """
-    probabilities, sound = cast(np.ndarray, examples.probabilities), None
-    if posteriors is not None:
-        found = posteriors.numpy(force=True)
-        finite = np.isfinite(probabilities).all(1)
-        probabilities = np.where(finite[:, None], np.where(found.any(1, keepdims=True), found, probabilities), np.nan)
-        sound = np.nan_to_num(probabilities[np.arange(len(finite)), examples.labels])
-    elif beliefs is not None:
-        believed = beliefs.probabilities.numpy(force=True)
-        came_by = believed.any(1, keepdims=True)  # of others the network has not learned the labels at all
-        finite = np.isfinite(probabilities).all(1)
-        probabilities = np.where(finite[:, None], np.where(came_by, believed, probabilities), np.nan)
-        trusted = beliefs.trusted_labels.numpy(force=True), beliefs.trusted.numpy(force=True)
-        sound = np.zeros(len(finite))
-        sound[finite] = clean_label_probabilities_by_trusted(examples.labels[finite], probabilities[finite], *trusted)
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(split, name) for split in splits])
+
+    losses = joined("losses")
+    names = dict.fromkeys(name for split in splits for name in split.details)
+    knows_clean = any(split.clean_labels is not None for split in splits)
     return label_report(
-        examples.labels,
-        probabilities,
-        examples.losses,
-        class_names(network, probabilities.shape[1]),
-        index=examples.index,
-        details=details_of(dataset),
-        weights=raw_weights(meta_learner, examples.losses),
-        clean_labels=examples.clean_labels,
-        clean_probabilities=sound,
+        joined("labels"),
+        joined("probabilities"),
+        losses,
+        class_names(network, splits[0].probabilities.shape[1]),
+        index=joined("index"),
+        details={name: [v for split in splits for v in split.details.get(name, [None] * len(split.labels))]
+                 for name in names},
+        weights=raw_weights(meta_learner, losses),
+        clean_labels=[v for split in splits for v in split.known_clean_labels] if knows_clean else None,
+        posteriors=joined("posteriors"),
+        splits=[split.name for split in splits for _ in range(len(split.labels))],
         doubt=doubt,
-    )
+    )  # fmt: skip
 
 
-def save_report(report: Dataset, dataset: Any, meta_learner: MetaLearner | None, folder: Path) -> None:
+def save_report(report: Dataset, datasets: Mapping[str, Any], meta_learner: MetaLearner | None, folder: Path) -> None:
     """Write it to label_report.parquet in a folder, and its pictures to `figures/`.
 
     Args:
         report: Of `report_of`.
-        dataset: Whose images are drawn where it has any.
+        datasets: Split → data set, whose images are drawn where it has any.
         meta_learner: Ψ, if there is one.
         folder: Is made where it is not there.
 
@@ -195,7 +228,7 @@ def save_report(report: Dataset, dataset: Any, meta_learner: MetaLearner | None,
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / REPORT_FILE) as path:
         report.to_parquet(path)
-    draw_report(judged(report), dataset, lambda losses: raw_weights(meta_learner, losses), folder)
+    draw_report(judged(report), datasets, lambda losses: raw_weights(meta_learner, losses), folder)
 
 
 def details_of(dataset: Any) -> dict[str, list[str | None]]:

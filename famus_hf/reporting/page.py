@@ -24,9 +24,11 @@ from famus_hf.errors import reason_of
 from famus_hf.reporting.figures.label_report import OF_REPORT, SHEET
 from famus_hf.reporting.figures.run_records import RunRecords, read_run
 from famus_hf.reporting.figures.runs import draw_runs
-from famus_hf.reporting.label_report import TEXT_COLUMNS, judged, verdict
+from famus_hf.reporting.label_report import TEXT_COLUMNS, TRAIN, judged, verdict
 from famus_hf.reporting.tables import format_rate
 from famus_hf.storage.run_folder import FIGURES, REPORT_FILE
+
+Place = tuple[str, int]  # split, and index within it
 
 SHOWN = 40  # suspect examples
 LISTED = 30  # classes, those with the most suspect labels
@@ -90,17 +92,20 @@ def in_words(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def suspects_of(report: Dataset, files: Mapping[int, str], note: str) -> dict[str, Any]:
+def suspects_of(
+    report: Dataset, files: Mapping[Place, str], note: str, interval: Sequence[int] | None = None
+) -> dict[str, Any]:
     """Return what the page says of the label report.
 
     Args:
         report: See `famus_hf.reporting.label_report`, with the doubt in its description where there is one.
-        files: Index → data URI of an image or a recording.
+        files: Split and index → data URI of an image or a recording.
         note: Why there are none.
+        interval: In which the number of wrong labels probably lies.
     """
-    words, report = verdict(report), judged(report)
+    words, report = verdict(report, interval), judged(report)
     labels, names = report["label"][:], report.features["label"]
-    predicted = report["predicted_label"][:]
+    predicted = report[suggestion_column(report)][:]
     suspect = [chance is not None and chance < 0.5 for chance in report["clean_probability"][:]]
     per_class, wrong = Counter(labels), Counter[int]()
     looks_like: dict[int, Counter[int]] = {}
@@ -127,14 +132,26 @@ def suspects_of(report: Dataset, files: Mapping[int, str], note: str) -> dict[st
     }
 
 
-def example_of(row: dict[str, Any], names: ClassLabel, files: Mapping[int, str]) -> dict[str, Any]:
+def suggestion_column(report: Dataset) -> str:
+    """Return the column of the label that is suggested; reports of earlier versions have the predicted one alone."""
+    return "suggested_label" if "suggested_label" in report.features else "predicted_label"
+
+
+def place_of(row: Mapping[str, Any]) -> Place:
+    """Return where an example of a report is found; in those of earlier versions all are of train."""
+    return row.get("split", TRAIN), row["index"]
+
+
+def example_of(row: dict[str, Any], names: ClassLabel, files: Mapping[Place, str]) -> dict[str, Any]:
     """Return what the page says of a row of the label report."""
-    file = files.get(row["index"], "")
+    split, index = place = place_of(row)
+    file = files.get(place, "")
     return {
-        "index": row["index"],
-        "where": row.get("file") or f"example {row['index']}",
+        "index": index,
+        "where": row.get("file") or (f"example {index}" if split == TRAIN else f"example {index} of {split}"),
         "given": names.int2str(row["label"]),
-        "predicted": names.int2str(row["predicted_label"]),
+        "predicted": names.int2str(row.get("suggested_label", row["predicted_label"])),
+        "reason": row.get("reason", ""),
         "chance": None if row["clean_probability"] is None else f"{100 * row['clean_probability']:.1f} %",
         "image": file if file.startswith("data:image") else None,
         "sound": file if file.startswith("data:audio") else None,
@@ -162,23 +179,25 @@ def facts_of(results: Mapping[str, Any]) -> dict[str, str]:
 # ---- Images and recordings ----
 
 
-def files_of(source: Mapping[str, Any], indices: list[int]) -> tuple[dict[int, str], str]:
-    """Return index → data URI, of these examples of the training set; and what to say where there are none.
+def files_of(source: Mapping[str, Any], places: list[Place]) -> tuple[dict[Place, str], str]:
+    """Return place → data URI of these examples, and what to say where there are none.
 
     Args:
         source: Arguments of `load_noisy_dataset` that say where the data lie.
-        indices: Of the examples.
+        places: Split and index of the examples.
     """
     try:
-        train = load_noisy_dataset(**source, num_meta=0)["train"]
+        splits = load_noisy_dataset(**source, num_meta=0)
     except (ValueError, OSError) as error:
         return {}, f"The examples could not be read again ({reason_of(error)}); --dataset_name says where they are."
-    kind = next((kind for kind in SHOW if kind in train.features), None)
+    kind = next((kind for kind in SHOW if kind in splits[TRAIN].features), None)
     if kind is None:
         return {}, ""
-    train, rows = as_stored(train), {index: row for row, index in enumerate(train["index"][:])}
-    files = {index: SHOW[kind](train, rows[index]) for index in indices if index in rows}
-    return {index: uri for index, uri in files.items() if uri is not None}, ""
+    rows = {split: {index: row for row, index in enumerate(dataset["index"][:])} for split, dataset in splits.items()}
+    stored = {split: as_stored(dataset) for split, dataset in splits.items()}
+    found = [(split, index) for split, index in places if index in rows.get(split, {})]
+    files = {(split, index): SHOW[kind](stored[split], rows[split][index]) for split, index in found}
+    return {place: uri for place, uri in files.items() if uri is not None}, ""
 
 
 def _thumbnail(dataset: Dataset, row: int) -> str | None:
@@ -228,7 +247,7 @@ def make_page(folder: Path, beside: Sequence[Path], source: Mapping[str, Any]) -
     if (folder / REPORT_FILE).is_file():
         if source.get("name") is None and source.get("train_dir") is None:
             source = {**source, "name": run.results.get("dataset_name")}
-        suspects = read_suspects(folder / REPORT_FILE, source, run.results.get("label_report_doubt", ""))
+        suspects = read_suspects(folder / REPORT_FILE, source, run.results)
         if suspects["has_images"]:
             pictures.pop(Path(SHEET).stem, None)  # the same images
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -244,21 +263,31 @@ def make_page(folder: Path, beside: Sequence[Path], source: Mapping[str, Any]) -
     )
 
 
-def read_suspects(report_file: Path, source: Mapping[str, Any], doubt: str) -> dict[str, Any]:
+def read_suspects(report_file: Path, source: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the page says of a run's label report, with images or recordings where the data can be read.
 
     Args:
         report_file: Of the run.
         source: Arguments of `load_noisy_dataset` that say where the data lie.
-        doubt: Why the run could not tell how many labels are wrong.
+        results: all_results.json of the run: why it could not tell how many labels are wrong, or about how many are.
     """
     with tempfile.TemporaryDirectory() as cache:
         # In memory, as it outlives the folder of the cache.
         report = Dataset.from_parquet(str(report_file), cache_dir=cache, keep_in_memory=True)
-    report.info.description = str(doubt)
+    report.info.description = str(results.get("label_report_doubt", ""))
+    interval = interval_of(results)
     if "text" in report.features:  # which the report holds itself
-        return suspects_of(report, {}, "")
-    return suspects_of(report, *files_of(source, judged(report)["index"][:SHOWN]))
+        return suspects_of(report, {}, "", interval)
+    finite = judged(report)
+    places = [place_of(row) for row in finite.select(range(min(SHOWN, len(finite))))]
+    return suspects_of(report, *files_of(source, places), interval)
+
+
+def interval_of(results: Mapping[str, Any]) -> list[int] | None:
+    """Return in which bounds the number of wrong labels probably lies, where a run says so."""
+    bounds = results.get("wrong_labels_interval")
+    is_pair = isinstance(bounds, list) and len(bounds) == 2 and all(isinstance(bound, int) for bound in bounds)
+    return bounds if is_pair else None
 
 
 def summary_of_run(run: RunRecords) -> str:

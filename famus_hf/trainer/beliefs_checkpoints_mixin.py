@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from famus_hf.core.beliefs import DECAY, TRAINED, RunningBeliefs
+from famus_hf.core.beliefs import DECAY, EARLY, TRAINED, RunningBeliefs
 from famus_hf.storage.run_folder import BELIEFS
 from famus_hf.storage.saved_state import check_state, is_tensor, stored_tensors
 from famus_hf.trainer.batches_mixin import BatchesMixin
@@ -17,6 +17,7 @@ from famus_hf.trainer.checkpointing import CheckpointingMixin
 from famus_hf.trainer.meta_set_schedule import MetaSetSchedule
 
 LEARNERS_DECAY = 0.8  # of beliefs that training looks at: labels are learned by heart later with it than with DECAY
+EARLY_SHARE, EARLY_EPOCHS = 0.25, 7  # first part of training, and at least; chosen on digits and Fashion-MNIST
 TRUSTED_SEEN = 1000  # trusted examples that are looked at after each epoch, at most
 
 
@@ -38,8 +39,28 @@ class BeliefsCheckpointsMixin(BatchesMixin, CheckpointingMixin):
         decay = self.args.belief_decay
         if decay is None:
             decay = LEARNERS_DECAY if self._needs_beliefs else DECAY
-        trained = len(self._trusted_in_training)
-        return RunningBeliefs(len(self.train_dataset), classes, trusted, self.args.device, decay, begun, trained)
+        trained, count = len(self._trusted_in_training), len(self.train_dataset)
+        return RunningBeliefs(count, classes, trusted, self.args.device, decay, begun, trained, self.judges_by_early)
+
+    @property
+    def judges_by_early(self) -> bool:
+        """Whether labels are judged by what was believed in the first part of training.
+
+        That is so with posterior targets, which wrong labels hardly get past, and without trusted examples, where
+        nothing tells when labels began to be learned by heart.
+        """
+        by_posterior = self.meta_learner is not None and self.meta_learner.has_posteriors
+        return self.args.label_report and (not self.has_trusted or (by_posterior and bool(self._trusted_in_training)))
+
+    @property
+    def _is_early(self) -> bool:
+        """Whether the training is in its first part: seven epochs, or a quarter of a longer one.
+
+        Without trusted examples it is half of it: the network then sees its mistakes later than with them.
+        """
+        share = EARLY_SHARE if self.has_trusted else 2 * EARLY_SHARE
+        least = EARLY_EPOCHS * self.schedule.steps_per_epoch
+        return self.state.global_step < max(share * self.state.max_steps, least)
 
     @property
     def _trusted_sample(self) -> Any:
@@ -91,7 +112,7 @@ class BeliefsCheckpointsMixin(BatchesMixin, CheckpointingMixin):
         """Return the beliefs of a file. Raise LoadError where they can't be of these examples."""
         sums = state.get("sums")
         beliefs = self._new_beliefs(sums.shape[1] if sums is not None and sums.dim() == 2 else 0)
-        (examples, classes), trusted = beliefs.sums.shape, len(beliefs.trusted_sums)
+        (examples, classes), trusted, trained = beliefs.sums.shape, len(beliefs.trusted_sums), len(beliefs.trained.sums)
         whole, float32 = torch.int64, torch.float32
         is_flag = is_tensor((), whole, 0, 1)
 
@@ -105,7 +126,8 @@ class BeliefsCheckpointsMixin(BatchesMixin, CheckpointingMixin):
 
         fields = {
             **of_running(examples),
-            **(of_running(len(beliefs.trained.sums), TRAINED) if f"{TRAINED}sums" in state else {}),
+            **(of_running(trained, TRAINED) if f"{TRAINED}sums" in state else {}),
+            **(of_running(examples + trained, EARLY) if f"{EARLY}sums" in state else {}),
             **({"begun": is_tensor((), whole, 0), "is_shown": is_flag} if "losses" in state else {}),
             **({"logit_shift": is_tensor((classes,), float32)} if "logit_shift" in state else {}),
             "trusted_sums": is_tensor((trusted, classes), float32, 0, 1),

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from famus_hf.core.autodiff.forward_pass import logits_of, logits_without_trace, preserve_rng_state, split_inputs
 from famus_hf.core.autodiff.training_pass import TrainingPass
+from famus_hf.core.beliefs import HonestBeliefs
 from famus_hf.core.losses import adjusted, cross_entropy, mean_loss
 from famus_hf.core.meta_learners.base import LabelledBatch
 from famus_hf.core.training_signal import TrainingSignal, training_signal
@@ -17,13 +18,6 @@ from famus_hf.trainer import preflight_rows
 from famus_hf.trainer.beliefs_checkpoints_mixin import BeliefsCheckpointsMixin
 
 MEMORY_LIMIT = 2**30  # bytes of running predictions; of larger sets none are kept
-
-NO_TRUSTED = "there are no trusted examples, by which to tell wrong labels from mistakes of the network (--num_meta)"
-NOT_SEEN = "what the network believed before it learned from these labels is not known"
-BY_HEART = (
-    "from the first epochs on the network was surer of the training examples than of the trusted ones, which it never "
-    "learned from, or wrong on a quarter of these: it has learned labels by heart, or too little"
-)
 
 
 class BeliefsMixin(BeliefsCheckpointsMixin):
@@ -43,7 +37,7 @@ class BeliefsMixin(BeliefsCheckpointsMixin):
         self.beliefs, self.logit_shift, self._observed_at = None, None, None
         self._needs_beliefs = preflight_rows.needs_beliefs(self.args, learner)
         is_told_apart = isinstance(train, ModelInputs) and not self.args.mixup_alpha
-        self.keeps_beliefs = self._needs_beliefs or (self.args.label_report and self.has_trusted and is_told_apart)
+        self.keeps_beliefs = self._needs_beliefs or (self.args.label_report and is_told_apart)
         self.__dict__.pop("_trusted_in_training", None)  # of another seed, or another meta set
         if self.args.logit_adjustment:
             self._set_prior(torch.tensor(preflight_rows.class_labels(train)).bincount())
@@ -67,30 +61,12 @@ class BeliefsMixin(BeliefsCheckpointsMixin):
     def _num_labels(self) -> int:
         return int(getattr(getattr(self.model, "config", None), "num_labels", 0))
 
-    def doubt_of(self, posteriors: Tensor | None) -> str:
-        """Return why the labels of the training set can't be judged; empty where they can.
-
-        Args:
-            posteriors: The property of that name.
-        """
-        if not self.has_trusted:
-            return NO_TRUSTED
-        if self.beliefs is None:
-            return NOT_SEEN
-        return BY_HEART if posteriors is None and self.beliefs.honest is None else ""
-
     @property
-    def posteriors(self) -> Tensor | None:
-        """How likely each class is of each training example by the meta-learner, shape (N, C); None where it can't say.
-
-        Rows are 0 of examples that have not come by.
-        """
-        learner, beliefs = self.meta_learner, self.beliefs
-        if learner is None or beliefs is None or not learner.needs_beliefs:
+    def evidence(self) -> HonestBeliefs | None:
+        """By which beliefs labels are judged; None where those of before labels were learned by heart are not known."""
+        if self.beliefs is None:
             return None
-        with torch.no_grad():
-            found = learner.label_posteriors(beliefs.of(slice(None)), beliefs.labels.clamp(min=0), beliefs.losses)
-        return None if found is None else found * (beliefs.visits > 0)[:, None]
+        return self.beliefs.of_first_part if self.judges_by_early else self.beliefs.honest
 
     def training_signal(self) -> TrainingSignal | None:
         """Return how much of what the network learned from was right, by trusted examples that it did not learn from.
@@ -140,6 +116,7 @@ class BeliefsMixin(BeliefsCheckpointsMixin):
             self.beliefs = self._new_beliefs(classes)
         given = labels if labels.dim() == 1 else labels.argmax(1)
         told = given >= 0  # plain training takes examples without a label, too
+        self.beliefs.is_early = self._is_early
         self.beliefs.update(rows[told], probabilities[told], given[told], losses[told])
         own = told & (rows < len(self.train_dataset))
         probabilities[own] = self.beliefs.of(rows[own])

@@ -14,13 +14,15 @@ from famus_hf.data.inputs.raw_data import DataForm
 from famus_hf.data.labels.noise_file import write_noise_file
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
 from famus_hf.data.media.modalities import Modality
+from famus_hf.data.per_example import PerExample
 from famus_hf.errors import SettingsError
 from famus_hf.reporting import model_card
-from famus_hf.reporting.label_report import report_of, save_report
+from famus_hf.reporting.judged_splits import BY_HEART, NO_TRUSTED, NOT_SEEN, JudgedRun, judge_alone, judge_run
+from famus_hf.reporting.label_report import TEST, TRAIN, details_of, report_of, save_report
 from famus_hf.storage.atomic import atomic_write
 from famus_hf.storage.model_folder import adapted_network
 from famus_hf.storage.run_folder import CARD, NOISE_FILE, REPORT_FILE
-from famus_hf.trainer.beliefs_mixin import NOT_SEEN, BeliefsMixin
+from famus_hf.trainer.beliefs_mixin import BeliefsMixin
 from famus_hf.trainer.hub_mixin import HubMixin
 from famus_hf.trainer.learning_mixin import LearningMixin
 
@@ -61,7 +63,16 @@ class RecordsMixin(BeliefsMixin, HubMixin, LearningMixin):
 
     # ---- Suspect labels ----
 
-    def label_report(self, dataset: Any = None, is_trained_on: bool = False) -> Dataset:
+    noise_rate_deviation: float = 0.0  # of the share of wrong labels by the last label report
+
+    def label_report(
+        self,
+        dataset: Any = None,
+        is_trained_on: bool = False,
+        *,
+        test_dataset: Any = None,
+        split: str = TRAIN,
+    ) -> Dataset:
         """Return which labels are probably wrong, the most suspect first. All processes call it.
 
         Args:
@@ -69,31 +80,58 @@ class RecordsMixin(BeliefsMixin, HubMixin, LearningMixin):
                 `train_dataset`, the default, by what it believed before it learned them.
             is_trained_on: Whether the network has learned from these very labels of a data set, which then can't be
                 told from wrong ones.
+            test_dataset: Examples that were never learned from, whose labels go wrong as those of `train_dataset`: they
+                are judged beside these, and tell whether the report holds where there are no trusted examples.
+            split: What the column `split` says of a data set.
 
         Returns:
-            Columns `index`, `file` (of what lies in folders) or `text` (its beginning), `label`, `predicted_label`,
-            `loss` (under `base_loss`; cross-entropy in a trainer without a training set), `weight` (V by the
-            meta-learner; None where it has none for a loss alone), `clean_probability` (None where it can't be told,
-            for the reason in `info.description`) and, where known, `clean_label`. `famus_hf.reporting.label_report` has
-            more.
+            Columns `split`, `index` (within its split), `file` (of what lies in folders) or `text` (its beginning),
+            `label`, `predicted_label`, `suggested_label`, `suggestion_probability`, `reason`, `loss` (under
+            `base_loss`; cross-entropy in a trainer without a training set), `weight` (V by the meta-learner; None where
+            it has none for a loss alone), `clean_probability` (None where it can't be told, for the reason in
+            `info.description`) and, where known, `clean_label`. `famus_hf.reporting.label_report` has more.
 
         Raises:
             DataError: The data set is a stream, or empty, or of other classes.
         """
-        if dataset is None and not self.args.load_best_model_at_end:  # else the network is no longer the last one
+        if dataset is not None:
+            examined = self._examined(dataset, "the data set")
+            run = judge_alone(split, *examined, NOT_SEEN if is_trained_on else "")
+        else:
+            run = self._judged_run(test_dataset)
+        self.noise_rate_deviation = run.deviation
+        return report_of(run.splits, self.model, self.meta_learner, run.doubt)
+
+    def _judged_run(self, test_dataset: Any) -> JudgedRun:
+        if not self.args.load_best_model_at_end:  # else the network is no longer the last one
             self.close_epoch_of_beliefs(is_over=True)
-        known = self.form.of(dataset, "the data set")
+        train, details = self._examined(None, "the training set")
+        test, details_of_test = (None, {}) if test_dataset is None else self._examined(test_dataset, "the test set")
+        return judge_run(train, test, self.evidence, self._without_evidence(test is None), [details, details_of_test])
+
+    def _without_evidence(self, is_alone: bool) -> str:
+        """Return why labels can't be judged where beliefs of before they were learned by heart are not known."""
+        if self.beliefs is not None:
+            return BY_HEART
+        return NO_TRUSTED if is_alone and not self.has_trusted else NOT_SEEN
+
+    def _examined(self, dataset: Any, name: str) -> tuple[PerExample, dict[str, list[str | None]]]:
+        """Return what the network makes of a data set (None: of the training set), and what tells its examples."""
+        known = self.form.of(dataset, name)
         inputs = self.train_dataset if dataset is None else as_model_inputs(known, self.processing_class)
         examples = self.evaluate_examples(
             self.model, inputs, self.base_loss, with_probabilities=True, progress="Examining labels"
         )
-        beliefs = self.beliefs.honest if dataset is None and self.beliefs is not None else None
-        posteriors = self.posteriors if dataset is None else None
-        doubt = self.doubt_of(posteriors) if dataset is None else NOT_SEEN if is_trained_on else ""
-        return report_of(examples, inputs, self.model, self.meta_learner, beliefs, doubt, posteriors)
+        return examples, details_of(inputs)
 
     def save_label_report(
-        self, dataset: Any = None, folder: str | Path | None = None, is_trained_on: bool = False
+        self,
+        dataset: Any = None,
+        folder: str | Path | None = None,
+        is_trained_on: bool = False,
+        *,
+        test_dataset: Any = None,
+        split: str = TRAIN,
     ) -> Dataset:
         """Write `label_report` to label_report.parquet in the output folder or another; pictures in `figures/`.
 
@@ -104,9 +142,9 @@ class RecordsMixin(BeliefsMixin, HubMixin, LearningMixin):
             DataError: As `label_report`.
             SaveError: It can't be written.
         """
-        report = self.label_report(dataset, is_trained_on)
+        report = self.label_report(dataset, is_trained_on, test_dataset=test_dataset, split=split)
         if self.is_world_process_zero():
-            raw = self.train_dataset if dataset is None else dataset
+            raw = {split: dataset} if dataset is not None else {TRAIN: self.train_dataset, TEST: test_dataset}
             save_report(report, raw, self.meta_learner, Path(folder or str(self.args.output_dir)))
         return report
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from famus_hf.core.judgement import judge_by_trusted
 from famus_hf.core.transitions import (
     clean_label_probabilities,
-    clean_label_probabilities_by_trusted,
     joint_by_trusted,
+    of_labels,
     temperature,
     transition_matrix,
 )
@@ -106,7 +107,9 @@ def test_mistakes_of_the_network_are_told_from_wrong_labels(kind, right):
     beliefs, classes = with_mistakes(10, 200, right, seed=2)
     trusted = with_mistakes(10, 60, right, seed=3)
     labels = corrupted(classes, kind, 10)
-    found = clean_label_probabilities_by_trusted(labels, beliefs, trusted[1], trusted[0])
+    posteriors = judge_by_trusted(labels, beliefs, trusted[1], trusted[0]).posteriors
+    assert np.allclose(posteriors.sum(1), 1)
+    found = of_labels(posteriors, labels)
     assert 1 - found.mean() == pytest.approx(np.mean(labels != classes), abs=0.065)
     joint = joint_by_trusted(labels, beliefs, trusted[1], trusted[0])
     assert joint.sum() == pytest.approx(1) and found.mean() == pytest.approx(np.trace(joint), abs=1e-6)

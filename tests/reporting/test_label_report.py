@@ -20,7 +20,7 @@ from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, MWNet, build_backbone
 from famus_hf.cli import label_report as label_report_script
 from famus_hf.cli import run as run_famus
 from famus_hf.cli.results import summary_of
-from famus_hf.core.transitions import clean_label_probabilities
+from famus_hf.core.judgement import judge_by_both, judge_by_labels
 from famus_hf.data.inputs.image_processors import default_image_processor
 from famus_hf.hub.load import files_to_push
 from famus_hf.metrics import AveragePrecision
@@ -48,9 +48,17 @@ def test_the_most_suspect_example_comes_first():
 def test_what_a_summary_estimates_is_the_share_of_wrong_labels():
     columns = {
         "loss": [3.0, 2.0, 1.0, 0.0], "clean_probability": [0.1, 0.4, 0.9, 1.0], "label": [0, 0, 1, 1],
-        "clean_label": [1, 0, 1, 1],
+        "clean_label": [1, 0, 1, 1], "suggested_label": [1, 1, 1, 1], "split": ["train", "test", "train", "train"],
     }  # fmt: skip
-    found = summary_of(Dataset.from_dict(columns))
+    features = Features(
+        {"loss": Value("float32"), "clean_probability": Value("float32"), "split": Value("string")}
+        | {name: ClassLabel(names=["cat", "dog"]) for name in columns if "label" in name}
+    )
+    found = summary_of(Dataset.from_dict(columns, features=features), deviation=0.1)
+    assert found["wrong_labels"] == pytest.approx(1.6) and found["judged_labels"] == {"train": 3, "test": 1}
+    assert found["given_to_believed"] == {"cat": {"dog": 2}, "dog": {"dog": 2}}
+    reach = 1.96 * (0.1 * 0.9 + 0.4 * 0.6 + 0.9 * 0.1 + (4 * 0.1) ** 2) ** 0.5
+    assert found["wrong_labels_interval"] == [round(1.6 - reach), round(1.6 + reach)]
     assert found["suspect_labels"] == 2
     assert found["estimated_noise_rate_by_label_report"] == pytest.approx((0.9 + 0.6 + 0.1 + 0) / 4)
     assert found["wrong_label_average_precision"] == pytest.approx(1.0)
@@ -80,12 +88,13 @@ def test_examples_that_are_not_finite_come_first_and_count_in_nothing(tmp_path):
     json.dumps(summary, allow_nan=False)
     assert summary["examples_not_finite"] == 2 and summary["wrong_label_average_precision"] == 1
     without = np.delete(np.arange(24), [2, 3])
-    expected = clean_label_probabilities(labels[without], probabilities[without])
+    judgement = judge_by_labels(labels[without], probabilities[without])
+    expected = judgement.posteriors[np.arange(22), labels[without]]
     assert summary["suspect_labels"] == (expected < 0.5).sum()
     assert summary["estimated_noise_rate_by_label_report"] == pytest.approx(1 - expected.mean(), abs=1e-6)
     assert "of 22 labels" in verdict(report) and "2 examples, the first rows, could not be judged" in verdict(report)
     images = Dataset.from_dict({"image": [Image.new("RGB", (8, 8))] * 24, "label": [0] * 24})
-    save_report(report, images, MWNet(), tmp_path)
+    save_report(report, {"train": images}, MWNet(), tmp_path)
     for name in ("suspect_labels.png", "weight_curve.png", "weight_histogram.png"):
         with Image.open(tmp_path / "figures" / name) as picture:
             assert len(picture.convert("L").getcolors()) > 20, name
@@ -94,7 +103,7 @@ def test_examples_that_are_not_finite_come_first_and_count_in_nothing(tmp_path):
 def test_labels_of_one_loss_are_ranked_by_probability_and_of_one_probability_by_loss():
     report = label_report(
         np.zeros(4, dtype=int), np.array([[0.5, 0.5]] * 4), np.array([1.0, 3.0, 2.0, 2.0]), ["cat", "dog"],
-        clean_probabilities=np.array([0.5, 0.5, 0.5, 0.1]),
+        posteriors=np.array([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.1, 0.9]]),
     )  # fmt: skip
     assert report["index"][:] == [3, 1, 2, 0]
 
@@ -146,11 +155,14 @@ def test_most_wrong_labels_of_real_images_come_first(tmp_path, noise_type, learn
         weights, losses = torch.tensor(report["weight"][:]), torch.tensor(report["loss"][:])
         assert torch.allclose(weights, trainer.meta_learner(losses).detach(), atol=1e-6)
         pictures += ["weight_curve.png", "weight_histogram.png"]
-    else:  # by its own posteriors, whose likeliest class is the one that is suggested
-        posteriors = trainer.posteriors[torch.tensor([data["train"]["index"][:].index(i) for i in report["index"]])]
-        of_labels = posteriors.gather(1, torch.tensor(report["label"][:])[:, None])[:, 0]
-        assert torch.allclose(of_labels, torch.tensor(report["clean_probability"][:], dtype=torch.float32), atol=1e-6)
-        assert posteriors.argmax(1).tolist() == report["predicted_label"][:]
+    else:  # by what was believed in the first part of training, by which the likeliest class is suggested
+        known = trainer.evidence
+        judgement = judge_by_both(trainer.beliefs.labels.numpy(), known.probabilities.numpy(),
+                                     known.trusted_labels.numpy(), known.trusted.numpy())  # fmt: skip
+        rows = [data["train"]["index"][:].index(index) for index in report["index"]]
+        posteriors = judgement.posteriors[rows]
+        assert np.allclose(posteriors[np.arange(len(rows)), report["label"][:]], report["clean_probability"][:])
+        assert posteriors.argmax(1).tolist() == report["suggested_label"][:]
     stored = load_dataset("parquet", data_files=str(tmp_path / "label_report.parquet"), cache_dir=str(tmp_path / "c"))
     assert stored["train"].to_dict() == report.to_dict() and stored["train"].features == report.features
     for name in pictures:
@@ -195,10 +207,10 @@ def test_names_of_classes_may_be_odd_and_images_transformed(tmp_path):
     names = ["$^$", "a_very_long_name_of_a_class", "<b>&|"]
     report = label_report(np.array([0, 1, 2]), np.eye(3)[[1, 2, 0]], np.ones(3), names)
     images = Dataset.from_dict({"image": [Image.new("RGB", (8, 8))] * 3, "label": [0, 1, 2]})
-    draw_report(report, images, lambda losses: None, tmp_path)
+    draw_report(report, {"train": images}, lambda losses: None, tmp_path)
     assert (tmp_path / "figures" / "suspect_labels.png").is_file()
     transformed = images.with_transform(lambda batch: {"pixel_values": batch["image"], "labels": batch["label"]})
-    draw_report(report, transformed, lambda losses: None, tmp_path)
+    draw_report(report, {"train": transformed}, lambda losses: None, tmp_path)
     assert not (tmp_path / "figures" / "suspect_labels.png").exists()  # no raw images, so no picture, and no error
 
 
@@ -329,8 +341,10 @@ def test_the_script_judges_the_labels_that_a_run_was_trained_on(tmp_path, capsys
         assert first[name][:] == second[name][:], name
     assert np.allclose(first["loss"][:], second["loss"][:], atol=1e-4)
     assert second["clean_probability"][:] == [None] * 1297, "the network has learned from these very labels"
+    header = "split,index,label,predicted_label,suggested_label,suggestion_probability,reason,loss,weight,"
+    header += "clean_probability,clean_label"
     lines = (tmp_path / "report" / "label_report.csv").read_text(encoding="utf-8-sig").splitlines()
-    assert lines[0] == "index,label,predicted_label,loss,weight,clean_probability,clean_label" and len(lines) == 1298
+    assert lines[0] == header and len(lines) == 1298
     results = json.loads((run / "all_results.json").read_text())
     assert results["suspect_labels"] == sum(p < 0.5 for p in first["clean_probability"])
     assert results["wrong_label_average_precision"] > 0.6 and 0 < results["estimated_noise_rate_by_label_report"] < 1

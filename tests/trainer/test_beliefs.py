@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone, load_noisy_dataset
 from famus_hf.cli.results import summary_of
 from famus_hf.core.beliefs import DECAY
+from famus_hf.reporting.judged_splits import BY_HEART, NO_TRUSTED, NOT_SEEN
 from famus_hf.storage import checkpoints
-from famus_hf.trainer.beliefs_mixin import BY_HEART, NO_TRUSTED, NOT_SEEN
 
 STEPS = 12  # three epochs of four
 

@@ -102,6 +102,7 @@ class MetaLearner(Pretrained, nn.Module):
             examples.
         observes_each_epoch: Whether `observe_beliefs` is called in each epoch after the plain part, and not only before
             the first step after it, whatever `transition_counts` says.
+        has_posteriors: Whether its targets are posteriors of the true class, which wrong labels hardly get past.
         has_meta_step: Whether θ learns from meta batches; where not, no meta set is needed.
         plain_share: Of a run, that is plain training before the first meta step where the user says nothing else.
         plain_epochs: The most epochs of it.
@@ -117,6 +118,7 @@ class MetaLearner(Pretrained, nn.Module):
     needs_beliefs = False
     observes_trusted = False
     observes_each_epoch = False
+    has_posteriors = False
     has_meta_step = True
     plain_share = 0.0
     plain_epochs = math.inf

@@ -41,6 +41,7 @@ class PosteriorTargets(LabelNoise):
     """
 
     default_learning_rate = 3e-3
+    has_posteriors = True
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """Pictures of a run, from its label report: how the meta-learner weighs, and which labels it doubts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ COLUMNS, SHOWN = 8, 40  # of the contact sheet
 CELL, SIDE = (1.5, 2.0), 1.4  # inches of an image with its words, and of its longer side
 
 
-def draw_report(report: Dataset, dataset: Any, weigh: Callable[[np.ndarray], np.ndarray | None], folder: Path) -> None:
+def draw_report(
+    report: Dataset, datasets: Mapping[str, Any], weigh: Callable[[np.ndarray], np.ndarray | None], folder: Path
+) -> None:
     """Draw the pictures of a label report, in `figures/` below a folder, in place of those of an earlier one.
 
     Args:
         report: See `famus_hf.reporting.label_report`; of examples that could be judged.
-        dataset: The data set that it is of; its images are drawn where it has any.
+        datasets: Split → the data set that it is of; its images are drawn where it has any.
         weigh: Losses → weights V, both of shape (n,), or None where the meta-learner has none for a loss alone.
         folder: Of the run.
     """
@@ -38,7 +40,7 @@ def draw_report(report: Dataset, dataset: Any, weigh: Callable[[np.ndarray], np.
         (target / name).unlink(missing_ok=True)
     if len(report) == 0:
         return
-    images = _images(dataset, report["index"][:SHOWN])
+    images = _images_of(report.select(range(min(SHOWN, len(report)))), datasets)
     if images:
         draw_contact_sheet(report, images, target / SHEET)
     if report["weight"][0] is not None:
@@ -46,17 +48,28 @@ def draw_report(report: Dataset, dataset: Any, weigh: Callable[[np.ndarray], np.
         draw_weight_histogram(report, target / HISTOGRAM)
 
 
-def _images(dataset: Any, index: Sequence[int]) -> list[Image]:
-    """Return the images with these numbers in the column `index` (without one: rows); none without raw images."""
+def _images_of(report: Dataset, datasets: Mapping[str, Any]) -> list[Image]:
+    """Return the images of all these rows; none where a split has no raw images."""
+    places = list(zip(report["split"][:], report["index"][:], strict=True))
+    images = {
+        split: _images(datasets.get(split), [index for name, index in places if name == split])
+        for split in dict.fromkeys(report["split"][:])
+    }
+    is_whole = all(images.values())
+    return [images[split][index] for split, index in places] if is_whole else []
+
+
+def _images(dataset: Any, index: Sequence[int]) -> dict[int, Image]:
+    """Return number → image of these numbers in the column `index` (without one: rows); none without raw images."""
     images, records = getattr(dataset, "raw", dataset), getattr(dataset, "records", None)
     if raw_modality(images) is not IMAGE:
-        return []
+        return {}
     numbers = records.get("index") if records is not None else None
     if records is None and "index" in images.column_names:
         numbers = images["index"][:]
     rows = {number: row for row, number in enumerate(range(len(images)) if numbers is None else numbers)}
     images = as_stored(images)
-    return [images[rows[number]]["image"] for number in index]
+    return {number: images[rows[number]]["image"] for number in index}
 
 
 def draw_weight_curve(report: Dataset, weigh: Callable[[np.ndarray], np.ndarray | None], path: Path) -> None:
