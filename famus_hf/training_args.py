@@ -184,6 +184,13 @@ class FaMUSTrainingArguments(TrainingArguments):
             "on CIFAR-100; 0 is off)."
         },
     )
+    sample_weight_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of the training set that says how much each example counts, with any meta-learner or none: "
+            "numbers of at least 0, which are divided by their mean; 0 leaves an example out of the loss."
+        },
+    )
     mlc_form: Literal["logits", "probabilities"] = field(
         default="logits",
         metadata={"help": "What mlc multiplies by its matrix: logits (its authors' code) or probabilities."},

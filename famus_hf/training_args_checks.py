@@ -244,6 +244,10 @@ def _check_virtual_step(args: Any) -> None:
 
 
 def _check_data_settings(args: Any) -> None:
+    if args.sample_weight_column is not None and args.mixup_alpha:
+        raise SettingsError(
+            "sample_weight_column weighs single examples, which mixup_alpha mixes: leave one of them out"
+        )
     for name, lowest in (("image_mean", 0.0), ("image_std", 1e-3)):
         value = getattr(args, name)
         if value is not None and (len(value) != 3 or not all(lowest <= number <= 1 for number in value)):

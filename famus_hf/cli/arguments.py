@@ -52,7 +52,8 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "noise", "noise_type", "noise_exact_count", "noise_file", "imbalance_factor", "max_train_samples",
         "max_eval_samples", "streaming",
     ),
-    "What helps every method": ("train_on_trusted", "mixup_alpha", "logit_adjustment", "elr_weight"),
+    "What helps every method": ("train_on_trusted", "mixup_alpha", "logit_adjustment", "elr_weight",
+                                "sample_weight_column"),
     "The run": (
         "method", "protocol", "compare", "early_stopping_patience", "allow_other_data", "label_report", "nan_policy",
         "lr_milestones", "ema_decay",

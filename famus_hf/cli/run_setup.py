@@ -48,7 +48,12 @@ def load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
             "--num_meta 0 leaves the meta set empty: add --meta_set pseudo-clean, or --meta_learner none"
         )
     with args.main_process_first(desc="loading the data"):  # the others then find its cache
-        return load_noisy_dataset(**settings_of(data_args), meta_set=args.meta_set, seed=args.seed)
+        return load_noisy_dataset(
+            **settings_of(data_args),
+            meta_set=args.meta_set,
+            seed=args.seed,
+            sample_weight_column=args.sample_weight_column,
+        )
 
 
 def settings_for(data: Any, argv: list[str], settings: Settings) -> Settings:

@@ -250,6 +250,21 @@ def mean_loss(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: 
     return losses.where(is_labelled, 0).sum() / is_labelled.sum().clamp_min(1)
 
 
+def with_row_weights(logits: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the same logits, whose gradient counts as many times in each row as its weight says.
+
+    So the gradient of any J(logits) is that of a J in which each example counts so much, whatever J makes of them.
+
+    Args:
+        logits: Shape (n, C).
+        weights: Shape (n,); None: all count alike.
+    """
+    if weights is None:
+        return logits
+    values = logits.detach()
+    return values + weights.to(logits)[:, None] * (logits - values)
+
+
 def early_learning_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Return log(1 − ⟨p, t⟩) of each example, p = softmax(logits), which is the less the more p agrees with t.
 

@@ -60,6 +60,8 @@ def gradient_of_slope(meta_learner: MetaLearner, batch: LabelledBatch, tangent: 
         z = batch.logits.detach().requires_grad_()
         loss = meta_learner.training_loss(replace(batch, logits=z))
         (loss_gradient,) = torch.autograd.grad(loss, z, create_graph=True)
+        if batch.sample_weights is not None:
+            tangent = batch.sample_weights.to(tangent)[:, None] * tangent
         slope = (loss_gradient * tangent).sum()
         theta = meta_learner.theta()
         if not theta:

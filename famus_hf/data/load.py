@@ -53,6 +53,7 @@ def load_noisy_dataset(
     audio_column_name: str | None = None,
     label_column_name: str | None = None,
     clean_label_column_name: str | None = None,
+    sample_weight_column: str | None = None,
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
     streaming: bool = False,
@@ -89,6 +90,7 @@ def load_noisy_dataset(
         audio_column_name: Default: the only audio column.
         label_column_name: Default: the only ClassLabel column, or the one called `label`.
         clean_label_column_name: Column with the true labels, where the data's own labels are the noisy ones.
+        sample_weight_column: A column of numbers that is kept in train, under its name.
         max_train_samples: Use only so many examples of the training split, drawn before anything else.
         max_eval_samples: Likewise of the test split.
         streaming: Read examples as they are needed (`famus_hf.data.sources.streaming`), for sets larger than the disk.
@@ -119,6 +121,7 @@ def load_noisy_dataset(
         audio_column_name,
         label_column_name,
         clean_label_column_name,
+        kept=sample_weight_column,
     )
     if streaming:
         _check_streaming(noise_exact_count, noise_file, imbalance_factor, meta_dir or meta_dataset_name)

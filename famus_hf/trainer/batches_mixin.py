@@ -4,6 +4,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import has_length
 
@@ -44,6 +46,7 @@ class BatchesMixin(LearningMixin):
     _meta_batches: MetaBatches
     meta_dataset: Any
     keeps_beliefs = False
+    sample_weights: Tensor | None = None  # of the training examples, shape (N,), mean 1
     _unmixed: dict[str, Any] | None = None  # the present batch without mixup
     _micro_batch = (-1, 0)  # step and place of the batch within it, where gradients are accumulated
 
@@ -72,6 +75,17 @@ class BatchesMixin(LearningMixin):
         partner, share = draw_mixture(len(images), self.args.mixup_alpha, generator)
         self.mixture, self._unmixed = (partner.to(images.device), share.to(images.device)), batch
         return {**batch, "pixel_values": mixed(images, self.mixture)}
+
+    def _weights_of(self, rows: Tensor | None) -> Tensor | None:
+        """Return how much examples count, shape (n,), a trusted one 1; None where all count alike.
+
+        rows: As `TrainingRows` counts them, shape (n,).
+        """
+        if self.sample_weights is None or rows is None:
+            return None
+        rows = rows.cpu()
+        own = rows < len(self.sample_weights)
+        return torch.where(own, self.sample_weights[rows.where(own, 0)], 1.0).to(self.args.device)
 
     def _place_of_batch(self) -> tuple[int, int]:
         """Return the optimizer step, and the place within it where gradients are accumulated."""
@@ -132,7 +146,7 @@ class BatchesMixin(LearningMixin):
 
     def get_train_dataloader(self) -> DataLoader:
         own = self.train_dataset
-        if self._trusted_in_training or self.keeps_beliefs:
+        if self._trusted_in_training or self.keeps_beliefs or self.sample_weights is not None:
             self.train_dataset = TrainingRows(own, self.meta_dataset, self._trusted_in_training)
         try:
             loader = super().get_train_dataloader()

@@ -137,6 +137,8 @@ class BeliefsMixin(BeliefsCheckpointsMixin):
         if rows is None:
             return
         rows = rows.to(train.labels.device)
+        if self.batch_weights is not None:
+            train.sample_weights = train.gathered(self.batch_weights)
         if self._trusted_in_training:
             train.is_trusted = train.gathered(rows >= len(self.train_dataset))
         if self.keeps_beliefs:
@@ -230,5 +232,5 @@ class BeliefsMixin(BeliefsCheckpointsMixin):
             logits, targets = adjusted(logits, self.logit_shift), self._elr_targets(rows)
             batch = LabelledBatch(logits, labels, self.base_loss, mixture=self.mixture, elr_targets=targets)
             losses = batch.early_learning_losses(self.evaluate_examples.logit_scale(self.model))
-            loss = loss + self.args.elr_weight * mean_loss(lambda *_: losses, logits, labels)
+            loss = loss + self.args.elr_weight * mean_loss(lambda *_: self.weighted(losses), logits, labels)
         return (loss, outputs) if return_outputs else loss

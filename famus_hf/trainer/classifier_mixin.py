@@ -180,14 +180,14 @@ class ClassifierMixin(LearningMixin):
         logits = adjusted(logits, self.logit_shift)
         if self.mixture is not None:
             return LabelledBatch(logits, labels, self.base_loss, mixture=self.mixture).losses.mean()
-        return mean_loss(self.base_loss, logits, labels)
+        return mean_loss(lambda *given: self.weighted(self.base_loss(*given)), logits, labels)
 
     def _is_own_loss(self, model: nn.Module) -> bool:
         """Return whether the network's own loss is the one that is asked for, if it returns any."""
         smoothing = self.args.label_smoothing_factor
         if not model.training:
             return smoothing == 0 or isinstance(self._own_network, PushToHubMixin)
-        if self.mixture is not None or self.logit_shift is not None:
+        if self.mixture is not None or self.logit_shift is not None or self.batch_weights is not None:
             return False
         if type(self.base_loss) is not CrossEntropyLoss or self.base_loss.label_smoothing != smoothing:
             return False

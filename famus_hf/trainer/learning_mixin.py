@@ -30,6 +30,7 @@ class LearningMixin(Base):
         training_time: Seconds that were spent in training.
         logit_shift: What is added to logits in training losses, shape (C,); None without logit adjustment.
         mixture: How the present batch is mixed: partners and own shares, both (n,); None without mixup.
+        batch_weights: How much each example of the present batch counts, shape (n,); None: all alike.
     """
 
     args: FaMUSTrainingArguments
@@ -40,12 +41,17 @@ class LearningMixin(Base):
     training_time: TrainingTime
     logit_shift: Tensor | None = None
     mixture: tuple[Tensor, Tensor] | None = None
+    batch_weights: Tensor | None = None
     _given: tuple[MetaLearner | None, LayerSampler | None] = (None, None)  # to the constructor
 
     @property
     def label_name(self) -> str:
         """What the network calls the labels."""
         return "labels" if self.args.label_names is None else self.args.label_names[0]
+
+    def weighted(self, losses: Tensor) -> Tensor:
+        """Return the losses of a training batch, each as much as its example counts; shape (n,)."""
+        return losses if self.batch_weights is None else self.batch_weights.to(losses) * losses
 
     @property
     def meta(self) -> MetaUpdate | None:

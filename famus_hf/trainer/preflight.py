@@ -147,6 +147,7 @@ def check_loss_function(args: FaMUSTrainingArguments, compute_loss_func: Any, ba
         f"mixup_alpha={args.mixup_alpha}": bool(args.mixup_alpha),
         f"logit_adjustment={args.logit_adjustment}": args.logit_adjustment > 0,
         f"elr_weight={args.elr_weight}": args.elr_weight > 0,
+        "sample_weight_column": args.sample_weight_column is not None,
     }
     for name, is_given in others.items():
         if compute_loss_func is not None and is_given:
@@ -314,6 +315,7 @@ def check_two_networks(
         "train_on_trusted": args.train_on_trusted,
         "logit_adjustment": args.logit_adjustment > 0,
         "elr_weight": args.elr_weight > 0,
+        "sample_weight_column": args.sample_weight_column is not None,
         f"train_sampling_strategy={args.train_sampling_strategy!r}": args.train_sampling_strategy != "random",
         "division_history with balanced_batches_per_epoch": args.division_history > 1
         and args.balanced_batches_per_epoch is not None,

@@ -74,9 +74,10 @@ def check_rows(
     args: FaMUSTrainingArguments, model: Any, train: Any, learner: MetaLearner | None, collate: Collate
 ) -> None:
     """Raise FaMUSError where examples can't be told apart or remembered, though settings ask for it."""
-    if not (args.train_on_trusted or needs_beliefs(args, learner)):
+    others = [name for name in ("train_on_trusted", "sample_weight_column") if getattr(args, name)]
+    if not (others or needs_beliefs(args, learner)):
         return
-    name = _who_believes(args, learner) if needs_beliefs(args, learner) else "train_on_trusted"
+    name = _who_believes(args, learner) if needs_beliefs(args, learner) else others[0]
     if isinstance(train, IterableDataset) or not (has_length(train) and hasattr(train, "__getitem__")):
         raise SettingsError(
             f"{name} needs to know which example is which, and a stream does not tell: load it without streaming, or "
@@ -149,7 +150,7 @@ def check_logit_adjustment(args: FaMUSTrainingArguments, model: Any, train: Any,
 def check_own_loss(args: FaMUSTrainingArguments, kind: type) -> None:
     """Raise SettingsError on a `compute_loss` of the user's, which would pass over settings. kind: The trainer's."""
     owner = next(owner for owner in kind.__mro__ if "compute_loss" in vars(owner))
-    for name in ("mixup_alpha", "logit_adjustment", "elr_weight"):
+    for name in ("mixup_alpha", "logit_adjustment", "elr_weight", "sample_weight_column"):
         if getattr(args, name) and owner.__module__.partition(".")[0] != "famus_hf":
             raise SettingsError(
                 f"{owner.__name__}.compute_loss is the whole loss, so that {name} does nothing: drop one"

@@ -50,6 +50,7 @@ from famus_hf.trainer.hub_mixin import HubMixin
 from famus_hf.trainer.logs_mixin import LogsMixin
 from famus_hf.trainer.meta_set_schedule import MetaSetSchedule
 from famus_hf.trainer.records_mixin import RecordsMixin
+from famus_hf.trainer.sample_weights import read_sample_weights
 from famus_hf.trainer.set_up_mixin import SetUpMixin
 from famus_hf.training_args import FaMUSTrainingArguments
 
@@ -133,6 +134,7 @@ class FaMUSTrainer(
         self._settle_meta_learner(args, train_dataset, meta_dataset, meta_learner)
         preflight.check_not_empty("train_dataset", train_dataset)
         preflight.check_not_empty("meta_dataset", meta_dataset)
+        self.sample_weights = read_sample_weights(args.sample_weight_column, train_dataset)
         self.form, train_dataset = DataForm.of_run(model, train_dataset, renames=data_collator is None)
         modality = raw_modality(train_dataset)
         self.modality = modality or modality_of_network(model)
@@ -200,6 +202,7 @@ class FaMUSTrainer(
         """Take Virtual-Train (Eq. 3), Meta-Train (Eq. 4, 6–12), Actual-Train (Eq. 5) on a batch. Return its loss."""
         self.close_epoch_of_beliefs(is_over=False)
         batch, rows = self._mix(self._training_batch(inputs)), inputs.get("row")
+        self.batch_weights = self._weights_of(rows)
         if self.stages is None or self.schedule.is_warmup(self.state):
             self._batch_rows = rows
             return self._plain_step(model, batch, self.model, num_items_in_batch)

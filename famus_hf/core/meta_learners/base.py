@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from famus_hf.core.autodiff.training_pass import TrainingPass
-from famus_hf.core.losses import adjusted, as_targets, at_least_float32, early_learning_losses
+from famus_hf.core.losses import adjusted, as_targets, at_least_float32, early_learning_losses, with_row_weights
 from famus_hf.core.pretrained import Pretrained
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]  # logits (n, C), labels (n,) or (n, C) → (n,)
@@ -34,6 +34,8 @@ class LabelledBatch:
         mixture: Where examples are mixed (mixup): the partner of each and its own share, both of shape (n,).
         label_losses: ℓ of the examples themselves by their given labels, detached, shape (n,).
         elr_targets: Of the examples themselves in early-learning regularization, shape (n, C).
+        sample_weights: How much each example counts, shape (n,); None: all alike. The gradient by a row of the logits
+            of `of` has this factor already.
     """
 
     logits: Tensor
@@ -44,13 +46,16 @@ class LabelledBatch:
     mixture: tuple[Tensor, Tensor] | None = None
     label_losses: Tensor | None = None
     elr_targets: Tensor | None = None
+    sample_weights: Tensor | None = None
 
     @classmethod
     def of(cls, training_pass: TrainingPass, per_example_loss: PerExampleLoss) -> "LabelledBatch":
         """Return the batch of a training pass, its logits with the graph of this process's rows."""
         train = training_pass
-        logits = adjusted(train.all_logits, train.logit_shift)
-        described = train.beliefs, train.is_trusted, train.mixture, train.label_losses, train.elr_targets
+        logits = with_row_weights(adjusted(train.all_logits, train.logit_shift), train.sample_weights)
+        described = (
+            train.beliefs, train.is_trusted, train.mixture, train.label_losses, train.elr_targets, train.sample_weights,
+        )  # fmt: skip
         return cls(logits, train.all_labels, per_example_loss, *described)
 
     @cached_property

@@ -36,6 +36,7 @@ class Columns:
         label: Default: the only ClassLabel column, or the one called `label`.
         clean_label: Column with the true labels beside wrong ones, if there is one.
         superclass: Column of superclasses, from which asymmetric noise makes its map, if there is one.
+        kept: A further column of the training split, which keeps its name.
     """
 
     image: str | None = None
@@ -45,6 +46,7 @@ class Columns:
     label: str | None = None
     clean_label: str | None = None
     superclass: str | None = None
+    kept: str | None = None
 
     @property
     def names_files(self) -> bool:
@@ -76,6 +78,10 @@ def standard_names(features: Features, columns: Columns, is_train: bool = True) 
             raise DataError(f"column {taken!r} can't be both the {known} and the {role} column: name another one")
     if columns.clean_label is not None and (is_train or columns.clean_label in features):
         names[_named(features, columns.clean_label, "clean_label")] = "clean_label"
+    if columns.kept is not None and is_train:
+        if columns.kept in names:
+            raise DataError(f"column {columns.kept!r} can't be the {names[columns.kept]} and be kept: name another one")
+        names[_named(features, columns.kept, "kept")] = columns.kept
     if columns.superclass in features:
         names[str(columns.superclass)] = "superclass"
     return names
