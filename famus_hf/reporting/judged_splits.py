@@ -139,7 +139,7 @@ def judge_run(
         splits.append(JudgedSplit("test", test, predictions, _spread(of_test, is_finite), details[1]))
         if not doubt and not trusts:
             doubt, apart = _check_without_trusted(judgement, train.labels[finite], test, predictions, is_finite)
-            deviation = max(deviation, apart)
+            deviation = float(np.hypot(deviation, apart))
     return JudgedRun(splits, doubt, deviation)
 
 
@@ -159,9 +159,16 @@ def _judge(examples: PerExample, probabilities: np.ndarray, finite: np.ndarray, 
 def _check_without_trusted(
     judgement: Judgement, labels: np.ndarray, test: PerExample, predictions: np.ndarray, finite: np.ndarray
 ) -> tuple[str, float]:
-    """Return why the test examples contradict what was found on the training set, if they do; how far shares are apart.
+    """Return why the test examples contradict what was found on the training set, if they do.
 
-    labels: Of the judged training examples.
+    Also how much further apart their shares of wrong labels are than by chance.
+
+    Args:
+        judgement: Of the training examples.
+        labels: Of those that were judged.
+        test: What the network makes of the test examples.
+        predictions: Theirs, shape (n, C).
+        finite: Which of these are, shape (n,).
     """
     alone = _judge(test, predictions, finite, judge_by_labels)
     given = test.labels[finite]
@@ -172,7 +179,7 @@ def _check_without_trusted(
     of_test = 1 - of_labels(alone.posteriors, given).mean()
     apart = float(abs(of_train - of_test))
     if apart <= MOST_APART:
-        return "", apart
+        return "", float(max(apart**2 - alone.deviation**2 - judgement.deviation**2, 0) ** 0.5)
     return (
         f"there are no trusted examples (--num_meta), and {100 * of_train:.0f} % of the training labels seem to be "
         f"wrong, but {100 * of_test:.0f} % of those set apart to test on, which were never learned from"

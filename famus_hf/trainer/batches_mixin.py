@@ -131,7 +131,8 @@ class BatchesMixin(LearningMixin):
             return super().get_batch_samples(*arguments, **keywords)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
-        return super()._prepare_inputs({name: value for name, value in inputs.items() if name not in RECORD_COLUMNS})
+        records = (*RECORD_COLUMNS, self.args.sample_weight_column)
+        return super()._prepare_inputs({name: value for name, value in inputs.items() if name not in records})
 
     @cached_property
     def _trusted_in_training(self) -> list[int]:

@@ -107,3 +107,21 @@ def test_processes_learn_what_came_by_in_each_other():
         torch.testing.assert_close(beliefs.sums, sure([0, 1, 2, 2], 0.8) * (1 - DECAY))
         assert beliefs.visits.tolist() == [1] * 4 and beliefs.labels.tolist() == [0, 1, 2, 2]
         assert beliefs.losses.tolist() == [0.5, 1.5, 1.5, 2.5]
+
+
+def test_what_was_believed_in_the_first_part_stays_as_it_was():
+    """Rows that came by later only are as they are now; a state brings all of it back."""
+    beliefs = RunningBeliefs(3, 2, 0, num_trained=1, keeps_early=True)
+    rows, labels, losses = torch.tensor([0, 1, 3]), torch.tensor([0, 1, 1]), torch.ones(3)
+    early = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
+    beliefs.update(rows, early, labels, losses)
+    beliefs.is_early = False
+    beliefs.update(torch.arange(4), torch.full((4, 2), 0.5), torch.tensor([0, 1, 0, 1]), torch.ones(4))
+    again = RunningBeliefs(3, 2, 0, num_trained=1, keeps_early=True)
+    again.load_state_dict({name: value.clone() for name, value in beliefs.state_dict().items()})
+    for memory in (beliefs, again):
+        known = memory.of_first_part
+        torch.testing.assert_close(known.probabilities, torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]]))
+        torch.testing.assert_close(known.trusted, early[2:])
+        assert known.trusted_labels.tolist() == [1] and known.is_of_first_part
+    assert RunningBeliefs(3, 2, 0).of_first_part is None

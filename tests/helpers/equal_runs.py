@@ -53,6 +53,10 @@ CASES = {
     "M-correction": {"meta_learner": "m-correction", "layer_sampler": "all", "plain_warmup_epochs": 1.4},
     "MentorNet": {"meta_learner": "mentornet", "layer_sampler": "all"},
     "averaged weights": {"layer_sampler": "all", "ema_decay": 0.9},
+    "weighted examples": {"layer_sampler": "all", "sample_weight_column": "w"},
+    "weighted examples, accumulation": {
+        **POSTERIOR, "gradient_accumulation_steps": 2, "max_steps": 9, "sample_weight_column": "w"
+    },
     "bad examples": {"layer_sampler": "all"},
     "bad examples, accumulation": {**LEARNED, "gradient_accumulation_steps": 2},
 }  # fmt: skip
@@ -74,6 +78,13 @@ class SomeBadExamples(Examples):
         return {**example, "pixel_values": example["pixel_values"] / (0 if row % 10 == 3 else 1)}
 
 
+class WeightedExamples(Examples):
+    """One in four counts nothing, the others from 1 to 3."""
+
+    def __getitem__(self, row):
+        return {**super().__getitem__(row), "w": row % 4}
+
+
 def make(folder, name, settings, processes):
     """The trainer of a case: a global batch of 8, whatever the number of processes."""
     torch.manual_seed(3)
@@ -90,7 +101,7 @@ def make(folder, name, settings, processes):
     settings["meta_batch_size"] = settings.get("meta_batch_size", GLOBAL_BATCH) // processes
     untaught = settings.get("meta_learner") in ("forward", "m-correction", "mentornet")
     without_meta = untaught or settings.get("meta_set") == "pseudo-clean"
-    kind = SomeBadExamples if name.startswith("bad") else Examples
+    kind = {"bad": SomeBadExamples, "weighted": WeightedExamples}.get(name.partition(" ")[0], Examples)
     args = make_args(
         folder,
         per_device_train_batch_size=GLOBAL_BATCH // processes,
