@@ -225,19 +225,27 @@ class RunningBeliefs(RunningPredictions):
 
     @property
     def of_first_part(self) -> HonestBeliefs | None:
-        """Beliefs of the first part of training, as trusted those that are trained on; None before any example came by.
+        """Beliefs of the first part of training, as trusted those that are trained on.
 
-        Of an example that did not come by then, as in a training taken up later, it is what is believed now.
+        Of an example that did not come by then, as in a training taken up later, and where too little was learned then,
+        it is what is believed now. None before any example came by, and where the network is wrong about a quarter of
+        the trusted ones even now.
         """
-        count, memories = len(self.sums), (self, self.trained)
         if not (self.visits > 0).any():
             return None
-        believed = torch.cat([RunningPredictions.of(memory, slice(None)) for memory in memories])
-        labels, visits = (torch.cat([getattr(memory, name) for memory in memories]) for name in ("labels", "visits"))
+        memories = (self, self.trained)
+        now = torch.cat([RunningPredictions.of(memory, slice(None)) for memory in memories])
+        known = [now]
         if self.early is not None:
-            believed = torch.where((self.early.visits > 0)[:, None], self.early.of(slice(None)), believed)
+            known.insert(0, torch.where((self.early.visits > 0)[:, None], self.early.of(slice(None)), now))
+        labels, visits = (torch.cat([getattr(memory, name) for memory in memories]) for name in ("labels", "visits"))
+        count = len(self.sums)
         trusted = count + (visits[count:] > 0).nonzero()[:, 0]
-        return HonestBeliefs(believed[:count], believed[trusted], labels[trusted], self.epoch, True)
+        for believed in known:
+            right = (believed[trusted].argmax(1) == labels[trusted]).float()
+            if not len(trusted) or right.mean() >= LEAST_ACCURACY:
+                return HonestBeliefs(believed[:count], believed[trusted], labels[trusted], self.epoch, True)
+        return None
 
     # ---- Checkpoints ----
 

@@ -26,6 +26,10 @@ BY_HEART = (
     "from the first epochs on the network was surer of the training examples than of the trusted ones, which it never "
     "learned from, or wrong on a quarter of these: it has learned labels by heart, or too little"
 )
+WRONG_ON_TRUSTED = (
+    "the network was wrong about more than a quarter of the trusted examples before it learned from them: it has "
+    "learned too little to tell wrong labels from mistakes of its own"
+)
 TOO_LITTLE = (
     "there are no trusted examples (--num_meta), and of those set apart to test on the network seems to be wrong about "
     "more than a fifth: it has learned too little to tell wrong labels from mistakes of its own"

@@ -17,7 +17,15 @@ from famus_hf.data.media.modalities import Modality
 from famus_hf.data.per_example import PerExample
 from famus_hf.errors import SettingsError
 from famus_hf.reporting import model_card
-from famus_hf.reporting.judged_splits import BY_HEART, NO_TRUSTED, NOT_SEEN, JudgedRun, judge_alone, judge_run
+from famus_hf.reporting.judged_splits import (
+    BY_HEART,
+    NO_TRUSTED,
+    NOT_SEEN,
+    WRONG_ON_TRUSTED,
+    JudgedRun,
+    judge_alone,
+    judge_run,
+)
 from famus_hf.reporting.label_report import TEST, TRAIN, details_of, report_of, save_report
 from famus_hf.storage.atomic import atomic_write
 from famus_hf.storage.model_folder import adapted_network
@@ -112,7 +120,7 @@ class RecordsMixin(BeliefsMixin, HubMixin, LearningMixin):
     def _without_evidence(self, is_alone: bool) -> str:
         """Return why labels can't be judged where beliefs of before they were learned by heart are not known."""
         if self.beliefs is not None:
-            return BY_HEART
+            return WRONG_ON_TRUSTED if self.judges_by_early else BY_HEART
         return NO_TRUSTED if is_alone and not self.has_trusted else NOT_SEEN
 
     def _examined(self, dataset: Any, name: str) -> tuple[PerExample, dict[str, list[str | None]]]:

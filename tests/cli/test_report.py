@@ -56,7 +56,7 @@ def test_a_browser_shows_the_page_and_fetches_nothing(compared_runs, tmp_path):
     assert f"How many of 360 labels are wrong can't be told, as {results['label_report_doubt']}." in words
     report = Dataset.from_parquet(str(compared_runs / "own" / REPORT_FILE), cache_dir=str(tmp_path / "cache"))
     for row in report.select(range(pages.SHOWN)):
-        given, predicted = (report.features[name].int2str(row[name]) for name in ("label", "predicted_label"))
+        given, predicted = (report.features[name].int2str(row[name]) for name in ("label", "suggested_label"))
         assert f"example {row['index']} labelled {given} looks like {predicted}" in words
     assert document.count('alt="example ') == pages.SHOWN and "figure" in document
     with Image.open(tmp_path / "page.png") as shot:

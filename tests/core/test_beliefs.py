@@ -124,4 +124,7 @@ def test_what_was_believed_in_the_first_part_stays_as_it_was():
         torch.testing.assert_close(known.probabilities, torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]]))
         torch.testing.assert_close(known.trusted, early[2:])
         assert known.trusted_labels.tolist() == [1] and known.is_of_first_part
-    assert RunningBeliefs(3, 2, 0).of_first_part is None
+    beliefs.early.sums[3] = torch.tensor([0.07, 0.03])  # wrong about the trusted example: too little was learned
+    torch.testing.assert_close(beliefs.of_first_part.trusted, beliefs.trained.of(slice(None)))
+    beliefs.trained.sums[0] = beliefs.trained.sums[0].flip(0)
+    assert beliefs.of_first_part is None and RunningBeliefs(3, 2, 0).of_first_part is None
