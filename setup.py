@@ -12,7 +12,10 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["famus_hf", "famus_hf.*"]),
     package_data={
-        "famus_hf": ["py.typed", "*.pyi", "core/*.pyi", "cli/recipes/*.yaml", "reporting/*.md", "reporting/*.html"]
+        "famus_hf": [
+            "py.typed", "*.pyi", "core/*.pyi", "cli/recipes/*.yaml", "reporting/*.md", "reporting/*.html",
+            "review/*.html", "review/*.js", "review/*.css",
+        ]  # fmt: skip
     },
     entry_points={"console_scripts": ["famus-hf = famus_hf.cli.main:main"]},
     python_requires=">=3.11",
@@ -20,6 +23,7 @@ setup(
         "accelerate>=1.15,<2",
         "datasets>=5.2,<6",
         "evaluate>=0.4.6,<0.5",
+        "filelock>=3.16",
         "huggingface-hub>=2.4,<3",
         "jinja2>=3.1",
         "lazy_loader>=0.5",
@@ -45,6 +49,7 @@ setup(
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
             "ruff>=0.17",
+            "selenium>=4.40",  # drives the review page, where there is a Chromium with its driver
             "soundfile>=0.13",
             "types-PyYAML",
         ],

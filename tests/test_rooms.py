@@ -16,6 +16,7 @@ ROOMS = (
     "famus_hf",  # its public names
     "famus_hf.two_networks",
     "famus_hf.trainer",
+    "famus_hf.review",
     "famus_hf.reporting",
     "famus_hf.reporting.diagnostics",
     "famus_hf.reporting.figures",

@@ -59,7 +59,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "lr_milestones", "ema_decay",
     ),
     "Meta set and meta-learner": (
-        "meta_learner", "meta_set", "meta_dir", "meta_dataset_name", "num_meta", "meta_batch_size",
+        "meta_learner", "meta_set", "meta_dir", "meta_dataset_name", "meta_from", "num_meta", "meta_batch_size",
         "meta_learning_rate", "meta_lr_schedule", "meta_optim", "weight_normalization", "plain_warmup_epochs",
         "mlc_form", "mlc_reduction", "mlc_keep_matrix", "posterior_form", "transition_rate", "transition_counts",
         "transitions", "mentor_quantile", "soft_input", "class_heads", "belief_decay",
@@ -216,6 +216,13 @@ class DataArguments:
         default=None,
         metadata={"help": "Likewise a data set (Hub id, short name, folder), of which the training split is taken."},
     )
+    meta_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "decisions.csv of famus-hf review: the reviewed examples are the meta set, with the labels that "
+            "the reviewer gave them. Where the run drew wrong labels (--noise), add its --noise_file."
+        },
+    )
     streaming: bool = field(
         default=False, metadata={"help": "Read examples as they are needed, for sets larger than the disk."}
     )
@@ -297,7 +304,7 @@ def _complete(
     if args.augmentation == "none" and data_args.dataset_name in CROPPED_DATASETS and "augmentation" not in given:
         args.augmentation = "pad-crop"
     if model_args.two_networks and args.meta_set is None:  # which need no clean labels, known or not
-        is_given = data_args.num_meta or data_args.meta_dir or data_args.meta_dataset_name
+        is_given = any((data_args.num_meta, data_args.meta_dir, data_args.meta_dataset_name, data_args.meta_from))
         args.meta_set = "clean" if is_given else "pseudo-clean"
     if model_args.two_networks or data_args.streaming:
         args.use_paper_where_open()

@@ -14,6 +14,8 @@ COMMANDS = {
     "train": ("train", "train on noisy labels, evaluate, and leave a folder that is ready for the Hub"),
     "compare": ("compare", "train several methods on the same wrong labels, and say which one to take"),
     "label-report": ("label_report", "list which labels of a data set are probably wrong, the most suspect first"),
+    "review": ("review", "review the suspect labels of a run on a page, by keyboard"),
+    "relabel": ("relabel", "write a copy of the data with the labels that were decided on"),
     "plot": ("plot", "draw runs side by side, as PNG and SVG"),
     "report": ("report", "make one HTML page about a run, for people who do not read code"),
     "push-dataset": ("push_dataset", "convert a noisy data set once and push it to the Hub"),

@@ -181,6 +181,11 @@ class Run:
             "meta_set_purity": meta.purity if isinstance(meta, PseudoCleanSet) else None,
         }
 
+    @property
+    def held_out_rows(self) -> list[int]:
+        """Rows of trusted examples whose labels are those of the data; those of reviewed ones may be others."""
+        return self.data["meta"]["index"][:] if "meta" in self.data and self.data_args.meta_from is None else []
+
     def write_results(self, results: dict[str, Any]) -> None:
         with atomic_write(Path(str(self.args.output_dir)) / RESULTS) as path:
             path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -205,7 +210,7 @@ class Run:
                 "seed": self.args.seed,
                 "class_names": train.features["label"].names,
                 "realised_noise_rate": results["realised_noise_rate"],
-                "meta_index": self.data["meta"]["index"][:] if "meta" in self.data else [],
+                "meta_index": self.held_out_rows,
             },
         )
 

@@ -1,6 +1,6 @@
 """From the name of a data set to train, meta and test with noisy labels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from famus_hf.data.labels.meta_set import check_no_overlap, class_balanced_holdo
 from famus_hf.data.labels.noise import check_noise
 from famus_hf.data.labels.noise_file import NoiseFile, read_noise_file
 from famus_hf.data.labels.split import LabelSplit, corrupt, divide, divide_as, rows_without_copies
+from famus_hf.data.reviewed import decisions_on, reviewed_labels, trust_reviewed
 from famus_hf.data.sources.benchmarks import BUILDERS
 from famus_hf.data.sources.columns import Columns
 from famus_hf.data.sources.load_source import (
@@ -46,6 +47,7 @@ def load_noisy_dataset(
     meta_set: str | None = None,
     meta_dir: str | None = None,
     meta_dataset_name: str | None = None,
+    meta_from: str | None = None,
     seed: int = 0,
     image_column_name: str | None = None,
     text_column_name: str | None = None,
@@ -82,6 +84,9 @@ def load_noisy_dataset(
         meta_dir: A folder of trusted examples, which are the meta set: classes are matched by name, and copies in the
             training set are left out of that.
         meta_dataset_name: Likewise another data set, whose training split is taken: a Hub id, short name or folder.
+        meta_from: A file of decisions that `famus-hf review` left: the reviewed examples are the meta set, with the
+            labels that the reviewer gave them, and no longer in train. Those of the test split stay there, with these
+            labels.
         seed: Of the meta set, the long tail and the noise; the test split never depends on it.
         image_column_name: Default: the only image column.
         text_column_name: Default, where there is neither image nor audio: the only column of strings, or the first of
@@ -107,7 +112,7 @@ def load_noisy_dataset(
     check_source(name, data_dir, train_dir, validation_dir)
     check_noise(noise, noise_type, noise_exact_count)
     _check_contradictions(name, noise, noise_file, clean_label_column_name, imbalance_factor, max_train_samples)
-    has_trusted = _has_trusted(meta_dir, meta_dataset_name, num_meta, meta_set)
+    has_trusted = _has_trusted(meta_dir, meta_dataset_name, meta_from, num_meta, meta_set)
     known_clean = noise > 0 or clean_label_column_name is not None or clean_labels_known(name)
     given_noise = None if noise_file is None else read_noise_file(Path(noise_file))
     known_by_file = given_noise is not None and given_noise.clean_labels is not None
@@ -124,7 +129,7 @@ def load_noisy_dataset(
         kept=sample_weight_column,
     )
     if streaming:
-        _check_streaming(noise_exact_count, noise_file, imbalance_factor, meta_dir or meta_dataset_name)
+        _check_streaming(noise_exact_count, noise_file, imbalance_factor, meta_dir or meta_dataset_name or meta_from)
         return load_stream(
             name,
             config_name,
@@ -145,17 +150,20 @@ def load_noisy_dataset(
         train_dir=train_dir,
         validation_dir=validation_dir,
     )
-    if has_trusted:
+    decisions = None if meta_from is None else decisions_on(source, Path(meta_from))
+    if has_trusted and decisions is None:
         source = load_trusted(meta_dir, meta_dataset_name, columns, source)
     source = without_absent_classes(source)
     check_splits(source)
     train = _with_index(source["train"])
     rows = _subset_rows(len(train), max_train_samples, "max_train_samples")
-    has_own_meta = meta_set == "clean" and "meta" in source
-    num_held_out = 0 if meta_set != "clean" or has_own_meta else num_meta
+    has_own_meta = meta_set == "clean" and "meta" in source and decisions is None
+    num_held_out = 0 if meta_set != "clean" or has_own_meta or decisions is not None else num_meta
     division = _divided(train, rows, known_clean, given_noise, num_held_out, imbalance_factor, seed)
     if noise > 0:
         corrupt(division, train, noise, noise_type, noise_exact_count, class_map, seed)
+    if decisions is not None:
+        trust_reviewed(division, decisions, train)
     train = _with_labels(train, division)
     splits = {"train": train.select(division.train)}
     if has_own_meta:
@@ -166,8 +174,34 @@ def load_noisy_dataset(
         check_no_overlap(splits["train"]["index"][:], splits["meta"]["index"][:])
     for split in [split for split in source if split not in ("train", "meta")]:
         dataset = _evaluation_split(_with_index(source[split]), known_clean)
+        if decisions is not None and "clean_label" not in dataset.features:
+            dataset = _with_column(dataset, "label", reviewed_labels(dataset, decisions.of_split(split)).tolist())
         splits[split] = dataset.select(_subset_rows(len(dataset), max_eval_samples, "max_eval_samples"))
     return DatasetDict(splits)
+
+
+def load_splits(with_test: bool = True, **source: str | None) -> DatasetDict:
+    """Load every split as its labels came.
+
+    Args:
+        with_test: Set one to test on apart where there is none, as `load_noisy_dataset` does.
+        source: What says in `load_noisy_dataset` where the data lie and what their columns are called.
+
+    Returns:
+        Columns `image`, `text` (and `text_pair`) or `audio`, and `label`, in the rows that `index` counts.
+
+    Raises:
+        DataError: One sentence that says what is wrong and what to do.
+    """
+    name, config_name, columns = source.get("name"), source.get("config_name"), columns_of(source)
+    folders = {argument: source.get(argument) for argument in ("data_dir", "train_dir", "validation_dir")}
+    check_source(name, **folders)
+    return load_source(name, config_name, columns, **folders, with_test=with_test)  # type: ignore[arg-type]
+
+
+def columns_of(source: Mapping[str, str | None]) -> Columns:
+    """Return the columns that are named among the arguments of `load_splits`."""
+    return Columns(**{role: source.get(f"{role}_column_name") for role in COLUMNS_OF_USERS})
 
 
 def load_examples(split: str, **source: str | None) -> Dataset:
@@ -183,14 +217,11 @@ def load_examples(split: str, **source: str | None) -> Dataset:
     Raises:
         DataError: One sentence that says what is wrong and what to do.
     """
-    name, config_name = source.pop("name", None), source.pop("config_name", None)
-    columns = Columns(**{role: source.pop(f"{role}_column_name", None) for role in COLUMNS_OF_USERS})
-    check_source(name, **source)
-    splits = load_source(name, config_name, columns, **source, with_test=False)  # type: ignore[arg-type]
+    splits = load_splits(with_test=False, **source)
     if split not in splits:
         raise DataError(f"split {split!r} is not there: choose one of {', '.join(splits)}")
     dataset = _without_superclass(_with_index(splits[split]))
-    known_clean = clean_labels_known(name) and "clean_label" not in dataset.features
+    known_clean = clean_labels_known(source.get("name")) and "clean_label" not in dataset.features
     return _with_column(dataset, "clean_label", dataset["label"][:]) if known_clean else dataset
 
 
@@ -231,13 +262,21 @@ def _check_streaming(
 
 
 def _has_trusted(
-    meta_dir: str | None, meta_dataset_name: str | None, num_meta: int | None, meta_set: str | None
+    meta_dir: str | None,
+    meta_dataset_name: str | None,
+    meta_from: str | None,
+    num_meta: int | None,
+    meta_set: str | None,
 ) -> bool:
     """Return whether there are trusted examples of their own. Raise DataError where that contradicts other settings."""
-    if meta_dir is None and meta_dataset_name is None:
+    places = {"meta_dir": meta_dir, "meta_dataset_name": meta_dataset_name, "meta_from": meta_from}
+    given = [name for name, place in places.items() if place is not None]
+    if not given:
         return False
-    if meta_dir is not None and meta_dataset_name is not None:
-        raise DataError("meta_dir and meta_dataset_name contradict each other: give one of them")
+    if len(given) > 1:
+        raise DataError(f"{' and '.join(given)} contradict each other: give one of them")
+    if meta_from is not None and num_meta:
+        raise DataError(f"num_meta={num_meta} and meta_from contradict each other: all reviewed examples are trusted")
     if num_meta == 0 or meta_set == "pseudo-clean":
         other = "num_meta=0" if num_meta == 0 else "meta_set 'pseudo-clean'"
         raise DataError(f"trusted examples and {other} contradict each other: leave one of them out")

@@ -6,6 +6,7 @@ this very label is right (`famus_hf.core.transitions`). So a label is suspect wh
 that is often given this label, and not merely where it finds the label unlikely.
 """
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from famus_hf.core.transitions import of_labels
 from famus_hf.data.inputs.convert import raw_modality
 from famus_hf.data.media.examples import file_names
 from famus_hf.data.media.modalities import TEXT
-from famus_hf.errors import first_few
+from famus_hf.errors import DataError, first_few, reason_of
 from famus_hf.reporting.figures.label_report import draw_report
 from famus_hf.reporting.judged_splits import JudgedSplit
 from famus_hf.reporting.label_reasons import NOT_JUDGED, reasons
@@ -229,6 +230,19 @@ def save_report(report: Dataset, datasets: Mapping[str, Any], meta_learner: Meta
     with atomic_write(folder / REPORT_FILE) as path:
         report.to_parquet(path)
     draw_report(judged(report), datasets, lambda losses: raw_weights(meta_learner, losses), folder)
+
+
+def read_report(path: Path) -> Dataset:
+    """Return what `save_report` wrote. Raise DataError where it can't be read, or is no such file."""
+    with tempfile.TemporaryDirectory() as cache:
+        try:  # in memory, as it outlives the folder of the cache
+            report = Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
+        except Exception as error:  # of datasets and pyarrow
+            raise DataError(f"label report {str(path)!r} can't be read: {reason_of(error)}") from error
+    missing = [name for name in ("index", "label", "predicted_label", "loss") if name not in report.features]
+    if missing:
+        raise DataError(f"label report {str(path)!r} has no column {missing[0]!r}: take the one of a run")
+    return report
 
 
 def details_of(dataset: Any) -> dict[str, list[str | None]]:

@@ -3,28 +3,24 @@
 The page is self-contained: pictures, images and recordings are inside, it runs no script and fetches nothing.
 """
 
-import base64
-import io
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 from datasets import ClassLabel, Dataset
 from markupsafe import Markup
-from scipy.io import wavfile
 
-from famus_hf.data.inputs.audio_inputs import UNREADABLE, content_of, decode
 from famus_hf.data.load import load_noisy_dataset
-from famus_hf.data.media.images import as_stored, decoded
+from famus_hf.data.media.images import as_stored
 from famus_hf.errors import reason_of
 from famus_hf.reporting.figures.label_report import OF_REPORT, SHEET
 from famus_hf.reporting.figures.run_records import RunRecords, read_run
 from famus_hf.reporting.figures.runs import draw_runs
-from famus_hf.reporting.label_report import TEXT_COLUMNS, TRAIN, judged, verdict
+from famus_hf.reporting.label_report import TEXT_COLUMNS, TRAIN, judged, read_report, verdict
+from famus_hf.reporting.shown import SHOW, TYPES, data_uri
 from famus_hf.reporting.tables import format_rate
 from famus_hf.storage.run_folder import FIGURES, REPORT_FILE
 
@@ -32,15 +28,8 @@ Place = tuple[str, int]  # split, and index within it
 
 SHOWN = 40  # suspect examples
 LISTED = 30  # classes, those with the most suspect labels
-SIDE = 224  # pixels, of an image at most
-SECONDS = 5  # of a recording at most
-MAX_SAMPLES = 500_000  # of two bytes each
+SIZES = {"image": 224, "audio": 5}  # of an image at most, in pixels of a side; of a recording, in seconds
 TEMPLATE = Path(__file__).with_name("page_template.html")
-
-
-def data_uri(content: bytes, kind: str) -> str:
-    """Return an address that holds its content itself."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 # ---- Pictures ----
@@ -196,34 +185,8 @@ def files_of(source: Mapping[str, Any], places: list[Place]) -> tuple[dict[Place
     rows = {split: {index: row for row, index in enumerate(dataset["index"][:])} for split, dataset in splits.items()}
     stored = {split: as_stored(dataset) for split, dataset in splits.items()}
     found = [(split, index) for split, index in places if index in rows.get(split, {})]
-    files = {(split, index): SHOW[kind](stored[split], rows[split][index]) for split, index in found}
-    return {place: uri for place, uri in files.items() if uri is not None}, ""
-
-
-def _thumbnail(dataset: Dataset, row: int) -> str | None:
-    """Return a small copy of an image; None where it can't be read."""
-    small = decoded(dataset, row)
-    if small is None:
-        return None
-    small.thumbnail((SIDE, SIDE))
-    file = io.BytesIO()
-    small.save(file, format="png")
-    return data_uri(file.getvalue(), "image/png")
-
-
-def _clip(dataset: Dataset, row: int) -> str | None:
-    """Return the beginning of a recording as WAV of one channel; None where it can't be read."""
-    try:
-        samples, rate = decode(content_of(dataset[row]["audio"]))
-    except UNREADABLE:
-        return None
-    samples = samples[: min(SECONDS * rate, MAX_SAMPLES)].clip(-1, 1)
-    file = io.BytesIO()
-    wavfile.write(file, rate, (samples * 32767).astype(np.int16))
-    return data_uri(file.getvalue(), "audio/wav")
-
-
-SHOW: dict[str, Callable[[Dataset, int], str | None]] = {"image": _thumbnail, "audio": _clip}
+    shown = {place: SHOW[kind](stored[place[0]], rows[place[0]][place[1]], SIZES[kind]) for place in found}
+    return {place: data_uri(content, TYPES[kind]) for place, content in shown.items() if content is not None}, ""
 
 
 # ---- The page ----
@@ -271,9 +234,7 @@ def read_suspects(report_file: Path, source: Mapping[str, Any], results: Mapping
         source: Arguments of `load_noisy_dataset` that say where the data lie.
         results: all_results.json of the run: why it could not tell how many labels are wrong, or about how many are.
     """
-    with tempfile.TemporaryDirectory() as cache:
-        # In memory, as it outlives the folder of the cache.
-        report = Dataset.from_parquet(str(report_file), cache_dir=cache, keep_in_memory=True)
+    report = read_report(report_file)
     report.info.description = str(results.get("label_report_doubt", ""))
     interval = interval_of(results)
     if "text" in report.features:  # which the report holds itself

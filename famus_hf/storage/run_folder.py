@@ -26,6 +26,7 @@ META_LEARNER_WEIGHTS, LAYER_SAMPLER_WEIGHTS = "model.safetensors", "layer_sample
 CARD = "README.md"
 NOISE_FILE = "noise.parquet"
 REPORT_FILE = "label_report.parquet"
+DECISIONS = "decisions.csv"  # of a reviewer on the labels; no record of the training, which outlives the next one
 RESULTS = "all_results.json"
 FIGURES = "figures"
 DIAGNOSTICS = "diagnostics"

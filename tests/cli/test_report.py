@@ -1,6 +1,5 @@
 """The page about a run: a real browser shows all that it says, and fetches nothing."""
 
-import base64
 import html
 import io
 import json
@@ -17,6 +16,7 @@ from PIL import Image
 from famus_hf.cli import report as script
 from famus_hf.reporting import page as pages
 from famus_hf.reporting.label_report import label_report
+from famus_hf.reporting.shown import picture
 from famus_hf.storage.run_folder import REPORT_FILE
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -130,6 +130,6 @@ def test_a_drawing_in_alpha_lies_on_white_and_a_broken_image_is_left_out(tmp_pat
     (tmp_path / "b.png").write_bytes(b"")
     paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
     data = Dataset.from_dict({"image": paths}, features=Features({"image": ImageFeature()}))
-    content = base64.b64decode(pages._thumbnail(data, 0).removeprefix("data:image/png;base64,"))
+    content = picture(data, 0, side=4)
     assert (np.asarray(Image.open(io.BytesIO(content)))[..., 0].ravel() == 255 - np.arange(16)).all()
-    assert pages._thumbnail(data, 1) is None
+    assert picture(data, 1, side=4) is None

@@ -18,6 +18,7 @@ LABEL_NAMES = ("label", "labels")  # what the label column is called where no Cl
 STRINGS = ("string", "large_string")
 KINDS = ("image", "text", "audio")
 FILE_NAMES = {"image": "image", "img": "image", "audio": "audio"}  # columns of strings called so are of files
+ORIGINAL, REVIEWED = "original_label", "reviewed"  # columns of a mended copy that are never what is learned from
 PAIRS = (  # of texts that belong together, as GLUE and others call them
     ("sentence1", "sentence2"), ("question", "sentence"), ("question1", "question2"), ("premise", "hypothesis"),
     ("text1", "text2"),
@@ -91,7 +92,7 @@ def label_column(features: Features, columns: Columns) -> str:
     """Return the column that becomes `label`. Raise DataError as `standard_names` does."""
     if columns.label is not None:
         return _named(features, columns.label, "label")
-    others = (columns.clean_label, columns.superclass)
+    others = (columns.clean_label, columns.superclass, ORIGINAL)
     candidates = [name for name, feature in features.items() if isinstance(feature, ClassLabel) and name not in others]
     candidates = candidates or [name for name in LABEL_NAMES if name in features]
     if len(candidates) != 1:
@@ -112,7 +113,7 @@ def _input_columns(features: Features, columns: Columns, label: str) -> dict[str
         if second in kind_of:
             raise DataError(f"column {second!r} can't be both texts of a pair: name another one")
         kind_of[second] = "text_pair"
-    return kind_of or _unnamed_columns(features, {label, columns.clean_label, columns.superclass})
+    return kind_of or _unnamed_columns(features, {label, columns.clean_label, columns.superclass, ORIGINAL, REVIEWED})
 
 
 def _unnamed_columns(features: Features, taken: set[str | None]) -> dict[str, str]:

@@ -30,6 +30,7 @@ MEDIA = {  # kind of what is stored in files → what several are called, and th
     "image": ("images", IMAGE_ENDINGS),
     "audio": ("recordings", frozenset(AudioFolder.EXTENSIONS)),
 }
+TABLES, SAVED = "tables", "saved"  # other forms of data in a folder
 NO_DATA = ("readme", "readme.md", "license", "license.txt", "thumbs.db", "desktop.ini")  # beside data, in lower case
 
 
@@ -48,6 +49,11 @@ class Contents:
     files: list[Path]
     hidden: list[Path]
     folders: list[Path]
+
+    @property
+    def tables(self) -> list[Path]:
+        """Those of the files that are tables and could be the data."""
+        return [path for path in self.files if is_table(path) and path.name not in metadata.NAMES]
 
     def names(self, paths: Sequence[Path]) -> list[str]:
         """Return the paths from the folder."""
@@ -69,27 +75,46 @@ def load_folder(
         DataError: Nothing that could be data is there, files of another kind lie among images or recordings, or it is
             open of which split or class they are.
     """
+    form, contents = form_of(folder, as_table)
+    if contents is None:
+        splits = _saved(folder, whole)
+        return _as_streams(splits) if streaming else splits
+    if form in MEDIA:
+        splits = _media(contents, form, whole)
+        return _as_streams(splits) if streaming else splits
+    return read_tables(table_files(contents, whole), streaming)
+
+
+def form_of(folder: Path, as_table: bool = False) -> tuple[str, Contents | None]:
+    """Return what a folder's data are, a kind of `MEDIA`, `TABLES` or `SAVED`, and what lies there, if not the latter.
+
+    Raises:
+        DataError: Nothing that could be data is there.
+    """
     if not folder.is_dir():
         raise DataError(f"folder {str(folder)!r} does not exist")
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        splits = _saved(folder, whole)
-        return _as_streams(splits) if streaming else splits
+        return SAVED, None
     contents = _contents(folder)
-    tables = [path for path in contents.files if is_table(path) and path.name not in metadata.NAMES]
+    tables = contents.tables
     kinds = Counter(kind for kind in MEDIA for path in contents.files if _is_of(kind, path))
     kind = kinds.most_common(1)[0][0] if kinds else None
     if kind is not None and (not tables or not (as_table or _is_described_by(contents, tables, kind))):
-        splits = _media(contents, kind, whole)
-        return _as_streams(splits) if streaming else splits
+        return kind, contents
     if not tables:
         raise DataError(
             f"folder {str(folder)!r} holds no data: it needs images or recordings in a folder for each class, parquet, "
             "csv or jsonl files, the folder that datasets' save_to_disk leaves, or the four idx files of MNIST's format"
         )
+    return TABLES, contents
+
+
+def table_files(contents: Contents, whole: bool = False) -> dict[str, list[Path]]:
+    """Return the tables of each split, all of one kind; with `whole` they are all of `train`."""
     files: dict[str, list[Path]] = {}
-    for path, name in zip(tables := of_one_kind(tables), contents.names(tables), strict=True):
+    for path, name in zip(tables := of_one_kind(contents.tables), contents.names(tables), strict=True):
         files.setdefault((not whole and split_of_name(name)) or "train", []).append(path)
-    return read_tables(files, streaming)
+    return files
 
 
 def load_whole_folder(folder: Path, as_table: bool = False) -> Dataset:

@@ -201,14 +201,18 @@ def load_from_hub(hub_id: str, config_name: str | None, streaming: bool = False)
 
 def standard_splits(splits: Any, columns: Columns, name: str, folder: Path | None = None) -> dict[str, Dataset]:
     """Return what there is to train and to test on, with standard columns."""
+    return {
+        split: with_standard_columns(splits[own], columns, split == "train", folder)
+        for split, own in chosen_splits(splits, columns, name).items()
+    }
+
+
+def chosen_splits(splits: Any, columns: Columns, name: str) -> dict[str, str]:
+    """Return `train`, `test` and, beside that, `validation`, each with the name of that split in the data set."""
     check_has_train(splits, name)
     test = next((split for split in TEST_NAMES if split in splits and _has_labels(splits[split], columns)), None)
-    chosen = {"train": splits["train"]} | ({} if test is None else {"test": splits[test]})
-    if test == "test" and "validation" in splits:
-        chosen["validation"] = splits["validation"]
-    return {
-        split: with_standard_columns(dataset, columns, split == "train", folder) for split, dataset in chosen.items()
-    }
+    chosen = {"train": "train"} | ({} if test is None else {"test": test})
+    return chosen | ({"validation": "validation"} if test == "test" and "validation" in splits else {})
 
 
 def check_has_train(splits: Any, name: str) -> None:

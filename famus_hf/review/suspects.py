@@ -1,0 +1,171 @@
+"""Which examples are reviewed, and in which order: where a look most probably changes a label first."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+
+from famus_hf.data.labels.decisions import Decision, Key, in_one_line
+from famus_hf.data.media.examples import file_names
+from famus_hf.data.media.modalities import MODALITIES, TEXT, Modality
+from famus_hf.errors import DataError, first_few
+from famus_hf.reporting.label_report import TEXT_COLUMNS
+
+SHORTENED = "…"  # ends the beginning of a text in a report
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An example to review; labels are names of classes.
+
+    Attributes:
+        split: That it is of.
+        index: Its row in that.
+        example: Its file, or the beginning of its text; else its number.
+        label: As it was given.
+        suggested_label: Empty where there is none.
+        suggestion_probability: That the suggestion is right, where that is known.
+        clean_probability: That the given label is right, where that is known.
+        reason: Of the suggestion, in words.
+        drawn: Whether it was drawn at random and is not suspect.
+    """
+
+    split: str
+    index: int
+    example: str
+    label: str
+    suggested_label: str
+    suggestion_probability: float | None
+    clean_probability: float | None
+    reason: str
+    drawn: bool = False
+
+    @property
+    def key(self) -> Key:
+        """Return by which the example is known."""
+        return self.split, self.index
+
+    def decided(self, reviewed_label: str) -> Decision:
+        """Return the decision that this is its label."""
+        return Decision(self.split, self.index, self.example, self.label, self.suggested_label, reviewed_label)
+
+
+def suspects_of(report: Dataset, most: int, at_random: int = 0, seed: int = 0) -> list[Suspect]:
+    """Return the examples whose labels are suspect, the most probably wrong first, and others drawn at random behind.
+
+    Suspect is a label that is more likely wrong than right; where the report could not tell that, each that is not the
+    suggested one.
+
+    Args:
+        report: Of a run, sorted.
+        most: How many suspects at most.
+        at_random: How many of all the others are drawn.
+        seed: Of the draw.
+    """
+    rows = examples_in(report)
+    suspect = [row for row in rows if _is_suspect(row)][:most]
+    known = {row.key for row in suspect}
+    others = [row for row in rows if row.key not in known]
+    drawn = np.random.default_rng(seed).permutation(len(others))[:at_random]
+    return suspect + [Suspect(**{**vars(others[place]), "drawn": True}) for place in drawn]
+
+
+def _is_suspect(row: Suspect) -> bool:
+    chance = row.clean_probability
+    return row.suggested_label not in ("", row.label) if chance is None else chance < 0.5
+
+
+def examples_in(report: Dataset) -> list[Suspect]:
+    """Return all rows of a label report; of an earlier one the predicted label is the suggestion."""
+    suggestion = "suggested_label" if "suggested_label" in report.features else "predicted_label"
+    names = {column: _names(report, column) for column in ("label", suggestion)}
+    return [
+        Suspect(
+            row.get("split") or "train",
+            row["index"],
+            _known_as(row),
+            names["label"][place],
+            names[suggestion][place],
+            row.get("suggestion_probability"),
+            row.get("clean_probability"),
+            row.get("reason") or "",
+        )
+        for place, row in enumerate(report)
+    ]
+
+
+def _names(report: Dataset, column: str) -> list[str]:
+    """Return the labels of a column as names of classes, empty where there is none."""
+    feature, values = report.features[column], report[column][:]
+    to_name = feature.int2str if hasattr(feature, "int2str") else str
+    return ["" if value is None else to_name(value) for value in values]
+
+
+def _known_as(row: Mapping[str, Any]) -> str:
+    text = " / ".join(row[name] for name in TEXT_COLUMNS if row.get(name))
+    return in_one_line(row.get("file") or text or f"example {row['index']}")
+
+
+def modality_of(splits: DatasetDict) -> Modality:
+    """Return whether the data are images, texts or recordings."""
+    return next(modality for modality in MODALITIES if modality.column in splits["train"].features)
+
+
+def check_report(report: Dataset, splits: DatasetDict) -> None:
+    """Raise DataError where a label report is not on these data as they are now.
+
+    Args:
+        report: Of a run, whose labels may be ones that it drew.
+        splits: Of `load_splits`.
+    """
+    column = modality_of(splits).column
+    clean = _names(report, "clean_label") if "clean_label" in report.features else None
+    rows = examples_in(report)
+    wrong = []
+    for split in dict.fromkeys(row.split for row in rows):
+        places = [place for place, row in enumerate(rows) if row.split == split]
+        wrong += _rows_of_others(report, rows, places, splits.get(split), column, clean)
+    if wrong:
+        raise DataError(
+            f"{len(wrong)} of {len(rows)} examples of the label report are not these in the data any more "
+            f"({first_few(rows[place].example for place in wrong)}): put files back that are gone, name the data of "
+            "the run with --dataset_name, or train on these once more"
+        )
+
+
+def _rows_of_others(
+    report: Dataset,
+    rows: Sequence[Suspect],
+    places: Sequence[int],
+    dataset: Dataset | None,
+    column: str,
+    clean: Sequence[str] | None,
+) -> list[int]:
+    """Return the places of rows that are not these examples of a split."""
+    if dataset is None:
+        return list(places)
+    labels = _names(dataset, "label")
+    known = dataset[column][:] if column == TEXT.column else file_names(dataset, column)
+    written = report["text" if column == TEXT.column else "file"][:] if _tells_examples(report) else None
+    wrong = []
+    for place in places:
+        row = rows[place]
+        is_there = row.index < len(labels) and labels[row.index] in (row.label, clean[place] if clean else row.label)
+        if is_there and known is not None and written is not None:
+            is_there = _is_same(known[row.index], written[place], column == TEXT.column)
+        wrong += [] if is_there else [place]
+    return wrong
+
+
+def _tells_examples(report: Dataset) -> bool:
+    return "text" in report.features or "file" in report.features
+
+
+def _is_same(known: str | None, written: str | None, is_text: bool) -> bool:
+    """Return whether a text begins with, or a path ends with, what the report has of it."""
+    known, written = known or "", written or ""
+    if is_text:
+        return known == written or (written.endswith(SHORTENED) and known.startswith(written.removesuffix(SHORTENED)))
+    return f"/{known}".endswith(f"/{written}") or f"/{written}".endswith(f"/{known}")
