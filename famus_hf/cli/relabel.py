@@ -89,7 +89,7 @@ def in_words(mended: Mended, suggestions: Suggestions, threshold: float | None) 
 
 
 def push(mended: Mended, decisions: Decisions, options: argparse.Namespace) -> None:
-    """Push the copy, and the decisions as they are on the original. Raise PushError where the Hub does not take them."""
+    """Push the copy, and the decisions as they are on the original. Raise PushError where it is not taken."""
     data = load_folder(mended.folder, as_table=bool(options.image_column_name or options.audio_column_name))
     data = DatasetDict({"train": data}) if isinstance(data, Dataset) else data
     try:

@@ -21,15 +21,16 @@ from famus_hf.cli.program import started_as
 from famus_hf.data.fingerprint import fingerprint_of_splits
 from famus_hf.data.labels.class_names import occurring_names
 from famus_hf.data.load import load_splits
-from famus_hf.errors import SettingsError
-from famus_hf.reporting.figures.run_records import read_run
+from famus_hf.data.sources.load_source import check_source
+from famus_hf.errors import DataError, SettingsError
 from famus_hf.reporting.label_report import read_report
 from famus_hf.review.journal import Journal
 from famus_hf.review.page import Examples, Review, static_page
 from famus_hf.review.server import ReviewServer
 from famus_hf.review.suspects import check_report, suspects_of
 from famus_hf.storage.atomic import atomic_write
-from famus_hf.storage.run_folder import DECISIONS, REPORT_FILE
+from famus_hf.storage.run_folder import DECISIONS, REPORT_FILE, RESULTS
+from famus_hf.storage.untrusted import read_json
 
 
 def main(argv: list[str], program: str = "famus-hf review") -> None:
@@ -63,12 +64,18 @@ def build_parser(program: str) -> argparse.ArgumentParser:
 
 def source_of_run(options: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of `load_splits`: from the flags, else the data set that the run says it was trained on."""
-    source = source_of(options)
-    if source["name"] is None and source["train_dir"] is None:
-        source["name"] = read_run(options.run).results.get("dataset_name")
-    if source["name"] is None and source["train_dir"] is None:
-        raise SettingsError("the run does not say what it was trained on: name the data with --dataset_name")
-    return source
+    source, results = source_of(options), options.run / RESULTS
+    if source["name"] is not None or source["train_dir"] is not None:
+        return source
+    name = read_json(options.run, results).get("dataset_name") if results.is_file() else None
+    try:
+        check_source(name if name is None else str(name))
+    except DataError as error:
+        known = "does not say" if name is None else f"says {name!r}, which is not here, when asked"
+        raise SettingsError(
+            f"the run {known} what it was trained on: say with --dataset_name where that lies"
+        ) from error
+    return {**source, "name": str(name)}
 
 
 def review_of(options: argparse.Namespace) -> Review:

@@ -4,7 +4,6 @@
 const content = JSON.parse(document.getElementById("content").textContent);
 const element = (id) => document.getElementById(id);
 const SHEET = 24; // tiles
-const SMALL = 160; // pixels of an image that is shown without smoothing
 const isStatic = content.token === null;
 const storageKey = `famus_hf ${content.data} ${content.title}`;
 
@@ -141,7 +140,6 @@ function media(place) {
     node.addEventListener("error", () => resolve(false));
     if (example.media === null) resolve(false);
   }));
-  if (isImage) node.addEventListener("load", () => node.classList.toggle("small", node.naturalWidth < SMALL));
   if (example.media !== null) node.src = isStatic ? example.media : `${example.media}?token=${content.token}`;
   return node;
 }

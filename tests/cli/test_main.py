@@ -22,7 +22,8 @@ def test_the_help_has_a_line_for_each_command(capsys):
         command.main(argv)
         lines = [line.split() for line in capsys.readouterr().out.splitlines()]
         assert [words[0] for words in lines if words and words[0] in command.COMMANDS] == list(command.COMMANDS)
-    assert list(command.COMMANDS) == ["train", "compare", "label-report", "plot", "report", "push-dataset"]
+    expected = ["train", "compare", "label-report", "review", "relabel", "plot", "report", "push-dataset"]
+    assert list(command.COMMANDS) == expected
 
 
 def test_an_unknown_command_is_refused_in_one_sentence(capsys):
