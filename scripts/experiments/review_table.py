@@ -80,7 +80,7 @@ def _record(options: argparse.Namespace, noise: str, seed: int) -> dict[str, Any
     first = Path(options.output_dir) / f"{noise}-{seed}"
     drawn = ["--noise", "0.4", "--noise_type", noise, "--max_train_samples", str(options.max_train_samples)]
     flags = flags_of(options, seed, first)
-    results = trained([*flags, *drawn, "--meta_set", "pseudo-clean"], first)
+    results = trained([*flags, *drawn, "--meta_set", "pseudo-clean", "--preset", "fast"], first)
     record: dict[str, Any] = {FIRST: {"accuracy": results["eval_accuracy"], "method": results["method"]}}
     for number, (arm, (most, at_random)) in enumerate(ARMS.items()):
         folder, decisions = first.with_name(f"{first.name}-{number}"), first / f"decisions-{number}.csv"

@@ -1,0 +1,141 @@
+"""A real browser: a review is driven by keyboard to its end."""
+
+import json
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from famus_hf.cli import review as script
+from famus_hf.data.labels.decisions import read_decisions
+from famus_hf.review.journal import Journal
+from famus_hf.review.server import ReviewServer
+from tests.helpers import browser as browsers
+from tests.helpers.browser import keys, needs_driver, text_of, until
+from tests.helpers.reviews import photos_and_run, truth_of
+
+ENTER, RIGHT = "\ue007", "\ue014"
+
+pytestmark = needs_driver
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with browsers.opened(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    data, run, splits = photos_and_run(tmp_path_factory.mktemp("case"))
+    options = script.build_parser("review").parse_args([str(run), "--random", "3"])
+    return run, script.review_of(options), data
+
+
+@contextmanager
+def served(review, path, port=0):
+    with ReviewServer(review, Journal(path, review.data), port=port) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+
+
+def decided(browser, count):
+    until(browser, lambda: text_of(browser, "progress").startswith(f"{count} of "))
+
+
+def requested(browser):
+    """The addresses that pages have asked for since this was called last."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
+
+
+def test_a_review_by_keyboard_from_the_first_example_to_the_last(browser, case, tmp_path):
+    _, review, _ = case
+    path, total = tmp_path / "decisions.csv", len(review.suspects)
+    with served(review, path) as server:
+        requested(browser)
+        browser.get(server.address)
+        decided(browser, 0)
+        for key, count in ((ENTER, 1), (" ", 2), ("3", 3), ("z", 2)):  # suggestion, kept, third class, undone
+            keys(browser, key)
+            decided(browser, count)
+        made = list(read_decisions(path))
+        assert [own.key for own in made] == [own.key for own in review.suspects[:2]]
+        assert made[0].reviewed_label == review.suspects[0].suggested_label == truth_of(made[0].example)
+        assert made[1].reviewed_label == review.suspects[1].label
+        keys(browser, "/", "c", "o", "w", ENTER, "s")  # a class by a part of its name; then the sheet
+        decided(browser, 3)
+        assert list(read_decisions(path))[2].reviewed_label == "cow"
+        assert len(browser.find_elements("css selector", ".sheet li")) == min(24, total)
+        keys(browser, "2")
+        decided(browser, 4)
+        browser.get(server.address)  # the tab was closed
+        decided(browser, 4)
+        keys(browser, "z")  # of the last session
+        decided(browser, 3)
+        for count in range(4, total + 1):
+            keys(browser, " " if browser.find_elements("css selector", "#accept[hidden]") else ENTER)
+            decided(browser, count)
+        assert text_of(browser, "main") == "All of these are reviewed."
+        assert {url.split("?")[0].split("/", 3)[2] for url in requested(browser) if not url.startswith("data:")} == {
+            f"127.0.0.1:{server.server_port}"
+        }
+    assert {own.key for own in read_decisions(path)} == {own.key for own in review.suspects}
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def test_a_pair_of_classes_a_gone_image_another_reviewer_and_a_server_that_ended(browser, case, tmp_path):
+    run, review, data = case
+    path = tmp_path / "decisions.csv"
+    with served(review, path) as server:
+        browser.get(server.address)
+        decided(browser, 0)
+        pair = f"{review.suspects[1].label} → {review.suspects[1].suggested_label}"
+        browser.execute_script(
+            "const e = document.getElementById('group'); e.value = arguments[0]; e.dispatchEvent(new Event('change'))", pair
+        )
+        first = next(own for own in review.suspects if (own.label, own.suggested_label) == tuple(pair.split(" → ")))
+        assert first.example in text_of(browser, "main")
+        Journal(path, review.data).record(first.key, first.decided("cow"), None)
+        keys(browser, " ")
+        until(browser, lambda: "another reviewer has made" in text_of(browser, "message"))
+        assert [own.reviewed_label for own in read_decisions(path)] == ["cow"]
+        shown = next(own for own in review.suspects[2:] if own.key != first.key)
+        (data / shown.example).rename(data / "gone")
+        browser.get(server.address)
+        decided(browser, 1)
+        for _ in range(review.suspects.index(shown) - next(n for n, own in enumerate(review.suspects) if own != first)):
+            keys(browser, RIGHT)
+        until(browser, lambda: shown.example in text_of(browser, "main"))
+        keys(browser, ENTER)
+        until(browser, lambda: "can't be read any more" in text_of(browser, "message"))
+        (data / "gone").rename(data / shown.example)
+    keys(browser, RIGHT)
+    keys(browser, " ")
+    until(browser, lambda: text_of(browser, "message") != "")
+    assert "Not saved" in text_of(browser, "message") or "can't be read" in text_of(browser, "message")
+    assert len(read_decisions(path)) == 1
+
+
+def test_the_static_page_keeps_decisions_and_gives_the_same_file(browser, case, tmp_path, tmp_path_factory):
+    run, review, _ = case
+    page = tmp_path / "review.html"
+    script.main([str(run), "--static", str(page), "--random", "3"])
+    browser.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    requested(browser)
+    browser.get(page.as_uri())
+    decided(browser, 0)
+    keys(browser, ENTER, " ", "1")
+    decided(browser, 3)
+    browser.get(page.as_uri())
+    decided(browser, 3)
+    assert not {url for url in requested(browser) if not url.startswith(("data:", page.as_uri()))}
+    browser.find_element("id", "download").click()
+    until(browser, lambda: (tmp_path / "decisions.csv").is_file())
+    expected = [review.suspects[0].suggested_label, review.suspects[1].label, "ant"]
+    assert list(read_decisions(tmp_path / "decisions.csv")) == [
+        own.decided(label) for own, label in zip(review.suspects, expected, strict=False)
+    ]
