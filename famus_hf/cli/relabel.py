@@ -27,6 +27,7 @@ from famus_hf.errors import PushError, SettingsError
 from famus_hf.hub.client_errors import hub_reason
 from famus_hf.hub.decisions import fetch_decisions, push_decisions
 from famus_hf.reporting.label_report import read_report
+from famus_hf.review.origin import check_one_folder
 from famus_hf.review.relabel import Mended, Suggestions, relabel, suggestions_above
 from famus_hf.review.suspects import check_report
 from famus_hf.storage.run_folder import REPORT_FILE
@@ -41,6 +42,7 @@ def main(argv: list[str], program: str = "famus-hf relabel") -> None:
         if options.decisions and options.hub_decisions:
             raise SettingsError("a file of decisions and --from contradict each other: give one of them")
         source = source_of_run(options)
+        check_one_folder(source)
         splits = load_splits(**source)
         decisions, suggestions = decisions_of(options, splits), Suggestions([], 0.0)
         if options.auto is not None:

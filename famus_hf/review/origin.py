@@ -17,7 +17,7 @@ from famus_hf.data.sources.load_source import (
     chosen_splits,
     load_from_hub,
     merged_columns,
-    with_test_split,
+    rows_set_apart,
 )
 from famus_hf.errors import SettingsError
 
@@ -51,6 +51,15 @@ class Origin:
         return self.form in MEDIA
 
 
+def check_one_folder(source: Mapping[str, str | None]) -> None:
+    """Raise SettingsError where data lie in two folders, of which there is no one copy."""
+    if source.get("validation_dir") is not None:
+        raise SettingsError(
+            "a copy is made of one folder: put those of train_dir and validation_dir into one, as train/ and test/, "
+            "and name it with --dataset_name"
+        )
+
+
 def origin_of(source: Mapping[str, str | None]) -> Origin:
     """Load a data set as it came.
 
@@ -60,11 +69,7 @@ def origin_of(source: Mapping[str, str | None]) -> Origin:
     Raises:
         DataError: One sentence that says what is wrong and what to do; also SettingsError.
     """
-    if source.get("validation_dir") is not None:
-        raise SettingsError(
-            "a copy is made of one folder: put those of train_dir and validation_dir into one, as train/ and test/, "
-            "and name it with --dataset_name"
-        )
+    check_one_folder(source)
     name, columns, whole = source.get("name"), columns_of(source), load_splits(with_test=False, **source)
     folder, form = Path(str(name or source.get("train_dir"))), SAVED
     if name in BUILDERS or name == "digits" or (folder.is_dir() and is_idx_folder(folder)):
@@ -90,10 +95,11 @@ def _places(whole: DatasetDict, own_names: Mapping[str, str]) -> dict[Key, tuple
         whole: Before one to test on is set apart, which the labels and their order alone decide.
         own_names: Split → its own name.
     """
-    train = whole["train"].select_columns("label")
-    parts = with_test_split(DatasetDict({**whole, "train": train.add_column("row", range(len(train)))}))
+    rows = {split: list(range(len(dataset))) for split, dataset in whole.items()}
+    if "test" not in whole:
+        rows |= rows_set_apart(whole["train"])
     return {
         (split, index): (own_names.get(split, "train"), row)
-        for split, part in parts.items()
-        for index, row in enumerate(part["row"][:] if "row" in part.features else range(len(part)))
+        for split, of_split in rows.items()
+        for index, row in enumerate(of_split)
     }

@@ -32,7 +32,7 @@ def files(dataset):
 
 
 def test_reviewed_examples_are_the_meta_set_with_their_reviewed_labels_and_not_in_train(photos):
-    data, splits, path = photos
+    data, _, path = photos
     plain, loaded = load_noisy_dataset(str(data)), load_noisy_dataset(str(data), meta_from=str(path))
     assert "meta" not in plain and len(loaded["meta"]) == 20
     assert names(loaded["meta"]) == [truth_of(file) for file in files(loaded["meta"])]
@@ -58,10 +58,10 @@ def test_reviewed_examples_of_the_test_split_stay_there_with_their_reviewed_labe
 def test_of_drawn_noise_the_labels_of_the_noise_file_are_compared(photos, tmp_path):
     data, splits, path = photos
     train = splits["train"]
-    labels = np.array(train["label"][:])
+    labels, classes = np.array(train["label"][:]), {"class_names": train.features["label"].names}
     same, other = tmp_path / "same.parquet", tmp_path / "other.parquet"
     for file, values in ((same, labels), (other, (labels + 1) % 3)):
-        write_noise_file(file, range(len(labels)), values.tolist(), None, {"class_names": train.features["label"].names})
+        write_noise_file(file, range(len(labels)), values.tolist(), None, classes)
     assert len(load_noisy_dataset(str(data), meta_from=str(path), noise_file=str(same))["meta"]) == 20
     with pytest.raises(DataError, match="20 of 20 reviewed labels are not those of the training examples"):
         load_noisy_dataset(str(data), meta_from=str(path), noise_file=str(other))

@@ -192,6 +192,12 @@ def label_report(*, argv):
     script.main(argv)
 
 
+def relabel(*, argv):
+    from famus_hf.cli import relabel as script
+
+    script.main(argv)
+
+
 class Records(logging.Handler):
     def __init__(self):
         super().__init__(logging.WARNING)

@@ -1,4 +1,4 @@
-"""A folder of small photos, a quarter of the labels wrong, and a run's folder with a label report on it; no training."""
+"""A folder of small photos, a quarter of the labels wrong, and a run's folder with a label report on it."""
 
 import json
 import shutil

@@ -27,7 +27,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-    data, run, splits = photos_and_run(tmp_path_factory.mktemp("case"))
+    data, run, _ = photos_and_run(tmp_path_factory.mktemp("case"))
     options = script.build_parser("review").parse_args([str(run), "--random", "3"])
     return run, script.review_of(options), data
 
@@ -88,14 +88,15 @@ def test_a_review_by_keyboard_from_the_first_example_to_the_last(browser, case, 
 
 
 def test_a_pair_of_classes_a_gone_image_another_reviewer_and_a_server_that_ended(browser, case, tmp_path):
-    run, review, data = case
+    _, review, data = case
     path = tmp_path / "decisions.csv"
     with served(review, path) as server:
         browser.get(server.address)
         decided(browser, 0)
         pair = f"{review.suspects[1].label} → {review.suspects[1].suggested_label}"
         browser.execute_script(
-            "const e = document.getElementById('group'); e.value = arguments[0]; e.dispatchEvent(new Event('change'))", pair
+            "const e = document.getElementById('group'); e.value = arguments[0]; e.dispatchEvent(new Event('change'))",
+            pair,
         )
         first = next(own for own in review.suspects if (own.label, own.suggested_label) == tuple(pair.split(" → ")))
         assert first.example in text_of(browser, "main")

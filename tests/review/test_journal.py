@@ -32,7 +32,9 @@ def test_who_decides_on_what_another_has_decided_meanwhile_is_told_and_changes_n
     one, other = (Journal(tmp_path / "decisions.csv", DATA) for _ in range(2))
     one.record(("train", 1), decision(1, "shirt"), None)
     before = (tmp_path / "decisions.csv").read_bytes()
-    with pytest.raises(DecidedMeanwhile, match="another reviewer has made 1.png 'shirt' meanwhile, which stays") as told:
+    with pytest.raises(
+        DecidedMeanwhile, match=r"another reviewer has made 1.png 'shirt' meanwhile, which stays"
+    ) as told:
         other.record(("train", 1), decision(1, "hat"), None)
     assert told.value.present == "shirt" and (tmp_path / "decisions.csv").read_bytes() == before
     other.record(("train", 1), decision(1, "hat"), "shirt")

@@ -50,7 +50,7 @@ DECISION = {"place": 0, "label": "bee", "before": None}
 def test_the_page_and_its_images_are_shown_and_decisions_written(review, tmp_path):
     with served(review, tmp_path) as server:
         assert server.address == f"http://127.0.0.1:{server.server_port}/"
-        status, headers, page = asked(server, "GET", "/")
+        status, _, page = asked(server, "GET", "/")
         assert status == 200 and server.token in page.decode()
         assert asked(server, "GET", "/media/0")[2].startswith(b"\x89PNG")
         status, _, content = asked(server, "POST", "/decisions", DECISION, X_Review_Token=server.token)

@@ -42,7 +42,7 @@ def test_a_report_of_the_data_passes_and_one_of_others_is_refused(case, tmp_path
     check_report(report, splits)
     check_report(report_on(splits, "test"), splits)
     (data / examples_in(report)[0].example).unlink()
-    with pytest.raises(DataError, match="examples of the label report are not these in the data any more .*put files"):
+    with pytest.raises(DataError, match="are not these in the data any more"):
         check_report(report, load_splits(name=str(data)))
     with pytest.raises(DataError, match="48 of 48 examples of the label report are not"):
         check_report(report.remove_columns("split").add_column("split", ["validation"] * len(report)), splits)

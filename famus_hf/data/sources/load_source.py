@@ -231,35 +231,42 @@ def _has_labels(dataset: Dataset, columns: Columns) -> bool:
 
 
 def with_test_split(splits: DatasetDict) -> DatasetDict:
-    """Return the splits; where none is `test`, a fixed 20 % of train is, stratified by label.
+    """Return the splits; where none is `test`, a fixed 20 % of train is."""
+    if "test" in splits or len(splits["train"]) < 2:
+        return splits
+    train = splits["train"]
+    return DatasetDict({**splits, **{split: train.select(rows) for split, rows in rows_set_apart(train).items()}})
+
+
+def rows_set_apart(train: Dataset) -> dict[str, list[int]]:
+    """Return the rows of a training split that stay `train`, and those that become `test`: 20 %, stratified by label.
 
     Where that would leave a class out of one of the two, it is a fifth of each class instead, rounded; classes of one
     or two examples stay in train, which is said.
     """
-    if "test" in splits or len(splits["train"]) < 2:
-        return splits
-    train = splits["train"]
-    labels = np.asarray(train["label"][:])
-    counts = np.bincount(labels, minlength=train.features["label"].num_classes)
+    feature, labels = train.features["label"], np.asarray(train["label"][:])
+    counts = np.bincount(labels, minlength=feature.num_classes)
     # What the stratified split of datasets asks for: two rows of each class, and no fewer test rows than classes.
     stratify = "label" if counts.min() >= 2 and len(train) * TEST_SHARE >= len(counts) else None
-    parts = train.train_test_split(TEST_SHARE, stratify_by_column=stratify, seed=TEST_SEED)
+    # Of labels in memory: of saved data it would write what it has drawn beside their files.
+    known = Dataset.from_dict({"label": labels}, Features({"label": feature})).add_column("row", range(len(train)))
+    parts = known.train_test_split(TEST_SHARE, stratify_by_column=stratify, seed=TEST_SEED)
     if any(len(set(part["label"][:])) < np.count_nonzero(counts) for part in parts.values()):
-        parts = _fifth_of_each_class(train, labels, counts)
-    return DatasetDict({**splits, **parts})
+        return _fifth_of_each_class(labels, counts)
+    return {split: part["row"][:] for split, part in parts.items()}
 
 
-def _fifth_of_each_class(train: Dataset, labels: np.ndarray, counts: np.ndarray) -> dict[str, Dataset]:
+def _fifth_of_each_class(labels: np.ndarray, counts: np.ndarray) -> dict[str, list[int]]:
     generator = np.random.default_rng(TEST_SEED)
     sizes = np.round(counts * TEST_SHARE).astype(int)
     chosen = [generator.permutation(np.flatnonzero(labels == label))[:size] for label, size in enumerate(sizes)]
     test = np.sort(np.concatenate(chosen))
     if not len(test):
         raise DataError(
-            f"no class of the {len(train)} examples has as many as three, so that none can be set apart to test on: "
+            f"no class of the {len(labels)} examples has as many as three, so that none can be set apart to test on: "
             "give a set to test on (a folder with validation_dir), or more examples"
         )
-    return {"train": train.select(np.setdiff1d(np.arange(len(train)), test)), "test": train.select(test)}
+    return {"train": np.setdiff1d(np.arange(len(labels)), test).tolist(), "test": test.tolist()}
 
 
 def without_absent_classes(splits: DatasetDict) -> DatasetDict:

@@ -90,7 +90,7 @@ def test_decisions_on_other_data_and_on_no_classes_are_refused():
     for fingerprint, size in ((DATA[::-1], 9), (DATA, 0)):
         with pytest.raises(DataError, match="not on these data, or the data have changed since"):
             check_decisions(decisions("shirt"), fingerprint, {"train": size}, ["coat", "shirt"])
-    with pytest.raises(DataError, match="1 labels of the decisions are no classes of the data .'hat'., which have coat"):
+    with pytest.raises(DataError, match=r"1 labels of the decisions are no classes of the data \('hat'\), which have"):
         check_decisions(decisions("hat", "coat"), DATA, {"train": 8}, ["coat", "shirt"])
 
 

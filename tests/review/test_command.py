@@ -1,0 +1,58 @@
+"""`famus-hf review` on the command line; tests/review/test_browser.py drives its page."""
+
+import json
+import re
+
+import pytest
+
+from famus_hf.cli import main as command
+from famus_hf.data.labels.decisions import write_decisions
+from tests.helpers.reviews import decisions_of, photos_and_run
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    return photos_and_run(tmp_path_factory.mktemp("command"))
+
+
+def refused(capsys, *argv):
+    with pytest.raises(SystemExit) as end:
+        command.main(["review", *map(str, argv)])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and error.startswith("famus-hf review: error: ")
+    return error
+
+
+def test_the_static_page_holds_examples_and_earlier_decisions_and_no_name_is_markup(case, tmp_path, capsys):
+    _, run, splits = case
+    decisions = decisions_of(splits, 2)
+    write_decisions(tmp_path / "decisions.csv", decisions)
+    page = tmp_path / "page.html"
+    flags = [str(run), "--static", str(page), "--random", "2", "--decisions", str(tmp_path / "decisions.csv")]
+    command.main(["review", *flags])
+    assert str(page) in capsys.readouterr().out
+    text = page.read_text()
+    content = json.loads(re.search(r'id="content">(.*?)</script>', text, re.DOTALL)[1])
+    assert content["decided"] == [[n, own.reviewed_label] for n, own in enumerate(decisions)]
+    assert content["classes"] == ["ant", "bee", "cow"] and content["token"] is None
+    assert all(own["media"].startswith("data:image/png;base64,") for own in content["examples"])
+    assert [own["drawn"] for own in content["examples"]][-2:] == [True, True]
+    assert "default-src &#39;none&#39;; script-src &#39;sha256-" in text
+
+
+def test_refusals_are_one_sentence(case, tmp_path, capsys):
+    data, run, splits = case
+    assert "has no label_report.parquet: give the output folder of a run" in refused(capsys, data)
+    assert "examples of the label report are not these in the data" in refused(capsys, run, "--dataset_name", "digits")
+    write_decisions(tmp_path / "cut.csv", decisions_of(splits, 3))
+    (tmp_path / "cut.csv").write_text((tmp_path / "cut.csv").read_text()[:-5])
+    assert "as if it was cut off" in refused(capsys, run, "--decisions", tmp_path / "cut.csv")
+    other = decisions_of(splits, 3)
+    other.data = other.data[::-1]
+    write_decisions(tmp_path / "other.csv", other)
+    assert "is on other data, or these have changed since" in refused(
+        capsys, run, "--decisions", tmp_path / "other.csv"
+    )
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "label_report.parquet").write_bytes(b"PAR1 no")
+    assert "can't be read" in refused(capsys, tmp_path / "damaged", "--dataset_name", data)
