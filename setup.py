@@ -12,10 +12,8 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["famus_hf", "famus_hf.*"]),
     package_data={
-        "famus_hf": [
-            "py.typed", "*.pyi", "core/*.pyi", "cli/recipes/*.yaml", "reporting/*.md", "reporting/*.html",
-            "review/*.html", "review/*.js", "review/*.css",
-        ]  # fmt: skip
+        "famus_hf": ["py.typed", "*.pyi", "core/*.pyi", "cli/recipes/*.yaml", "reporting/*.md", "reporting/*.html"],
+        "famus_hf.review": ["*.html", "*.js", "*.css"],
     },
     entry_points={"console_scripts": ["famus-hf = famus_hf.cli.main:main"]},
     python_requires=">=3.11",

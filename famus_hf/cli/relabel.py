@@ -33,7 +33,7 @@ from famus_hf.review.suspects import check_report
 from famus_hf.storage.run_folder import REPORT_FILE
 
 
-def main(argv: list[str], program: str = "famus-hf relabel") -> None:
+def main(argv: list[str], program: str = "relabel.py") -> None:
     """Write the copy, and say what has become of the labels."""
     options = build_parser(program).parse_args(argv)
     with started_as(program):

@@ -33,7 +33,7 @@ from famus_hf.storage.run_folder import DECISIONS, REPORT_FILE, RESULTS
 from famus_hf.storage.untrusted import read_json
 
 
-def main(argv: list[str], program: str = "famus-hf review") -> None:
+def main(argv: list[str], program: str = "review.py") -> None:
     """Show the page until Ctrl-C, or write it as one file."""
     options = build_parser(program).parse_args(argv)
     with started_as(program):

@@ -57,7 +57,7 @@ def whole_folder(out: Path, source: Path | None) -> Iterator[Path]:
     try:
         beside.mkdir(parents=True)
         yield beside
-        sync_tree(beside)
+        os.sync() if hasattr(os, "sync") else sync_tree(beside)  # all files at once: 0.1 s and not 30 of 3000
         if out.is_dir():
             out.rmdir()
         os.replace(beside, out)

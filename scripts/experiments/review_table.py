@@ -2,8 +2,8 @@
 
     python scripts/experiments/review_table.py --dataset_name /usr/share/datasets/fashion-mnist --image_size 14
 
-A first run has no trusted example. Of its label report a reviewer, who knows the truth, decides on 400 examples: on the
-200 most suspect and 200 drawn at random, or on 400 drawn at random. They are the trusted set of a second run on the very
+A first run has no trusted example. Of its report a reviewer, who knows the truth, decides on 400 examples: on the 200
+most suspect and 200 drawn at random, or on 400 drawn at random. They are the trusted set of a second run on the very
 same labels (`--meta_from`, `--noise_file`). Prints a Markdown table of last test accuracies, mean ± standard deviation
 of the seeds. A run whose record is in --results_dir is not repeated.
 """

@@ -3,10 +3,16 @@
 import json
 import re
 
+import numpy as np
 import pytest
+from scipy.io import wavfile
 
 from famus_hf.cli import main as command
-from famus_hf.data.labels.decisions import write_decisions
+from famus_hf.data.labels.decisions import Decisions, write_decisions
+from famus_hf.data.load import load_splits
+from famus_hf.review.page import Examples, Review, static_page
+from famus_hf.review.suspects import Suspect
+from tests.helpers.datasets import write_texts
 from tests.helpers.reviews import decisions_of, photos_and_run
 
 
@@ -38,6 +44,25 @@ def test_the_static_page_holds_examples_and_earlier_decisions_and_no_name_is_mar
     assert all(own["media"].startswith("data:image/png;base64,") for own in content["examples"])
     assert [own["drawn"] for own in content["examples"]][-2:] == [True, True]
     assert "default-src &#39;none&#39;; script-src &#39;sha256-" in text
+
+
+@pytest.mark.parametrize("kind", ["text", "audio"])
+def test_texts_and_recordings_are_on_the_page(tmp_path, kind):
+    if kind == "text":
+        splits = load_splits(name=str(write_texts(tmp_path / "data", pairs=True)))
+    else:
+        for n in range(6):
+            (tmp_path / "data" / "ab"[n % 2]).mkdir(parents=True, exist_ok=True)
+            wavfile.write(tmp_path / "data" / "ab"[n % 2] / f"{n}.wav", 8000, np.full(80, n, dtype=np.int16))
+        splits = load_splits(name=str(tmp_path / "data"))
+    row = splits["train"][0]
+    suspect = Suspect("train", 0, "x", "a", "b", None, None, "")
+    page = static_page(Review("r", ["a", "b"], [suspect], Examples(splits), "0" * 16), Decisions("0" * 16))
+    (shown,) = json.loads(re.search(r'id="content">(.*?)</script>', page, re.DOTALL)[1])["examples"]
+    if kind == "text":
+        assert shown["texts"] == [row["text"], row["text_pair"]] and shown["media"] is None
+    else:
+        assert shown["media"].startswith("data:audio/wav;base64,UklGR") and shown["texts"] == []
 
 
 def test_refusals_are_one_sentence(case, tmp_path, capsys):

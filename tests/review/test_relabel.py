@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_from_disk
+from scipy.io import wavfile
 
 from famus_hf import load_noisy_dataset
 from famus_hf.cli import main as command
@@ -17,7 +18,7 @@ from famus_hf.errors import SaveError, SettingsError
 from famus_hf.review import mended as copies
 from famus_hf.review.mended import whole_folder
 from famus_hf.review.relabel import relabel
-from tests.helpers.reviews import decisions_of, photos_and_run, report_on, truth_of, write_run
+from tests.helpers.reviews import decisions_of, photos_and_run, report_on, truth_of, write_photos, write_run
 
 
 def contents(folder):
@@ -178,6 +179,56 @@ def test_tables_and_saved_data_sets_are_mended_by_column_and_undone(tmp_path, fo
     assert {tuple(own.values()) for split in back for own in back[split].select_columns(["text", "label"])} == {
         tuple(own.values()) for split in splits for own in splits[split].select_columns(["text", "label"])
     }
+
+
+def next_class(splits):
+    """Decisions that give the first four examples of each split the class after theirs."""
+    decisions = Decisions(fingerprint_of_splits(splits))
+    for split, dataset in splits.items():
+        names = dataset.features["label"].names
+        for index, label in enumerate(dataset["label"][:4]):
+            decisions.by_key[split, index] = Decision(split, index, "", names[label], "", names[(label + 1) % 3])
+    return decisions
+
+
+def write_named_files(folder):
+    """Tables of two splits that name images, beside a column of their own."""
+    rows = [(f"img/{path.name}", path.parent.name) for path in write_photos(folder / "img").rglob("*.png")]
+    for name, _ in rows:
+        next((folder / "img").rglob(f"*/{name[4:]}")).rename(folder / name)
+    for path in [path for path in (folder / "img").iterdir() if path.is_dir()]:
+        path.rmdir()
+    for split, part in (("train", sorted(rows)[:48]), ("test", sorted(rows)[48:])):
+        table = "".join(f'{name},{label},"a ""b"", c"\n' for name, label in part)
+        (folder / f"{split}.csv").write_text(f"image,label,note\n{table}")
+
+
+def write_recordings(folder):
+    """Recordings in folders of splits and classes."""
+    for n in range(30):
+        place = folder / ("train" if n < 20 else "test") / ["ant", "bee", "cow"][n % 3]
+        place.mkdir(parents=True, exist_ok=True)
+        wavfile.write(place / f"{n}.wav", 8000, np.full(80, n, dtype=np.int16))
+
+
+@pytest.mark.parametrize("write", [write_named_files, write_recordings])
+def test_files_in_two_splits_are_mended_and_undone(tmp_path, write):
+    data = tmp_path / "data"
+    write(data)
+    before, splits = contents(data), load_splits(name=str(data))
+    mended = relabel({"name": str(data)}, splits, next_class(splits), [], tmp_path / "out")
+    copy = load_splits(name=str(tmp_path / "out"))
+    assert contents(data) == before and mended.changed == 8
+    assert {split: len(own) for split, own in copy.items()} == {split: len(own) for split, own in splits.items()}
+    undo = decisions_on(copy, mended.undo)
+    assert {own.split for own in undo} == {"train", "test"} and len(undo) == 8
+    relabel({"name": str(tmp_path / "out")}, copy, undo, [], tmp_path / "back")
+    back = load_splits(name=str(tmp_path / "back"))
+    for split, own in splits.items():
+        assert back[split]["label"][:] == own["label"][:]
+        assert copy[split]["label"][:] != own["label"][:]
+    after = contents(tmp_path / "back")
+    assert all(after[path] == content for path, content in before.items() if not path.endswith("csv"))
 
 
 def test_data_without_files_of_their_own_become_a_saved_data_set(tmp_path):
