@@ -40,8 +40,8 @@ def flags_of(options: argparse.Namespace, seed: int, folder: Path) -> list[str]:
     return [
         "--dataset_name", options.dataset_name, "--backbone", "small", "--learning_rate", "0.2", "--lr_scheduler_type",
         "cosine", "--augmentation", "none", "--num_train_epochs", str(options.num_train_epochs), "--seed", str(seed),
-        "--image_size", str(options.image_size), "--output_dir", str(folder), "--save_strategy", "no", "--report_to",
-        "none", "--disable_tqdm", "true",
+        "--image_size", str(options.image_size), "--output_dir", str(folder), "--save_strategy", "no",
+        "--eval_strategy", "no", "--report_to", "none", "--disable_tqdm", "true",
     ]  # fmt: skip
 
 
