@@ -6,10 +6,11 @@ from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
+from socket import gethostname
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from famus_hf.errors import DataError, FaMUSError, SaveError
+from famus_hf.errors import DataError, FaMUSError, SaveError, SettingsError, reason_of
 from famus_hf.review.journal import DecidedMeanwhile, Journal
 from famus_hf.review.page import Review, content_policy, served_page
 
@@ -41,6 +42,9 @@ class ReviewServer(ThreadingHTTPServer):
         host: Where it listens. Beyond the loopback interface the page's address has a token, without which it is not
             shown; requests of the page carry it everywhere.
         port: 0 takes one that is free.
+
+    Raises:
+        SettingsError: The port is taken, or there is no such host.
     """
 
     daemon_threads = True
@@ -48,12 +52,19 @@ class ReviewServer(ThreadingHTTPServer):
     def __init__(self, review: Review, journal: Journal, host: str = "127.0.0.1", port: int = 0):
         self.review, self.journal, self.host = review, journal, host
         self.token, self.needs_token = secrets.token_urlsafe(24), not is_loopback(host)
-        super().__init__((host, port), _Handler)
+        try:
+            super().__init__((host, port), _Handler)
+        except (OSError, OverflowError) as error:
+            where = f"{host}:{port}"
+            raise SettingsError(
+                f"no server can listen at {where} ({reason_of(error)}): choose another --port"
+            ) from error
 
     @property
     def address(self) -> str:
         """What to open in a browser."""
-        return f"http://{self.host}:{self.server_port}/{f'?token={self.token}' if self.needs_token else ''}"
+        host = gethostname() if self.host == "0.0.0.0" else self.host
+        return f"http://{host}:{self.server_port}/{f'?token={self.token}' if self.needs_token else ''}"
 
     def knows_as_itself(self, host: str) -> bool:
         """Return whether a request's Host is this server; on the loopback interface another one is a rebound name."""

@@ -9,6 +9,7 @@ import pytest
 
 from famus_hf.data.fingerprint import fingerprint_of_splits
 from famus_hf.data.labels.class_names import occurring_names
+from famus_hf.errors import SettingsError
 from famus_hf.reporting.label_report import read_report
 from famus_hf.review.journal import Journal
 from famus_hf.review.page import Examples, Review
@@ -98,6 +99,11 @@ def test_beyond_the_loopback_interface_every_request_needs_the_token(review, tmp
             assert asked(server, "GET", path)[0] == 403
         for path in ("/", "/media/0"):
             assert asked(server, "GET", f"{path}?token={server.token}")[0] == 200
+
+
+def test_a_port_that_is_taken_is_refused_in_one_sentence(review, tmp_path):
+    with served(review, tmp_path) as server, pytest.raises(SettingsError, match="no server can listen at .* choose"):
+        ReviewServer(review, server.journal, port=server.server_port)
 
 
 @pytest.mark.parametrize("wanted", [None, [], {"place": -1, "label": "bee"}, {"place": 10**6}, {"place": True},
