@@ -40,7 +40,7 @@ def main(argv: list[str], program: str = "review.py") -> None:
         review = review_of(options)
         journal = Journal(options.decisions or options.run / DECISIONS, review.data)
         if options.static is not None:
-            write_static(review, journal, options.static or options.run / "review.html")
+            write_static(review, journal, Path(options.static or options.run / "review.html"))
             return
         serve(review, journal, options)
 
@@ -53,7 +53,7 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--most", type=int, default=1000, help="how many suspects at most")
     parser.add_argument("--random", type=int, default=0, help="how many other examples, drawn at random, come behind")
     parser.add_argument("--seed", type=int, default=0, help="of that draw")
-    parser.add_argument("--static", nargs="?", type=Path, const=Path(), metavar="FILE",
+    parser.add_argument("--static", nargs="?", const="", metavar="FILE",
                         help="write one HTML file (default: review.html in the run's folder)")  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="where to listen; beyond this machine it needs a token")
     parser.add_argument("--port", type=int, default=0, help="0: one that is free")

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from famus_hf.errors import DataError, FaMUSError, SaveError, SettingsError, reason_of
+from famus_hf.reporting.shown import TYPES
 from famus_hf.review.journal import DecidedMeanwhile, Journal
 from famus_hf.review.page import Review, content_policy, served_page
 
@@ -20,8 +21,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
 }
+KEPT = "private, max-age=3600"  # of images, which are drawn again and again; addresses are of this start alone
 Answer = tuple[HTTPStatus, str, bytes]
 
 
@@ -115,7 +116,12 @@ class _Handler(BaseHTTPRequestHandler):
         refusal = self._refusal()
         status, kind, content = _error(HTTPStatus.FORBIDDEN, refusal) if refusal else action()
         self.send_response(status)
-        for name, value in (*HEADERS.items(), ("Content-Type", kind), ("Content-Length", str(len(content)))):
+        own = {
+            "Content-Type": kind,
+            "Content-Length": str(len(content)),
+            "Cache-Control": KEPT if kind in TYPES.values() else "no-store",
+        }
+        for name, value in {**HEADERS, **own}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)

@@ -47,7 +47,7 @@ def text_of(browser, name):
     return browser.find_element("id", name).text
 
 
-def until(browser, condition, seconds=10):
+def until(browser, condition, seconds=30):
     """Wait until something is so of the page."""
     from selenium.webdriver.support.ui import WebDriverWait
 

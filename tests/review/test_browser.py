@@ -87,38 +87,49 @@ def test_a_review_by_keyboard_from_the_first_example_to_the_last(browser, case, 
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-def test_a_pair_of_classes_a_gone_image_another_reviewer_and_a_server_that_ended(browser, case, tmp_path):
-    _, review, data = case
-    path = tmp_path / "decisions.csv"
+def test_a_pair_of_classes_can_be_chosen_and_another_reviewer_is_told_of(browser, case, tmp_path):
+    _, review, _ = case
+    path, suspect = tmp_path / "decisions.csv", review.suspects[1]
+    pair = suspect.label, suspect.suggested_label
+    first = next(own for own in review.suspects if (own.label, own.suggested_label) == pair)
     with served(review, path) as server:
         browser.get(server.address)
         decided(browser, 0)
-        pair = f"{review.suspects[1].label} → {review.suspects[1].suggested_label}"
         browser.execute_script(
             "const e = document.getElementById('group'); e.value = arguments[0]; e.dispatchEvent(new Event('change'))",
-            pair,
+            " → ".join(pair),
         )
-        first = next(own for own in review.suspects if (own.label, own.suggested_label) == tuple(pair.split(" → ")))
         assert first.example in text_of(browser, "main")
         Journal(path, review.data).record(first.key, first.decided("cow"), None)
         keys(browser, " ")
         until(browser, lambda: "another reviewer has made" in text_of(browser, "message"))
-        assert [own.reviewed_label for own in read_decisions(path)] == ["cow"]
-        shown = next(own for own in review.suspects[2:] if own.key != first.key)
-        (data / shown.example).rename(data / "gone")
+        assert "decided: cow" in text_of(browser, "main")
+    assert [own.reviewed_label for own in read_decisions(path)] == ["cow"]
+
+
+def test_an_image_that_has_gone_is_not_decided_and_others_are(browser, case, tmp_path):
+    _, review, data = case
+    first = review.suspects[0]
+    (data / first.example).rename(data / "gone")
+    with served(review, tmp_path / "decisions.csv") as server:
         browser.get(server.address)
-        decided(browser, 1)
-        for _ in range(review.suspects.index(shown) - next(n for n, own in enumerate(review.suspects) if own != first)):
-            keys(browser, RIGHT)
-        until(browser, lambda: shown.example in text_of(browser, "main"))
+        decided(browser, 0)
         keys(browser, ENTER)
-        until(browser, lambda: "can't be read any more" in text_of(browser, "message"))
-        (data / "gone").rename(data / shown.example)
-    keys(browser, RIGHT)
+        until(browser, lambda: f"{first.example} can't be read any more" in text_of(browser, "message"))
+        keys(browser, RIGHT, ENTER)
+        decided(browser, 1)
+    (data / "gone").rename(data / first.example)
+    assert [own.key for own in read_decisions(tmp_path / "decisions.csv")] == [review.suspects[1].key]
+
+
+def test_where_the_server_has_ended_nothing_counts_as_decided(browser, case, tmp_path):
+    _, review, _ = case
+    with served(review, tmp_path / "decisions.csv") as server:
+        browser.get(server.address)
+        until(browser, lambda: browser.execute_script("return document.querySelector('#main img').naturalWidth > 0"))
     keys(browser, " ")
-    until(browser, lambda: text_of(browser, "message") != "")
-    assert "Not saved" in text_of(browser, "message") or "can't be read" in text_of(browser, "message")
-    assert len(read_decisions(path)) == 1
+    until(browser, lambda: "Not saved, as the server does not answer" in text_of(browser, "message"))
+    assert text_of(browser, "progress").startswith("0 of ") and not (tmp_path / "decisions.csv").exists()
 
 
 def test_the_static_page_keeps_decisions_and_gives_the_same_file(browser, case, tmp_path, tmp_path_factory):

@@ -33,8 +33,8 @@ def test_the_static_page_holds_examples_and_earlier_decisions_and_no_name_is_mar
     _, run, splits = case
     decisions = decisions_of(splits, 2)
     write_decisions(tmp_path / "decisions.csv", decisions)
-    page = tmp_path / "page.html"
-    flags = [str(run), "--static", str(page), "--random", "2", "--decisions", str(tmp_path / "decisions.csv")]
+    page = run / "review.html"
+    flags = [str(run), "--static", "--random", "2", "--decisions", str(tmp_path / "decisions.csv")]
     command.main(["review", *flags])
     assert str(page) in capsys.readouterr().out
     text = page.read_text()
