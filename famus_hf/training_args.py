@@ -585,7 +585,7 @@ class FaMUSTrainingArguments(TrainingArguments):
         if self.data_seed is None:
             self.data_seed = self.seed  # else the order of the data depends on whoever last seeded torch
         if self.meta_batch_size is None:
-            self.meta_batch_size = self._quarter if self._is_fast else self.per_device_train_batch_size
+            self.meta_batch_size = self._quarter if self.is_fast else self.per_device_train_batch_size
         if self.train_on_trusted is None:
             self.train_on_trusted = self.meta_learner in WITH_TRUSTED
 
@@ -595,7 +595,8 @@ class FaMUSTrainingArguments(TrainingArguments):
         return max(2, self.per_device_train_batch_size // 4)
 
     @property
-    def _is_fast(self) -> bool:
+    def is_fast(self) -> bool:
+        """Whether the step is that of preset fast, asked for or by default."""
         by_default = self.preset is None and self.meta_learner in WITH_PRESET_FAST and not self._chooses_step
         return self.preset == "fast" or by_default
 
@@ -629,7 +630,7 @@ class FaMUSTrainingArguments(TrainingArguments):
         return True
 
     def _take(self, meta_learner: str) -> None:
-        if self.preset is None and self._is_fast:
+        if self.preset is None and self.is_fast:
             for name in FAST:
                 setattr(self, name, self._default_of(name))
         self.meta_learner = meta_learner
@@ -642,7 +643,7 @@ class FaMUSTrainingArguments(TrainingArguments):
     def _apply_preset(self) -> None:
         if self.preset is not None:
             check_preset(self)
-        if not self._is_fast:
+        if not self.is_fast:
             return
         if self.meta_batch_size is None and self._quarter * 4 > self.per_device_train_batch_size:
             logger.warning(

@@ -113,7 +113,7 @@ class ModelArguments:
         metadata={
             "help": "Network trained from scratch: tiny, small, small-wide, medium, wide-resnet-28-10, "
             "wide-resnet-40-2, preact-resnet-18, cifar-resnet-32, resnet-50, inception-resnet-v2; or from ImageNet "
-            "weights: efficientnet-lite0. Default: tiny for small images, else wide-resnet-28-10."
+            "weights: efficientnet-lite0. Default: by the images and the hardware (docs/data.md)."
         },
     )
     model_name_or_path: str | None = field(
@@ -142,6 +142,7 @@ class ModelArguments:
             "DivideMix. A batch is twice --per_device_train_batch_size, labelled and unlabelled examples together."
         },
     )
+    network_choice: str = field(default="", init=False)  # why this backbone, where it is the default for the images
 
 
 @dataclass
@@ -254,14 +255,24 @@ Settings = tuple[ModelArguments, DataArguments, FaMUSTrainingArguments]
 def parse_arguments(argv: list[str], modality: "Modality | None" = None) -> Settings:
     """Return the flags' settings; below them the values of `--config`, below those what suits texts or recordings."""
     parser = build_parser(fine_tuning(modality))
-    recipe, argv = take_flag(argv, "--recipe")
-    config, argv = take_flag(argv, "--config")
-    from_files = [] if recipe is None else flags_of_yaml(recipe_path(recipe), parser.flags)
-    from_files += [] if config is None else flags_of_yaml(Path(config), parser.flags)
-    flags = with_method(from_files, argv, OF_METHODS, TOPICS[SAMPLER])  # the last one wins
+    flags = _with_files(argv, parser.flags)
     model_args, data_args, args, _ = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     _complete(model_args, data_args, args, named(flags))
     return model_args, data_args, args
+
+
+def given_flags(argv: list[str]) -> set[str]:
+    """Return the names of the flags that were given, on the command line or in a file."""
+    return named(_with_files(argv, build_parser({}).flags))
+
+
+def _with_files(argv: list[str], known: set[str]) -> list[str]:
+    """Return the flags of `--recipe`, `--config` and `--method`, and the others: the last one wins."""
+    recipe, argv = take_flag(argv, "--recipe")
+    config, argv = take_flag(argv, "--config")
+    from_files = [] if recipe is None else flags_of_yaml(recipe_path(recipe), known)
+    from_files += [] if config is None else flags_of_yaml(Path(config), known)
+    return with_method(from_files, argv, OF_METHODS, TOPICS[SAMPLER])
 
 
 def build_parser(usual: dict[str, str], with_processes: bool = False) -> TopicParser:

@@ -18,6 +18,7 @@ from famus_hf.data.sources.load_source import DATA_LICENSES, HUB_DATASETS
 from famus_hf.metrics import AveragePrecision
 from famus_hf.reporting.label_reasons import given_to_believed
 from famus_hf.reporting.label_report import judged, wrong_labels
+from famus_hf.reporting.true_accuracy import are_known
 from famus_hf.two_networks.peer import Peer
 
 
@@ -97,6 +98,7 @@ def as_baseline(results: dict[str, Any]) -> dict[str, Any]:
         "last": results["eval_accuracy"],
         "best": results["best_eval_accuracy"],
         "seconds_per_step": results["train_seconds_per_step"],
+        **({} if are_known(results) else {"true": results["estimated_true_accuracy"]}),
     }
 
 

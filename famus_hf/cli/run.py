@@ -13,8 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from transformers import EarlyStoppingCallback, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils import logging
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, TwoNetworkTrainer
 from famus_hf.cli.arguments import DataArguments, ModelArguments, parse_arguments, short_name
@@ -34,6 +37,7 @@ from famus_hf.cli.run_setup import (
     build_model,
     check_checkpoint,
     check_data_of,
+    faster,
     load_data,
     method_name,
     resolve_checkpoint,
@@ -42,16 +46,21 @@ from famus_hf.cli.run_setup import (
 )
 from famus_hf.data.labels.noise_file import write_noise_file
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
+from famus_hf.data.sources.benchmarks import BUILDERS
 from famus_hf.errors import PushError, SettingsError
 from famus_hf.hub.push import is_hub_id
 from famus_hf.metrics import compute_accuracy
+from famus_hf.reporting.diagnostics.console import ConsoleProgress
+from famus_hf.reporting.diagnostics.time_estimate import TimeEstimate
 from famus_hf.reporting.figures.run_records import read_run
 from famus_hf.reporting.model_card import recorded_accuracies
 from famus_hf.reporting.tables import format_notes, format_table
+from famus_hf.reporting.true_accuracy import ACCURACY, AGREEMENT, facts_of, in_words
 from famus_hf.storage import checkpoints
 from famus_hf.storage.atomic import atomic_write
 from famus_hf.storage.run_folder import NOISE_FILE, RESULTS
 
+VERBOSE = ("debug", "info")  # values of --log_level with which everything is said, as transformers says it
 GO_ON = "--resume_from_checkpoint true goes on from the newest checkpoint"
 
 
@@ -60,8 +69,9 @@ class Run:
 
     def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: FaMUSTrainingArguments, data: Any):
         self.name, self.data_args, self.args, self.data = method_name(model_args, args), data_args, args, data
+        self.network = model_args.network_choice or model_args.backbone or str(model_args.model_name_or_path)
         set_seed(args.seed)
-        model, processor = build_model(model_args, data_args, data, args)
+        model, processor = build_model(model_args, data, args)
         self.timer = StepTimer()
         self.unpushed: str | None = None  # why the push at the end failed, and how to repeat it
         self.trainer: FaMUSTrainer = (TwoNetworkTrainer if model_args.two_networks else FaMUSTrainer)(
@@ -76,6 +86,26 @@ class Run:
         )
         if data_args.early_stopping_patience is not None:
             self.trainer.add_callback(EarlyStoppingCallback(data_args.early_stopping_patience))
+        if args.log_level not in VERBOSE:
+            self._say_little(model_args)
+
+    def _say_little(self, model_args: ModelArguments) -> None:
+        """Have the training say how long it takes and how far it is, in so few lines that they fit one screen."""
+        trainer, args = self.trainer, self.args
+        for callback in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(callback)
+        console = ConsoleProgress(ACCURACY if self.test_labels_are_known else AGREEMENT, has_bar=not args.disable_tqdm)
+        has_meta_step = trainer.meta_learner is not None and trainer.meta_learner.has_meta_step
+        trainer.add_callback(console)
+        trainer.add_callback(
+            TimeEstimate(
+                trainer.training_time,
+                trainer.schedule.warmup_steps if has_meta_step else lambda steps: 0,
+                0 if self.data_args.streaming else len(self.data["test"]),
+                faster(model_args, args, has_meta_step),
+                console.write,
+            )
+        )
 
     def train(
         self, checkpoint: str | None, with_label_report: bool = False, card: dict[str, Any] | None = None
@@ -92,6 +122,7 @@ class Run:
         start_measuring_memory(self.args.device)
         trainer.train(resume_from_checkpoint=checkpoint)
         metrics = trainer.evaluate(self.data["test"])
+        truth = self.facts_of_test_labels()
         others = [split for split in self.data if split.startswith("test_")]  # further sets to test on
         for split in others:
             metrics |= trainer.evaluate(self.data[split], metric_key_prefix=split)
@@ -101,7 +132,9 @@ class Run:
             "eval_accuracy": metrics["eval_accuracy"],
             "best_eval_accuracy": max(recorded_accuracies(trainer.state.log_history).values()),
             "eval_loss": metrics["eval_loss"],
+            **truth,
             **{f"{split}_accuracy": metrics[f"{split}_accuracy"] for split in others},
+            "network": self.network,
             "dataset_name": short_name(self.data_args) if self.is_folder else self.data_args.dataset_name,
             "protocol": self.data_args.protocol,
             **self.meta_set_facts,
@@ -150,6 +183,19 @@ class Run:
             "division": divisions_of(trainer.peers),
             "time_shares": trainer.time_shares,
         }
+
+    @property
+    def test_labels_are_known(self) -> bool:
+        """Whether the labels of the test set count as right: a benchmark's, or those of a column of clean ones."""
+        return "clean_label" in self.data["test"].features or self.data_args.dataset_name in BUILDERS
+
+    def facts_of_test_labels(self) -> dict[str, Any]:
+        """Return what all_results.json says of the labels of the test set, and of the accuracy by the true ones."""
+        if self.test_labels_are_known:
+            return {"test_labels_known": True}
+        if self.data_args.streaming:
+            return facts_of("the test set is a stream")
+        return facts_of(self.trainer.estimate_true_accuracy(self.data["test"]))
 
     @property
     def can_report(self) -> bool:
@@ -220,9 +266,12 @@ class Run:
             **data_facts(data_args, results["dataset_name"], self.data["train"]),
             "noise_description": self.noise_description,
             "metrics": {"last": results["eval_accuracy"], "best": results["best_eval_accuracy"]},
+            "estimated_true_accuracy": results.get("estimated_true_accuracy"),
             "seconds_per_step": results["train_seconds_per_step"],
             "suspects": self.describe_suspects(results),
             "label_report_doubt": results.get("label_report_doubt"),
+            "true_accuracy": in_words(results) or None,
+            "network_choice": self.network,
             **card,
         }
         if not self.args.push_to_hub:
@@ -276,6 +325,9 @@ def set_up(argv: list[str]) -> tuple[list[Run], str | None]:
     """
     try:
         model_args, data_args, args = parse_arguments(argv)
+        if args.log_level not in VERBOSE:
+            datasets.disable_progress_bars()
+            logging.disable_progress_bar()
         checkpoint = resolve_checkpoint(model_args, args)
         data = load_data(data_args, args)
         model_args, data_args, args = settings_for(data, argv, (model_args, data_args, args))

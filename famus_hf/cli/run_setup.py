@@ -16,13 +16,14 @@ from famus_hf import (
     build_backbone,
     load_noisy_dataset,
 )
-from famus_hf.cli.arguments import DataArguments, ModelArguments, Settings, fine_tuning, parse_arguments
+from famus_hf.cli.arguments import DataArguments, ModelArguments, Settings, fine_tuning, given_flags, parse_arguments
 from famus_hf.cli.data_flags import settings_of
+from famus_hf.cli.default_network import Images, default_network, has_imagenet_weights, images_of, take_settings
 from famus_hf.cli.methods import METHODS
 from famus_hf.data.media.modalities import AUDIO, IMAGE, Modality, modality_of_columns
-from famus_hf.data.sources.idx import is_idx_folder
 from famus_hf.errors import SettingsError, first_few, reason_of
 from famus_hf.hub.push import is_hub_id
+from famus_hf.models import num_parameters
 from famus_hf.models.timm_wrapper import TIMM_WRAPPER, check_timm, check_timm_config
 from famus_hf.storage.checkpoints import to_resume_from
 from famus_hf.storage.model_folder import holds_two_networks
@@ -33,12 +34,12 @@ logger = logging.get_logger(__name__)
 
 NEW_WEIGHTS = ("missing_keys", "mismatched_keys")  # what a checkpoint lacks, or has in another shape: a head
 OF_BELIEFS = ("posterior", "soft")  # meta-learners to which other layers make no other method
+SMALLEST = ("tiny", "small")  # backbones, than which none is faster
 METHOD_NAMES = {
     "mw-net": "MW-Net", "l2r": "L2R", "mlc": "MLC", "posterior": "posterior targets", "forward": "forward correction",
     "backward": "backward correction", "soft": "soft targets", "l2b": "L2B", "jamal": "class-balanced residual",
     "m-correction": "M-correction", "mentornet": "MentorNet",
 }  # fmt: skip
-TINY_DATASETS = ("digits", "fashion_mnist")  # data sets, beside idx folders, whose default backbone is `tiny`
 
 
 def load_data(data_args: DataArguments, args: FaMUSTrainingArguments) -> Any:
@@ -70,7 +71,28 @@ def settings_for(data: Any, argv: list[str], settings: Settings) -> Settings:
     taken = [f"--{name} {value}" for name, value in fine_tuning(modality).items() if name in changed]
     if taken and args.process_index == 0:
         print(f"for {modality.things}, where nothing else was said: {' '.join(taken)}", flush=True)
+    if modality is IMAGE and model_args.backbone is None and model_args.model_name_or_path is None:
+        choose_network(model_args, args, images_of(data_args.dataset_name, data["train"]), given_flags(argv))
     return model_args, data_args, args
+
+
+def choose_network(model_args: ModelArguments, args: FaMUSTrainingArguments, images: Images, given: set[str]) -> None:
+    """Take the default network for these images, with what suits it, and print which and why.
+
+    Args:
+        model_args: Gets the backbone and the reason.
+        args: Get settings that suit it.
+        images: Of the run.
+        given: Names of the flags that the user gave.
+    """
+    network = default_network(images, args.device.type != "cpu", has_imagenet_weights())
+    taken = take_settings(network, args, given)
+    model_args.backbone, size = network.backbone, num_parameters(network.backbone) / 1e6
+    model_args.network_choice = f"{network.backbone} ({size:.2f} M parameters), as {network.reason}"
+    if args.process_index == 0:
+        others = f", with {' '.join(taken)}" if taken else ""
+        advice = f"; {network.advice}" if network.advice else ""
+        print(f"network: {model_args.network_choice}{others}; --backbone names another{advice}", flush=True)
 
 
 def modality_of_data(data: Any) -> Modality:
@@ -78,9 +100,7 @@ def modality_of_data(data: Any) -> Modality:
     return modality_of_columns(data["train"].features) or IMAGE
 
 
-def build_model(
-    model_args: ModelArguments, data_args: DataArguments, data: Any, args: FaMUSTrainingArguments
-) -> tuple[Any, Any]:
+def build_model(model_args: ModelArguments, data: Any, args: FaMUSTrainingArguments) -> tuple[Any, Any]:
     """Return the network, or both as one, and the processor that came with it, if any.
 
     The first of two networks is the one that a run of one network starts from. Both are drawn by seeds of their own;
@@ -92,7 +112,7 @@ def build_model(
     networks = []
     for seed in (args.seed, second_seed(args.seed))[: 1 + model_args.two_networks]:
         set_seed(seed)
-        network, processor = build_network(model_args, data_args.dataset_name, classes, args.base_loss, modality)
+        network, processor = build_network(model_args, classes, args.base_loss, modality)
         networks.append(network)
     if not model_args.two_networks:
         return networks[0], processor
@@ -126,16 +146,29 @@ def second_seed(seed: int) -> int:
 
 
 def build_network(
-    model_args: ModelArguments, dataset_name: str | None, classes: list[str], base_loss: str, modality: Modality
+    model_args: ModelArguments, classes: list[str], base_loss: str, modality: Modality
 ) -> tuple[Any, Any]:
     """Return a network and, where it comes with one, its processor."""
     if model_args.backbone is not None and model_args.model_name_or_path is not None:
         raise SettingsError("--backbone and --model_name_or_path contradict each other: give one of them")
     if model_args.model_name_or_path is None:
-        small = dataset_name in TINY_DATASETS or (dataset_name is not None and is_idx_folder(Path(dataset_name)))
-        name = model_args.backbone or ("tiny" if small else "wide-resnet-28-10")
-        return build_backbone(name, classes, cosine_classifier=base_loss == "ldam"), None
+        return build_backbone(str(model_args.backbone), classes, cosine_classifier=base_loss == "ldam"), None
     return load_pretrained(model_args, str(model_args.model_name_or_path), classes, modality)
+
+
+def faster(model_args: ModelArguments, args: FaMUSTrainingArguments, has_meta_step: bool) -> str:
+    """Return what would make a run faster on a CPU, in words.
+
+    Args:
+        model_args: Of the run.
+        args: Of the run.
+        has_meta_step: Whether its meta-learner takes meta steps.
+    """
+    flags = ["--preset fast"] if has_meta_step and not args.is_fast and not model_args.two_networks else []
+    if model_args.backbone not in (None, *SMALLEST):
+        flags.append("--backbone small")
+    epochs = [f"fewer epochs than --num_train_epochs {args.num_train_epochs:g}"] if args.max_steps <= 0 else []
+    return ", ".join([*flags, *epochs])
 
 
 def load_pretrained(model_args: ModelArguments, name: str, classes: list[str], modality: Modality) -> tuple[Any, Any]:

@@ -133,7 +133,7 @@ class ExampleEvaluator:
         network.eval()
         try:
             with self.judged_weights():
-                for inputs in tqdm(batches, desc=progress, disable=not is_shown):
+                for inputs in tqdm(batches, desc=progress, disable=not is_shown, leave=False):
                     batch, labels, _ = split_inputs(self.prepare(inputs))
                     with self.autocast():
                         logits = model_logits(network, batch).float()

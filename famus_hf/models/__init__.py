@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
 
@@ -74,6 +75,16 @@ def build_backbone(name: str, class_names: list[str], **settings: Any) -> PreTra
     if file is not None:
         load_imagenet_weights(network, file)
     return network
+
+
+def num_parameters(name: str, num_classes: int = 10) -> int:
+    """Return how many parameters a backbone has, one of timm excepted. No weights are drawn or read."""
+    kind, settings = BACKBONES[name]
+    with torch.device("meta"):
+        network = AutoModelForImageClassification.from_config(
+            AutoConfig.for_model(kind, **settings, num_labels=num_classes)
+        )
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _start_as_in_timm(network: PreTrainedModel) -> None:

@@ -29,7 +29,8 @@ ON_CARD = tuple(name for name in PICTURES if name not in ("test_loss", "clean_we
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 OUR_TAGS = ("famus", "noisy-labels", "meta-learning")
 NOT_SHOWN = {  # facts that the text does not show as they are
-    "language", "tags", "tasks", "dataset_id", "dataset_args", "metrics", "baselines", "seconds_per_step", "compared"
+    "language", "tags", "tasks", "dataset_id", "dataset_args", "metrics", "baselines", "seconds_per_step", "compared",
+    "estimated_true_accuracy",
 }  # fmt: skip
 MADE_HERE = {"card_data", "results_table", "ratio", "better", "teachers"}  # fields of the template that are no facts
 
@@ -48,13 +49,14 @@ def render_model_card(facts: dict[str, Any]) -> ModelCard:
     tasks = listed(facts.get("tasks")) or [modality.task]
     names, ids = listed(facts["dataset_name"]), listed(facts.get("dataset_id"))
     sets = zip_longest(names, ids, listed(facts.get("dataset_args")))
+    split = "test, with labels not known to be right" if facts.get("true_accuracy") else "test"
     results = [
         EvalResult(
             task_type=task,
             dataset_type=repository or "unknown",
             dataset_name=shown or names[-1],
             dataset_config=configuration,
-            dataset_split="test",
+            dataset_split=split,
             metric_type="accuracy",
             metric_name=name,
             metric_value=round(value, 6),
@@ -74,7 +76,8 @@ def render_model_card(facts: dict[str, Any]) -> ModelCard:
         model_name=facts["model_name"] if results else None,
         eval_results=results or None,
     )
-    shown = {"baselines": [], "seconds_per_step": None, "modality": modality, "label_report_doubt": None, **facts}
+    shown = {"baselines": [], "seconds_per_step": None, "modality": modality, "label_report_doubt": None,
+             "true_accuracy": None, "network_choice": None, **facts}  # fmt: skip
     shown["ratio"] = _ratio_to_plain(shown)
     last = shown["metrics"].get("last", 1.0)
     shown["better"] = [row["method"] for row in shown["baselines"] if row.get("last", 0.0) > last]
@@ -95,13 +98,16 @@ def names_of_facts() -> set[str]:
 def _results_table(facts: dict[str, Any]) -> str:
     """Return a table in Markdown: the baselines, and then this model."""
     this_model = {"method": "**this model**", "seconds_per_step": facts["seconds_per_step"], **facts["metrics"]}
+    names = {"last": "last", "best": "best"}
+    if facts["true_accuracy"]:
+        names["true"], this_model["true"] = "true accuracy, as estimated", facts.get("estimated_true_accuracy")
     rows = [*facts["baselines"], *([this_model] if facts["metrics"] else [])]
     if not rows:
         return "No accuracy was recorded."
-    lines = ["| | last | best | seconds a step |", "|---|---|---|---|"]
+    lines = [f"| | {' | '.join(names.values())} | seconds a step |", f"|{'---|' * (len(names) + 2)}"]
     for row in rows:
         seconds = row.get("seconds_per_step")
-        accuracies = [row.get(name) for name in ("last", "best")]
+        accuracies = [row.get(name) for name in names]
         cells = [row["method"], *("–" if value is None else f"{100 * value:.2f} %" for value in accuracies)]
         lines.append(f"| {' | '.join([*cells, '–' if seconds is None else f'{seconds:.4f}'])} |")
     return "\n".join(lines)

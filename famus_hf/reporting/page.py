@@ -22,6 +22,7 @@ from famus_hf.reporting.figures.runs import draw_runs
 from famus_hf.reporting.label_report import TEXT_COLUMNS, TRAIN, judged, read_report, verdict
 from famus_hf.reporting.shown import SHOW, TYPES, data_uri
 from famus_hf.reporting.tables import format_rate
+from famus_hf.reporting.true_accuracy import in_words as in_words_of_truth
 from famus_hf.storage.run_folder import FIGURES, REPORT_FILE
 
 Place = tuple[str, int]  # split, and index within it
@@ -69,6 +70,7 @@ def row_of_method(run: RunRecords) -> dict[str, str] | None:
         "name": run.name,
         "last": f"{100 * last:.1f} %",
         "best": f"{100 * max(accuracies.values()):.1f} %",
+        "true": format_rate(run.results.get("estimated_true_accuracy")),
         "seconds": "–" if seconds is None else in_words(seconds),
     }
 
@@ -153,6 +155,7 @@ def facts_of(results: Mapping[str, Any]) -> dict[str, str]:
     facts = {
         "data set": results.get("dataset_name"),
         "method": results.get("method"),
+        "network": results.get("network"),
         "labels known to be wrong": format_rate(results.get("realised_noise_rate")),
         "labels that are wrong, as estimated": format_rate(results.get("estimated_noise_rate_by_label_report")),
         "examples with trusted labels": results.get("meta_set_size") if results.get("meta_set") == "clean" else None,
@@ -206,6 +209,7 @@ def make_page(folder: Path, beside: Sequence[Path], source: Mapping[str, Any]) -
     """
     run = read_run(folder)
     runs = [*map(read_run, beside), run]
+    judged_by = {"known": all(each.are_labels_known for each in runs), "sentence": in_words_of_truth(run.results)}
     pictures, suspects = pictures_of(runs, folder), None
     if (folder / REPORT_FILE).is_file():
         if source.get("name") is None and source.get("train_dir") is None:
@@ -219,6 +223,7 @@ def make_page(folder: Path, beside: Sequence[Path], source: Mapping[str, Any]) -
         title=f"{run.results.get('dataset_name', folder.resolve().name)}: report of a training",
         summary=summary_of_run(run),
         methods=[row for run in runs if (row := row_of_method(run)) is not None],
+        judged_by=judged_by,
         suspects=suspects,
         facts=facts_of(run.results),
         pictures=lambda *names: as_html(pictures, *names),

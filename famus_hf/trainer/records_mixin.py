@@ -2,12 +2,15 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 from datasets import Dataset
 from transformers.trainer_utils import has_length
 
+from famus_hf.core.losses import cross_entropy
 from famus_hf.core.meta_learners.base import PerExampleLoss
+from famus_hf.core.true_accuracy import TrueAccuracy, estimate_true_accuracy
 from famus_hf.data.inputs.convert import as_model_inputs
 from famus_hf.data.inputs.model_inputs import ModelInputs
 from famus_hf.data.inputs.raw_data import DataForm
@@ -40,6 +43,7 @@ OF_ONE_TRAINING = (
     "metrics",
     "suspects",
     "label_report_doubt",
+    "true_accuracy",
     "seconds_per_step",
     "baselines",
     "compared",
@@ -155,6 +159,29 @@ class RecordsMixin(BeliefsMixin, HubMixin, LearningMixin):
             raw = {split: dataset} if dataset is not None else {TRAIN: self.train_dataset, TEST: test_dataset}
             save_report(report, raw, self.meta_learner, Path(folder or str(self.args.output_dir)))
         return report
+
+    # ---- Accuracy on wrong labels ----
+
+    def estimate_true_accuracy(self, dataset: Any) -> TrueAccuracy | str:
+        """Return how often the network is right on examples some of whose labels are wrong. All processes call it.
+
+        Args:
+            dataset: In the form of `eval_dataset`; the network learned from none of it.
+
+        Returns:
+            The estimate, which trusted examples that the network did not learn from sharpen where there are any; or
+            why it can't be told.
+
+        Raises:
+            DataError: The data set is a stream, or empty, or of other classes.
+        """
+        known = as_model_inputs(self.form.of(dataset, "the test set"), self.processing_class, "the test set")
+        sets = [known, self._trusted_sample] if self.has_trusted else [known]
+        examples = [
+            self.evaluate_examples(self.model, inputs, cross_entropy, with_probabilities=True) for inputs in sets
+        ]
+        given = [array for each in examples for array in (each.labels, cast(np.ndarray, each.probabilities))]
+        return estimate_true_accuracy(*given)
 
     # ---- Files ----
 

@@ -56,7 +56,9 @@ def draw_accuracy(groups: Groups) -> "Figure | None":
     by_step, by_time = panels[0]
     lines = _draw_groups(by_step, groups, partial(RunRecords.on_test_set, name="accuracy"), scale=100)
     _draw_groups(by_time, groups, partial(RunRecords.on_test_set, name="accuracy"), _seconds_of_evaluations, scale=100)
-    by_step.set(xlabel="training step", ylabel="test accuracy [%]")
+    known = all(run.are_labels_known for runs in groups.values() for run in runs)
+    what = "test accuracy" if known else "agreement with the test labels"
+    by_step.set(xlabel="training step", ylabel=f"{what} [%]")
     by_time.set(xlabel="training time [s]")
     by_time.tick_params(labelleft=False)
     legend_below(figure, lines, [line.get_label() for line in lines])

@@ -65,6 +65,11 @@ class RunRecords:
             else list(self.on_test_set("accuracy").values() or [None])[-1]
         )
 
+    @property
+    def are_labels_known(self) -> bool:
+        """Whether accuracies are by test labels that count as right."""
+        return self.results.get("test_labels_known") is not False
+
     def table(self, name: str) -> pd.DataFrame:
         """Return a table; one without rows where it was not recorded."""
         return self.tables.get(name, SCHEMAS[name].empty_table().to_pandas())

@@ -25,6 +25,11 @@ def _best_accuracy(run: RunRecords) -> float | None:
     return 100 * max(run.on_test_set("accuracy").values()) if run.on_test_set("accuracy") else None
 
 
+def _true_accuracy(run: RunRecords) -> float | None:
+    value = run.results.get("estimated_true_accuracy")
+    return None if value is None else 100 * value
+
+
 def _quality(measure: str) -> Measure:
     def of_run(run: RunRecords) -> float | None:
         values = quality_of(run)[measure]
@@ -41,6 +46,7 @@ def _milliseconds(run: RunRecords) -> float | None:
 COLUMNS: dict[str, tuple[Measure, int]] = {  # head → what it is of a run, digits
     "last accuracy, %": (_last_accuracy, 1),
     "best, %": (_best_accuracy, 1),
+    "true accuracy, as estimated, %": (_true_accuracy, 1),
     "ms a step": (_milliseconds, 0),
     "cosine": (_quality("cosine"), 2),
     "distance": (_quality("bias"), 2),

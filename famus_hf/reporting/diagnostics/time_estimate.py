@@ -1,0 +1,95 @@
+"""How long a run will take, said once its first steps have been measured."""
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback, TrainerState
+
+from famus_hf.core.timer import Timer
+from famus_hf.reporting.diagnostics.training_time import TrainingTime
+from famus_hf.reporting.tables import format_duration
+
+LEFT_OUT, MEASURED = 3, 10  # steps: the first ones allocate memory and are slower
+META_STEP = 3.0  # plain steps that one with a meta step is taken to cost before one was taken (docs/speed.md)
+EVALUATION = 1 / 3  # plain steps: a forward pass over as many examples
+HOUR = 3600.0
+CHANGED = 1.25  # times the time that was said, from which it is said again
+
+
+class TimeEstimate(TrainerCallback):
+    """Measures some of the first steps and says how long all will take; again where meta steps cost something else.
+
+    Args:
+        clock: Of the training, which evaluations and checkpoints stop.
+        plain_steps: Steps of a run → how many of them are plain, before the first meta step.
+        evaluated: Examples of an evaluation.
+        advice: What would be faster, in words; said above an hour on a CPU.
+        say: Prints a line.
+    """
+
+    def __init__(
+        self,
+        clock: TrainingTime,
+        plain_steps: Callable[[int], int],
+        evaluated: int,
+        advice: str = "",
+        say: Callable[[str], None] = print,
+    ):
+        self.clock, self.plain_steps, self.evaluated = clock, plain_steps, evaluated
+        self.advice, self.say = advice, say
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **keywords: Any) -> None:
+        self.first, self.plain = state.global_step, self.plain_steps(state.max_steps)
+        self.plain_seconds: float | None = None
+        self.said: float | None = None  # seconds that the rest was said to take, from the first step on
+        self.is_over = False
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **keywords: Any) -> None:
+        begun = self.first if state.global_step <= self.plain or self.plain <= self.first else self.plain
+        done = state.global_step - begun
+        if self.is_over or done not in (LEFT_OUT, LEFT_OUT + MEASURED):
+            return
+        Timer(args.device).now()  # once the device has done what it was told
+        seconds = self.clock.seconds or 0.0
+        if done == LEFT_OUT:
+            self.started = seconds
+            return
+        self._tell(args, state, (seconds - self.started) / MEASURED, is_plain=state.global_step <= self.plain)
+
+    def _tell(self, args: Any, state: TrainerState, seconds: float, is_plain: bool) -> None:
+        """Say what is known by now.
+
+        Args:
+            args: Of the run.
+            state: Of the training.
+            seconds: Of a step as they are now.
+            is_plain: Whether these are plain ones, before the first meta step.
+        """
+        plain, steps = max(0, self.plain - self.first), state.max_steps - self.first
+        if is_plain:
+            self.plain_seconds = seconds
+        plain_seconds = seconds if self.plain_seconds is None else self.plain_seconds
+        meta_seconds = META_STEP * seconds if is_plain else seconds
+        count = number_of_evaluations(args, steps / max(1, state.max_steps) * state.num_train_epochs, steps)
+        per_evaluation = EVALUATION * plain_seconds * self.evaluated / max(1, args.train_batch_size * args.world_size)
+        total = plain * plain_seconds + (steps - plain) * meta_seconds + count * per_evaluation
+        self.is_over = not is_plain or plain >= steps
+        if self.said is not None and 1 / CHANGED < total / self.said < CHANGED:
+            return
+        if state.is_world_process_zero:
+            self.say(self._sentence(args, total, steps, count, is_guess=not self.is_over))
+        self.said = total
+
+    def _sentence(self, args: Any, total: float, steps: int, evaluations: int, is_guess: bool) -> str:
+        guess = f", a meta step taken to cost {META_STEP:g} of the plain ones before" if is_guess else ""
+        measured = "" if self.said is None else ", now that meta steps are measured"
+        advice = f"; faster: {self.advice}" if total > HOUR and args.device.type == "cpu" and self.advice else ""
+        what = f"{steps} steps and {evaluations} evaluations"
+        return f"time: about {format_duration(total)} for {what}{guess}{measured}{advice}"
+
+
+def number_of_evaluations(args: Any, epochs: float, steps: int) -> int:
+    """Return how often a run evaluates, the one at its end included."""
+    strategy = str(args.eval_strategy.value)
+    during = {"epoch": round(epochs), "steps": steps // max(1, int(args.eval_steps or steps or 1))}
+    return during.get(strategy, 0) + 1
