@@ -5,6 +5,7 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
+from scipy.special import softmax
 from sklearn.metrics import accuracy_score, average_precision_score
 from transformers import EvalPrediction
 
@@ -41,14 +42,44 @@ class AveragePrecision(evaluate.Metric):
         return {"average_precision": float(average_precision_score(references, predictions))}
 
 
+class MeanPredictions:
+    """`compute_accuracy` that remembers what a network predicts of one data set, last and on average.
+
+    Args:
+        labels: Of that data set, shape (N,); others are told from it by theirs.
+
+    Attributes:
+        last: Probabilities at its last evaluation, shape (N, C); None before the first.
+        mean: Their mean over all evaluations.
+        scale: Of logits before the softmax.
+    """
+
+    def __init__(self, labels: np.ndarray):
+        self.labels, self.scale, self.count = labels, 1.0, 0
+        self.last: np.ndarray | None = None
+        self.mean: np.ndarray | None = None
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        if np.array_equal(prediction.label_ids, self.labels):
+            self.count += 1
+            self.last = softmax(self.scale * _logits_of(prediction).astype(np.float64), axis=1)
+            self.mean = self.last if self.mean is None else self.mean + (self.last - self.mean) / self.count
+        return compute_accuracy(prediction)
+
+
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
     """Return top-1 accuracy in [0, 1] of logits of shape (n, C), as `compute_metrics` of a Trainer.
 
     Examples without a label (−100) do not count.
     """
-    # A tuple where the network returns more than logits, which come first.
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    logits = _logits_of(prediction)
     labels = np.asarray(prediction.label_ids)
     has_label = labels != -100
     result = Accuracy().compute(predictions=np.argmax(logits, axis=1)[has_label], references=labels[has_label])
     return dict(result or {})
+
+
+def _logits_of(prediction: EvalPrediction) -> np.ndarray:
+    """Return the logits, which come first where the network returns more than these."""
+    first = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    return np.asarray(first)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -49,9 +50,9 @@ from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
 from famus_hf.data.sources.benchmarks import BUILDERS
 from famus_hf.errors import PushError, SettingsError
 from famus_hf.hub.push import is_hub_id
-from famus_hf.metrics import compute_accuracy
+from famus_hf.metrics import MeanPredictions
 from famus_hf.reporting.diagnostics.console import ConsoleProgress
-from famus_hf.reporting.diagnostics.time_estimate import TimeEstimate
+from famus_hf.reporting.diagnostics.time_estimate import CHEAP_STEP, META_STEP, TimeEstimate
 from famus_hf.reporting.figures.run_records import read_run
 from famus_hf.reporting.model_card import recorded_accuracies
 from famus_hf.reporting.tables import format_notes, format_table
@@ -73,6 +74,7 @@ class Run:
         set_seed(args.seed)
         model, processor = build_model(model_args, data, args)
         self.timer = StepTimer()
+        self.predictions = MeanPredictions(np.asarray([] if data_args.streaming else data["test"]["label"][:]))
         self.unpushed: str | None = None  # why the push at the end failed, and how to repeat it
         self.trainer: FaMUSTrainer = (TwoNetworkTrainer if model_args.two_networks else FaMUSTrainer)(
             model,
@@ -81,9 +83,10 @@ class Run:
             eval_dataset=select_on_meta_set(args, data_args, data),
             processing_class=processor,
             meta_dataset=data.get("meta"),
-            compute_metrics=compute_accuracy,
+            compute_metrics=self.predictions,
             callbacks=[self.timer],
         )
+        self.predictions.scale = self.trainer.evaluate_examples.logit_scale(model)
         if data_args.early_stopping_patience is not None:
             self.trainer.add_callback(EarlyStoppingCallback(data_args.early_stopping_patience))
         if args.log_level not in VERBOSE:
@@ -100,10 +103,11 @@ class Run:
         trainer.add_callback(
             TimeEstimate(
                 trainer.training_time,
-                trainer.schedule.warmup_steps if has_meta_step else lambda steps: 0,
+                trainer.schedule.warmup_steps,
                 0 if self.data_args.streaming else len(self.data["test"]),
                 faster(model_args, args, has_meta_step),
                 console.write,
+                CHEAP_STEP if args.is_fast or not has_meta_step else META_STEP,
             )
         )
 
@@ -195,7 +199,7 @@ class Run:
             return {"test_labels_known": True}
         if self.data_args.streaming:
             return facts_of("the test set is a stream")
-        return facts_of(self.trainer.estimate_true_accuracy(self.data["test"]))
+        return facts_of(self.trainer.estimate_true_accuracy(self.predictions))
 
     @property
     def can_report(self) -> bool:

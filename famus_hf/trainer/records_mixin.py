@@ -2,9 +2,8 @@
 
 import logging
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 from datasets import Dataset
 from transformers.trainer_utils import has_length
 
@@ -19,6 +18,7 @@ from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
 from famus_hf.data.media.modalities import Modality
 from famus_hf.data.per_example import PerExample
 from famus_hf.errors import SettingsError
+from famus_hf.metrics import MeanPredictions
 from famus_hf.reporting import model_card
 from famus_hf.reporting.judged_splits import (
     BY_HEART,
@@ -162,26 +162,23 @@ class RecordsMixin(BeliefsMixin, HubMixin, LearningMixin):
 
     # ---- Accuracy on wrong labels ----
 
-    def estimate_true_accuracy(self, dataset: Any) -> TrueAccuracy | str:
+    def estimate_true_accuracy(self, predictions: MeanPredictions) -> TrueAccuracy | str:
         """Return how often the network is right on examples some of whose labels are wrong. All processes call it.
 
         Args:
-            dataset: In the form of `eval_dataset`; the network learned from none of it.
+            predictions: Of a data set that the network learned nothing from: the `compute_metrics` of this Trainer.
 
         Returns:
             The estimate, which trusted examples that the network did not learn from sharpen where there are any; or
             why it can't be told.
-
-        Raises:
-            DataError: The data set is a stream, or empty, or of other classes.
         """
-        known = as_model_inputs(self.form.of(dataset, "the test set"), self.processing_class, "the test set")
-        sets = [known, self._trusted_sample] if self.has_trusted else [known]
-        examples = [
-            self.evaluate_examples(self.model, inputs, cross_entropy, with_probabilities=True) for inputs in sets
-        ]
-        given = [array for each in examples for array in (each.labels, cast(np.ndarray, each.probabilities))]
-        return estimate_true_accuracy(*given)
+        if predictions.last is None:
+            return "the test set was not evaluated"
+        trusted: tuple[Any, ...] = ()
+        if self.has_trusted:
+            found = self.evaluate_examples(self.model, self._trusted_sample, cross_entropy, with_probabilities=True)
+            trusted = found.labels, found.probabilities
+        return estimate_true_accuracy(predictions.labels, predictions.last, predictions.mean, *trusted)
 
     # ---- Files ----
 

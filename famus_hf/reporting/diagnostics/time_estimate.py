@@ -10,14 +10,15 @@ from famus_hf.reporting.diagnostics.training_time import TrainingTime
 from famus_hf.reporting.tables import format_duration
 
 LEFT_OUT, MEASURED = 3, 10  # steps: the first ones allocate memory and are slower
-META_STEP = 3.0  # plain steps that one with a meta step is taken to cost before one was taken (docs/speed.md)
+# Plain steps that a later one is taken to cost before any was taken (docs/speed.md): with a meta step, or a fast one.
+META_STEP, CHEAP_STEP = 3.0, 1.5
 EVALUATION = 1 / 3  # plain steps: a forward pass over as many examples
 HOUR = 3600.0
 CHANGED = 1.25  # times the time that was said, from which it is said again
 
 
 class TimeEstimate(TrainerCallback):
-    """Measures some of the first steps and says how long all will take; again where meta steps cost something else.
+    """Measures some of the first steps and says how long all will take; again where later ones cost something else.
 
     Args:
         clock: Of the training, which evaluations and checkpoints stop.
@@ -25,6 +26,7 @@ class TimeEstimate(TrainerCallback):
         evaluated: Examples of an evaluation.
         advice: What would be faster, in words; said above an hour on a CPU.
         say: Prints a line.
+        later_step: Plain steps that one after the plain ones is taken to cost before any was taken.
     """
 
     def __init__(
@@ -34,9 +36,10 @@ class TimeEstimate(TrainerCallback):
         evaluated: int,
         advice: str = "",
         say: Callable[[str], None] = print,
+        later_step: float = META_STEP,
     ):
         self.clock, self.plain_steps, self.evaluated = clock, plain_steps, evaluated
-        self.advice, self.say = advice, say
+        self.advice, self.say, self.later_step = advice, say, later_step
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **keywords: Any) -> None:
         self.first, self.plain = state.global_step, self.plain_steps(state.max_steps)
@@ -69,7 +72,7 @@ class TimeEstimate(TrainerCallback):
         if is_plain:
             self.plain_seconds = seconds
         plain_seconds = seconds if self.plain_seconds is None else self.plain_seconds
-        meta_seconds = META_STEP * seconds if is_plain else seconds
+        meta_seconds = self.later_step * seconds if is_plain else seconds
         count = number_of_evaluations(args, steps / max(1, state.max_steps) * state.num_train_epochs, steps)
         per_evaluation = EVALUATION * plain_seconds * self.evaluated / max(1, args.train_batch_size * args.world_size)
         total = plain * plain_seconds + (steps - plain) * meta_seconds + count * per_evaluation
@@ -81,8 +84,8 @@ class TimeEstimate(TrainerCallback):
         self.said = total
 
     def _sentence(self, args: Any, total: float, steps: int, evaluations: int, is_guess: bool) -> str:
-        guess = f", a meta step taken to cost {META_STEP:g} of the plain ones before" if is_guess else ""
-        measured = "" if self.said is None else ", now that meta steps are measured"
+        guess = f", those after the plain ones taken to cost {self.later_step:g} of these" if is_guess else ""
+        measured = "" if self.said is None else ", now that others than plain ones are measured"
         advice = f"; faster: {self.advice}" if total > HOUR and args.device.type == "cpu" and self.advice else ""
         what = f"{steps} steps and {evaluations} evaluations"
         return f"time: about {format_duration(total)} for {what}{guess}{measured}{advice}"
