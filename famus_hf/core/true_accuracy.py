@@ -23,7 +23,7 @@ from scipy.optimize import minimize
 
 from famus_hf.core.transitions import SMALLEST, joint_by_trusted
 
-GROWTH = 2.0  # γ; chosen with MODEL_ERROR on Fashion-MNIST, see docs/label_report.md
+GROWTH = 2.0  # γ; chosen with MODEL_ERROR on Fashion-MNIST, see docs/data.md
 MODEL_ERROR = 0.03  # standard deviation of the estimate around the truth, beyond what the draw of examples explains
 SUREST = 0.3  # share of predictions, among whose labels it is counted where wrong ones go
 BINS = 50  # of ranks

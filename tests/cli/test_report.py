@@ -86,6 +86,20 @@ def test_without_its_data_the_page_has_the_contact_sheet(compared_runs, tmp_path
     assert 'alt="example ' not in text
 
 
+def test_where_test_labels_may_be_wrong_the_page_says_so_beside_an_estimate(compared_runs, tmp_path):
+    file, results = copy_of(compared_runs / "own", tmp_path / "run")
+    unknown = {
+        "test_labels_known": False, "estimated_true_accuracy": 0.876, "estimated_true_accuracy_interval": [0.8, 0.95],
+        "estimated_test_noise_rate": 0.25,
+    }  # fmt: skip
+    file.write_text(json.dumps({**results, **unknown}))
+    script.main([str(tmp_path / "run"), "--dataset_name", "digits"])
+    text = (tmp_path / "run" / "report.html").read_text()
+    agreement = f"{100 * results['eval_accuracy']:.1f} % agreement with test labels of which about 25 % are wrong"
+    assert agreement in text and ">87.6%<" in text and "agreement with the test labels at the end" in text
+    assert "share of test examples that are put into the right class. The test set" not in text
+
+
 def test_names_are_no_markup(compared_runs, tmp_path):
     file, results = copy_of(compared_runs / "own", tmp_path / "run")
     file.write_text(json.dumps({**results, "dataset_name": "<script>alert(1)</script>", "method": "<img src=x>"}))

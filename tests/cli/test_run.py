@@ -43,6 +43,7 @@ def test_a_run_leaves_everything_that_the_readme_promises(compared_run):
     } <= names  # fmt: skip
     results = json.loads((folder / "all_results.json").read_text())
     assert 0 <= results["eval_accuracy"] <= results["best_eval_accuracy"] <= 1
+    assert results["test_labels_known"] is True and "estimated_true_accuracy" not in results
     assert results["train_seconds_per_step"] > 0 and 0 < results["mean_active_layers"] < 17
     noise = read_noise_file(folder / "noise.parquet")
     metadata = noise.metadata
@@ -128,8 +129,8 @@ def test_under_the_paper_s_protocol_it_is_selected_on_the_test_set(tmp_path):
     assert "selected by test_accuracy on the evaluation set" in (tmp_path / "README.md").read_text()
 
 
-def test_an_own_noisy_folder_trains_by_transitions_or_with_a_pseudo_clean_meta_set(tmp_path):
-    """Images in a folder for each class, nothing known of their labels: one command."""
+def test_an_own_noisy_folder_trains_by_transitions_or_with_a_pseudo_clean_meta_set(tmp_path, capsys):
+    """Images in a folder for each class, nothing known of their labels: one command, whose words fit one screen."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -138,10 +139,17 @@ def test_an_own_noisy_folder_trains_by_transitions_or_with_a_pseudo_clean_meta_s
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray((digits.images[row] * 15).astype("uint8")).save(place / f"{row}.png")
     flags = [
-        "--dataset_name", str(tmp_path / "data"), "--backbone", "tiny", "--num_train_epochs", "3", "--use_cpu",
+        "--dataset_name", str(tmp_path / "data"), "--num_train_epochs", "3", "--use_cpu",
         "--per_device_train_batch_size", "40", "--disable_tqdm", "true", "--output_dir", str(tmp_path / "run"),
     ]  # fmt: skip
     run_famus.main(flags)
+    captured = capsys.readouterr()
+    lines = [line for text in captured for line in text.splitlines() if line]
+    assert len(lines) < 20, lines
+    assert lines[0] == "network: tiny (0.08 M parameters), as images are 8 × 8; --backbone names another"
+    assert re.search(
+        r"^epoch 3 of 3: loss [\d.]+, agreement with the test labels [\d.]+ %$", captured.out, re.MULTILINE
+    )
     results = json.loads((tmp_path / "run" / "all_results.json").read_text())
     assert results["method"] == "forward correction" and results["meta_set"] is None
     learner = load_famus(tmp_path / "run")[1]
@@ -150,10 +158,19 @@ def test_an_own_noisy_folder_trains_by_transitions_or_with_a_pseudo_clean_meta_s
     results = json.loads((tmp_path / "run" / "all_results.json").read_text())
     assert results["meta_set"] == "pseudo-clean" and 0 < results["meta_set_size"] < 240
     assert results["meta_set_purity"] is None and results["realised_noise_rate"] is None
+    assert results["test_labels_known"] is False and results["estimated_true_accuracy"] is None
+    words = "agreement with test labels that are not known to be right; the true accuracy can't be told, as there are"
+    assert words in captured.out and results["network"].startswith("tiny (0.08 M parameters), as")
     noise = read_noise_file(tmp_path / "run" / "noise.parquet")
     assert len(noise.index) == 240 and noise.clean_labels is None
     card = (tmp_path / "run" / "README.md").read_text()
     assert "pseudo-clean: " in card and "as the labels came" in card and "| unknown |" in card
+    assert (
+        words in card
+        and "| network | tiny (0.08 M" in card
+        and "split: test, with labels not known to be right" in card
+    )
+    assert "| | last | best | true accuracy, as estimated | seconds a step |" in card
     model, *_ = load_famus(tmp_path / "run")
     assert model.config.id2label[3] == "digit 3"
 

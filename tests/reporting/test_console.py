@@ -62,9 +62,14 @@ def told(seconds_of, max_steps, plain, args=None, first=0, advice="--preset fast
 
 
 def test_the_time_is_said_once_by_steps_that_are_past_the_slow_first_ones():
-    (line,) = told(lambda step: 60.0 if step <= LEFT_OUT else 1.0, 600, 0)
+    (line,) = told(lambda step: 5.0 if step <= LEFT_OUT else 1.0, 600, 0)
     assert line == "time: about 10 minutes for 600 steps and 11 evaluations"  # each of which is a step's
     assert told(lambda step: 1.0, LEFT_OUT + MEASURED - 1, 0) == []
+
+
+def test_slow_steps_are_told_of_soon():
+    (line,) = told(lambda step: 130.0, 2, 0)
+    assert line == "time: about 28 minutes for 2 steps and 11 evaluations"  # each of which is a step's
 
 
 def test_plain_steps_do_not_stand_for_those_with_a_meta_step():

@@ -31,6 +31,7 @@ from famus_hf.reporting.figures.weights import clean_above_mean, draw_clean_weig
 from famus_hf.reporting.model_card import metrics_of, recorded_accuracies
 from famus_hf.reporting.page import row_of_method
 from famus_hf.reporting.tables import format_mean, format_notes, format_table
+from famus_hf.reporting.true_accuracy import in_words
 from famus_hf.storage.diagnostic_tables import SCHEMAS
 
 
@@ -233,6 +234,29 @@ def test_a_table_has_last_before_best():
     head, _, line = format_table([row]).splitlines()
     assert head.split() == ["method", "last", "acc.", "best", "acc.", "s/step", "noise", "layers", "on"]
     assert line.split() == ["ours", "50.00%", "75.00%", "0.2500", "12.5%", "4.00"]
+
+
+def test_where_test_labels_may_be_wrong_accuracies_are_agreements_beside_an_estimate():
+    row = {
+        "method": "ours", "train_seconds_per_step": 0.25, "eval_accuracy": 0.59, "best_eval_accuracy": 0.625,
+        "realised_noise_rate": None, "mean_active_layers": 4.0, "seconds_per_epoch": 1.0, "test_labels_known": False,
+        "estimated_true_accuracy": 0.78, "estimated_true_accuracy_interval": [0.72, 0.84],
+        "estimated_test_noise_rate": 0.25,
+    }  # fmt: skip
+    head, line, values = format_table([row]).splitlines()
+    assert head.split() == [
+        *["method", "last", "agr.", "best", "agr.", "true", "acc.", "s/step", "noise", "layers", "on"]
+    ]
+    assert values.split() == ["ours", "59.00%", "62.50%", "78.0%", "0.2500", "–", "4.00"]
+    assert len(head) == len(line) == len(values)
+    sentence = (
+        "59.0 % agreement with test labels of which about 25 % are wrong; the true accuracy is about 78.0 % "
+        "(estimated, 72 to 84 %)"
+    )
+    others = [{**row, "method": name, "eval_accuracy": 0.5} for name in ("plain", "forward correction")]
+    notes = format_notes([*others, row])
+    assert f"ours: {sentence}" in notes and "+9.0 points of agreement with the test labels beside the honest" in notes
+    assert in_words({**row, "test_labels_known": True}) == in_words({"eval_accuracy": 0.5}) == ""
 
 
 def test_below_a_table_epochs_are_in_those_of_plain_training():

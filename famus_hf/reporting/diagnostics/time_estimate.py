@@ -12,6 +12,7 @@ from famus_hf.reporting.tables import format_duration
 LEFT_OUT, MEASURED = 3, 10  # steps: the first ones allocate memory and are slower
 # Plain steps that a later one is taken to cost before any was taken (docs/speed.md): with a meta step, or a fast one.
 META_STEP, CHEAP_STEP = 3.0, 1.5
+ENOUGH = 30.0  # seconds of steps past the first one, after which slow ones are told of without waiting for more
 EVALUATION = 1 / 3  # plain steps: a forward pass over as many examples
 HOUR = 3600.0
 CHANGED = 1.25  # times the time that was said, from which it is said again
@@ -45,19 +46,21 @@ class TimeEstimate(TrainerCallback):
         self.first, self.plain = state.global_step, self.plain_steps(state.max_steps)
         self.plain_seconds: float | None = None
         self.said: float | None = None  # seconds that the rest was said to take, from the first step on
-        self.is_over = False
+        self.ends: list[float] = []  # of the first steps, plain or not, in seconds of the clock
+        self.told: set[bool] = set()  # whether of plain steps, and of others
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **keywords: Any) -> None:
-        begun = self.first if state.global_step <= self.plain or self.plain <= self.first else self.plain
-        done = state.global_step - begun
-        if self.is_over or done not in (LEFT_OUT, LEFT_OUT + MEASURED):
+        is_plain = state.global_step <= self.plain
+        if is_plain in self.told:
             return
+        if state.global_step == self.plain + 1:
+            self.ends = []
         Timer(args.device).now()  # once the device has done what it was told
-        seconds = self.clock.seconds or 0.0
-        if done == LEFT_OUT:
-            self.started = seconds
-            return
-        self._tell(args, state, (seconds - self.started) / MEASURED, is_plain=state.global_step <= self.plain)
+        self.ends.append(self.clock.seconds or 0.0)
+        seconds = seconds_per_step(self.ends)
+        if seconds is not None:
+            self.told.add(is_plain)
+            self._tell(args, state, seconds, is_plain)
 
     def _tell(self, args: Any, state: TrainerState, seconds: float, is_plain: bool) -> None:
         """Say what is known by now.
@@ -76,11 +79,11 @@ class TimeEstimate(TrainerCallback):
         count = number_of_evaluations(args, steps / max(1, state.max_steps) * state.num_train_epochs, steps)
         per_evaluation = EVALUATION * plain_seconds * self.evaluated / max(1, args.train_batch_size * args.world_size)
         total = plain * plain_seconds + (steps - plain) * meta_seconds + count * per_evaluation
-        self.is_over = not is_plain or plain >= steps
+        is_guess = is_plain and plain < steps
         if self.said is not None and 1 / CHANGED < total / self.said < CHANGED:
             return
         if state.is_world_process_zero:
-            self.say(self._sentence(args, total, steps, count, is_guess=not self.is_over))
+            self.say(self._sentence(args, total, steps, count, is_guess))
         self.said = total
 
     def _sentence(self, args: Any, total: float, steps: int, evaluations: int, is_guess: bool) -> str:
@@ -89,6 +92,19 @@ class TimeEstimate(TrainerCallback):
         advice = f"; faster: {self.advice}" if total > HOUR and args.device.type == "cpu" and self.advice else ""
         what = f"{steps} steps and {evaluations} evaluations"
         return f"time: about {format_duration(total)} for {what}{guess}{measured}{advice}"
+
+
+def seconds_per_step(ends: list[float]) -> float | None:
+    """Return the seconds of a step where enough are measured: ten past the first three, or half a minute of slow ones.
+
+    Args:
+        ends: Of the steps, in seconds, one after the other.
+    """
+    if len(ends) >= LEFT_OUT + MEASURED:
+        return (ends[-1] - ends[LEFT_OUT - 1]) / (len(ends) - LEFT_OUT)
+    if len(ends) > 1 and ends[-1] - ends[0] >= ENOUGH:
+        return (ends[-1] - ends[0]) / (len(ends) - 1)
+    return None
 
 
 def number_of_evaluations(args: Any, epochs: float, steps: int) -> int:
