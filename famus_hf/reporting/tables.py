@@ -76,12 +76,3 @@ def format_mean(values: Iterable[float], digits: int = 1) -> str:
 def format_rate(rate: float | None) -> str:
     """Return a share in per cent, or a dash where it is not known."""
     return "–" if rate is None else f"{100 * rate:.1f}%"
-
-
-def format_duration(seconds: float) -> str:
-    """Return a time as people say it, with about two digits."""
-    for unit, size in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 1.5 * size:
-            count = seconds / size
-            return f"{count:.0f} {unit}" if count >= 9.5 or round(count, 1) % 1 == 0 else f"{count:.1f} {unit}"
-    return f"{seconds:.0f} seconds"

@@ -6,8 +6,13 @@ import pytest
 import torch
 
 from famus_hf.reporting.diagnostics.console import LINES, ConsoleProgress
-from famus_hf.reporting.diagnostics.time_estimate import LEFT_OUT, MEASURED, TimeEstimate, number_of_evaluations
-from famus_hf.reporting.tables import format_duration
+from famus_hf.reporting.diagnostics.time_estimate import (
+    LEFT_OUT,
+    MEASURED,
+    TimeEstimate,
+    format_duration,
+    number_of_evaluations,
+)
 
 
 def arguments(strategy="epoch", **changes):

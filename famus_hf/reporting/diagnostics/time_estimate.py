@@ -7,7 +7,6 @@ from transformers import TrainerCallback, TrainerState
 
 from famus_hf.core.timer import Timer
 from famus_hf.reporting.diagnostics.training_time import TrainingTime
-from famus_hf.reporting.tables import format_duration
 
 LEFT_OUT, MEASURED = 3, 10  # steps: the first ones allocate memory and are slower
 # Plain steps that a later one is taken to cost before any was taken (docs/speed.md): with a meta step, or a fast one.
@@ -112,3 +111,12 @@ def number_of_evaluations(args: Any, epochs: float, steps: int) -> int:
     strategy = str(args.eval_strategy.value)
     during = {"epoch": round(epochs), "steps": steps // max(1, int(args.eval_steps or steps or 1))}
     return during.get(strategy, 0) + 1
+
+
+def format_duration(seconds: float) -> str:
+    """Return a time as people say it, with about two digits."""
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * size:
+            count = seconds / size
+            return f"{count:.0f} {unit}" if count >= 9.5 or round(count, 1) % 1 == 0 else f"{count:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
