@@ -12,7 +12,7 @@ examples are few, the latter rather too high, and their mean is taken. The mean 
 network, since one that has learned wrong labels by heart is sure of its mistakes. Trusted examples that the network did
 not learn from say its accuracy directly.
 
-Where one wrong class takes more than a third of the labels of another, a network learns that, too, and its mistakes
+Where one wrong class takes more than a quarter of the labels of another, a network learns that, too, and its mistakes
 can't be told from wrong labels: then trusted examples alone say it.
 """
 
@@ -31,7 +31,7 @@ ROUNDS = 300  # of expectation and maximisation
 TOLERANCE = 1e-5  # of probability that a round moves, below which nothing is gained by a further one
 DRAWS = 40  # of the examples, with replacement, for the interval
 FEWEST = 100  # test examples
-MOST_NOISE, MOST_ALIKE = 0.6, 1 / 3  # share of wrong labels, and of those that go to one class: beyond, nothing is told
+MOST_NOISE, MOST_ALIKE = 0.6, 0.27  # share of wrong labels, and of those that go to one class: beyond, nothing is told
 WIDEST = 0.25  # interval, from end to end
 FEW_EXAMPLES = f"there are fewer than {FEWEST} test examples"
 TOO_NOISY = "there are no trusted examples (--meta_dir), and too many test labels contradict the network, or too evenly"
