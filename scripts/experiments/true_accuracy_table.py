@@ -1,6 +1,6 @@
 """How near estimates of the true accuracy come: perceptrons on Fashion-MNIST, whose test labels are wrong as well.
 
-    python scripts/experiments/true_accuracy_table.py    # ten minutes on a core; --num_train 2400: two
+    python scripts/experiments/true_accuracy_table.py    # a few minutes on a core; --num_train 2400: one
 
 Each perceptron learns from labels some of which are wrong, and is tested on 0.25 · num_train other images, as many of
 whose labels are wrong. The estimate knows these alone, or 200 trusted examples as well; the truth is known here only to
@@ -55,11 +55,11 @@ def rows(options: argparse.Namespace, noise_type: str, rate: float) -> Iterator[
         last = network.predict_proba(pixels[tested])
         sums = sums + last
         if epoch in EPOCHS:
-            agree = [100 * float((last.argmax(1) == labels[tested]).mean()) for labels in (true, given)]
+            accuracy, agreement = (100 * float((last.argmax(1) == of[tested]).mean()) for of in (true, given))
             views = given[tested], last, np.asarray(sums) / epoch
             both = estimate_true_accuracy(*views, true[trusted], network.predict_proba(pixels[trusted]))
             name = f"{noise_type} {100 * rate:g} %, {epoch} epochs"
-            yield Row(name, *agree, in_per_cent(estimate_true_accuracy(*views)), in_per_cent(both))
+            yield Row(name, accuracy, agreement, in_per_cent(estimate_true_accuracy(*views)), in_per_cent(both))
 
 
 def in_per_cent(estimate: TrueAccuracy | str) -> float | None:
