@@ -145,11 +145,11 @@ def test_run_famus_has_the_same_help_but_for_processes(capsys):
 
 
 def test_flags_about_data_are_the_arguments_of_load_noisy_dataset():
-    """The same names, but for `dataset_` before two of them, and the same defaults; two are no flags about data."""
+    """The same names, but for `dataset_` before two of them, and the same defaults; some are flags of training."""
     parameters = signature(load_noisy_dataset).parameters
     defaults = {data_flags.argument_of(field.name): field.default for field in fields(arguments.DataArguments)}
     shared = set(parameters) & set(defaults)
-    assert set(parameters) - shared == {"class_map", "meta_set", "seed"}
+    assert set(parameters) - shared == {"class_map", "meta_set", "seed", "sample_weight_column"}
     assert set(defaults) - shared == {"protocol", "compare", "early_stopping_patience"}
     assert {name: parameters[name].default for name in shared} == {name: defaults[name] for name in shared}
     data_args = arguments.parse_arguments([*SMALL, "--noise_type", "pair"])[1]
