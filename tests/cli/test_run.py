@@ -464,10 +464,10 @@ def test_a_checkpoint_of_another_kind_of_run_is_refused_in_one_sentence(pipeline
             set_up_run.check_checkpoint(checkpoint, networks, args)
 
 
-def build(networks, data_args, names, args):
+def build(networks, names, args):
     """Network and processor for images of these classes."""
     features = {"image": None, "label": ClassLabel(names=names)}
-    return set_up_run.build_model(networks, data_args, {"train": SimpleNamespace(features=features)}, args)
+    return set_up_run.build_model(networks, {"train": SimpleNamespace(features=features)}, args)
 
 
 def test_two_pretrained_networks_differ_in_their_heads(tmp_path, caplog):
@@ -479,20 +479,20 @@ def test_two_pretrained_networks_differ_in_their_heads(tmp_path, caplog):
     ViTForImageClassification(config).save_pretrained(tmp_path)
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(tmp_path)
     flags = [*SMALL, "--two_networks", "--model_name_or_path", str(tmp_path)]
-    networks, data_args, args = arguments.parse_arguments(flags)
-    model, processor = build(networks, data_args, list("abc"), args)
+    networks, _, args = arguments.parse_arguments(flags)
+    model, processor = build(networks, list("abc"), args)
     own, other = (dict(network.named_parameters()) for network in (model.model_a, model.model_b))
     assert {name for name in own if not torch.equal(own[name], other[name])} == {"classifier.weight"}
     assert processor.size["height"] == 8 and "start from the same weights" not in caplog.text
-    build(networks, data_args, ["LABEL_0", "LABEL_1"], args)
+    build(networks, ["LABEL_0", "LABEL_1"], args)
     assert "both networks start from the same weights" in caplog.text
 
 
 def test_the_first_of_two_networks_starts_where_one_network_does():
-    networks, data_args, args = arguments.parse_arguments([*SMALL, "--two_networks"])
-    both, _ = build(networks, data_args, list("abc"), args)
+    networks, _, args = arguments.parse_arguments([*SMALL, "--two_networks", "--backbone", "tiny"])
+    both, _ = build(networks, list("abc"), args)
     networks.two_networks = False
-    alone, _ = build(networks, data_args, list("abc"), args)
+    alone, _ = build(networks, list("abc"), args)
     assert torch.equal(alone.classifier.weight, both.model_a.classifier.weight)
     assert not torch.equal(alone.classifier.weight, both.model_b.classifier.weight)
 
