@@ -34,6 +34,7 @@ from .models.wide_resnet import WideResNetConfig as WideResNetConfig
 from .models.wide_resnet import WideResNetForImageClassification as WideResNetForImageClassification
 from .trainer.trainer import FaMUSTrainer as FaMUSTrainer
 from .training_args import FaMUSTrainingArguments as FaMUSTrainingArguments
+from .two_networks.pair_trainer import PairTrainer as PairTrainer
 from .two_networks.trainer import TwoNetworkTrainer as TwoNetworkTrainer
 
 __version__: str

@@ -289,8 +289,8 @@ class FaMUSTrainingArguments(TrainingArguments):
     plain_warmup_epochs: Annotated[float | None, AtLeast(0)] = field(
         default=None,
         metadata={
-            "help": "Epochs of plain training before the first meta step. Default: 0; with a pseudo-clean meta set a "
-            "tenth of the run, at least two epochs and at most half of the run."
+            "help": "Epochs of plain training before the first meta step. Default: 0; with a pseudo-clean meta set, or "
+            "a pair_method that needs it, a tenth of the run, at least two epochs and at most half of the run."
         },
     )
     balanced_batches_per_epoch: Annotated[int | None, Above(0)] = field(
@@ -446,6 +446,35 @@ class FaMUSTrainingArguments(TrainingArguments):
             "help": "Two networks: the warm-up also penalises confident predictions (DivideMix, on asymmetric noise)."
         },
     )
+    pair_method: str | None = field(
+        default=None,
+        metadata={
+            "help": "How two networks without a meta-learner choose the examples of a batch that they learn from: "
+            "co-teaching (each those that the other one finds easiest), jocor (both those on which they agree with the "
+            "label and each other most), decoupling (both those on which they disagree). Default: not, they divide the "
+            "training set once an epoch."
+        },
+    )
+    noise_rate: Annotated[float | None, AtLeast(0), Below(1)] = field(
+        default=None,
+        metadata={
+            "help": "Share of wrong labels, which co-teaching and jocor leave out (authors: known). Default: estimated "
+            "by the networks' surest predictions after plain_warmup_epochs, at most one half."
+        },
+    )
+    forget_ramp_epochs: Annotated[float | None, AtLeast(0)] = field(
+        default=None,
+        metadata={
+            "help": "Epochs in which the share that co-teaching and jocor leave out rises from zero to noise_rate. "
+            "Default: 10 (authors), at most a fifth of the run."
+        },
+    )
+    jocor_agreement: Annotated[float, AtLeast(0), Below(1)] = field(
+        default=0.9,
+        metadata={
+            "help": "λ of jocor, the weight of agreement in its loss (authors: 0.9 on CIFAR-10, 0.85 on CIFAR-100)."
+        },
+    )
     base_loss: BaseLoss = field(
         default="ce",
         metadata={
@@ -524,10 +553,10 @@ class FaMUSTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        self._leaves_learner_open = self.meta_learner is None
+        self._leaves_learner_open = self.meta_learner is None and self.pair_method is None
         self._chooses_step = any(getattr(self, name) != self._default_of(name) for name in OF_THE_STEP)
         if self.meta_learner is None:
-            self.meta_learner = RECOMMENDED
+            self.meta_learner = RECOMMENDED if self.pair_method is None else "none"
         convert_fields(self)
         check_fields(self)
         names = ("optim_args", "data_seed", "meta_batch_size", "train_on_trusted")

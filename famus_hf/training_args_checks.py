@@ -13,6 +13,7 @@ from transformers.training_args import OptimizerNames, SchedulerType
 
 from famus_hf.core.layer_samplers import LAYER_SAMPLERS
 from famus_hf.core.meta_learners.registry import META_LEARNERS, WITH_TRANSITIONS
+from famus_hf.core.pair_methods.registry import PAIR_METHODS
 from famus_hf.core.validation import check_bound, check_choice
 from famus_hf.errors import SettingsError
 
@@ -134,6 +135,8 @@ def check_fields(args: Any) -> None:
                 check_choice(name, value, get_args(member))
     check_choice("meta_learner", args.meta_learner, (*META_LEARNERS, "none"))
     check_choice("layer_sampler", args.layer_sampler, LAYER_SAMPLERS)
+    if args.pair_method is not None:
+        check_choice("pair_method", args.pair_method, PAIR_METHODS)
 
 
 def _members_of(hint: Any) -> tuple[Any, ...]:
@@ -168,6 +171,7 @@ def check_arguments(args: Any) -> None:
             f"transition_counts='each-epoch' counts transitions anew, and transitions={args.transitions!r} gives them: "
             "leave one of the two out"
         )
+    _check_pair_method(args)
     _check_virtual_step(args)
     _check_data_settings(args)
     _check_sampler(args)
@@ -224,6 +228,23 @@ def check_fsdp_engages(args: Any) -> None:
             f"{asked} asks for FSDP, which does not engage on CPU or without a launcher, so that parameters would "
             "stay whole: leave it out, or start GPU processes with accelerate launch --use_fsdp"
         )
+
+
+def _check_pair_method(args: Any) -> None:
+    method = args.pair_method
+    if method is not None and args.meta_learner != "none":
+        raise SettingsError(
+            f"pair_method={method!r} chooses examples without a meta-learner, and meta_learner is "
+            f"{args.meta_learner!r}: leave one of them out"
+        )
+    forgets = method is not None and PAIR_METHODS[method].forgets
+    for name in ("noise_rate", "forget_ramp_epochs"):
+        if getattr(args, name) is not None and not forgets:
+            able = ", ".join(known for known, kind in PAIR_METHODS.items() if kind.forgets)
+            raise SettingsError(
+                f"{name}={getattr(args, name)} does nothing without a pair_method that leaves examples out ({able}): "
+                "leave it out"
+            )
 
 
 def _check_virtual_step(args: Any) -> None:

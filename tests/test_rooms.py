@@ -36,7 +36,8 @@ ROOMS = (
     "famus_hf.metrics",
     "famus_hf.errors",
 )
-SHELVES = {"famus_hf.core.meta_learners"}  # folders for many files of a kind, within the room that they stand in
+# Folders for many files of a kind, within the room that they stand in.
+SHELVES = {"famus_hf.core.meta_learners", "famus_hf.core.pair_methods"}
 FLAT_FILES = {"__init__.py", "__init__.pyi", "training_args.py", "training_args_checks.py", "errors.py", "metrics.py"}
 OF_CORE = {"torch", "numpy", "scipy"}  # beside the standard library
 

@@ -9,6 +9,7 @@ from famus_hf.cli.config_files import flags_of_yaml, named, recipe_names, recipe
 from famus_hf.cli.methods import METHODS, with_method
 from famus_hf.cli.parser import TopicParser
 from famus_hf.cli.program import fail, program_name
+from famus_hf.errors import SettingsError
 
 if TYPE_CHECKING:
     from famus_hf.data.media.modalities import Modality
@@ -76,6 +77,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "Two networks": (
         "two_networks", "clean_threshold", "calibrate_division", "unlabelled_share", "division_history",
         "sharpening_temperature", "unlabelled_weight", "ramp_up_epochs", "warmup_confidence_penalty",
+        "pair_method", "noise_rate", "forget_ramp_epochs", "jocor_agreement",
     ),
     "Base loss and class balance": (
         "base_loss", "focal_gamma", "gce_q", "sce_alpha", "sce_beta", "nce_alpha", "nce_beta", "class_balance_beta",
@@ -139,7 +141,8 @@ class ModelArguments:
         metadata={
             "help": "Train two such networks, from different weights (pretrained ones differ in their heads), that "
             "divide the training set for each other: no clean label is needed. With --meta_learner none it is "
-            "DivideMix. A batch is twice --per_device_train_batch_size, labelled and unlabelled examples together."
+            "DivideMix. A batch is twice --per_device_train_batch_size, labelled and unlabelled examples together. "
+            "With --pair_method they choose examples in every step instead, of batches as of one network."
         },
     )
     network_choice: str = field(default="", init=False)  # why this backbone, where it is the default for the images
@@ -312,6 +315,10 @@ def _complete(
         fail(f"--protocol {data_args.protocol!r} is unknown: choose one of {', '.join(PROTOCOLS)}")
     if data_args.dataset_name is None and data_args.train_dir is None:
         data_args.dataset_name = "digits"
+    if args.pair_method is not None and not model_args.two_networks:
+        raise SettingsError(
+            f"--pair_method {args.pair_method} is for two networks: add --two_networks, or leave it out"
+        )
     if args.augmentation == "none" and data_args.dataset_name in CROPPED_DATASETS and "augmentation" not in given:
         args.augmentation = "pad-crop"
     if model_args.two_networks and args.meta_set is None:  # which need no clean labels, known or not

@@ -106,12 +106,13 @@ def jobs_of(options: argparse.Namespace, flags: list[str]) -> list[Job]:
     model_args, data_args, args = parse_arguments(flags)
     if options.output_dir is None:
         options.output_dir = Path("outputs") / f"{short_name(data_args)}-compared"
-    examples = args.per_device_train_batch_size * (1 + model_args.two_networks)  # of a step, which may have two halves
+    is_halved = model_args.two_networks and args.pair_method is None
+    examples = args.per_device_train_batch_size * (1 + is_halved)  # of a step
     jobs = []
     for seed in options.seeds:
         for name, method in methods.items():
             folder = options.output_dir / f"{name}-{seed}"
-            size = max(1, examples // (1 + method.has_two_networks))
+            size = max(1, examples // (1 + method.halves_batches))
             own = [f"--method={name}", f"--seed={seed}", f"--output_dir={folder}"]
             own += [f"--per_device_train_batch_size={size}"]
             jobs.append(Job(name, seed, folder, [*flags, *QUIET, *own]))

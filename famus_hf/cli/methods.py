@@ -7,6 +7,7 @@ from famus_hf.cli.config_files import named, take_flag, with_values
 from famus_hf.errors import SettingsError
 
 ALONE = {"meta_learner": "none", "train_on_trusted": "false"}  # plain training on the noisy examples
+PAIR = {"meta_learner": "none", "two_networks": "true"}
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,9 @@ class Method:
     usual: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def has_two_networks(self) -> bool:
-        return self.settings.get("two_networks") == "true"
+    def halves_batches(self) -> bool:
+        """Whether a step takes `per_device_train_batch_size` twice: labelled and unlabelled examples."""
+        return self.settings.get("two_networks") == "true" and "pair_method" not in self.settings
 
 
 METHODS = {
@@ -128,10 +130,19 @@ METHODS = {
         "posterior targets", "the default: the posterior of the class is the target",
         {"meta_learner": "posterior"}, {"preset": "fast"},
     ),
-    "dividemix": Method(
-        "DivideMix", "two networks divide the data for each other (Li et al., ICLR 2020)",
-        {"meta_learner": "none", "two_networks": "true"},
+    "co-teaching": Method(
+        "Co-teaching", "two networks choose the examples of small losses for each other (Han et al., NeurIPS 2018)",
+        {**PAIR, "pair_method": "co-teaching"},
     ),
+    "jocor": Method(
+        "JoCoR", "two networks learn where they agree with the label and each other (Wei et al., CVPR 2020)",
+        {**PAIR, "pair_method": "jocor"},
+    ),
+    "decoupling": Method(
+        "Decoupling", "two networks learn where they disagree (Malach, Shalev-Shwartz, NIPS 2017)",
+        {**PAIR, "pair_method": "decoupling"},
+    ),
+    "dividemix": Method("DivideMix", "two networks divide the data for each other (Li et al., ICLR 2020)", PAIR),
     "famus-two-networks": Method(
         "two networks + FaMUS", "likewise, the examples weighed by FaMUS (Xu et al., CVPR 2021)",
         {"meta_learner": "mw-net", "layer_sampler": "learned", "two_networks": "true"},

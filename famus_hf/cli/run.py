@@ -20,7 +20,7 @@ from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging
 
-from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, TwoNetworkTrainer
+from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, PairTrainer, TwoNetworkTrainer
 from famus_hf.cli.arguments import DataArguments, ModelArguments, parse_arguments, short_name
 from famus_hf.cli.measurements import StepTimer, peak_memory_mb, start_measuring_memory
 from famus_hf.cli.program import fail, started_as
@@ -76,7 +76,7 @@ class Run:
         self.timer = StepTimer()
         self.predictions = MeanPredictions(np.asarray([] if data_args.streaming else data["test"]["label"][:]))
         self.unpushed: str | None = None  # why the push at the end failed, and how to repeat it
-        self.trainer: FaMUSTrainer = (TwoNetworkTrainer if model_args.two_networks else FaMUSTrainer)(
+        self.trainer: FaMUSTrainer = trainer_class(model_args, args)(
             model,
             args,
             train_dataset=data["train"],
@@ -180,6 +180,8 @@ class Run:
     def two_network_facts(self) -> dict[str, Any]:
         """What all_results.json says of two networks; nothing of one."""
         trainer = self.trainer
+        if isinstance(trainer, PairTrainer):
+            return {"estimated_noise_rate": trainer.noise_rate} if trainer.estimates_noise_rate else {}
         if not isinstance(trainer, TwoNetworkTrainer):
             return {}
         return {
@@ -305,6 +307,13 @@ class Run:
         if self.data_args.noise_file or self.realised_noise_rate is None or self.realised_noise_rate > 0:
             return "as the labels came"
         return "none"
+
+
+def trainer_class(model_args: ModelArguments, args: FaMUSTrainingArguments) -> type[FaMUSTrainer]:
+    """Return what trains one network, or two, as the settings ask for."""
+    if not model_args.two_networks:
+        return FaMUSTrainer
+    return TwoNetworkTrainer if args.pair_method is None else PairTrainer
 
 
 def main(argv: list[str], program: str = "run_famus.py") -> None:

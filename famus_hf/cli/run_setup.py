@@ -137,7 +137,7 @@ def _check_modality(model_args: ModelArguments, modality: Modality) -> None:
             "disk, and no --backbone"
         )
     if model_args.two_networks:
-        raise SettingsError(f"--two_networks mixes images, and the data are {modality.things}: leave it out")
+        raise SettingsError(f"--two_networks is for images, and the data are {modality.things}: leave it out")
 
 
 def second_seed(seed: int) -> int:
@@ -299,6 +299,7 @@ def baselines_of(
     exact = {"layer_sampler": "all", "candidate_layers": "all", "sampler_block": None, "meta_budget": None,
              "preset": None, "virtual_scope": "all"}  # fmt: skip
     without = {"meta_learner": "none", "train_on_trusted": False, "meta_budget": None, "preset": None,
+               "pair_method": None, "noise_rate": None, "forget_ramp_epochs": None,
                **dict.fromkeys(DIAGNOSTICS, 0)}  # fmt: skip
     match = None if args.meta_learner in ("l2r", "l2b") else 0.0  # which have no such loss
     all_layers = {**exact, "sparsity_weight": 0.0, "gradient_match_weight": match}
@@ -307,9 +308,10 @@ def baselines_of(
         dataclasses.replace(model_args, method=None),
     )  # the others are named by their settings
     one_network, batch = dataclasses.replace(model_args, two_networks=False), args.per_device_train_batch_size
-    plain = variant("plain", **without, per_device_train_batch_size=batch * (1 + model_args.two_networks))
+    divides = model_args.two_networks and args.pair_method is None
+    plain = variant("plain", **without, per_device_train_batch_size=batch * (1 + divides))
     runs = [(one_network, plain)]
-    if model_args.two_networks:
+    if divides:
         runs.append((model_args, variant("dividemix", **without)))
     elif has_trusted:
         with_trusted = {**without, "train_on_trusted": True}
@@ -331,6 +333,8 @@ def method_name(model_args: ModelArguments, args: FaMUSTrainingArguments) -> str
     if model_args.method is not None:
         return METHODS[model_args.method].title
     with_trusted = " + trusted" if args.train_on_trusted else ""
+    if args.pair_method is not None:
+        return METHODS[args.pair_method].title if args.pair_method in METHODS else args.pair_method
     if args.meta_learner == "none":
         return "DivideMix" if model_args.two_networks else f"plain{with_trusted}"
     learner = METHOD_NAMES.get(str(args.meta_learner), str(args.meta_learner))

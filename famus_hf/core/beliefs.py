@@ -200,7 +200,7 @@ class RunningBeliefs(RunningPredictions):
         of_trusted, labels = self.trusted_sums / (1 - decay**self.epoch), trusted_labels.to(self.labels)
         probabilities = self.of(slice(None))
         weights = self._weights_of_trusted(labels)
-        right = float((weights * (of_trusted.argmax(1) == labels)).sum())
+        right = min(1.0, float((weights * (of_trusted.argmax(1) == labels)).sum()))  # which rounding may exceed
         self.best = max(right, self.best)
         least = max(LEAST_ACCURACY, self.best - MARGIN * (right * (1 - right) / len(labels)) ** 0.5)
         is_as_right = right >= least and right > LEAST_ACCURACY

@@ -51,6 +51,9 @@ from famus_hf.core.meta_learners.registry import CORRECTIONS, META_LEARNERS, WIT
 from famus_hf.core.meta_learners.soft import SoftTargets, class_groups
 from famus_hf.core.meta_train import MetaObjective
 from famus_hf.core.meta_update import MetaUpdate
+from famus_hf.core.pair_methods.base import PairMethod
+from famus_hf.core.pair_methods.jocor import JoCoR
+from famus_hf.core.pair_methods.registry import PAIR_METHODS
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.core.timer import Timer
 from famus_hf.data.inputs.model_inputs import known_labels
@@ -317,6 +320,11 @@ def _make_label_noise(args: FaMUSTrainingArguments, num_labels: int, class_names
     if source == "given":
         learner.set_transitions(read_transitions(Path(asked), class_names))
     return learner
+
+
+def make_pair_method(args: FaMUSTrainingArguments) -> PairMethod:
+    """Return the pair method that `args.pair_method` names, with its settings; one of your own with its defaults."""
+    return JoCoR(args.jocor_agreement) if args.pair_method == "jocor" else PAIR_METHODS[str(args.pair_method)]()
 
 
 def has_meta_step(args: FaMUSTrainingArguments, meta_learner: MetaLearner | None) -> bool:

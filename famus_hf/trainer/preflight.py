@@ -16,6 +16,7 @@ from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS
 from famus_hf.core.fsdp import LOW_PRECISION
 from famus_hf.core.losses import IGNORED, LDAMLoss
 from famus_hf.core.meta_learners.base import MetaLearner
+from famus_hf.core.pair_methods.registry import PAIR_METHODS
 from famus_hf.core.parallel.dtensor import is_sharded
 from famus_hf.data.inputs.audio_inputs import check_long_enough
 from famus_hf.data.inputs.model_inputs import ModelInputs, known_labels
@@ -277,10 +278,27 @@ def _check_processes(args: FaMUSTrainingArguments, model: Any, train: Any, meta:
         raise SettingsError(f"a meta set of {len(meta)} examples can't be shared out among {args.world_size} processes")
 
 
-def check_two_networks(
-    args: FaMUSTrainingArguments, model: Any, train: Any, collate: Any, base_loss: Any, accelerator: Accelerator
-) -> None:
-    """Raise SettingsError on what two networks that divide the data for each other can't be trained with."""
+def check_takes_pair_method(args: FaMUSTrainingArguments, kind: type, is_taken: bool) -> None:
+    """Raise SettingsError on a trainer that would pass over `pair_method`, or does nothing without one.
+
+    Args:
+        args: The settings.
+        kind: The trainer's class.
+        is_taken: Whether it takes one.
+    """
+    if args.pair_method is not None and not is_taken:
+        raise SettingsError(
+            f"pair_method={args.pair_method!r} is for two networks, and {kind.__name__} does not take it: use "
+            "PairTrainer (--two_networks), or leave it out"
+        )
+    if args.pair_method is None and is_taken:
+        raise SettingsError(
+            f"{kind.__name__} needs a pair_method: name one of {', '.join(PAIR_METHODS)}, or use TwoNetworkTrainer"
+        )
+
+
+def check_two_networks(args: FaMUSTrainingArguments, model: Any, train: Any, accelerator: Accelerator) -> None:
+    """Raise SettingsError on what no two networks can be trained with."""
     networks = [getattr(model, name, None) for name in NETWORKS_APART]
     if not all(isinstance(network, nn.Module) for network in networks) or networks[0] is networks[1]:
         raise SettingsError(
@@ -289,8 +307,24 @@ def check_two_networks(
         )
     if not (has_length(train) and hasattr(train, "__getitem__")):
         raise SettingsError(
-            "two networks divide the training set, which a stream does not allow: load it without streaming"
+            "two networks look at the whole training set, which a stream does not allow: load it without streaming"
         )
+    _refuse(
+        "two networks",
+        {
+            "FSDP": uses_fsdp(accelerator),
+            "torch.compile": is_compiled(accelerator),
+            "PEFT": is_peft_model(model),
+            "train_on_trusted": bool(args.train_on_trusted),
+            "logit_adjustment": args.logit_adjustment > 0,
+            "elr_weight": args.elr_weight > 0,
+            "sample_weight_column": args.sample_weight_column is not None,
+        },
+    )
+
+
+def check_division(args: FaMUSTrainingArguments, train: Any, collate: Any, base_loss: Any) -> None:
+    """Raise SettingsError on what two networks that divide the training set for each other can't be trained with."""
     fewest = 2 * args.per_device_train_batch_size * args.world_size
     if len(train) < fewest:
         raise SettingsError(
@@ -306,23 +340,46 @@ def check_two_networks(
         raise SettingsError(
             f"meta_learner={args.meta_learner!r} does not go with two networks: choose mw-net, or none for DivideMix"
         )
-    refused = {
-        "base_loss 'ldam'": isinstance(base_loss, LDAMLoss),
-        "scale_example_gradients": args.scale_example_gradients,
-        "FSDP": uses_fsdp(accelerator),
-        "torch.compile": is_compiled(accelerator),
-        "PEFT": is_peft_model(model),
-        "train_on_trusted": args.train_on_trusted,
-        "logit_adjustment": args.logit_adjustment > 0,
-        "elr_weight": args.elr_weight > 0,
-        "sample_weight_column": args.sample_weight_column is not None,
-        f"train_sampling_strategy={args.train_sampling_strategy!r}": args.train_sampling_strategy != "random",
-        "division_history with balanced_batches_per_epoch": args.division_history > 1
-        and args.balanced_batches_per_epoch is not None,
-    }
-    for name, is_asked in refused.items():
-        if is_asked:
-            raise SettingsError(f"{name} does not go with two networks: leave it out")
+    _refuse(
+        "two networks",
+        {
+            "base_loss 'ldam'": isinstance(base_loss, LDAMLoss),
+            "scale_example_gradients": args.scale_example_gradients,
+            f"train_sampling_strategy={args.train_sampling_strategy!r}": args.train_sampling_strategy != "random",
+            "division_history with balanced_batches_per_epoch": args.division_history > 1
+            and args.balanced_batches_per_epoch is not None,
+        },
+    )
+
+
+def check_pair(args: FaMUSTrainingArguments, given: Any, compute_loss_func: Any, accelerator: Accelerator) -> None:
+    """Raise SettingsError on what two networks that choose examples for each other can't be trained with.
+
+    Args:
+        args: The settings.
+        given: Meta-learner and layer sampler objects, or None for each.
+        compute_loss_func: Trainer's.
+        accelerator: The run's.
+    """
+    _refuse(
+        f"pair_method={args.pair_method!r}",
+        {
+            "a meta_learner object": given[0] is not None,
+            "a layer_sampler object": given[1] is not None,
+            "compute_loss_func": compute_loss_func is not None,
+            f"mixup_alpha={args.mixup_alpha}": bool(args.mixup_alpha),
+            "DeepSpeed": getattr(accelerator.state, "deepspeed_plugin", None) is not None,
+            "even_batches=False on several processes": args.world_size > 1 and not accelerator.even_batches,
+            f"one process that sees {args.n_gpu} devices": args.n_gpu > 1,
+        },
+    )
+
+
+def _refuse(what: str, parts: Mapping[str, bool]) -> None:
+    """Raise SettingsError on the first part that is there and does not go with what there is."""
+    for name, is_there in parts.items():
+        if is_there:
+            raise SettingsError(f"{name} does not go with {what}: leave it out")
 
 
 def check_weighs_by_losses(meta_learner: MetaLearner) -> None:

@@ -44,6 +44,7 @@ class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
     guard: NonFiniteGuard
     metrics: MeanMetrics
     evaluate_examples: ExampleEvaluator
+    takes_pair_method = False  # whether `pair_method` says what it learns
     _learns_from_meta_set = False
     _set_up_from: tuple[PerExampleLoss | None, Any] = (None, None)  # base loss and meta set, as they were given
 
@@ -60,6 +61,7 @@ class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
                 preflight.check_examples(train, self.meta_dataset, self.eval_dataset, self.label_name)
         preflight.check_problem_type(self.model)
         preflight.check_recordings(self.model, train, self.meta_dataset, self.eval_dataset)
+        preflight.check_takes_pair_method(args, type(self), self.takes_pair_method)
         preflight.check_batch_size(args, train)
         preflight.check_balanced_epochs(args, train)
         preflight.check_precision(self.accelerator)

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from famus_hf.core.pair_methods.base import PairMethod
 from famus_hf.core.parallel.dtensor import class_of
 from famus_hf.training_args import FaMUSTrainingArguments
 from famus_hf.two_networks.co_divide import CoDivide
+
+NOT_TOLD = "not estimated, as the networks doubt most labels: they have learned too little"
 
 
 def describe_networks(ensemble: Any) -> str:
@@ -57,3 +60,38 @@ def describe_division(division: CoDivide) -> str:
     ]
     counts = f"{len(division)} labelled and {len(division.unlabelled)} unlabelled examples"
     return ", ".join([counts, *quality])
+
+
+def pair_settings_of(args: FaMUSTrainingArguments, method: PairMethod) -> dict[str, Any]:
+    """Return hyper-parameters of two networks that choose examples of each batch, by the words that the card uses.
+
+    Args:
+        args: Of the run.
+        method: By which they choose.
+    """
+    if not method.forgets:
+        return {"method": args.pair_method}
+    rate, ramp = args.noise_rate, args.forget_ramp_epochs
+    left_out = "as many as seem wrong" if rate is None else f"{100 * rate:g} %"
+    after = "10 epochs, at most a fifth of the run" if ramp is None else f"{ramp:g} epochs"
+    return {"method": args.pair_method, "examples of a batch that are left out": f"{left_out}, reached after {after}"}
+
+
+def describe_estimate(
+    args: FaMUSTrainingArguments, method: PairMethod, estimate: float | None, noise_rate: float | None
+) -> str:
+    """Return the share of wrong labels as two networks that choose examples estimate it, or why they do not.
+
+    Args:
+        args: Of the run.
+        method: By which they choose.
+        estimate: Whatever came out; None before.
+        noise_rate: Where it tells something of the labels.
+    """
+    if not method.forgets:
+        return "not estimated, as the method does without"
+    if args.noise_rate is not None:
+        return f"not estimated, as it was given: {100 * args.noise_rate:g} %"
+    if estimate is None:
+        return "not estimated, as the warm-up did not end"
+    return NOT_TOLD if noise_rate is None else f"{100 * noise_rate:.1f} %"

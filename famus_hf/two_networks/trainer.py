@@ -23,16 +23,14 @@ from famus_hf.core.timer import NO_TIMER, Timer
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
 from famus_hf.errors import LoadError
 from famus_hf.hub.meta_net_files import load_into, save_meta_net
-from famus_hf.models.two_networks import TwoNetworksForImageClassification
-from famus_hf.reporting.model_card import settings_of, source_of_network
-from famus_hf.storage.model_folder import save_networks_apart
+from famus_hf.reporting.model_card import settings_of
 from famus_hf.storage.run_folder import NETWORKS_APART
 from famus_hf.trainer import preflight
 from famus_hf.trainer.checkpointing import take_checked
 from famus_hf.trainer.factory import make_meta_learner
-from famus_hf.trainer.trainer import FaMUSTrainer
 from famus_hf.two_networks.co_divide import CoDivide
-from famus_hf.two_networks.model_card import describe_division, describe_networks, pipeline_settings_of
+from famus_hf.two_networks.ensemble import EnsembleTrainer
+from famus_hf.two_networks.model_card import NOT_TOLD, describe_division, describe_networks, pipeline_settings_of
 from famus_hf.two_networks.peer import EVERYTHING, Peer, fewest_examples, num_views, rows_of_epoch
 from famus_hf.two_networks.semi_supervised import EqualWeights, SemiSupervisedLoss, confidence_penalty, ramped_up
 
@@ -41,7 +39,7 @@ TIMED_STEPS = 10  # one step in so many is timed
 META_STEP = ("virtual backward", "validation forward", "validation backward", "derivative")
 
 
-class TwoNetworkTrainer(FaMUSTrainer):
+class TwoNetworkTrainer(EnsembleTrainer):
     """FaMUS within two networks that divide the data for each other (paper, §5.3): no clean label is needed.
 
     After a warm-up on plain cross-entropy, in each epoch, each network is trained on the other's division: labels of
@@ -81,7 +79,8 @@ class TwoNetworkTrainer(FaMUSTrainer):
         if args.mixup_alpha is None:
             args.mixup_alpha = MIXUP_ALPHA
         preflight.check_meta_set(args, train, self.meta_dataset)
-        preflight.check_two_networks(args, self.model, train, self._collate, self.base_loss, self.accelerator)
+        preflight.check_two_networks(args, self.model, train, self.accelerator)
+        preflight.check_division(args, train, self._collate, self.base_loss)
         self.trusted = self.meta_dataset
         self.peers = (self._make_peer(0), self._make_peer(1))
         for peer, other in zip(self.peers, reversed(self.peers), strict=True):
@@ -331,10 +330,6 @@ class TwoNetworkTrainer(FaMUSTrainer):
 
     # ---- Checkpoints ----
 
-    def _save_beside_model(self, folder: Path) -> None:
-        if isinstance(self.model, TwoNetworksForImageClassification):
-            save_networks_apart(folder, self.model, self.processing_class)
-
     def _save_meta_net(self, folder: Path) -> None:
         for peer in self.peers:
             save_meta_net(folder / peer.name, peer.meta_learner, peer.meta.layer_sampler)
@@ -356,7 +351,10 @@ class TwoNetworkTrainer(FaMUSTrainer):
         if set(state) != set(NETWORKS_APART) or not all(
             isinstance(peer_state, dict) and "pseudo_clean" in peer_state for peer_state in state.values()
         ):
-            raise LoadError("it is of a run with one network: resume that with FaMUSTrainer")
+            raise LoadError(
+                "it is of a run with one network: resume that with FaMUSTrainer, or with PairTrainer if it had a "
+                "pair_method"
+            )
         for peer in self.peers:
             take_checked(peer.meta, state[peer.name])
             peer.division.load_state_dict(state[peer.name]["pseudo_clean"])
@@ -367,12 +365,10 @@ class TwoNetworkTrainer(FaMUSTrainer):
         rate = self.noise_rate
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in self.time_shares.items())
         divisions = {peer.name: peer.division for peer in self.peers if peer.division.epoch >= 0}
-        why = "the networks doubt most labels: they have learned too little" if divisions else "the warm-up did not end"
+        untold = NOT_TOLD if divisions else "not estimated, as the warm-up did not end"
         return {
             **super().model_card_facts(),
-            "base_model": source_of_network(self.model.get_submodule(NETWORKS_APART[0])),
-            "two_networks": True,
-            "estimated_noise": f"not estimated, as {why}" if rate is None else f"{100 * rate:.1f} %",
+            "estimated_noise": untold if rate is None else f"{100 * rate:.1f} %",
             "division": {
                 f"the division by `{name}`": describe_division(division) for name, division in divisions.items()
             },

@@ -16,6 +16,7 @@ from famus_hf.cli.config_files import RECIPES, recipe_names
 from famus_hf.data.labels.noise import NOISE_TYPES
 from famus_hf.data.sources.benchmarks import BUILDERS
 from famus_hf.data.sources.load_source import HUB_DATASETS
+from famus_hf.errors import SettingsError
 from famus_hf.models import BACKBONES
 from tests.helpers.command_line import SMALL
 
@@ -52,6 +53,12 @@ def test_every_recipe_is_parsed(recipe, tmp_path):
             assert parsed == [pytest.approx(value) if isinstance(value, float) else value], name
     args = arguments.parse_arguments(["--recipe", recipe, "--use_cpu", "--seed", "9", "--learning_rate", "0.3"])[2]
     assert args.seed == 9 and args.learning_rate == 0.3, "flags win"
+
+
+def test_a_pair_method_asks_for_two_networks_and_for_no_meta_learner():
+    with pytest.raises(SettingsError, match="--pair_method jocor is for two networks: add --two_networks"):
+        arguments.parse_arguments(["--pair_method", "jocor"])
+    assert arguments.parse_arguments(["--two_networks", "--pair_method", "jocor"])[2].meta_learner == "none"
 
 
 def test_two_networks_take_no_clean_meta_set_unless_one_is_asked_for():

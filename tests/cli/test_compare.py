@@ -111,6 +111,12 @@ def test_all_methods_have_the_same_labels_and_another_seed_has_others(compared):
     assert batches["dividemix-3"] == "--per_device_train_batch_size=10" != batches["gce-3"]
 
 
+def test_two_networks_that_choose_in_every_step_take_whole_batches(tmp_path):
+    jobs = compare.jobs_of(*options_of(tmp_path, "--methods", "dividemix", "jocor", "--seeds", "3"))
+    sizes = [job.flags[-1].removeprefix("--per_device_train_batch_size=") for job in jobs]
+    assert sizes == ["10", "20"]
+
+
 def test_it_leaves_table_csv_picture_and_page(compared, capsys):
     run(compared, "--show")
     printed = capsys.readouterr().out

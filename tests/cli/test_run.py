@@ -8,6 +8,7 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import ClassLabel
@@ -417,6 +418,18 @@ def test_two_networks_and_plain_training_beside_them_see_every_row_and_no_clean_
     assert not (folders[2] / "model_a" / "meta_net").exists() and load_famus(folders[2], subfolder="model_a")[1] is None
 
 
+def test_two_networks_that_choose_in_every_step_leave_an_estimate_and_a_label_report(tmp_path):
+    flags = ["--method", "co-teaching", "--num_meta", "40", "--save_strategy", "no", "--output_dir", str(tmp_path)]
+    run_famus.main([*SMALL, *flags])
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    assert results["method"] == "Co-teaching" and results["meta_set"] is None and results["global_step"] == 18
+    assert results["estimated_noise_rate"] is None or 0 < results["estimated_noise_rate"] <= 0.5
+    assert "division" not in results
+    report = pd.read_parquet(tmp_path / "label_report.parquet")
+    assert len(report) == 360 and results["wrong_label_average_precision"] > results["realised_noise_rate"] + 0.1
+    assert type(load_famus(tmp_path)[0]) is TwoNetworksForImageClassification
+
+
 def test_the_end_of_a_comparison_says_what_an_epoch_takes_and_how_many_labels_are_wrong(pipeline_run):
     suffixes = ("-plain", "-dividemix", "-mw-net", "")
     files = [pipeline_run.with_name(f"run{suffix}") / "all_results.json" for suffix in suffixes]
@@ -512,5 +525,8 @@ def test_two_networks_are_compared_with_what_the_paper_compares_them_with():
     )
     assert {args.meta_set for _, args in runs} == {"pseudo-clean"}
     assert [set_up_run.method_name(*pair) for pair in runs_of("--meta_learner", "none")] == ["plain", "DivideMix"]
+    pair = runs_of("--pair_method", "jocor", "--noise_rate", "0.4")
+    assert [set_up_run.method_name(*run) for run in pair] == ["plain", "JoCoR"]
+    assert [args.per_device_train_batch_size for _, args in pair] == [40, 40]
     one_less = [set_up_run.method_name(*pair) for pair in runs_of("--layer_sampler", "all")]
     assert one_less == ["plain", "DivideMix", "two networks, MW-Net, all layers"]

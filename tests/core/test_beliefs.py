@@ -67,6 +67,14 @@ def test_trusted_examples_count_in_the_shares_of_the_training_labels():
     assert beliefs.honest is not None
 
 
+def test_weights_of_trusted_examples_whose_sum_is_rounded_up_are_borne():
+    beliefs = RunningBeliefs(1, 2, 3)
+    beliefs._weights_of_trusted = lambda labels: torch.full((3,), 0.33333337)
+    beliefs.update(torch.tensor([0]), sure([0], 0.8, 2), torch.tensor([0]), torch.zeros(1))
+    beliefs.observe(sure([0, 0, 0], 0.9, 2), torch.tensor([0, 0, 0]))
+    assert beliefs.best == 1 and beliefs.honest.epoch == 1
+
+
 def test_predictions_that_are_not_finite_change_nothing():
     beliefs = RunningBeliefs(2, 2, 1)
     predictions, losses = torch.tensor([[0.9, 0.1], [torch.nan, 0.5]]), torch.tensor([0.25, torch.nan])

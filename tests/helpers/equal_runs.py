@@ -11,7 +11,7 @@ from famus_hf.core.meta_learners.m_correction import MCorrection
 from famus_hf.core.meta_learners.mentor_net import MentorNet
 from famus_hf.core.meta_learners.posterior import PosteriorTargets
 from famus_hf.storage.diagnostic_tables import MEASURES
-from tests.helpers import two_network_runs
+from tests.helpers import pair_runs, two_network_runs
 from tests.helpers.datasets import texts
 from tests.helpers.models import build_audio_model, build_model, build_text_model, build_tokenizer
 from tests.helpers.trainers import Examples, learned, make_args
@@ -202,9 +202,10 @@ def work(rank, folder):
     found = {name: run(folder / "runs" / name, name, own, 2) for name, own in {**CASES, **OF_SHARES}.items()}
     again = {name: resumed(folder / "resumed" / name, CASES[name], 2) for name in RESUMED}
     networks = {name: two_network_runs.run(folder / "networks" / name, name, 2) for name in two_network_runs.RUNS}
+    pairs = {name: pair_runs.run(folder / "pairs" / name, name, 2) for name in pair_runs.RUNS}
     files = sorted(path.name for path in (folder / "resumed" / "FaMUS" / "whole" / "checkpoint-6").iterdir())
     return {
-        "runs": found, "networks": networks, "resumed": again, "files": files, "report": reported(folder / "report", 2),
-        "diagnosed": diagnosed(folder / "diagnosed", 2),
+        "runs": found, "networks": networks, "pairs": pairs, "resumed": again, "files": files,
+        "report": reported(folder / "report", 2), "diagnosed": diagnosed(folder / "diagnosed", 2),
         "others": {name: run_other(folder / name, name, 2) for name in OTHERS},
     }  # fmt: skip

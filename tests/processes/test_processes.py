@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from tests.helpers import two_network_runs
+from tests.helpers import pair_runs, two_network_runs
 from tests.helpers.equal_runs import CASES, OF_SHARES, OTHERS, RESUMED, diagnosed, reported, run, run_other, work
 from tests.helpers.spawned import run_in_two_processes
 
@@ -73,3 +73,10 @@ def test_two_networks_learn_in_two_processes_what_they_learn_in_one_crops_and_pa
     expected = two_network_runs.run(tmp_path, name, 1)
     two_network_runs.assert_equal(both[0]["networks"][name], expected, 1e-9)
     two_network_runs.assert_equal(both[1]["networks"][name], both[0]["networks"][name])
+
+
+@pytest.mark.parametrize("name", pair_runs.RUNS)
+def test_a_pair_learns_and_estimates_in_two_processes_what_it_does_in_one(both, tmp_path, name):
+    expected = pair_runs.run(tmp_path, name, 1)
+    assert largest_difference(both[0]["pairs"][name], expected) < 1e-9
+    assert largest_difference(both[1]["pairs"][name], both[0]["pairs"][name]) == 0

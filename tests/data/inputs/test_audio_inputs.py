@@ -333,7 +333,7 @@ def test_a_stopped_run_on_recordings_resumes_bit_for_bit_masks_included(trained,
     [
         ([], "give a network for audio-classification with --model_name_or_path"),
         (["--backbone", "tiny"], "and no --backbone"),
-        (["--model_name_or_path", "MODEL", "--two_networks"], "mixes images, and the data are recordings"),
+        (["--model_name_or_path", "MODEL", "--two_networks"], "is for images, and the data are recordings"),
         (["--model_name_or_path", "MODEL", "--streaming"], "leave --streaming out"),
         (["--model_name_or_path", "MODEL", "--noise_type", "instance"], "these data have no images"),
         (["--model_name_or_path", "MODEL", "--image_size", "8"], "is about images, and these are recordings"),

@@ -221,7 +221,7 @@ def command(tmp_path, *flags):
     [
         ([], "give a network for text-classification with --model_name_or_path"),
         (["--backbone", "tiny"], "and no --backbone"),
-        (["--model_name_or_path", "MODEL", "--two_networks"], "mixes images, and the data are texts"),
+        (["--model_name_or_path", "MODEL", "--two_networks"], "is for images, and the data are texts"),
         (["--model_name_or_path", "MODEL", "--streaming"], "leave --streaming out"),
         (["--model_name_or_path", "MODEL", "--noise_type", "instance"], "these data have no images"),
         (["--model_name_or_path", "MODEL", "--augmentation", "pad-crop"], "is about images, and these are texts"),
