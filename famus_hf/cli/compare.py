@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -41,11 +42,6 @@ from famus_hf.storage.run_folder import NOISE_FILE, RESULTS
 
 FLAGS, LOG = "flags.json", "console.log"  # in the folder of each run
 OURS = ("method", "seed", "compare", "push_to_hub", "hub_model_id", "resume_from_checkpoint")  # no flags of a run here
-FAILURES: tuple[type[BaseException], ...] = (
-    *USER_ERRORS,
-    RuntimeError,
-    SystemExit,
-)  # of a run, which do not end the others
 QUIET = ("--disable_tqdm=true", "--report_to=none")
 
 
@@ -85,7 +81,11 @@ class Job:
             path.write_text(json.dumps(self.flags), encoding="utf-8")
         goes_on = ["--resume_from_checkpoint=true"] if checkpoints.by_age(self.folder) else []
         flags = [*self.flags, *goes_on]
-        train_all(*set_up(flags), flags)
+        try:
+            train_all(*set_up(flags), flags)
+        except Exception:
+            traceback.print_exc()  # to the log; the others go on
+            raise
 
 
 def jobs_of(options: argparse.Namespace, flags: list[str]) -> list[Job]:
@@ -147,7 +147,7 @@ def train_missing(jobs: list[Job], options: argparse.Namespace) -> dict[Job, str
         running = {pool.submit(job.train): job for job in missing}
         for future, job in _as_they_end(running):
             error = future.exception()
-            if isinstance(error, FAILURES):
+            if isinstance(error, Exception | SystemExit):
                 failed[job] = reason_of(error)
             elif error is not None:
                 raise error

@@ -13,9 +13,10 @@ Seeds draw labels, trusted images, weights and batches; the images of a cell sma
 The *honest baseline* of a cell is the best, by mean last accuracy, of plain training, with the trusted images, with
 mixup and averaged weights, and with logit adjustment on long tails, and of forward correction by counts. Beside it
 stand `oracle`, which learns from the right labels alone; early-learning regularization; and forward correction by the
-transitions that posterior targets begin with, which tells what the meta step is worth. A row that ends more than `LOST`
-below the honest baseline on the first seed is not run on others, but for `plain` and the recommended row. Test accuracy
-selects nothing else; "best" is the highest of eight evaluations.
+transitions that posterior targets begin with, which tells what the meta step is worth. Without trusted images the
+recommended row is `forward`, and no verdict is given. A row that ends more than `LOST` below the honest baseline on the
+first seed is not run on others, but for `plain` and the recommended row. Test accuracy selects nothing else; "best" is
+the highest of eight evaluations.
 """
 
 import math
@@ -302,7 +303,8 @@ def format_groups(runs: Mapping[str, Runs]) -> str:
             lines = [line for name, rows in cells.items() for line in _lines(name, rows)]
             head = ["wrong labels", "row", "last, %", "best, %", "ms a step", "AP", "est. / true", "p", "seeds"]
             parts += [f"\n{title}\n", _table(head, lines)]
-    verdicts = {name: found for name, rows in runs.items() if (found := verdict(name, rows)) is not None}
+    trusted = {name: rows for name, rows in runs.items() if CELLS[name].trusted}
+    verdicts = {name: found for name, rows in trusted.items() if (found := verdict(name, rows)) is not None}
     if verdicts:
         above = [found["over MW-Net"] > 0 for found in verdicts.values() if found["over MW-Net"] is not None]
         head = ["cell", "honest baseline", "recommended row over it", "plain: best − last", "over MW-Net",
