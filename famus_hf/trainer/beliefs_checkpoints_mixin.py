@@ -54,13 +54,9 @@ class BeliefsCheckpointsMixin(BatchesMixin, CheckpointingMixin):
 
     @property
     def _is_early(self) -> bool:
-        """Whether the training is in its first part: seven epochs, or a quarter of a longer one.
-
-        Without trusted examples it is half of it: the network then sees its mistakes later than with them.
-        """
-        share = EARLY_SHARE if self.has_trusted else 2 * EARLY_SHARE
+        """Whether the training is in its first part: seven epochs, or a quarter of a longer one."""
         least = EARLY_EPOCHS * self.schedule.steps_per_epoch
-        return self.state.global_step < max(share * self.state.max_steps, least)
+        return self.state.global_step < max(EARLY_SHARE * self.state.max_steps, least)
 
     @property
     def _trusted_sample(self) -> Any:

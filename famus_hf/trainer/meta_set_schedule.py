@@ -18,14 +18,14 @@ class MetaSetSchedule:
         judges_by_losses: Whether training examples are told apart by their losses, which must mean something by then.
 
     Attributes:
-        plain_share, plain_epochs: Of a run before the first meta step, as the meta-learner wants it, and at most.
+        plain_share, plain_epochs, plain_steps: Of a run before the first meta step, as `MetaLearner` has them.
         steps_per_epoch: Of the optimizer; 0 while it is not known, as with a stream.
     """
 
     def __init__(self, args: FaMUSTrainingArguments, judges_by_losses: bool):
         self.args, self.judges_by_losses = args, judges_by_losses
         self.steps_per_epoch = 0
-        self.plain_share, self.plain_epochs = 0.0, math.inf
+        self.plain_share, self.plain_epochs, self.plain_steps = 0.0, math.inf, 0
 
     def warmup_steps(self, max_steps: int) -> int:
         """Return the number of plain steps before the first meta step, in a run of `max_steps`."""
@@ -35,7 +35,7 @@ class MetaSetSchedule:
         if self.plain_share > 0:
             steps = self.plain_share * max_steps
             if self.steps_per_epoch:
-                steps = min(steps, self.plain_epochs * self.steps_per_epoch)
+                steps = min(steps, max(self.plain_epochs * self.steps_per_epoch, self.plain_steps))
             return max(round(steps), min(self.steps_per_epoch, max_steps // 2))
         if not self.judges_by_losses:
             return 0

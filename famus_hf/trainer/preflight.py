@@ -315,7 +315,7 @@ def check_two_networks(args: FaMUSTrainingArguments, model: Any, train: Any, acc
             "FSDP": uses_fsdp(accelerator),
             "torch.compile": is_compiled(accelerator),
             "PEFT": is_peft_model(model),
-            "train_on_trusted": bool(args.train_on_trusted),
+            "train_on_trusted": args.asks_for_trusted,
             "logit_adjustment": args.logit_adjustment > 0,
             "elr_weight": args.elr_weight > 0,
             "sample_weight_column": args.sample_weight_column is not None,

@@ -144,6 +144,7 @@ class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
         preflight.check_trusted(self.meta_learner, self.has_trusted)
         learner, schedule = self.meta_learner, self.schedule
         schedule.plain_share, schedule.plain_epochs = learner.plain_share, learner.plain_epochs
+        schedule.plain_steps = learner.plain_steps
 
     def _check_meta_learning(self) -> None:
         args, train = self.args, self.train_dataset

@@ -182,4 +182,5 @@ def test_an_example_script_runs_with_only_the_classes_changed(tmp_path, script, 
     results = json.loads((tmp_path / "all_results.json").read_text())
     assert {"train_loss", "eval_accuracy", "train_samples"} <= set(results)
     if pair == "ours":
-        assert trainer.meta.steps > 0 and (tmp_path / "meta_net" / "config.json").is_file()
+        learned = trainer.meta.steps > 0 or trainer.beliefs.visits.any()  # the latter without trusted examples
+        assert learned and (tmp_path / "meta_net" / "config.json").is_file()

@@ -127,7 +127,16 @@ def test_transitions_of_a_file_that_does_not_fit_are_refused_before_training(tmp
 
 @pytest.mark.parametrize(
     "learner, steps, plain",
-    [("posterior", 8, 4), ("posterior", 24, 6), ("posterior", 100, 8), ("soft", 100, 25), ("jamal", 100, 80)],
+    [
+        ("posterior", 8, 4),
+        ("posterior", 24, 6),
+        ("posterior", 100, 8),
+        ("soft", 100, 25),
+        ("jamal", 100, 80),
+        ("forward", 8, 4),
+        ("forward", 100, 25),
+        ("forward", 800, 100),
+    ],
 )
 def test_the_plain_part_is_a_share_of_the_run_and_of_transitions_two_epochs_at_most(
     tmp_path, data, learner, steps, plain

@@ -111,6 +111,7 @@ class MetaLearner(Pretrained, nn.Module):
         has_meta_step: Whether θ learns from meta batches; where not, no meta set is needed.
         plain_share: Of a run, that is plain training before the first meta step where the user says nothing else.
         plain_epochs: The most epochs of it.
+        plain_steps: Steps of it, within that share, even where they are more epochs, as on few examples.
         default_optimizer: Of θ where the user names none, `"adam"` or `"sgd"`.
         default_learning_rate: β, likewise.
         momentum: Of `"sgd"`.
@@ -127,6 +128,7 @@ class MetaLearner(Pretrained, nn.Module):
     has_meta_step = True
     plain_share = 0.0
     plain_epochs = math.inf
+    plain_steps = 0
     default_optimizer = "adam"
     default_learning_rate = 1e-3
     momentum = 0.9

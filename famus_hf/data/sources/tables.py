@@ -84,10 +84,11 @@ def _with_numbers(dataset: Dataset) -> Dataset:
 
 def _is_written_as(column: pa.ChunkedArray, kind: pa.DataType) -> bool:
     try:
-        again = pc.cast(pc.cast(column, kind), column.type)
+        numbers = pc.cast(column, kind)
     except pa.ArrowInvalid:
         return False
-    return len(column) > column.null_count and bool(pc.all(pc.equal(column, again)).as_py())
+    same = pc.and_(pc.equal(column, pc.cast(numbers, column.type)), pc.is_finite(numbers))  # nan and inf are words
+    return len(column) > column.null_count and bool(pc.all(same).as_py())
 
 
 def names_files(table: Path, names: set[str]) -> bool:

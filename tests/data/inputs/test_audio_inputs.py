@@ -22,7 +22,7 @@ from famus_hf.cli import report as report_command
 from famus_hf.cli import run as run_famus
 from famus_hf.cli import run_setup as set_up_run
 from famus_hf.data.inputs.audio_inputs import RecordingInputs, decode, resample
-from famus_hf.reporting import page
+from famus_hf.reporting.shown import clip
 from tests.helpers import brute_force
 from tests.helpers.command_line import in_this_process
 from tests.helpers.datasets import write_texts
@@ -250,8 +250,8 @@ def test_the_feature_encoder_stays_as_it_was_pretrained_unless_told_otherwise(tr
     flags = ["--dataset_name", "x", "--model_name_or_path", str(run.parent / "model"), "--use_cpu"]
     data = {"train": load_noisy_dataset(str(run.parent / "tones"), num_meta=0)["train"]}
     for further, expected in (([], False), (["--freeze_feature_encoder", "false"], True)):
-        model_args, data_args, args = arguments.parse_arguments([*flags, *further])
-        model, _ = set_up_run.build_model(model_args, data_args, data, args)
+        model_args, _, args = arguments.parse_arguments([*flags, *further])
+        model, _ = set_up_run.build_model(model_args, data, args)
         assert {p.requires_grad for p in model.wav2vec2.feature_extractor.parameters()} == {expected}
 
 
@@ -267,7 +267,8 @@ def test_the_label_report_names_the_files_the_most_suspect_first(trained, tmp_pa
         "--csv", "--use_cpu", "--output_dir", str(tmp_path / "report"),
     ])  # fmt: skip
     rows = (tmp_path / "report" / "label_report.csv").read_text(encoding="utf-8-sig").splitlines()
-    assert rows[0].startswith("index,file,label,") and {row.split(",")[1] for row in rows[1:]} == set(report["file"])
+    assert rows[0].startswith("split,index,file,label,")
+    assert {row.split(",")[2] for row in rows[1:]} == set(report["file"])
     assert "predicted_label" in capsys.readouterr().out
 
 
@@ -287,12 +288,10 @@ def test_the_page_about_a_run_plays_the_suspect_recordings(trained, tmp_path):
 def test_a_clip_is_five_seconds_of_at_most_a_megabyte_and_what_is_broken_has_none(tmp_path):
     for rate, seconds in ((RATE, 5), (192_000, 500_000 / 192_000)):
         wavfile.write(tmp_path / "long.wav", rate, np.zeros((6 * rate, 2), np.float32))
-        uri = page._clip([{"audio": {"bytes": None, "path": str(tmp_path / "long.wav")}}], 0)
-        content = base64.b64decode(uri.removeprefix("data:audio/wav;base64,"))
+        content = clip([{"audio": {"bytes": None, "path": str(tmp_path / "long.wav")}}], 0, 5)
         assert len(decode(content)[0]) == round(seconds * rate) and len(content) < 1.1e6
-    assert (
-        page._clip([{"audio": {"bytes": b"RIFF broken", "path": None}}], 0) is page._clip([{"audio": None}], 0) is None
-    )
+    broken = [{"audio": {"bytes": b"RIFF broken", "path": None}}, {"audio": None}]
+    assert clip(broken, 0, 5) is clip(broken, 1, 5) is None
 
 
 def test_a_release_of_an_audio_classifier_is_proven_by_its_pipeline(trained, tmp_path, capsys, monkeypatch):

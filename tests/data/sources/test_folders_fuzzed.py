@@ -8,7 +8,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
@@ -115,6 +115,8 @@ def write_table(folder, kind, labels):
 def test_labels_of_tables_are_read_as_they_were_written(tmp_path, count):
     @settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.sampled_from(["csv", "tsv", "jsonl", "parquet"]), LABELS)
+    @example("csv", ["1", "nan"])  # which could be numbers
+    @example("csv", ["inf", "1.5"])
     def check(kind, labels):
         write_table(tmp_path / "table", kind, labels)
         try:
