@@ -10,6 +10,7 @@ from famus_hf.core.autodiff.training_pass import TrainingPass
 from famus_hf.core.beliefs import HonestBeliefs
 from famus_hf.core.losses import adjusted, cross_entropy, mean_loss
 from famus_hf.core.meta_learners.base import LabelledBatch
+from famus_hf.core.meta_learners.label_noise import LabelNoise
 from famus_hf.core.training_signal import TrainingSignal, training_signal
 from famus_hf.core.transitions import joint_by_trusted, transitions_of_joint
 from famus_hf.data.inputs.model_inputs import ModelInputs
@@ -184,8 +185,15 @@ class BeliefsMixin(BeliefsCheckpointsMixin):
             else:
                 learner.observe_beliefs(believed, labels, self.beliefs.trained.known())
         if self.args.logit_adjustment:
-            self._set_prior(believed.argmax(1).bincount())
+            self._set_prior(self._class_counts(believed, labels))
         self.beliefs.is_shown = True
+
+    def _class_counts(self, beliefs: Tensor, labels: Tensor) -> Tensor:
+        """Return how many of some examples are thought to be of each class, shape (C,)."""
+        learner = self.meta_learner
+        if isinstance(learner, LabelNoise) and learner.is_counted:
+            return learner.class_counts(beliefs, labels)
+        return beliefs.sum(0)
 
     def close_epoch_of_beliefs(self, is_over: bool) -> None:
         """Share what came by, and look at the trusted examples, if an epoch is over and not closed yet. All call it.

@@ -18,6 +18,7 @@ from famus_hf import (
     meta_gradient,
 )
 from famus_hf.core.losses import cross_entropy
+from famus_hf.core.meta_learners import label_noise
 from famus_hf.core.meta_learners.label_noise import transitions_of_anchors
 from famus_hf.core.meta_learners.m_correction import MCorrection, fit_beta_mixture
 from famus_hf.core.meta_learners.mentor_net import MentorNet
@@ -263,6 +264,20 @@ def test_backward_correction_takes_a_trusted_label_as_it_is_and_bears_a_matrix_w
     torch.testing.assert_close(learner.training_loss(trusted), F.cross_entropy(logits, labels))
     untrusted = learner.training_loss(LabelledBatch(logits, labels, cross_entropy))
     torch.testing.assert_close(untrusted, -logits.log_softmax(1).mean(1).mean(), msg="labels tell nothing")
+
+
+def test_classes_are_counted_by_labels_where_beliefs_miss_the_rare_ones(monkeypatch):
+    """Of 100 examples 4 are of class 2, which the network never takes for the likeliest."""
+    monkeypatch.setattr(label_noise, "ROWS_AT_ONCE", 7)
+    learner = ForwardCorrection(3, "given").double()
+    matrix = torch.tensor([[0.9, 0.1, 0.0], [0.1, 0.9, 0.0], [0.0, 0.0, 1.0]]).double()
+    learner.set_transitions(matrix)
+    labels = torch.tensor([0] * 60 + [1] * 36 + [2] * 4)
+    q = torch.tensor([[0.7, 0.2, 0.1]] * 60 + [[0.2, 0.7, 0.1]] * 36 + [[0.5, 0.3, 0.2]] * 4).double()
+    joint = q * matrix[:, labels].T
+    expected = (joint / joint.sum(1, keepdim=True)).sum(0)
+    torch.testing.assert_close(learner.class_counts(q, labels), expected)
+    assert expected[2].item() == pytest.approx(4) and q.argmax(1).bincount(minlength=3)[2] == 0
 
 
 def test_anchors_are_at_the_97th_percentile_of_belief_in_a_class():

@@ -37,9 +37,7 @@ class ForwardCorrection(Correction):
     def corrected_loss(self, batch: LabelledBatch) -> Tensor:
         logits = at_least_float32(batch.logits)
         targets = as_targets(batch.labels, logits)
-        stays, goes = self.stays.to(logits), self.goes.to(logits)
-        evidence = stays * targets + (1 - stays) * (targets @ goes.T)  # P(given label | true class k), (n, C)
-        return log_likelihood(logits, batch.mixed(batch.by_trust(targets, evidence))).neg().mean()
+        return log_likelihood(logits, batch.mixed(batch.by_trust(targets, self.evidence(targets)))).neg().mean()
 
 
 class BackwardCorrection(Correction):

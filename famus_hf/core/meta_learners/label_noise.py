@@ -19,6 +19,7 @@ from famus_hf.errors import SettingsError
 SMALLEST = 1e-12  # of a belief or a probability, so that its logarithm exists
 SOURCES = ("calibrated", "counts", "trusted", "anchors", "given")  # of transitions
 LEAST_TRUSTED = 5  # examples of a class, on average, by which transitions are calibrated
+ROWS_AT_ONCE = 65_536  # examples whose posteriors are in memory together
 FULL_CLASSES = 1000  # up to which every transition has a number of its own
 ANCHOR = 0.97  # quantile of what is believed of a class, at which its anchor is
 PSEUDO_COUNT = 1e-3  # of a transition between two classes; 1 of a class to itself
@@ -171,6 +172,27 @@ class LabelNoise(MetaLearner):
         evenly = (1 - torch.eye(self.num_labels, device=others.device, dtype=others.dtype)) / (self.num_labels - 1)
         self.goes.copy_(torch.where(totals > 0, others / totals.clamp_min(SMALLEST), evenly))
         self.is_counted.fill_(1)
+
+    def evidence(self, targets: Tensor) -> Tensor:
+        """Return P(given label | true class k) by transitions as they were found. (n, C) → (n, C)"""
+        stays, goes = self.stays.to(targets), self.goes.to(targets)
+        return stays * targets + (1 - stays) * (targets @ goes.T)
+
+    def class_counts(self, beliefs: Tensor, labels: Tensor) -> Tensor:
+        """Return how many examples are thought to be of each true class, shape (C,): the sum of their posteriors.
+
+        Beliefs of the first epochs miss rare classes, which labels tell.
+
+        Args:
+            beliefs: Shape (N, C).
+            labels: Shape (N,).
+        """
+        counts = torch.zeros(beliefs.shape[1], device=beliefs.device, dtype=beliefs.dtype)
+        for start in range(0, len(labels), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            joint = beliefs[rows].clamp_min(SMALLEST) * self.evidence(as_targets(labels[rows], beliefs))
+            counts += (joint / joint.sum(1, keepdim=True).clamp_min(SMALLEST)).sum(0)
+        return counts
 
     def training_loss(self, batch: LabelledBatch) -> Tensor:
         """Return the mean loss by given labels, until transitions are known; then `corrected_loss`."""
