@@ -90,7 +90,8 @@ def test_the_choice_is_printed_once_with_its_reason_and_is_what_is_built(capsys)
     settings = settings_for(data, argv, parse_arguments(argv))
     model_args, _, args = settings
     said = capsys.readouterr().out.strip().splitlines()
-    assert said == [f"network: {model_args.network_choice}, with --image_size 32; --backbone names another"]
+    taken = "--image_size 32 --num_train_epochs 20"
+    assert said == [f"network: {model_args.network_choice}, with {taken}; --backbone names another"]
     assert model_args.network_choice == "small (0.08 M parameters), as images are 48 × 48 and there is no GPU"
     network, processor = build_model(model_args, data, args)
     assert processor is None and network.config.stem_stride == 2 and args.image_size == 32
