@@ -95,6 +95,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "output_dir", *DEFAULTS,
     ),
 }  # fmt: skip
+TRUSTED = ("num_meta", "meta_dir", "meta_dataset_name", "meta_from")  # any of them says which examples are trusted
 # Flags that a method of the command line has from nowhere else; those of the meta set are about data.
 OF_METHODS = {
     name
@@ -103,7 +104,7 @@ OF_METHODS = {
         "The virtual step, and what a step costs", "Two networks", "Base loss and class balance",
     )
     for name in TOPICS[topic]
-} - {"meta_set", "meta_dir", "meta_dataset_name", "num_meta"} | {"two_networks"}  # fmt: skip
+} - {"meta_set", *TRUSTED} | {"two_networks"}  # fmt: skip
 
 
 @dataclass
@@ -322,7 +323,7 @@ def _complete(
     if args.augmentation == "none" and data_args.dataset_name in CROPPED_DATASETS and "augmentation" not in given:
         args.augmentation = "pad-crop"
     if model_args.two_networks and args.meta_set is None:  # which need no clean labels, known or not
-        is_given = any((data_args.num_meta, data_args.meta_dir, data_args.meta_dataset_name, data_args.meta_from))
+        is_given = any(getattr(data_args, name) for name in TRUSTED)
         args.meta_set = "clean" if is_given else "pseudo-clean"
     if model_args.two_networks or data_args.streaming:
         args.use_paper_where_open()

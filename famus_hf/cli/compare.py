@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from famus_hf.cli.arguments import parse_arguments, short_name
+from famus_hf.cli.arguments import TRUSTED, parse_arguments, short_name
 from famus_hf.cli.config_files import methods_of_recipe, named, take_flag
 from famus_hf.cli.help_page import command_parser
 from famus_hf.cli.methods import METHODS, method_of
 from famus_hf.cli.program import USER_ERRORS, fail, started_as
 from famus_hf.cli.run import set_up, train_all
-from famus_hf.cli.run_setup import load_data
+from famus_hf.cli.run_setup import load_data, takes_two_batches
 from famus_hf.data.labels.noise_file import NoiseFile, read_noise_file
 from famus_hf.errors import SettingsError, reason_of
 from famus_hf.reporting.comparison import Comparison
@@ -93,6 +93,7 @@ def jobs_of(options: argparse.Namespace, flags: list[str]) -> list[Job]:
 
     Raises:
         SettingsError: One sentence on what is wrong with them.
+        ValueError: The data, which are loaded after the flags are checked, can't be; also OSError.
     """
     if not options.methods:
         raise SettingsError(f"--methods names what is compared: choose of {', '.join(METHODS)}")
@@ -103,21 +104,21 @@ def jobs_of(options: argparse.Namespace, flags: list[str]) -> list[Job]:
         if len(set(values)) < len(values):
             raise SettingsError(f"--{flag} {' '.join(map(str, values))} names one twice: leave it out")
     methods = {name: method_of(name) for name in options.methods}
+    for name in methods:
+        parse_arguments([*flags, f"--method={name}"])
     model_args, data_args, args = parse_arguments(flags)
+    flags = with_number_of_trusted(flags)
     if options.output_dir is None:
         options.output_dir = Path("outputs") / f"{short_name(data_args)}-compared"
-    is_halved = model_args.two_networks and args.pair_method is None
-    examples = args.per_device_train_batch_size * (1 + is_halved)  # of a step
+    examples = args.per_device_train_batch_size * (1 + takes_two_batches(model_args, args))  # of a step
     jobs = []
     for seed in options.seeds:
         for name, method in methods.items():
             folder = options.output_dir / f"{name}-{seed}"
-            size = max(1, examples // (1 + method.halves_batches))
+            size = max(1, examples // (1 + method.takes_two_batches))
             own = [f"--method={name}", f"--seed={seed}", f"--output_dir={folder}"]
             own += [f"--per_device_train_batch_size={size}"]
             jobs.append(Job(name, seed, folder, [*flags, *QUIET, *own]))
-    for job in jobs[: len(methods)]:
-        parse_arguments(job.flags)
     return jobs
 
 
@@ -128,7 +129,7 @@ def with_number_of_trusted(flags: list[str]) -> list[str]:
         ValueError: The data can't be loaded; also OSError.
     """
     _, data_args, args = parse_arguments(flags)
-    if {"num_meta", "meta_dir", "meta_dataset_name", "noise_file"} & named(flags) or args.meta_set == "pseudo-clean":
+    if {*TRUSTED, "noise_file"} & named(flags) or args.meta_set == "pseudo-clean":
         return flags
     data = load_data(data_args, args)
     return [*flags, f"--num_meta={len(data['meta'])}"] if "meta" in data else flags
@@ -195,7 +196,7 @@ def main(argv: list[str], program: str = "famus-hf compare") -> None:
         options.output_dir = None if output_dir is None else Path(output_dir)
         recipe = take_flag(flags, "--recipe")[0]
         options.methods = options.methods or ([] if recipe is None else methods_of_recipe(recipe))
-        jobs = jobs_of(options, with_number_of_trusted(flags))
+        jobs = jobs_of(options, flags)
         failed = {} if options.show else train_missing(jobs, options)
         finished = {job: found for job in jobs if (found := job.results()) is not None}
         for job, why in failed.items():

@@ -17,15 +17,17 @@ def named(flags: list[str]) -> set[str]:
 
 
 def take_flag(argv: list[str], name: str) -> tuple[str | None, list[str]]:
-    """Return the value of a flag, if it is there, and the other arguments."""
-    place = next((i for i, flag in enumerate(argv) if flag.split("=")[0] == name), None)
-    if place is None:
-        return None, argv
-    if "=" in argv[place]:
-        return argv[place].partition("=")[2], argv[:place] + argv[place + 1 :]
-    if place + 1 == len(argv):
-        fail(f"{name} needs a value")
-    return argv[place + 1], argv[:place] + argv[place + 2 :]
+    """Return the value of a flag, the last one if it is there several times, and the other arguments."""
+    value, others, words = None, [], iter(argv)
+    for word in words:
+        flag, equals, beside = word.partition("=")
+        if flag != name:
+            others.append(word)
+            continue
+        value = beside if equals else next(words, None)
+        if value is None:
+            fail(f"{name} needs a value")
+    return value, others
 
 
 def with_values(argv: list[str]) -> list[tuple[str, list[str]]]:

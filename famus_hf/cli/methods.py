@@ -27,7 +27,7 @@ class Method:
     usual: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def halves_batches(self) -> bool:
+    def takes_two_batches(self) -> bool:
         """Whether a step takes `per_device_train_batch_size` twice: labelled and unlabelled examples."""
         return self.settings.get("two_networks") == "true" and "pair_method" not in self.settings
 

@@ -303,12 +303,10 @@ def baselines_of(
                **dict.fromkeys(DIAGNOSTICS, 0)}  # fmt: skip
     match = None if args.meta_learner in ("l2r", "l2b") else 0.0  # which have no such loss
     all_layers = {**exact, "sparsity_weight": 0.0, "gradient_match_weight": match}
-    given, model_args = (
-        model_args,
-        dataclasses.replace(model_args, method=None),
-    )  # the others are named by their settings
+    own_name = method_name(model_args, args)
+    model_args = dataclasses.replace(model_args, method=None)  # the others are named by their settings
     one_network, batch = dataclasses.replace(model_args, two_networks=False), args.per_device_train_batch_size
-    divides = model_args.two_networks and args.pair_method is None
+    divides = takes_two_batches(model_args, args)
     plain = variant("plain", **without, per_device_train_batch_size=batch * (1 + divides))
     runs = [(one_network, plain)]
     if divides:
@@ -324,8 +322,13 @@ def baselines_of(
         runs.append((one_network, variant("famus", **{**paper, "layer_sampler": "learned"})))
     elif has_meta_step(args) and args.meta_learner not in OF_BELIEFS:
         runs.append((model_args, variant(str(args.meta_learner), **all_layers)))
-    names = (method_name(model_args, args), method_name(given, args))
+    names = (method_name(model_args, args), own_name)
     return [pair for pair in runs if method_name(*pair) not in names]
+
+
+def takes_two_batches(model_args: ModelArguments, args: FaMUSTrainingArguments) -> bool:
+    """Return whether a step takes `per_device_train_batch_size` twice, as two networks that divide the data do."""
+    return model_args.two_networks and args.pair_method is None
 
 
 def method_name(model_args: ModelArguments, args: FaMUSTrainingArguments) -> str:

@@ -69,6 +69,15 @@ def test_what_a_method_usually_has_may_be_said_and_what_makes_it_not(tmp_path, c
     assert (model_args.method, args.base_loss, args.elr_weight) == ("elr", "ce", 3)
 
 
+def test_of_flags_that_are_given_twice_the_last_one_counts(tmp_path):
+    for name in ("gce", "sce"):
+        (tmp_path / f"{name}.yaml").write_text(f"method: {name}\n")
+    configs = [f"--config={tmp_path / f'{name}.yaml'}" for name in ("gce", "sce")]
+    for flags in (["--method", "gce", "--method=sce"], configs, [*configs[:1], "--method=elr", "--method", "sce"]):
+        model_args, _, args = parse_arguments(flags)
+        assert (model_args.method, args.base_loss) == ("sce", "sce")
+
+
 RECIPES = [name for name in recipe_names() if name.startswith("table")]
 
 
@@ -95,6 +104,16 @@ def test_a_method_takes_the_place_of_a_recipes():
     assert (args.layer_sampler, args.meta_optim, args.gradient_match_weight) == ("all", "sgd", None)
     _, _, args = parse_arguments(["--recipe", "table1-mwnet-cifar10", "--method", "famus"])
     assert (args.layer_sampler, args.gradient_match_weight) == ("learned", 0.1)
+
+
+@pytest.mark.parametrize(
+    "name, value", [("num_meta", "30"), ("meta_dir", "a"), ("meta_dataset_name", "b"), ("meta_from", "c")]
+)
+def test_a_method_leaves_what_a_file_says_of_trusted_examples(tmp_path, name, value):
+    config = tmp_path / "run.yaml"
+    config.write_text(f"{name}: {value}\nmeta_learner: soft\n")
+    _, data_args, args = parse_arguments(["--config", str(config), "--method", "gce"])
+    assert (str(getattr(data_args, name)), args.meta_learner) == (value, "none")
 
 
 # ---- The comparison ----
@@ -153,7 +172,14 @@ def test_what_is_finished_is_not_trained_again_and_what_stopped_goes_on(compared
 def options_of(folder, *flags):
     options, rest = compare.build_parser("compare").parse_known_args([*SMALL, *SEEDS, *RUNS, *flags])
     options.output_dir = folder
-    return options, compare.with_number_of_trusted(rest)
+    return options, rest
+
+
+@pytest.mark.parametrize("flag", ["--num_meta", "--meta_dir", "--meta_dataset_name", "--meta_from", "--noise_file"])
+def test_where_trusted_examples_are_named_no_number_of_them_is_added(flag, monkeypatch):
+    monkeypatch.setattr(compare, "load_data", lambda *settings: pytest.fail("the data are not needed"))
+    flags = ["--dataset_name", "digits", flag, "30"]
+    assert compare.with_number_of_trusted(flags) == flags
 
 
 def test_other_flags_in_the_same_folder_are_refused(compared, capsys):
@@ -187,7 +213,8 @@ def test_runs_on_other_labels_are_no_comparison(compared):
         (["--base_loss", "sce"], "--method gce is --base_loss gce"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_trained(tmp_path, capsys, flags, words):
+def test_what_is_wrong_is_said_before_anything_is_loaded_or_trained(tmp_path, capsys, monkeypatch, flags, words):
+    monkeypatch.setattr(compare, "load_data", lambda *settings: pytest.fail("the data are not needed"))
     with pytest.raises(SystemExit):
         run(tmp_path / "none", *flags)
     assert words in capsys.readouterr().err and not (tmp_path / "none").exists()
