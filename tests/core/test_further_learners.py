@@ -247,7 +247,10 @@ def test_backward_correction_by_hand_and_unbiased():
     labels = torch.tensor([0, 2, 1, 1])
     log_p = logits.log_softmax(1)
     by_hand = -sum(inverse[y] @ log_p[i] for i, y in enumerate(labels.tolist())) / 4
-    torch.testing.assert_close(learner.training_loss(LabelledBatch(logits, labels, cross_entropy)), by_hand)
+    loaded = BackwardCorrection(3).double()
+    loaded.load_state_dict(learner.state_dict())
+    for known in (learner, loaded):
+        torch.testing.assert_close(known.training_loss(LabelledBatch(logits, labels, cross_entropy)), by_hand)
     for true in range(3):
         losses = [
             learner.training_loss(LabelledBatch(logits[:1], torch.tensor([given]), cross_entropy)) for given in range(3)

@@ -46,12 +46,24 @@ class BackwardCorrection(Correction):
     Its mean over labels drawn by T is cross-entropy by true classes. Targets s T⁻¹ sum to 1, and some are below 0: the
     loss has no lower bound. Singular values of T below a thousandth of the largest are left out of its inverse, as they
     would make targets of nothing but noise.
+
+    Attributes:
+        inverse: T⁻¹, shape (C, C).
     """
+
+    inverse: Tensor
+
+    def __init__(self, num_labels: int, source: str = "counts"):
+        super().__init__(num_labels, source)
+        self.register_buffer("inverse", torch.eye(num_labels))
+
+    @torch.no_grad()
+    def set_transitions(self, transitions: Tensor) -> None:
+        super().set_transitions(transitions)
+        self.inverse.copy_(torch.linalg.pinv(at_least_float32(transitions), rtol=LEAST_SINGULAR))
 
     def corrected_loss(self, batch: LabelledBatch) -> Tensor:
         logits = at_least_float32(batch.logits)
         targets = as_targets(batch.labels, logits)
-        stays, goes = self.stays.to(logits), self.goes.to(logits)
-        transitions = torch.diag(stays) + (1 - stays)[:, None] * goes
-        corrected = targets @ torch.linalg.pinv(transitions, rtol=LEAST_SINGULAR)
+        corrected = targets @ self.inverse.to(logits)
         return -(batch.mixed(batch.by_trust(targets, corrected)) * logits.log_softmax(1)).sum(1).mean()
