@@ -20,16 +20,16 @@ from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, load_famus, load_nois
 from famus_hf.cli.data_flags import add_source_flags, source_of
 from famus_hf.cli.help_page import command_parser
 from famus_hf.cli.program import started_as
+from famus_hf.data.labels.decisions import FORMULA
 from famus_hf.data.load import load_examples
 from famus_hf.data.media.modalities import modality_of_network
 from famus_hf.errors import SettingsError
 from famus_hf.hub.client_errors import hub_reason
-from famus_hf.reporting.label_report import verdict, wrong_labels
+from famus_hf.reporting.label_report import names_of, verdict, wrong_labels
 from famus_hf.storage.atomic import atomic_write
 from famus_hf.storage.run_folder import NOISE_FILE, REPORT_FILE
 
 SHOWN = 20  # rows that are printed
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
 
 
 def load_split(options: argparse.Namespace) -> Dataset:
@@ -120,12 +120,6 @@ def push(report: Dataset, options: argparse.Namespace) -> None:
         raise SettingsError(
             f"the report is in {options.output_dir!r}, and its push failed: {hub_reason(error)}"
         ) from error
-
-
-def names_of(report: Dataset, column: str) -> list[str | None]:
-    """Return the names of classes in a column, None where it has none."""
-    names = report.features[column].names
-    return [None if label is None else names[label] for label in report[column][:]]
 
 
 def with_names(report: Dataset) -> Dataset:

@@ -19,8 +19,7 @@ from famus_hf.data.inputs.model_inputs import ModelInputs
 from famus_hf.data.inputs.streamed_inputs import StreamedInputs
 from famus_hf.data.labels.class_names import names_of_data
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
-from famus_hf.data.media.examples import file_names
-from famus_hf.data.media.modalities import MODALITIES, TEXT
+from famus_hf.data.media.examples import texts_or_files
 from famus_hf.errors import first_few
 from famus_hf.storage.saved_state import Check, is_list, is_whole, is_word, optional
 
@@ -125,18 +124,13 @@ def fingerprint_of_splits(splits: DatasetDict) -> str:
     Args:
         splits: Of `load_splits`, with columns `image`, `text` or `audio`, and `label`.
     """
-    known = {split: [_names_of_labels(dataset), _names_of_examples(dataset)] for split, dataset in splits.items()}
+    known = {split: [_names_of_labels(dataset), texts_or_files(dataset)] for split, dataset in splits.items()}
     return str(_digest_of(known))[:16]
 
 
 def _names_of_labels(dataset: Dataset) -> list[str]:
     names = dataset.features["label"].names
     return [names[label] for label in dataset["label"][:]]
-
-
-def _names_of_examples(dataset: Dataset) -> list[Any] | None:
-    column = next(modality.column for modality in MODALITIES if modality.column in dataset.features)
-    return dataset[column][:] if column == TEXT.column else file_names(dataset, column)
 
 
 def differences(saved: Fingerprint | None, present: Fingerprint | None, name: str) -> list[str]:

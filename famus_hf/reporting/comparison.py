@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from scipy.stats import ttest_rel
 
 from famus_hf.reporting.figures.comparison import Point, draw_accuracy_by_time
 from famus_hf.reporting.figures.style import save
-from famus_hf.reporting.page import data_uri
+from famus_hf.reporting.html import data_uri, rendered
 from famus_hf.reporting.tables import format_mean
 from famus_hf.storage.atomic import atomic_write
 
@@ -174,9 +173,9 @@ class Comparison:
         ]
 
     def _page(self, picture: Path) -> str:
-        environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
         run = self.rows[0].runs[0]
-        return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        return rendered(
+            TEMPLATE,
             title=f"{run.get('dataset_name', 'data')}: {len(self.rows)} methods beside each other",
             columns=COLUMNS,
             rows=self.cells(),

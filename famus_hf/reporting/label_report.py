@@ -19,7 +19,7 @@ from famus_hf.core.meta_learners.base import MetaLearner
 from famus_hf.core.meta_learners.registry import raw_weights
 from famus_hf.core.transitions import of_labels
 from famus_hf.data.inputs.convert import raw_modality
-from famus_hf.data.media.examples import file_names
+from famus_hf.data.media.examples import beginning_of, file_names
 from famus_hf.data.media.modalities import TEXT
 from famus_hf.errors import DataError, first_few, reason_of
 from famus_hf.reporting.figures.label_report import draw_report
@@ -30,7 +30,6 @@ from famus_hf.storage.run_folder import REPORT_FILE
 
 TRAIN, TEST = "train", "test"  # splits
 TEXT_COLUMNS = ("text", "text_pair")
-SHOWN_LENGTH = 200  # characters of a text in a report
 
 
 def label_report(
@@ -252,10 +251,22 @@ def details_of(dataset: Any) -> dict[str, list[str | None]]:
     if not isinstance(raw, Dataset) or modality is None:
         return {}
     if modality is TEXT:
-        return {name: [_beginning(text) for text in raw[name]] for name in TEXT_COLUMNS if name in raw.column_names}
+        return {
+            name: [text and beginning_of(text) for text in raw[name]]
+            for name in TEXT_COLUMNS
+            if name in raw.column_names
+        }
     names = file_names(raw, modality.column)
     return {} if names is None else {"file": names}
 
 
-def _beginning(text: str | None) -> str | None:
-    return text if text is None or len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - 1]}…"
+def suggestion_column(report: Dataset) -> str:
+    """Return the column of the label that is suggested; reports of earlier versions have the predicted one alone."""
+    return "suggested_label" if "suggested_label" in report.features else "predicted_label"
+
+
+def names_of(dataset: Dataset, column: str) -> list[str | None]:
+    """Return the labels in a column as names of classes, None where there is none."""
+    feature = dataset.features[column]
+    to_name = feature.int2str if isinstance(feature, ClassLabel) else str
+    return [None if label is None else to_name(label) for label in dataset[column][:]]

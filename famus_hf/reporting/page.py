@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from datasets import ClassLabel, Dataset
 from markupsafe import Markup
 
@@ -19,8 +18,9 @@ from famus_hf.errors import reason_of
 from famus_hf.reporting.figures.label_report import OF_REPORT, SHEET
 from famus_hf.reporting.figures.run_records import RunRecords, read_run
 from famus_hf.reporting.figures.runs import draw_runs
-from famus_hf.reporting.label_report import TEXT_COLUMNS, TRAIN, judged, read_report, verdict
-from famus_hf.reporting.shown import SHOW, TYPES, data_uri
+from famus_hf.reporting.html import data_uri, rendered
+from famus_hf.reporting.label_report import TEXT_COLUMNS, TRAIN, judged, read_report, suggestion_column, verdict
+from famus_hf.reporting.shown import SHOW, TYPES
 from famus_hf.reporting.tables import format_rate
 from famus_hf.reporting.true_accuracy import in_words as in_words_of_truth
 from famus_hf.storage.run_folder import FIGURES, REPORT_FILE
@@ -123,11 +123,6 @@ def suspects_of(
     }
 
 
-def suggestion_column(report: Dataset) -> str:
-    """Return the column of the label that is suggested; reports of earlier versions have the predicted one alone."""
-    return "suggested_label" if "suggested_label" in report.features else "predicted_label"
-
-
 def place_of(row: Mapping[str, Any]) -> Place:
     """Return where an example of a report is found; in those of earlier versions all are of train."""
     return row.get("split", TRAIN), row["index"]
@@ -217,9 +212,8 @@ def make_page(folder: Path, beside: Sequence[Path], source: Mapping[str, Any]) -
         suspects = read_suspects(folder / REPORT_FILE, source, run.results)
         if suspects["has_images"]:
             pictures.pop(Path(SHEET).stem, None)  # the same images
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return page.render(
+    return rendered(
+        TEMPLATE,
         title=f"{run.results.get('dataset_name', folder.resolve().name)}: report of a training",
         summary=summary_of_run(run),
         methods=[row for run in runs if (row := row_of_method(run)) is not None],

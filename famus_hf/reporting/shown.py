@@ -1,6 +1,5 @@
 """Examples as a browser shows them: images as PNG, recordings as WAV."""
 
-import base64
 import io
 from collections.abc import Callable
 
@@ -39,8 +38,3 @@ def clip(dataset: Dataset, row: int, seconds: int) -> bytes | None:
 
 
 SHOW: dict[str, Callable[[Dataset, int, int], bytes | None]] = {"image": picture, "audio": clip}  # by column
-
-
-def data_uri(content: bytes, kind: str) -> str:
-    """Return an address that holds its content itself."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from datasets import Dataset, DatasetDict
 from markupsafe import Markup
 
 from famus_hf.data.labels.decisions import COLUMNS, Decisions
 from famus_hf.data.media.images import as_stored
-from famus_hf.data.media.modalities import TEXT
+from famus_hf.data.media.modalities import TEXT, modality_of_source
+from famus_hf.reporting.html import data_uri, rendered
 from famus_hf.reporting.label_report import TEXT_COLUMNS
-from famus_hf.reporting.shown import SHOW, TYPES, data_uri
-from famus_hf.review.suspects import Suspect, modality_of
+from famus_hf.reporting.shown import SHOW, TYPES
+from famus_hf.review.suspects import Suspect
 
 SIZES = {"image": 640, "audio": 30}  # of an image at most, in pixels of a side; of a recording, in seconds
 SMALLER = {"image": 256, "audio": 5}  # in a file that holds them all
@@ -32,7 +32,7 @@ class Examples:
     """
 
     def __init__(self, splits: DatasetDict):
-        self.kind = modality_of(splits).column
+        self.kind = modality_of_source(splits["train"].features).column
         self.splits: dict[str, Dataset] = {split: as_stored(dataset) for split, dataset in splits.items()}
 
     def content(self, suspect: Suspect, sizes: dict[str, int] = SIZES) -> tuple[bytes, str] | None:
@@ -105,9 +105,8 @@ def _page(review: Review, decisions: Decisions, media: Sequence[str | None], ser
         "decided": [[place_of[own.key], own.reviewed_label] for own in decisions if own.key in place_of],
     }
     script, style = ((FILES / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string((FILES / "page_template.html").read_text(encoding="utf-8"))
-    return template.render(
+    return rendered(
+        FILES / "page_template.html",
         title=review.title,
         policy=content_policy(),
         script=Markup(script),

@@ -10,11 +10,11 @@ from famus_hf.data.fingerprint import fingerprint_of_splits
 from famus_hf.data.labels.decisions import Decision, Decisions, Key, write_decisions
 from famus_hf.data.load import load_splits
 from famus_hf.data.media.examples import file_names
-from famus_hf.data.media.modalities import TEXT
+from famus_hf.data.media.modalities import TEXT, modality_of_source
 from famus_hf.errors import DataError, SettingsError, first_few
 from famus_hf.review.mended import NewLabels, whole_folder, write_mended
 from famus_hf.review.origin import Origin, origin_of
-from famus_hf.review.suspects import examples_in, modality_of
+from famus_hf.review.suspects import examples_in
 from famus_hf.storage.run_folder import DECISIONS
 
 BESIDE = ".review"  # folder within a mended copy, hidden, so that nobody takes its tables for data
@@ -150,7 +150,7 @@ class _Copy:
         self.origin, self.rows, self.splits = origin, rows, load_splits(True, **here)
         self.data = fingerprint_of_splits(self.splits)
         self.key_at = {place: key for key, place in origin_of(here).places.items()}
-        column = modality_of(self.splits).column
+        column = modality_of_source(self.splits["train"].features).column
         self.files = {
             split: None if column == TEXT.column else file_names(dataset, column)
             for split, dataset in self.splits.items()

@@ -8,12 +8,10 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from famus_hf.data.labels.decisions import Decision, Key, in_one_line
-from famus_hf.data.media.examples import file_names
-from famus_hf.data.media.modalities import MODALITIES, TEXT, Modality
+from famus_hf.data.media.examples import SHORTENED, texts_or_files
+from famus_hf.data.media.modalities import TEXT, modality_of_source
 from famus_hf.errors import DataError, first_few
-from famus_hf.reporting.label_report import TEXT_COLUMNS
-
-SHORTENED = "…"  # ends the beginning of a text in a report
+from famus_hf.reporting.label_report import TEXT_COLUMNS, names_of, suggestion_column
 
 
 @dataclass(frozen=True)
@@ -79,15 +77,15 @@ def _is_suspect(row: Suspect) -> bool:
 
 def examples_in(report: Dataset) -> list[Suspect]:
     """Return all rows of a label report; of an earlier one the predicted label is the suggestion."""
-    suggestion = "suggested_label" if "suggested_label" in report.features else "predicted_label"
-    names = {column: _names(report, column) for column in ("label", suggestion)}
+    suggestion = suggestion_column(report)
+    names = {column: names_of(report, column) for column in ("label", suggestion)}
     return [
         Suspect(
             row.get("split") or "train",
             row["index"],
             _known_as(row),
-            names["label"][place],
-            names[suggestion][place],
+            names["label"][place] or "",
+            names[suggestion][place] or "",
             row.get("suggestion_probability"),
             row.get("clean_probability"),
             row.get("reason") or "",
@@ -96,21 +94,9 @@ def examples_in(report: Dataset) -> list[Suspect]:
     ]
 
 
-def _names(report: Dataset, column: str) -> list[str]:
-    """Return the labels of a column as names of classes, empty where there is none."""
-    feature, values = report.features[column], report[column][:]
-    to_name = feature.int2str if hasattr(feature, "int2str") else str
-    return ["" if value is None else to_name(value) for value in values]
-
-
 def _known_as(row: Mapping[str, Any]) -> str:
     text = " / ".join(row[name] for name in TEXT_COLUMNS if row.get(name))
     return in_one_line(row.get("file") or text or f"example {row['index']}")
-
-
-def modality_of(splits: DatasetDict) -> Modality:
-    """Return whether the data are images, texts or recordings."""
-    return next(modality for modality in MODALITIES if modality.column in splits["train"].features)
 
 
 def check_report(report: Dataset, splits: DatasetDict) -> None:
@@ -120,13 +106,13 @@ def check_report(report: Dataset, splits: DatasetDict) -> None:
         report: Of a run, whose labels may be ones that it drew.
         splits: Of `load_splits`.
     """
-    column = modality_of(splits).column
-    clean = _names(report, "clean_label") if "clean_label" in report.features else None
+    is_text = modality_of_source(splits["train"].features) is TEXT
+    clean = names_of(report, "clean_label") if "clean_label" in report.features else None
     rows = examples_in(report)
     wrong = []
     for split in dict.fromkeys(row.split for row in rows):
         places = [place for place, row in enumerate(rows) if row.split == split]
-        wrong += _rows_of_others(report, rows, places, splits.get(split), column, clean)
+        wrong += _rows_of_others(report, rows, places, splits.get(split), is_text, clean)
     if wrong:
         raise DataError(
             f"{len(wrong)} of {len(rows)} examples of the label report are not these in the data any more "
@@ -140,21 +126,20 @@ def _rows_of_others(
     rows: Sequence[Suspect],
     places: Sequence[int],
     dataset: Dataset | None,
-    column: str,
-    clean: Sequence[str] | None,
+    is_text: bool,
+    clean: Sequence[str | None] | None,
 ) -> list[int]:
     """Return the places of rows that are not these examples of a split."""
     if dataset is None:
         return list(places)
-    labels = _names(dataset, "label")
-    known = dataset[column][:] if column == TEXT.column else file_names(dataset, column)
-    written = report["text" if column == TEXT.column else "file"][:] if _tells_examples(report) else None
+    labels, known = names_of(dataset, "label"), texts_or_files(dataset)
+    written = report["text" if is_text else "file"][:] if _tells_examples(report) else None
     wrong = []
     for place in places:
         row = rows[place]
         is_there = row.index < len(labels) and labels[row.index] in (row.label, clean[place] if clean else row.label)
         if is_there and known is not None and written is not None:
-            is_there = _is_same(known[row.index], written[place], column == TEXT.column)
+            is_there = _is_same(known[row.index], written[place], is_text)
         wrong += [] if is_there else [place]
     return wrong
 

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
+from famus_hf.data.media.examples import beginning_of
 from famus_hf.errors import DataError, first_few, reason_of
 from famus_hf.storage.atomic import atomic_write
 
 FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 MAX_BYTES = 2**28
-SHOWN_LENGTH = 200  # characters of a text
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
 QUOTED = ("'", *FORMULA)  # beginnings that get an apostrophe in front, which reading takes away
 
@@ -79,8 +79,7 @@ class Decisions:
 
 def in_one_line(text: str) -> str:
     """Return the beginning of a text without line breaks."""
-    words = " ".join(text.split())
-    return words if len(words) <= SHOWN_LENGTH else f"{words[: SHOWN_LENGTH - 1]}…"
+    return beginning_of(" ".join(text.split()))
 
 
 # ---- Written ----

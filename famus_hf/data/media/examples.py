@@ -7,10 +7,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from famus_hf.data.media.modalities import Modality
+from famus_hf.data.media.modalities import TEXT, Modality, modality_of_source
 from famus_hf.errors import DataError, first_few
 
 NAMED = 5  # examples of those that a sentence counts
+SHOWN_LENGTH = 200  # characters of a text where examples are listed
+SHORTENED = "…"  # ends the beginning of a longer one
 
 
 def file_name(path: str) -> str:
@@ -36,6 +38,20 @@ def file_names(dataset: Dataset, column: str) -> list[str | None] | None:
     rows = range(len(paths)) if dataset._indices is None else dataset._indices.column(0).to_pylist()
     names = ["/".join(path[depth:]) if path else None for path in (paths[row] for row in rows)]
     return names if any(names) else None
+
+
+def texts_or_files(dataset: Dataset) -> list[str | None] | None:
+    """Return by what the examples of a data set are told apart at its source: texts, or paths as of `file_names`."""
+    column = modality_of_source(dataset.features).column
+    if column != TEXT.column:
+        return file_names(dataset, column)
+    texts: list[str | None] = dataset[column][:]
+    return texts
+
+
+def beginning_of(text: str) -> str:
+    """Return so much of a text as is shown where examples are listed."""
+    return text if len(text) <= SHOWN_LENGTH else f"{text[: SHOWN_LENGTH - len(SHORTENED)]}{SHORTENED}"
 
 
 def named(dataset: Dataset, column: str, rows: Sequence[int], index: Sequence[int] | None = None) -> str:

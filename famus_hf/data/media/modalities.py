@@ -81,6 +81,11 @@ def modality_of_columns(names: Iterable[str]) -> Modality | None:
     return next((modality for modality in MODALITIES if modality.column in names), None)
 
 
+def modality_of_source(names: Iterable[str]) -> Modality:
+    """Return the modality by the columns of a data set that was read from its source, one of which holds examples."""
+    return next(modality for modality in MODALITIES if modality.column in names)
+
+
 def modality_of_network(network: Any) -> Modality:
     """Return the modality by the main input of a network of transformers; of any other, images."""
     name = getattr(network, "main_input_name", None)
