@@ -54,6 +54,23 @@ def test_a_short_run_has_a_line_for_each_epoch(capsys):
     ]
 
 
+def test_a_loss_that_is_logged_after_the_accuracy_of_its_step_is_of_that_line(capsys):
+    console, args = ConsoleProgress(has_bar=False), arguments("steps", eval_steps=2)
+    console.on_train_begin(args, state_at(0, 6, 3), None)
+    for step in (1, 2, 3, 4, 5, 6):
+        console.on_step_begin(args, state_at(step - 1, 6, 3), None)
+        if step % 2 == 0:
+            console.on_log(args, state_at(step, 6, 3), None, {"eval_accuracy": step / 10})
+        if step == 4:  # at the end of its epoch; the others have none
+            console.on_log(args, state_at(step, 6, 3), None, {"loss": 0.25})
+    console.on_train_end(args, state_at(6, 6, 3), None)
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 1 of 3: test accuracy 20.0 %",
+        "epoch 2 of 3: loss 0.25, test accuracy 40.0 %",
+        "epoch 3 of 3: loss 0.25, test accuracy 60.0 %",
+    ]
+
+
 def told(seconds_of, max_steps, plain, args=None, first=0, advice="--preset fast"):
     """What is said in a run whose steps take so many seconds, by number."""
     clock, lines = SimpleNamespace(seconds=0.0), []
@@ -100,9 +117,11 @@ def test_a_run_that_goes_on_counts_what_is_left():
 
 
 def test_evaluations_are_counted_by_what_asks_for_them():
-    assert number_of_evaluations(arguments(), 3, 30) == 4
-    assert number_of_evaluations(arguments("steps", eval_steps=10), 3, 30) == 4
-    assert number_of_evaluations(arguments("no"), 3, 30) == 1
+    assert number_of_evaluations(arguments(), 3, 30, 30) == 4
+    assert number_of_evaluations(arguments("steps", eval_steps=10), 3, 30, 30) == 4
+    assert number_of_evaluations(arguments("steps", eval_steps=0.125), 8, 800, 800) == 9
+    assert number_of_evaluations(arguments("steps", eval_steps=0.125), 4, 400, 800) == 5  # half of the run is left
+    assert number_of_evaluations(arguments("no"), 3, 30, 30) == 1
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,18 @@ class ConsoleProgress(ProgressCallback):
     def __init__(self, accuracy: str = "test accuracy", has_bar: bool = True):
         super().__init__()
         self.accuracy, self.has_bar = accuracy, has_bar
-        self.loss = math.nan
+        self.loss, self.loss_step = math.nan, -1  # and the step that it was logged at
+        self.waiting: float | None = None  # an accuracy to tell of, at a step whose loss may be logged after it
         self.tenths = -1  # of the run that lines have told of
         self.is_training = False
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **keywords: Any) -> None:
-        self.is_training, self.tenths = True, -1
+        self.is_training, self.tenths, self.waiting = True, -1, None
         if self.has_bar:
             super().on_train_begin(args, state, control, **keywords)
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: Any, **keywords: Any) -> None:
+        self._tell_waiting(state)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **keywords: Any) -> None:
         if self.training_bar is not None:
@@ -41,13 +45,19 @@ class ConsoleProgress(ProgressCallback):
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **keywords: Any) -> None:
         logs = logs or {}
-        self.loss = logs.get("loss", self.loss)
+        if "loss" in logs:
+            self.loss, self.loss_step = logs["loss"], state.global_step
         accuracy = next((logs[name] for name in ON_TEST_SET if name in logs), None)
         is_telling = accuracy is not None or (str(args.eval_strategy.value) == "no" and "loss" in logs)
         if self.is_training and is_telling and self._is_due(state) and state.is_world_process_zero:
-            self.write(self._line(state, accuracy))
+            if accuracy is None:
+                self.write(self._line(state, None))
+            self.waiting = accuracy
+        if self.loss_step == state.global_step:
+            self._tell_waiting(state)
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **keywords: Any) -> None:
+        self._tell_waiting(state)
         self.is_training = False
         if self.training_bar is not None:
             super().on_train_end(args, state, control, **keywords)
@@ -59,6 +69,11 @@ class ConsoleProgress(ProgressCallback):
         else:
             self.training_bar.write(line)
 
+    def _tell_waiting(self, state: TrainerState) -> None:
+        if self.waiting is not None:
+            self.write(self._line(state, self.waiting))
+        self.waiting = None
+
     def _is_due(self, state: TrainerState) -> bool:
         """Return whether another tenth of the run is over; its first evaluation is always told of."""
         tenths = LINES * state.global_step // max(1, state.max_steps)
@@ -67,5 +82,6 @@ class ConsoleProgress(ProgressCallback):
 
     def _line(self, state: TrainerState, accuracy: float | None) -> str:
         epochs = f"epoch {state.epoch or 0:.3g} of {state.num_train_epochs:g}"
-        judged = "" if accuracy is None else f", {self.accuracy} {100 * accuracy:.1f} %"
-        return f"{epochs}: loss {self.loss:.4g}{judged}"
+        loss = [] if self.loss_step < 0 else [f"loss {self.loss:.4g}"]
+        judged = [] if accuracy is None else [f"{self.accuracy} {100 * accuracy:.1f} %"]
+        return f"{epochs}: {', '.join([*loss, *judged])}"

@@ -1,5 +1,6 @@
 """How long a run will take, said once its first steps have been measured."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -75,7 +76,8 @@ class TimeEstimate(TrainerCallback):
             self.plain_seconds = seconds
         plain_seconds = seconds if self.plain_seconds is None else self.plain_seconds
         meta_seconds = self.later_step * seconds if is_plain else seconds
-        count = number_of_evaluations(args, steps / max(1, state.max_steps) * state.num_train_epochs, steps)
+        epochs = steps / max(1, state.max_steps) * state.num_train_epochs
+        count = number_of_evaluations(args, epochs, steps, state.max_steps)
         per_evaluation = EVALUATION * plain_seconds * self.evaluated / max(1, args.train_batch_size * args.world_size)
         total = plain * plain_seconds + (steps - plain) * meta_seconds + count * per_evaluation
         is_guess = is_plain and plain < steps
@@ -106,11 +108,19 @@ def seconds_per_step(ends: list[float]) -> float | None:
     return None
 
 
-def number_of_evaluations(args: Any, epochs: float, steps: int) -> int:
-    """Return how often a run evaluates, the one at its end included."""
-    strategy = str(args.eval_strategy.value)
-    during = {"epoch": round(epochs), "steps": steps // max(1, int(args.eval_steps or steps or 1))}
-    return during.get(strategy, 0) + 1
+def number_of_evaluations(args: Any, epochs: float, steps: int, whole: int) -> int:
+    """Return how often a run evaluates, the one at its end included.
+
+    Args:
+        args: Of the run; `eval_steps` below 1 is a share of all steps, as in transformers.
+        epochs: Still to come.
+        steps: Still to come.
+        whole: Steps of the whole run.
+    """
+    every = args.eval_steps or whole
+    every = math.ceil(whole * every) if every < 1 else int(every)
+    during = {"epoch": round(epochs), "steps": steps // max(1, every)}
+    return during.get(str(args.eval_strategy.value), 0) + 1
 
 
 def format_duration(seconds: float) -> str:
