@@ -211,7 +211,7 @@ class Run:
     @property
     def judged_test_set(self) -> Any:
         """The examples to test on, where their labels are not known to be right: they are judged as well."""
-        return None if "clean_label" in self.data["test"].features else self.data["test"]
+        return None if self.test_labels_are_known else self.data["test"]
 
     @property
     def is_folder(self) -> bool:

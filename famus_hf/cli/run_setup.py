@@ -265,8 +265,7 @@ def check_checkpoint(wanted: str, model_args: ModelArguments, args: FaMUSTrainin
     if model_args.two_networks and args.meta_learner == "none" and has_meta_net:
         raise SettingsError(f"{flag} is of a run with a meta-learner: leave --meta_learner none out")
     if args.meta_learner != "none" and not has_meta_net:
-        kind = "DivideMix" if model_args.two_networks else "plain training"
-        raise SettingsError(f"{flag} is of {kind}: add --meta_learner none")
+        raise SettingsError(f"{flag} is of a run without a meta-learner: add --meta_learner none")
     return to_resume_from(wanted, str(args.output_dir))
 
 

@@ -176,6 +176,14 @@ def test_an_own_noisy_folder_trains_by_transitions_or_with_a_pseudo_clean_meta_s
     assert model.config.id2label[3] == "digit 3"
 
 
+@pytest.mark.parametrize("name, is_judged", [("my_photos", True), ("animal10n", False)])
+def test_the_test_set_is_judged_where_its_labels_are_not_known_to_be_right(name, is_judged):
+    run = run_famus.Run.__new__(run_famus.Run)
+    test = SimpleNamespace(features={"label": ClassLabel(names=["a", "b"])})
+    run.data, run.data_args = {"test": test}, SimpleNamespace(dataset_name=name)
+    assert run.judged_test_set is (test if is_judged else None) and run.test_labels_are_known is not is_judged
+
+
 def test_another_method_trains_on_the_labels_of_a_noise_file(tmp_path, compared_run):
     file, second = compared_run[0] / "noise.parquet", tmp_path / "second"
     flags = [flag for flag in SMALL if flag not in ("--noise", "0.4", "--max_train_samples", "400")]
@@ -467,9 +475,9 @@ def test_a_checkpoint_of_another_kind_of_run_is_refused_in_one_sentence(pipeline
     whole = str(next(pipeline_run.glob("checkpoint-*")))
     for flags, checkpoint, sentence in (
         (["--two_networks"], plain, "is of a run with one network: leave --two_networks out"),
-        (["--two_networks"], dividemix, "is of DivideMix: add --meta_learner none"),
+        (["--two_networks"], dividemix, "is of a run without a meta-learner: add --meta_learner none"),
         ([], dividemix, "is of two networks: add --two_networks"),
-        ([], plain, "is of plain training: add --meta_learner none"),
+        ([], plain, "is of a run without a meta-learner: add --meta_learner none"),
         (["--two_networks", "--meta_learner", "none"], whole, "is of a run with a meta-learner: leave"),
     ):
         networks, _, args = arguments.parse_arguments([*SMALL, *flags])
