@@ -7,7 +7,9 @@ labels. Without any, T explains the labels by what the network predicts, and its
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
+from scipy.stats import norm
 
+BY_CHANCE = 0.02  # how often labels without a wrong one may be thought to have some
 ROUNDS = 100  # of expectation and maximisation
 TOLERANCE = 1e-5  # of a transition, below which nothing is gained by a further round
 SMALLEST = 1e-12  # of a probability, so that no quotient is 0/0
@@ -102,6 +104,36 @@ def joint_by_trusted(
         of_class = joint.sum(1, keepdims=True)
         joint = (joint + count * prior) * of_class / (of_class + count)
     return joint / joint.sum()
+
+
+def trusted_insist(
+    labels: np.ndarray, beliefs: np.ndarray, trusted_labels: np.ndarray, trusted_beliefs: np.ndarray
+) -> bool:
+    """Return whether a network disagrees with labels more than its mistakes on trusted examples and chance explain.
+
+    Without a wrong label it agrees with those of a class as often as with trusted ones of that class. That is tested
+    for all labels together and for each class by itself, either at the level `BY_CHANCE`. Ten trusted examples of a
+    class leave much to chance: transitions by them (`joint_by_trusted`) doubted half of the right labels of rare ones.
+
+    Args:
+        labels: Shape (N,).
+        beliefs: Shape (N, C).
+        trusted_labels: Shape (m,).
+        trusted_beliefs: Shape (m, C).
+    """
+    classes = beliefs.shape[1]
+    excess, variance = np.zeros(classes), np.zeros(classes)
+    for given, believed, sign in ((trusted_labels, trusted_beliefs, 1), (labels, beliefs, -1)):
+        count = np.bincount(given, minlength=classes)
+        right = np.bincount(given[believed.argmax(1) == given], minlength=classes)
+        share = (right + 1) / (count + 2)  # of few examples that are all right the variance is not 0
+        excess += sign * right / np.maximum(count, 1)
+        variance += share * (1 - share) / (count + 2)
+    known = np.bincount(trusted_labels, minlength=classes) > 0
+    weight = np.bincount(labels, minlength=classes) * known / len(labels)
+    of_all = weight @ excess / np.sqrt(weight**2 @ variance + SMALLEST)
+    of_class = np.where(known, excess / np.sqrt(variance), -np.inf).max()
+    return bool(of_all > norm.isf(BY_CHANCE) or of_class > norm.isf(BY_CHANCE / classes))
 
 
 def transitions_of_joint(joint: np.ndarray) -> np.ndarray:

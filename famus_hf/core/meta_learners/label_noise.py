@@ -12,7 +12,7 @@ from torch import Tensor
 
 from famus_hf.core.losses import as_targets
 from famus_hf.core.meta_learners.base import LabelledBatch, MetaLearner
-from famus_hf.core.transitions import joint_by_trusted, transitions_of_joint
+from famus_hf.core.transitions import joint_by_trusted, transitions_of_joint, trusted_insist
 from famus_hf.core.validation import check_choice, check_whole
 from famus_hf.errors import SettingsError
 
@@ -79,7 +79,8 @@ def transitions_of_anchors(beliefs: Tensor) -> Tensor:
 def calibrated_transitions(beliefs: Tensor, labels: Tensor, trusted: tuple[Tensor, Tensor]) -> Tensor:
     """Return T, shape (C, C), rows sum to 1, by how the network takes trusted examples: see `joint_by_trusted`.
 
-    So mistakes of the network are not taken for wrong labels, as counts take them.
+    So mistakes of the network are not taken for wrong labels, as counts take them. Where these may explain all that it
+    disagrees with (`trusted_insist`), every class keeps its label.
 
     Args:
         beliefs: Shape (N, C).
@@ -87,8 +88,10 @@ def calibrated_transitions(beliefs: Tensor, labels: Tensor, trusted: tuple[Tenso
         trusted: Beliefs of trusted examples that are as old, shape (m, C), and their labels, shape (m,).
     """
     of_trusted, trusted_labels = (values.numpy(force=True) for values in trusted)
-    joint = joint_by_trusted(labels.numpy(force=True), beliefs.numpy(force=True), trusted_labels, of_trusted)
-    return torch.from_numpy(transitions_of_joint(joint)).to(beliefs)
+    seen = labels.numpy(force=True), beliefs.numpy(force=True), trusted_labels, of_trusted
+    if not trusted_insist(*seen):
+        return torch.eye(beliefs.shape[1]).to(beliefs)
+    return torch.from_numpy(transitions_of_joint(joint_by_trusted(*seen))).to(beliefs)
 
 
 def features_of_beliefs(losses: Tensor, beliefs: Tensor, targets: Tensor) -> list[Tensor]:
