@@ -62,6 +62,9 @@ from famus_hf.storage.atomic import atomic_write
 from famus_hf.storage.run_folder import NOISE_FILE, RESULTS
 
 VERBOSE = ("debug", "info")  # values of --log_level with which everything is said, as transformers says it
+STAYED_PLAIN = (
+    "training stayed plain: the network disagrees with the labels no more than with trusted examples, but for chance"
+)
 GO_ON = "--resume_from_checkpoint true goes on from the newest checkpoint"
 
 
@@ -166,6 +169,8 @@ class Run:
                 results |= {"right_share_of_labels": signal.of_labels, "right_share_of_targets": signal.of_targets}
                 if self.is_first_process:
                     print(signal.in_words, flush=True)
+            elif trainer.meta_learner is not None and trainer.meta_learner.waits and self.is_first_process:
+                print(STAYED_PLAIN, flush=True)
             if trainer.is_world_process_zero():
                 self.write_results(results)
         self.push_or_write_card(results, card or {})

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import norm
 
-BY_CHANCE = 0.02  # how often labels without a wrong one may be thought to have some
+BY_CHANCE = 0.005  # how often labels without a wrong one are thought to have some, in one of several looks
 ROUNDS = 100  # of expectation and maximisation
 TOLERANCE = 1e-5  # of a transition, below which nothing is gained by a further round
 SMALLEST = 1e-12  # of a probability, so that no quotient is 0/0

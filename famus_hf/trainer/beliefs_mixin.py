@@ -168,7 +168,10 @@ class BeliefsMixin(BeliefsCheckpointsMixin):
         return self.beliefs.sums[rows.where(own, 0)] * own[:, None]
 
     def show_beliefs(self) -> None:
-        """Have the meta-learner look at what is believed, where that is due: after the plain part, then each epoch."""
+        """Have the meta-learner look at what is believed, where that is due: after the plain part, then each epoch.
+
+        One that has seen enough looks no more, unless the settings or its method say so.
+        """
         learner, step, every = self.meta_learner, self.state.global_step, max(1, self.schedule.steps_per_epoch)
         if not self._needs_beliefs or self.beliefs is None or self._observed_at == step:
             return
@@ -179,12 +182,12 @@ class BeliefsMixin(BeliefsCheckpointsMixin):
         self.beliefs.gather(self.processes)
         believed, labels = self.beliefs.known()
         anew = self.args.transition_counts == "each-epoch" or (learner is not None and learner.observes_each_epoch)
-        if learner is not None and (anew or not self.beliefs.is_shown):
+        if learner is not None and (anew or not self.beliefs.is_shown or learner.waits):
             if learner.observes_trusted:
                 learner.observe_beliefs(*self._predict_trusted())
             else:
                 learner.observe_beliefs(believed, labels, self.beliefs.trained.known())
-        if self.args.logit_adjustment:
+        if self.args.logit_adjustment and not (learner is not None and learner.waits):
             self._set_prior(self._class_counts(believed, labels))
         self.beliefs.is_shown = True
 

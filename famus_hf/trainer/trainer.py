@@ -210,7 +210,8 @@ class FaMUSTrainer(
         self._refresh_meta_set()
         self.show_beliefs()
         self._begin_training_mode(model)
-        is_meta_step = self.stages.meta.meta_learner.has_meta_step and self.schedule.is_meta_step(self.state)
+        learner = self.stages.meta.meta_learner
+        is_meta_step = learner.has_meta_step and not learner.waits and self.schedule.is_meta_step(self.state)
         clean_labels = inputs.get("clean_label")
         with self._guarded_step(model, self.stages) as step:
             train = self.stages.forward(model, batch, is_meta_step)  # z at w; its graph serves both backward passes

@@ -51,7 +51,8 @@ RESUMED = {
     "accumulation": {"gradient_accumulation_steps": 2, "num_train_epochs": 2, "max_steps": 8},
     "preset, interval": {"preset": "fast", "layer_sampler": "learned", "meta_interval": 2},
     "sgd": {"meta_optim": "sgd", "meta_lr_schedule": "main", "meta_learning_rate": 0.1},
-    "trusted, adjusted": {"train_on_trusted": True, "logit_adjustment": 1.0},
+    "trusted, adjusted": {"train_on_trusted": True, "logit_adjustment": 1.0, "transitions": "counts"},
+    "waiting": {"train_on_trusted": True, "logit_adjustment": 1.0},  # labels are drawn: the network is right by chance
     "mixup": {"mixup_alpha": 1.0, "dataloader_num_workers": 1},
     "pseudo-clean": {},
     "forward": {"meta_learner": "forward", "transition_counts": "each-epoch"},
@@ -85,7 +86,7 @@ def test_a_run_resumes_bit_for_bit_before_and_after_its_plain_part_and_within_an
     else:
         learner = whole.meta_learner
         assert whole.beliefs.is_shown == (name != "MentorNet") and int(whole.beliefs.visits.sum()) > 8 * 8
-        assert getattr(learner, "is_counted", 1) == 1
+        assert getattr(learner, "is_counted", 1) == (name != "waiting")
     for stop in stops:
         resumed = make(tmp_path, name)
         resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
@@ -100,6 +101,17 @@ def test_theta_moves_only_once_transitions_are_counted(tmp_path):
     assert all(torch.equal(plain[name], value) for name, value in start.items()), "an epoch of plain training"
     assert trainer.meta.steps == EPOCH and trainer.meta_learner.is_counted
     assert not torch.equal(trainer.meta_learner.transitions, start["transitions"])
+
+
+def test_while_trusted_examples_tell_of_no_wrong_label_training_is_plain(tmp_path):
+    waiting = make(tmp_path / "waiting", "waiting")
+    plain = make(tmp_path / "plain", "waiting", meta_learner="none")
+    for trainer in (waiting, plain):
+        trainer.train()
+    assert waiting.meta_learner.waits and waiting.meta.steps == 0 and waiting.beliefs.is_shown
+    torch.testing.assert_close(waiting.logit_shift, plain.logit_shift)
+    for name, value in plain.model.state_dict().items():
+        torch.testing.assert_close(waiting.model.state_dict()[name], value)
 
 
 # ---- Other data ----

@@ -112,6 +112,8 @@ class MetaLearner(Pretrained, nn.Module):
         plain_share: Of a run, that is plain training before the first meta step where the user says nothing else.
         plain_epochs: The most epochs of it.
         plain_steps: Steps of it, within that share, even where they are more epochs, as on few examples.
+        waits: Whether training stays plain after that, too: no θ moves, and `observe_beliefs` is called again in the
+            next epoch.
         default_optimizer: Of θ where the user names none, `"adam"` or `"sgd"`.
         default_learning_rate: β, likewise.
         momentum: Of `"sgd"`.
@@ -129,6 +131,7 @@ class MetaLearner(Pretrained, nn.Module):
     plain_share = 0.0
     plain_epochs = math.inf
     plain_steps = 0
+    waits = False
     default_optimizer = "adam"
     default_learning_rate = 1e-3
     momentum = 0.9

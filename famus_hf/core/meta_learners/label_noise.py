@@ -76,11 +76,11 @@ def transitions_of_anchors(beliefs: Tensor) -> Tensor:
     return beliefs[anchors] / beliefs[anchors].sum(1, keepdim=True)
 
 
-def calibrated_transitions(beliefs: Tensor, labels: Tensor, trusted: tuple[Tensor, Tensor]) -> Tensor:
+def calibrated_transitions(beliefs: Tensor, labels: Tensor, trusted: tuple[Tensor, Tensor]) -> Tensor | None:
     """Return T, shape (C, C), rows sum to 1, by how the network takes trusted examples: see `joint_by_trusted`.
 
-    So mistakes of the network are not taken for wrong labels, as counts take them. Where these may explain all that it
-    disagrees with (`trusted_insist`), every class keeps its label.
+    So mistakes of the network are not taken for wrong labels, as counts take them. None where these may explain all
+    that it disagrees with (`trusted_insist`).
 
     Args:
         beliefs: Shape (N, C).
@@ -90,7 +90,7 @@ def calibrated_transitions(beliefs: Tensor, labels: Tensor, trusted: tuple[Tenso
     of_trusted, trusted_labels = (values.numpy(force=True) for values in trusted)
     seen = labels.numpy(force=True), beliefs.numpy(force=True), trusted_labels, of_trusted
     if not trusted_insist(*seen):
-        return torch.eye(beliefs.shape[1]).to(beliefs)
+        return None
     return torch.from_numpy(transitions_of_joint(joint_by_trusted(*seen))).to(beliefs)
 
 
@@ -114,14 +114,14 @@ class LabelNoise(MetaLearner):
         num_labels: C.
         source: Where T is from: `"counts"` on beliefs (`counted_transitions`); `"calibrated"`, by beliefs and by those
             of trusted examples that are trained on (`calibrated_transitions`), if there are `LEAST_TRUSTED` of a class,
-            and else counts; `"trusted"`, predictions of trusted examples at the end of the plain part
-            (`transitions_of_trusted`); `"anchors"`, beliefs of one example of each class (`transitions_of_anchors`);
-            or `"given"` by `set_transitions`.
+            and else counts: until these tell of wrong labels training stays plain; `"trusted"`, predictions of trusted
+            examples at the end of the plain part (`transitions_of_trusted`); `"anchors"`, beliefs of one example of
+            each class (`transitions_of_anchors`); or `"given"` by `set_transitions`.
 
     Attributes:
         stays: T_kk, shape (C,); 1 before anything was counted.
         goes: T_ky of k ≠ y, divided by their sum, shape (C, C), 0 on the diagonal.
-        is_counted: Whether transitions are known; 0 or 1. Until then training is plain.
+        is_counted: Whether transitions are known; 0 or 1. Until then training is plain, and the learner waits.
     """
 
     needs_beliefs = True
@@ -144,11 +144,17 @@ class LabelNoise(MetaLearner):
     def config(self) -> dict[str, Any]:
         return {"num_labels": self.num_labels, "source": self.source}
 
+    @property
+    def waits(self) -> bool:  # type: ignore[override]
+        return not self.is_counted
+
     def observe_beliefs(self, beliefs: Tensor, labels: Tensor, trusted: tuple[Tensor, Tensor] | None = None) -> None:
         if self.source == "trusted":
             self.set_transitions(transitions_of_trusted(beliefs, labels))
         elif self.source == "calibrated" and trusted is not None and self._can_calibrate(len(trusted[1])):
-            self.set_transitions(calibrated_transitions(beliefs, labels, trusted))
+            transitions = calibrated_transitions(beliefs, labels, trusted)
+            if transitions is not None:
+                self.set_transitions(transitions)
         elif self.source == "anchors":
             self.set_transitions(transitions_of_anchors(beliefs))
         elif self.source != "given":
