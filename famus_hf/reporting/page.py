@@ -15,6 +15,7 @@ from markupsafe import Markup
 from famus_hf.data.load import load_noisy_dataset
 from famus_hf.data.media.images import as_stored
 from famus_hf.errors import reason_of
+from famus_hf.reporting.diagnostics.time_estimate import format_duration
 from famus_hf.reporting.figures.label_report import OF_REPORT, SHEET
 from famus_hf.reporting.figures.run_records import RunRecords, read_run
 from famus_hf.reporting.figures.runs import draw_runs
@@ -22,7 +23,7 @@ from famus_hf.reporting.html import data_uri, rendered
 from famus_hf.reporting.label_report import TEXT_COLUMNS, TRAIN, judged, read_report, suggestion_column, verdict
 from famus_hf.reporting.shown import SHOW, TYPES
 from famus_hf.reporting.tables import format_rate
-from famus_hf.reporting.true_accuracy import in_words as in_words_of_truth
+from famus_hf.reporting.true_accuracy import in_words
 from famus_hf.storage.run_folder import FIGURES, REPORT_FILE
 
 Place = tuple[str, int]  # split, and index within it
@@ -71,16 +72,8 @@ def row_of_method(run: RunRecords) -> dict[str, str] | None:
         "last": f"{100 * last:.1f} %",
         "best": f"{100 * max(accuracies.values()):.1f} %",
         "true": format_rate(run.results.get("estimated_true_accuracy")),
-        "seconds": "–" if seconds is None else in_words(seconds),
+        "seconds": "–" if seconds is None else format_duration(seconds),
     }
-
-
-def in_words(seconds: float) -> str:
-    """Return a time as people say it."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def suspects_of(
@@ -204,7 +197,7 @@ def make_page(folder: Path, beside: Sequence[Path], source: Mapping[str, Any]) -
     """
     run = read_run(folder)
     runs = [*map(read_run, beside), run]
-    judged_by = {"known": all(each.are_labels_known for each in runs), "sentence": in_words_of_truth(run.results)}
+    judged_by = {"known": all(each.are_labels_known for each in runs), "sentence": in_words(run.results)}
     pictures, suspects = pictures_of(runs, folder), None
     if (folder / REPORT_FILE).is_file():
         if source.get("name") is None and source.get("train_dir") is None:

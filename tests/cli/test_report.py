@@ -109,8 +109,11 @@ def test_names_are_no_markup(compared_runs, tmp_path):
 
 
 def test_a_run_without_a_label_report_has_a_page_too(compared_runs, tmp_path):
-    script.main([str(compared_runs / "own-plain"), "--out", str(tmp_path / "page.html")])
+    file, results = copy_of(compared_runs / "own-plain", tmp_path / "run")
+    file.write_text(json.dumps({**results, "train_seconds": 5400.0}))
+    script.main([str(tmp_path / "run"), "--out", str(tmp_path / "page.html")])
     text = (tmp_path / "page.html").read_text()
+    assert '<td class="number">1.5 hours</td>' in text
     assert "How good is the classifier?" in text and "Which labels are probably wrong?" not in text
 
 
