@@ -147,6 +147,7 @@ class ModelArguments:
         },
     )
     network_choice: str = field(default="", init=False)  # why this backbone, where it is the default for the images
+    given: frozenset[str] = field(default=frozenset(), init=False)  # names of flags that somebody gave, or a file
 
 
 @dataclass
@@ -261,13 +262,9 @@ def parse_arguments(argv: list[str], modality: "Modality | None" = None) -> Sett
     parser = build_parser(fine_tuning(modality))
     flags = _with_files(argv, parser.flags)
     model_args, data_args, args, _ = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
-    _complete(model_args, data_args, args, named(flags))
+    model_args.given = frozenset(named(flags))
+    _complete(model_args, data_args, args)
     return model_args, data_args, args
-
-
-def given_flags(argv: list[str]) -> set[str]:
-    """Return the names of the flags that were given, on the command line or in a file."""
-    return named(_with_files(argv, build_parser({}).flags))
 
 
 def _with_files(argv: list[str], known: set[str]) -> list[str]:
@@ -308,10 +305,8 @@ def help_texts() -> dict[str, str]:
     return {flag.name: flag.metadata["help"] for flag in fields(DataArguments)}
 
 
-def _complete(
-    model_args: ModelArguments, data_args: DataArguments, args: FaMUSTrainingArguments, given: set[str]
-) -> None:
-    """Fill in defaults that depend on other flags; `given` are the names of those that were given."""
+def _complete(model_args: ModelArguments, data_args: DataArguments, args: FaMUSTrainingArguments) -> None:
+    """Fill in defaults that depend on other flags."""
     if data_args.protocol not in PROTOCOLS:
         fail(f"--protocol {data_args.protocol!r} is unknown: choose one of {', '.join(PROTOCOLS)}")
     if data_args.dataset_name is None and data_args.train_dir is None:
@@ -320,7 +315,11 @@ def _complete(
         raise SettingsError(
             f"--pair_method {args.pair_method} is for two networks: add --two_networks, or leave it out"
         )
-    if args.augmentation == "none" and data_args.dataset_name in CROPPED_DATASETS and "augmentation" not in given:
+    if (
+        args.augmentation == "none"
+        and data_args.dataset_name in CROPPED_DATASETS
+        and "augmentation" not in model_args.given
+    ):
         args.augmentation = "pad-crop"
     if model_args.two_networks and args.meta_set is None:  # which need no clean labels, known or not
         is_given = any(getattr(data_args, name) for name in TRUSTED)

@@ -4,6 +4,7 @@ The table is in docs/data.md, with the measurements that it rests on.
 """
 
 import statistics
+from collections.abc import Set
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -129,7 +130,7 @@ def has_imagenet_weights() -> bool:
     return find_spec(PACKAGE) is not None
 
 
-def take_settings(network: DefaultNetwork, args: Any, given: set[str]) -> list[str]:
+def take_settings(network: DefaultNetwork, args: Any, given: Set[str]) -> list[str]:
     """Have a run's settings suit the network where the user says nothing else. Return those taken, as flags.
 
     Args:

@@ -16,7 +16,7 @@ from famus_hf import (
     build_backbone,
     load_noisy_dataset,
 )
-from famus_hf.cli.arguments import DataArguments, ModelArguments, Settings, fine_tuning, given_flags, parse_arguments
+from famus_hf.cli.arguments import DataArguments, ModelArguments, Settings, fine_tuning, parse_arguments
 from famus_hf.cli.data_flags import settings_of
 from famus_hf.cli.default_network import Images, default_network, has_imagenet_weights, images_of, take_settings
 from famus_hf.cli.methods import METHODS
@@ -72,21 +72,20 @@ def settings_for(data: Any, argv: list[str], settings: Settings) -> Settings:
     if taken and args.process_index == 0:
         print(f"for {modality.things}, where nothing else was said: {' '.join(taken)}", flush=True)
     if modality is IMAGE and model_args.backbone is None and model_args.model_name_or_path is None:
-        choose_network(model_args, args, images_of(data_args.dataset_name, data["train"]), given_flags(argv))
+        choose_network(model_args, args, images_of(data_args.dataset_name, data["train"]))
     return model_args, data_args, args
 
 
-def choose_network(model_args: ModelArguments, args: FaMUSTrainingArguments, images: Images, given: set[str]) -> None:
+def choose_network(model_args: ModelArguments, args: FaMUSTrainingArguments, images: Images) -> None:
     """Take the default network for these images, with what suits it, and print which and why.
 
     Args:
         model_args: Gets the backbone and the reason.
         args: Get settings that suit it.
         images: Of the run.
-        given: Names of the flags that the user gave.
     """
     network = default_network(images, args.device.type != "cpu", has_imagenet_weights())
-    taken = take_settings(network, args, given)
+    taken = take_settings(network, args, model_args.given)
     model_args.backbone, size = network.backbone, num_parameters(network.backbone) / 1e6
     model_args.network_choice = f"{network.backbone} ({size:.2f} M parameters), as {network.reason}"
     if args.process_index == 0:
