@@ -96,7 +96,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 TRUSTED = ("num_meta", "meta_dir", "meta_dataset_name", "meta_from")  # any of them says which examples are trusted
-# Flags that a method of the command line has from nowhere else; those of the meta set are about data.
+# Flags that a method of the command line has from nowhere else; those of the meta set and of a column are about data.
 OF_METHODS = {
     name
     for topic in (
@@ -104,7 +104,7 @@ OF_METHODS = {
         "The virtual step, and what a step costs", "Two networks", "Base loss and class balance",
     )
     for name in TOPICS[topic]
-} - {"meta_set", *TRUSTED} | {"two_networks"}  # fmt: skip
+} - {"meta_set", "sample_weight_column", *TRUSTED} | {"two_networks"}  # fmt: skip
 
 
 @dataclass

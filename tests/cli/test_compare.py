@@ -107,13 +107,20 @@ def test_a_method_takes_the_place_of_a_recipes():
 
 
 @pytest.mark.parametrize(
-    "name, value", [("num_meta", "30"), ("meta_dir", "a"), ("meta_dataset_name", "b"), ("meta_from", "c")]
+    "name, value",
+    [
+        ("num_meta", "30"),
+        ("meta_dir", "a"),
+        ("meta_dataset_name", "b"),
+        ("meta_from", "c"),
+        ("sample_weight_column", "d"),
+    ],
 )
-def test_a_method_leaves_what_a_file_says_of_trusted_examples(tmp_path, name, value):
+def test_a_method_leaves_what_a_file_says_of_the_data(tmp_path, name, value):
     config = tmp_path / "run.yaml"
     config.write_text(f"{name}: {value}\nmeta_learner: soft\n")
     _, data_args, args = parse_arguments(["--config", str(config), "--method", "gce"])
-    assert (str(getattr(data_args, name)), args.meta_learner) == (value, "none")
+    assert (str({**vars(args), **vars(data_args)}[name]), args.meta_learner) == (value, "none")
 
 
 # ---- The comparison ----
