@@ -50,6 +50,14 @@ def client(hub, tmp_path_factory):
         yield client
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Has the runs of a comparison or a table train in this process."""
+    from tests.helpers.jobs import InThisProcess
+
+    monkeypatch.setattr("famus_hf.cli.jobs.ProcessPoolExecutor", InThisProcess)
+
+
 @pytest.fixture(autouse=True)
 def same_log_levels():
     """A trainer's log_level is of the whole process, and of no other test."""

@@ -6,86 +6,27 @@
 
 Of each seed all methods have the same examples, labels, trusted examples, network, schedule and number of steps; flags
 that are not listed here go to every run, as in `famus-hf train`. Each run has a folder of its own below --output_dir,
-as complete as any run's. One that is finished is not repeated, one that was interrupted goes on from its newest
-checkpoint; --show trains nothing, and prints what is finished. Beside the folders lie comparison.csv, comparison.html
-(one page with table, ranking and picture) and accuracy_by_time.png. Test accuracy selects nothing.
+as complete as any run's, and a process of its own. One that is finished is not repeated, one that was interrupted goes
+on from its newest checkpoint; --show trains nothing, and prints what is finished. Beside the folders lie
+comparison.csv, comparison.html (one page with table, ranking and picture) and accuracy_by_time.png. Test accuracy
+selects nothing.
 """
 
 import argparse
-import json
-import multiprocessing
-import os
 import sys
-import traceback
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from tqdm import tqdm
 
 from famus_hf.cli.arguments import TRUSTED, parse_arguments, short_name
 from famus_hf.cli.config_files import methods_of_recipe, named, take_flag
 from famus_hf.cli.help_page import command_parser
+from famus_hf.cli.jobs import LOG, QUIET, Job, check_same_labels, train_missing
 from famus_hf.cli.methods import METHODS, method_of
 from famus_hf.cli.program import USER_ERRORS, fail, started_as
-from famus_hf.cli.run import set_up, train_all
 from famus_hf.cli.run_setup import load_data, takes_two_batches
-from famus_hf.data.labels.noise_file import NoiseFile, read_noise_file
-from famus_hf.errors import SettingsError, reason_of
+from famus_hf.errors import SettingsError
 from famus_hf.reporting.comparison import Comparison
-from famus_hf.storage import checkpoints
-from famus_hf.storage.atomic import atomic_write
-from famus_hf.storage.run_folder import NOISE_FILE, RESULTS
 
-FLAGS, LOG = "flags.json", "console.log"  # in the folder of each run
 OURS = ("method", "seed", "compare", "push_to_hub", "hub_model_id", "resume_from_checkpoint")  # no flags of a run here
-QUIET = ("--disable_tqdm=true", "--report_to=none")
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """A run of a comparison.
-
-    Attributes:
-        method: A name in `METHODS`.
-        seed: Of labels, trusted examples, weights and batches.
-        folder: Its own.
-        flags: Of `famus-hf train`.
-    """
-
-    method: str
-    seed: int
-    folder: Path
-    flags: list[str]
-
-    def results(self) -> dict[str, Any] | None:
-        """Return what a finished run left; None where it has not come to its end.
-
-        Raises:
-            SettingsError: It was started with other flags.
-        """
-        if not (self.folder / FLAGS).is_file():
-            return None
-        if json.loads((self.folder / FLAGS).read_text(encoding="utf-8")) != self.flags:
-            raise SettingsError(f"{str(self.folder)!r} is of a run with other flags: give another --output_dir")
-        file = self.folder / RESULTS
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-    def train(self) -> None:
-        """Train in this process, or go on."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.folder / FLAGS) as path:
-            path.write_text(json.dumps(self.flags), encoding="utf-8")
-        goes_on = ["--resume_from_checkpoint=true"] if checkpoints.by_age(self.folder) else []
-        flags = [*self.flags, *goes_on]
-        try:
-            train_all(*set_up(flags), flags)
-        except Exception:
-            traceback.print_exc()  # to the log; the others go on
-            raise
 
 
 def jobs_of(options: argparse.Namespace, flags: list[str]) -> list[Job]:
@@ -116,8 +57,7 @@ def jobs_of(options: argparse.Namespace, flags: list[str]) -> list[Job]:
         for name, method in methods.items():
             folder = options.output_dir / f"{name}-{seed}"
             size = max(1, examples // (1 + method.takes_two_batches))
-            own = [f"--method={name}", f"--seed={seed}", f"--output_dir={folder}"]
-            own += [f"--per_device_train_batch_size={size}"]
+            own = [f"--method={name}", f"--seed={seed}", f"--per_device_train_batch_size={size}"]
             jobs.append(Job(name, seed, folder, [*flags, *QUIET, *own]))
     return jobs
 
@@ -135,59 +75,6 @@ def with_number_of_trusted(flags: list[str]) -> list[str]:
     return [*flags, f"--num_meta={len(data['meta'])}"] if "meta" in data else flags
 
 
-def train_missing(jobs: list[Job], options: argparse.Namespace) -> dict[Job, str]:
-    """Train what is not finished, `--jobs` at a time. Return what failed, and why."""
-    missing = [job for job in jobs if job.results() is None]
-    if not missing:
-        return {}
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.jobs)))
-    failed = {}
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, spawn, _write_to_log, (str(options.output_dir / LOG),)) as pool:
-        running = {pool.submit(job.train): job for job in missing}
-        for future, job in _as_they_end(running):
-            error = future.exception()
-            if isinstance(error, Exception | SystemExit):
-                failed[job] = reason_of(error)
-            elif error is not None:
-                raise error
-    return failed
-
-
-def check_same_labels(jobs: list[Job]) -> None:
-    """Raise SettingsError where two runs of a seed were not trained on the same examples with the same labels."""
-    first: dict[int, tuple[Job, NoiseFile]] = {}
-    for job in jobs:
-        file = job.folder / NOISE_FILE
-        if file.is_file():  # which a stream does not leave
-            found = read_noise_file(file)
-            other, expected = first.setdefault(job.seed, (job, found))
-            same = np.array_equal(found.index, expected.index) and np.array_equal(found.labels, expected.labels)
-            if not same:
-                raise SettingsError(
-                    f"{str(job.folder)!r} and {str(other.folder)!r} were trained on different examples or labels, so "
-                    "that their figures can't be compared: give another --output_dir"
-                )
-
-
-def _as_they_end(running: dict[Future[None], Job]) -> Iterator[tuple[Future[None], Job]]:
-    """Yield each run that has ended, beside one bar over all of them."""
-    with tqdm(total=len(running), unit="run", smoothing=0, desc="runs") as bar:
-        for future in as_completed(running):
-            yield future, running[future]
-            bar.set_postfix_str(f"{running[future].method}, seed {running[future].seed}")
-            bar.update()
-
-
-def _write_to_log(file: str) -> None:
-    """Have all that this process prints appended to a file."""
-    log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-        os.dup2(log, stream.fileno())
-
-
 def main(argv: list[str], program: str = "famus-hf compare") -> None:
     """Train what is missing; print and write down how the methods compare."""
     with started_as(program, errors=(*USER_ERRORS, TypeError)):
@@ -197,19 +84,20 @@ def main(argv: list[str], program: str = "famus-hf compare") -> None:
         recipe = take_flag(flags, "--recipe")[0]
         options.methods = options.methods or ([] if recipe is None else methods_of_recipe(recipe))
         jobs = jobs_of(options, flags)
-        failed = {} if options.show else train_missing(jobs, options)
+        log = options.output_dir / LOG
+        failed = {} if options.show else train_missing(jobs, options.jobs, log)
         finished = {job: found for job in jobs if (found := job.results()) is not None}
         for job, why in failed.items():
-            print(f"{job.method}, seed {job.seed}, failed: {why}", file=sys.stderr)
+            print(f"{job}, failed: {why}", file=sys.stderr)
         if not finished:
             fail(f"no run in {str(options.output_dir)!r} is finished")
         check_same_labels(list(finished))
-        comparison = Comparison.of((job.method, found) for job, found in finished.items())
+        comparison = Comparison.of((job.name, found) for job, found in finished.items())
         print(f"\n{comparison.as_markdown()}\n\n{comparison.verdict}\n")
         for path in comparison.write(options.output_dir):
             print(path)
         if failed:
-            fail(f"{len(failed)} of {len(jobs)} runs failed: see {options.output_dir / LOG}")
+            fail(f"{len(failed)} of {len(jobs)} runs failed: see {log}")
 
 
 def build_parser(program: str) -> argparse.ArgumentParser:

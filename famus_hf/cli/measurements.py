@@ -3,12 +3,15 @@
 import resource
 import statistics
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
 from famus_hf.core.timer import Timer
+
+STATUS = Path("/proc/self/status")  # of a process on Linux, in kilobytes
 
 
 class StepTimer(TrainerCallback):
@@ -53,5 +56,8 @@ def peak_memory_mb(device: torch.device) -> float:
     """Return the most that torch had on the GPU; on the CPU, the most that the process had since it started."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if STATUS.is_file():  # getrusage counts what the process held that started this one, too
+        (highest,) = (line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(highest) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in kilobytes, but on macOS in bytes
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -3,12 +3,14 @@
 import csv
 import json
 import re
-from concurrent.futures import ThreadPoolExecutor
+import resource
 
+import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
 from famus_hf.cli import compare
+from famus_hf.cli import jobs as jobs_of_cli
 from famus_hf.cli.arguments import parse_arguments
 from famus_hf.cli.config_files import methods_of_recipe, recipe_names
 from famus_hf.cli.methods import METHODS
@@ -17,6 +19,7 @@ from famus_hf.data.labels.noise_file import read_noise_file, write_noise_file
 from famus_hf.errors import SettingsError
 from famus_hf.reporting.comparison import Comparison, holm
 from famus_hf.reporting.figures.comparison import pareto_front
+from tests.helpers.jobs import InThisProcess
 
 SMALL = [
     "--dataset_name", "digits", "--noise", "0.4", "--max_train_samples", "200", "--max_eval_samples", "60",
@@ -32,9 +35,13 @@ def run(folder, *flags):
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """The folder of a comparison, whose runs were trained by processes of their own."""
-    folder = tmp_path_factory.mktemp("compared")
-    run(folder)
+    """The folder of a comparison. A process of its own trained GCE with seed 3, while this one held a gigabyte."""
+    folder, held = tmp_path_factory.mktemp("compared"), np.ones(2**27)
+    run(folder, "--methods", "gce", "--seeds", "3")
+    assert held.all()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("famus_hf.cli.jobs.ProcessPoolExecutor", InThisProcess)
+        run(folder)
     return folder
 
 
@@ -162,7 +169,7 @@ def test_it_leaves_table_csv_picture_and_page(compared, capsys):
 
 def test_what_is_finished_is_not_trained_again_and_what_stopped_goes_on(compared, monkeypatch):
     trained = []
-    monkeypatch.setattr(compare, "train_all", lambda runs, checkpoint, flags: trained.append(checkpoint))
+    monkeypatch.setattr(jobs_of_cli, "train_all", lambda runs, checkpoint, flags: [trained.append(checkpoint)])
     jobs = compare.jobs_of(*options_of(compared))
     assert all(job.results() is not None for job in jobs)
     results = compared / "gce-3" / "all_results.json"
@@ -174,6 +181,11 @@ def test_what_is_finished_is_not_trained_again_and_what_stopped_goes_on(compared
     finally:
         results.write_text(content)
     assert trained == [str(compared / "gce-3" / "checkpoint-6")]
+
+
+def test_the_memory_of_a_run_is_its_own_and_not_that_of_what_started_it(compared):
+    results = json.loads((compared / "gce-3" / "all_results.json").read_text())
+    assert 100 < results["peak_memory_mb"] < resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - 2**9
 
 
 def options_of(folder, *flags):
@@ -202,10 +214,10 @@ def test_runs_on_other_labels_are_no_comparison(compared):
     write_noise_file(file, noise.index, (noise.labels + 1) % 10, noise.clean_labels, noise.metadata)
     try:
         with pytest.raises(SettingsError, match="trained on different examples or labels"):
-            compare.check_same_labels(jobs)
+            jobs_of_cli.check_same_labels(jobs)
     finally:
         file.write_bytes(content)
-    compare.check_same_labels(jobs)
+    jobs_of_cli.check_same_labels(jobs)
 
 
 @pytest.mark.parametrize(
@@ -227,15 +239,7 @@ def test_what_is_wrong_is_said_before_anything_is_loaded_or_trained(tmp_path, ca
     assert words in capsys.readouterr().err and not (tmp_path / "none").exists()
 
 
-class InThisProcess(ThreadPoolExecutor):
-    """In the place of processes."""
-
-    def __init__(self, count, context, initializer, arguments):
-        super().__init__(count)
-
-
-def test_a_run_that_fails_does_not_end_the_others(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(compare, "ProcessPoolExecutor", InThisProcess)
+def test_a_run_that_fails_does_not_end_the_others(tmp_path, capsys, in_this_process):
     untrusted = ["--num_meta", "0", "--meta_set", "pseudo-clean", "--seeds", "3", "--methods", "plain", "glc"]
     with pytest.raises(SystemExit):
         run(tmp_path, *untrusted)
