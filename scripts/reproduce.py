@@ -14,20 +14,21 @@ Prints a Markdown table: last and best test accuracy (mean ± sample standard de
 highest of eight evaluations, of sixteen in the table figures, and selected nothing), milliseconds of a step (over whole
 cycles of `--meta_interval`), their ratio to a plain Trainer step timed in the same run (a twin network takes a plain
 step now and then), the layers that were on and, with a budget, what their choice really cost in plain steps. The table
-two-networks has methods × noises instead, and the seconds of an epoch, the table no-harm cells instead of noises;
---noise or --cells, --seeds and --rows share their runs out among processes. Each run leaves a folder below --output_dir
-and its figures below --results_dir. A run whose figures are there is not repeated: an interrupted table goes on, and a
-finished one is printed again. Flags that this script does not know go to every run, as in run_famus.py.
+two-networks has methods × noises instead, and the seconds of an epoch, the table no-harm cells instead of noises.
+
+Runs are those of `famus-hf compare`: each a process of its own with a folder below --output_dir, so many at a time as
+--jobs says, with one bar over all of them; what is finished is not repeated, what fails does not end the others, and
+figures of other flags or other labels are refused. They begin seed by seed, and print into console.log. The figures of
+each go below --results_dir as well, from which --show prints a table without the folders. Flags that this script does
+not know go to every run, as in run_famus.py. Of processes that share the work out among themselves, each takes some of
+--noise (or --cells), --seeds and --rows.
 """
 
 import argparse
 import copy
-import json
-import os
 import statistics
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,17 @@ from experiments import no_harm_table as no_harm
 from experiments.steps import prepare, seconds_of
 from experiments.table_rows import TABLES, rows_of
 from experiments.two_networks_table import NOISE, OPTIONAL, SETTINGS, format_methods
+from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from famus_hf.cli.arguments import parse_arguments
+from famus_hf.cli.jobs import LOG, QUIET, Job, check_same_labels, train_missing
 from famus_hf.cli.program import USER_ERRORS, fail, started_as
-from famus_hf.cli.run import Run
-from famus_hf.cli.run_setup import load_data, settings_for
+from famus_hf.cli.run import Run, set_up
+from famus_hf.cli.run_setup import load_data
 from famus_hf.reporting.tables import format_mean
 
+Records = dict[str, dict[str, list[dict[str, Any]]]]  # noise or cell → row → figures of its seeds
 PLAIN_EVERY = 10  # steps of a run between two plain steps of its twin
 OWN_FORM = ("two-networks", "no-harm")  # tables of a form of their own, without a plain twin
 EVALUATIONS = 8  # of a run, evenly spaced; the last one is at its end
@@ -64,7 +68,7 @@ class PlainTwin(TrainerCallback):
         self.seconds: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:
-        if state.global_step % PLAIN_EVERY == 0:
+        if state.global_step % PLAIN_EVERY == 0 or state.global_step == state.max_steps:
             with self.time.stopped():
                 self.seconds.append(seconds_of(self.twin, self.batch))
 
@@ -74,50 +78,47 @@ def trimmed_mean(values: list[float]) -> float:
     return statistics.fmean(sorted(values)[: max(1, round(0.9 * len(values)))])
 
 
-def train_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: list[str]) -> None:
-    """Train every row of the table for one noise and one seed, on the same data."""
-    data, first = None, None
-    for name, flags in rows_of_job(options, noise).items():
-        folder = folder_of(options, noise, name, seed)
-        argv = [*flags_of_all_rows(options, noise, seed, passed_on), *flags]
-        record = record_of(options, noise, name, seed)
-        is_wanted = name in options.rows if options.rows else name not in OPTIONAL
-        if not is_wanted or is_finished(record, argv) or is_lost(options, noise, name, seed):
-            continue
-        words = [f"--output_dir={folder}", *argv]
-        settings = parse_arguments(words)
-        data = data or load_data(*settings[1:])
-        model_args, data_args, args = settings_for(data, words, settings)
-        print(f"=== {noise}, seed {seed}: {name} → {folder}", flush=True)
-        run = Run(model_args, data_args, args, no_harm.with_right_labels(data) if name == no_harm.ORACLE else data)
-        run.name = name  # as the row, for pictures and cards
-        first = first or run  # holds the processed images, which the other rows share
-        twin = None if options.table in OWN_FORM else PlainTwin(run)
-        if twin is not None:
-            run.trainer.add_callback(twin)
-        results = run.train(None)
-        results["train_seconds_per_step"] = trimmed_mean(run.timer.per_step)
-        if twin is not None:
-            results["plain_seconds_per_step"] = trimmed_mean(twin.seconds)
-        if options.table == "no-harm":
-            results = no_harm.record_of(run, results)
-        results["flags"] = argv
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+def train_row(table: str, name: str, flags: list[str]) -> dict[str, Any]:
+    """Train a row of a table. Return its figures."""
+    runs, checkpoint = set_up(flags, no_harm.with_right_labels if name == no_harm.ORACLE else None)
+    run = runs[-1]
+    run.name = name  # for pictures and cards
+    print(f"\n=== {name} → {run.args.output_dir}", flush=True)
+    twin = None if table in OWN_FORM else PlainTwin(run)
+    if twin is not None:
+        run.trainer.add_callback(twin)
+    results = run.train(checkpoint)
+    results["train_seconds_per_step"] = trimmed_mean(run.timer.per_step)
+    if twin is not None:
+        results["plain_seconds_per_step"] = trimmed_mean(twin.seconds)
+    return no_harm.record_of(run, results) if table == "no-harm" else results
 
 
-def is_lost(options: argparse.Namespace, noise: str, name: str, seed: int) -> bool:
-    """Return, and say, whether a row of the table no-harm is so far below on the first seed that it needs no other."""
-    if options.table != "no-harm" or seed == no_harm.FIRST_SEED:
-        return False
-    first = argparse.Namespace(**{**vars(options), "seeds": [no_harm.FIRST_SEED]})
-    if not no_harm.has_lost(name, {row: finished_runs(first, noise, row) for row in rows_of_job(options, noise)}):
-        return False
-    print(f"=== {noise}, seed {seed}: {name} is left out, as it lost on seed {no_harm.FIRST_SEED}", flush=True)
-    return True
+def jobs_of(options: argparse.Namespace, passed_on: list[str], seeds: list[int]) -> list[Job]:
+    """Return the runs of a table, those of a seed one after the other: the first one tells which rows need others."""
+    jobs = []
+    for seed in seeds:
+        for noise in options.noise:
+            common = flags_of_all_rows(options, noise, seed, passed_on)
+            for name, flags in rows_of_noise(options, noise).items():
+                plain_name = "".join(c if c.isalnum() else "-" for c in name.lower())
+                own = Path(noise.replace(":", "-")) / f"{plain_name}-{seed}"
+                record = Path(options.results_dir or options.output_dir) / own.parent / f"{own.name}.json"
+                trains = partial(train_row, options.table, name)
+                jobs.append(Job(name, seed, Path(options.output_dir) / own, [*common, *flags], noise, trains, record))
+    return jobs
 
 
-def rows_of_job(options: argparse.Namespace, noise: str) -> dict[str, list[str]]:
+def figures_of(jobs: list[Job]) -> Records:
+    """Return what the runs that are finished have left."""
+    found: Records = {}
+    for job in jobs:
+        runs = found.setdefault(job.group, {}).setdefault(job.name, [])
+        runs += [figures] if (figures := job.figures()) is not None else []
+    return found
+
+
+def rows_of_noise(options: argparse.Namespace, noise: str) -> dict[str, list[str]]:
     """Return row → flags, of one noise or cell."""
     return no_harm.rows_of_cell(noise) if options.table == "no-harm" else rows_of(options)
 
@@ -125,10 +126,7 @@ def rows_of_job(options: argparse.Namespace, noise: str) -> dict[str, list[str]]
 def flags_of_all_rows(options: argparse.Namespace, noise: str, seed: int, passed_on: list[str]) -> list[str]:
     """Return what the rows have in common."""
     evaluations = 16 if options.table == "figures" else EVALUATIONS
-    of_all_tables = [
-        "--save_strategy=no", "--report_to=none", "--disable_tqdm=true", f"--eval_steps={1 / evaluations}",
-        "--eval_strategy=steps",
-    ]  # fmt: skip
+    of_all_tables = [*QUIET, "--save_strategy=no", f"--eval_steps={1 / evaluations}", "--eval_strategy=steps"]
     if options.table == "no-harm":
         return [*no_harm.flags_of_cell(noise, options.dataset_name), f"--seed={seed}", *of_all_tables, *passed_on]
     noise_type, _, rate = noise.partition(":")
@@ -142,57 +140,22 @@ def flags_of_all_rows(options: argparse.Namespace, noise: str, seed: int, passed
     ]  # fmt: skip
 
 
-def is_finished(record: Path, argv: list[str]) -> bool:
-    """Return whether this very run is there already."""
-    if not record.is_file():
-        return False
-    if json.loads(record.read_text(encoding="utf-8")).get("flags") != argv:
-        fail(f"{record} is of a run with other settings: give another --output_dir and --results_dir")
-    return True
-
-
-def folder_of(options: argparse.Namespace, noise: str, name: str, seed: int) -> Path:
-    """Return the folder of what the run leaves: network, meta-net, model card."""
-    plain_name = "".join(c if c.isalnum() else "-" for c in name.lower())
-    return Path(options.output_dir) / noise.replace(":", "-") / f"{plain_name}-{seed}"
-
-
-def record_of(options: argparse.Namespace, noise: str, name: str, seed: int) -> Path:
-    """Return the file with the figures of the run."""
-    folder = folder_of(options, noise, name, seed)
-    return Path(options.results_dir or options.output_dir) / folder.parent.name / f"{folder.name}.json"
-
-
-def finished_runs(options: argparse.Namespace, noise: str, name: str) -> list[dict[str, Any]]:
-    """Return the figures of a row's runs that are there."""
-    files = [record_of(options, noise, name, seed) for seed in options.seeds]
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
-
-
-def print_tables(options: argparse.Namespace) -> None:
+def print_tables(options: argparse.Namespace, found: Records) -> None:
     words = f"{options.num_train} training examples"
     if options.table == "no-harm":
-        by_row = {noise: rows_of_job(options, noise) for noise in options.noise}
-        found = {noise: {row: finished_runs(options, noise, row) for row in rows} for noise, rows in by_row.items()}
         print(no_harm.format_groups(found))
-        return
-    if options.table == "two-networks":
-        runs = {
-            name: {noise: records for noise in options.noise if (records := finished_runs(options, noise, name))}
-            for name in rows_of(options)
-        }
-        print(f"\n{options.dataset_name}, {words}, no clean label\n{format_methods(runs)}")
-        return
-    for noise in options.noise:
-        print(f"\n{options.dataset_name}, {noise}, {words}\n{format_table(options, noise)}")
+    elif options.table == "two-networks":
+        print(f"\n{options.dataset_name}, {words}, no clean label\n{format_methods(found)}")
+    else:
+        for noise, by_row in found.items():
+            print(f"\n{options.dataset_name}, {noise}, {words}\n{format_table(by_row)}")
 
 
-def format_table(options: argparse.Namespace, noise: str) -> str:
+def format_table(by_row: dict[str, list[dict[str, Any]]]) -> str:
     """Return the finished runs of one noise as a Markdown table."""
     head = ["", "last, %", "best, %", "ms a step", "ratio to plain", "layers on", "gates' cost", "seeds"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for name in rows_of(options):
-        runs = finished_runs(options, noise, name)
+    for name, runs in by_row.items():
         if runs:
             costs = [run["mean_meta_cost"] for run in runs if run["mean_meta_cost"] is not None]
             cells = [
@@ -207,25 +170,6 @@ def format_table(options: argparse.Namespace, noise: str) -> str:
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def run_jobs(options: argparse.Namespace, argv: list[str]) -> None:
-    """Start one process for each noise and seed, `--jobs` at a time, the cores shared out among them.
-
-    In the table no-harm one has all seeds of a cell, as the first one tells which rows need others.
-    """
-    threads = max(1, (os.cpu_count() or 1) // options.jobs)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-
-    def run(noise: str, seeds: list[int]) -> int:
-        command = [sys.executable, __file__, *argv, "--jobs=1", "--seeds", *map(str, seeds), "--noise", noise]
-        return subprocess.run(command, env=environment).returncode
-
-    seeds = [options.seeds] if options.table == "no-harm" else [[seed] for seed in options.seeds]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        codes = list(pool.map(lambda job: run(*job), [(n, s) for s in seeds for n in options.noise]))
-    if any(codes):
-        fail(f"{sum(map(bool, codes))} of {len(codes)} processes failed")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -255,16 +199,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", default="outputs/tables", help="a folder for each run is made below")
     parser.add_argument("--results_dir", help="a small JSON file with the figures of each run goes here (--output_dir)")
     parser.add_argument("--show", action="store_true", help="print what is finished, and train nothing")
-    parser.add_argument("--jobs", type=int, default=1, help="processes at a time, one for each noise and seed")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, among which the cores are shared out")
     return parser
 
 
 def main(argv: list[str]) -> None:
     with started_as("reproduce.py", errors=(*USER_ERRORS, TypeError)):
-        reproduce(*build_parser().parse_known_args(argv), argv)
+        reproduce(*build_parser().parse_known_args(argv))
 
 
-def reproduce(options: argparse.Namespace, passed_on: list[str], argv: list[str]) -> None:
+def reproduce(options: argparse.Namespace, passed_on: list[str]) -> None:
     """Train what is missing, and print the tables."""
     is_clean = options.table not in OWN_FORM
     options.num_meta = options.num_meta if is_clean else 0
@@ -278,19 +222,31 @@ def reproduce(options: argparse.Namespace, passed_on: list[str], argv: list[str]
         fail(f"--rows {unknown[0]!r} is no row of table {options.table}: choose from {', '.join(rows_of(options))}")
     if is_clean and not any(flag.split("=")[0] in ("--num_train_epochs", "--max_steps") for flag in passed_on):
         passed_on = ["--num_train_epochs=16", *passed_on]
-    if not options.show:
-        train_missing(options, passed_on, argv)
-    print_tables(options)
+    jobs, log = jobs_of(options, passed_on, options.seeds), Path(options.output_dir) / LOG
+    wanted = [job for job in jobs if (job.name in options.rows if options.rows else job.name not in OPTIONAL)]
+    failed = 0 if options.show else train_table(options, passed_on, wanted, log)
+    print_tables(options, figures_of(jobs))
+    if failed:
+        fail(f"{failed} of {len(wanted)} runs failed: see {log}")
 
 
-def train_missing(options: argparse.Namespace, passed_on: list[str], argv: list[str]) -> None:
-    """Train what has no record yet, in this process or in several."""
-    if options.jobs > 1:
-        run_jobs(options, argv)
-        return
-    for noise in options.noise:
-        for seed in options.seeds:
-            train_rows(options, noise, seed, passed_on)
+def train_table(options: argparse.Namespace, passed_on: list[str], jobs: list[Job], log: Path) -> int:
+    """Train what is missing of these runs. Return how many failed."""
+    first = jobs_of(options, passed_on, [no_harm.FIRST_SEED])
+
+    def is_needed(job: Job) -> bool:
+        is_other = options.table == "no-harm" and job.seed != no_harm.FIRST_SEED
+        is_lost = is_other and no_harm.has_lost(job.name, figures_of(first)[job.group])
+        if is_lost:
+            tqdm.write(f"{job} is left out, as it lost on seed {no_harm.FIRST_SEED}")
+        return not is_lost
+
+    missing = [job for job in jobs if job.results() is None]
+    if missing:  # or each run would fail by itself where flags are wrong, or the data are not there
+        load_data(*parse_arguments(missing[0].flags)[1:])
+    failed = train_missing(missing, options.jobs, log, is_needed)
+    check_same_labels(job for job in jobs if job.name != no_harm.ORACLE)
+    return len(failed)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ selects nothing.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from famus_hf.cli.arguments import TRUSTED, parse_arguments, short_name
@@ -87,8 +86,6 @@ def main(argv: list[str], program: str = "famus-hf compare") -> None:
         log = options.output_dir / LOG
         failed = {} if options.show else train_missing(jobs, options.jobs, log)
         finished = {job: found for job in jobs if (found := job.results()) is not None}
-        for job, why in failed.items():
-            print(f"{job}, failed: {why}", file=sys.stderr)
         if not finished:
             fail(f"no run in {str(options.output_dir)!r} is finished")
         check_same_labels(list(finished))

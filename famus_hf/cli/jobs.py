@@ -28,7 +28,7 @@ from famus_hf.storage.run_folder import NOISE_FILE, RESULTS
 
 FLAGS, LOG = "flags.json", "console.log"  # in the folder of each run; beside the folders
 QUIET = ("--disable_tqdm=true", "--report_to=none")
-REFRESHED = 5.0  # seconds after which the time left is said anew
+REFRESHED = 5.0  # seconds after which the time left is said anew on a terminal, where it takes no line of its own
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
@@ -133,7 +133,7 @@ def check_same_labels(jobs: Iterable[Job]) -> None:
 def train_missing(
     jobs: list[Job], at_once: int, log: Path, is_needed: Callable[[Job], bool] = lambda job: True
 ) -> dict[Job, str]:
-    """Train what is not finished, each run in a process of its own. Return what failed, and why.
+    """Train what is not finished, each run in a process of its own. Return what failed, and why, which is also printed.
 
     A run that fails, or whose process is killed, does not end the others. Of those that wait, none begins after Ctrl-C.
 
@@ -154,6 +154,7 @@ def train_missing(
     log.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
     left, failed = TimeLeft(missing, at_once), {}
+    seconds = REFRESHED if sys.stderr.isatty() else None
 
     def in_turn(job: Job) -> bool:
         if needed := is_needed(job):
@@ -166,13 +167,14 @@ def train_missing(
         running = {pool.submit(in_turn, job): job for job in missing}
         with tqdm(total=len(missing), desc="runs", bar_format=BAR) as bar:
             while running:
-                for future in wait(running, REFRESHED, FIRST_COMPLETED).done:
+                for future in wait(running, seconds, FIRST_COMPLETED).done:
                     job, error = running.pop(future), future.exception()
                     left.end(job, counts=error is None and future.result())
                     if error is not None and not isinstance(error, Exception | SystemExit):
                         raise error
                     if error is not None:
                         failed[job] = reason_of(error)
+                        tqdm.write(f"{job}, failed: {failed[job]}", file=sys.stderr)
                     bar.update()
                 bar.set_postfix_str(left.in_words())
     finally:

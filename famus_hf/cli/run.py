@@ -9,6 +9,7 @@ training and the base method (all layers) run first, and with two networks Divid
 """
 
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -335,8 +336,12 @@ def main(argv: list[str], program: str = "run_famus.py") -> None:
             fail(last.unpushed)
 
 
-def set_up(argv: list[str]) -> tuple[list[Run], str | None]:
+def set_up(argv: list[str], chosen: Callable[[Any], Any] | None = None) -> tuple[list[Run], str | None]:
     """Return the run that the flags ask for, behind those that it is compared with, and the checkpoint to go on from.
+
+    Args:
+        argv: The flags.
+        chosen: Takes the data that they name and returns those that are used; None: all are.
 
     Raises:
         ValueError: One sentence on what is wrong with the flags, the data or the network; also OSError.
@@ -348,6 +353,7 @@ def set_up(argv: list[str]) -> tuple[list[Run], str | None]:
             logging.disable_progress_bar()
         checkpoint = resolve_checkpoint(model_args, args)
         data = load_data(data_args, args)
+        data = data if chosen is None else chosen(data)
         model_args, data_args, args = settings_for(data, argv, (model_args, data_args, args))
         settings = [*(baselines_of(model_args, args, "meta" in data) if data_args.compare else []), (model_args, args)]
         runs = [Run(networks, data_args, run_args, data) for networks, run_args in settings]

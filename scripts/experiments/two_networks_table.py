@@ -4,6 +4,7 @@ No clean label is used in any row. All settings are in this file; those of the c
 """
 
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
 from famus_hf.reporting.tables import format_mean
@@ -33,19 +34,20 @@ def format_methods(runs: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
     """Return a Markdown table: methods × noises; last (best) test accuracy in %, seconds of an epoch.
 
     Args:
-        runs: Method → noise → what all_results.json has of each seed's run.
+        runs: Noise → method → what all_results.json has of each seed's run.
     """
-    noises = list(dict.fromkeys(noise for by_noise in runs.values() for noise in by_noise))
-    head = ["last (best), %", *map(_words, noises), "seconds an epoch", "ratio to plain", "seeds"]
+    runs = {noise: by_method for noise, by_method in runs.items() if any(by_method.values())}
+    head = ["last (best), %", *map(_words, runs), "seconds an epoch", "ratio to plain", "seeds"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    plain = _seconds(runs.get(PLAIN, {}))
-    for name, by_noise in runs.items():
-        seconds, counts = _seconds(by_noise), sorted({len(runs_of_noise) for runs_of_noise in by_noise.values()})
+    plain = _seconds(by_method.get(PLAIN, []) for by_method in runs.values())
+    for name in ROWS:
+        found = [by_method.get(name, []) for by_method in runs.values()]
+        seconds, counts = _seconds(found), sorted({len(of_noise) for of_noise in found if of_noise})
         if seconds is None:
             continue
         cells = [
             name,
-            *(_accuracy(by_noise.get(noise, [])) for noise in noises),
+            *map(_accuracy, found),
             f"{seconds:.1f}",
             "–" if plain is None else f"{seconds / plain:.1f}",
             "–".join(dict.fromkeys([str(counts[0]), str(counts[-1])])),
@@ -66,7 +68,7 @@ def _accuracy(runs: list[dict[str, Any]]) -> str:
     return f"{last} ({best})"
 
 
-def _seconds(by_noise: dict[str, list[dict[str, Any]]]) -> float | None:
+def _seconds(found: Iterable[list[dict[str, Any]]]) -> float | None:
     """Return the mean over all runs of a row; None where there are none."""
-    seconds = [run["seconds_per_epoch"] for runs in by_noise.values() for run in runs]
+    seconds = [run["seconds_per_epoch"] for of_noise in found for run in of_noise]
     return statistics.fmean(seconds) if seconds else None

@@ -2,9 +2,9 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
-from threading import Lock
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,40 +27,16 @@ SMALL = [
 ]  # fmt: skip
 
 
-def reproduce(folder, *flags):
-    command = [sys.executable, str(SCRIPT), *SMALL, "--output_dir", str(folder), *flags]
-    result = clean_process.run(command)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
-
-
 def rows_of(output):
     """First cell → line, of the lines of the table that hold figures."""
     lines = [line for line in output.splitlines() if re.match(r"\| [\w\-].* \| \d", line)]
     return {line.split(" | ")[0].lstrip("| "): line for line in lines}
 
 
-@pytest.fixture
-def jobs(monkeypatch):
-    """Has what `--jobs` starts run in this process, one job after the other. Returns what was started."""
-    started, turn = [], Lock()
-
-    def run(command, env):
-        with turn:
-            assert command[:2] == [sys.executable, str(SCRIPT)] and env["OMP_NUM_THREADS"]
-            started.append(command[2:])
-            script.main(command[2:])
-        return SimpleNamespace(returncode=0)
-
-    monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=run))
-    return started
-
-
-def test_table_3_over_seeds_goes_on_where_it_stopped(tmp_path, capsys, jobs):
+def test_table_3_over_seeds_goes_on_where_it_stopped(tmp_path, capsys, in_this_process):
     names = ["plain training", "sampler, L_c + L_g"]
     flags = ["--table", "3", "--seeds", "0", "1", "--rows", *names]
     script.main([*SMALL, "--output_dir", str(tmp_path), *flags, "--jobs", "2"])
-    assert sorted(job[-3] for job in jobs) == ["0", "1"] and all(job[-2:] == ["--noise", "pair:0.4"] for job in jobs)
     rows = rows_of(capsys.readouterr().out.rpartition("training examples\n")[2])
     assert list(rows) == names
     for row in rows.values():
@@ -74,11 +50,24 @@ def test_table_3_over_seeds_goes_on_where_it_stopped(tmp_path, capsys, jobs):
     file.unlink()
     script.main([*SMALL, "--output_dir", str(tmp_path), *flags])
     again = capsys.readouterr().out
-    assert re.findall(r"^=== (.*) →", again, re.MULTILINE) == ["pair:0.4, seed 1: sampler, L_c + L_g"]
+    assert re.findall(r"^=== (.*) →", again, re.MULTILINE) == ["sampler, L_c + L_g"]
     assert rows_of(again)["plain training"] == rows["plain training"]
     with pytest.raises(SystemExit) as ended:
         script.main([*SMALL, "--output_dir", str(tmp_path), *flags, "--learning_rate", "0.2"])
-    assert ended.value.code == 2 and "is of a run with other settings" in capsys.readouterr().err
+    assert ended.value.code == 2 and "is of a run with other flags" in capsys.readouterr().err
+    labels = tmp_path / "pair-0.4" / "plain-training-0" / "noise.parquet"
+    shutil.copy(tmp_path / "pair-0.4" / "plain-training-1" / "noise.parquet", labels)
+    with pytest.raises(SystemExit):
+        script.main([*SMALL, "--output_dir", str(tmp_path), *flags])
+    assert "were trained on different examples or labels" in capsys.readouterr().err
+
+
+def test_what_every_run_would_fail_by_is_said_once_before_any_is_started(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(script, "train_missing", lambda *settings: pytest.fail("a run was started"))
+    for flags, words in ((["--dataset_name", str(tmp_path)], str(tmp_path)), (["--epochs", "3"], "--epochs")):
+        with pytest.raises(SystemExit):
+            script.main([*SMALL, "--table", "3", "--output_dir", str(tmp_path / "none"), *flags])
+        assert words in capsys.readouterr().err
 
 
 def test_table_of_fast_modes_has_the_faithful_step_beside_them():
@@ -108,15 +97,21 @@ def test_times_of_a_step_hold_their_share_of_the_meta_step():
     assert script.trimmed_mean(timer.per_step) == pytest.approx(1.265)
 
 
-def test_table_4_compares_samplers(tmp_path):
-    flags = ["--blocks", "3", "--random_layers", "2", "--rows", "block 3", "random, s = 2", "top 4, fixed"]
-    rows = rows_of(reproduce(tmp_path, "--table", "4", "--seeds", "0", *flags))
+def test_table_4_compares_samplers_and_the_script_trains_in_processes_of_its_own(tmp_path, capsys, in_this_process):
+    flags = ["--table", "4", "--seeds", "0", "--blocks", "3", "--random_layers", "2", "--output_dir", str(tmp_path)]
+    result = clean_process.run([sys.executable, str(SCRIPT), *SMALL, *flags, "--rows", "block 3"])
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "=== block 3 →" in (tmp_path / "console.log").read_text() and list(rows_of(result.stdout)) == ["block 3"]
+    script.main([*SMALL, *flags, "--rows", "block 3", "random, s = 2", "top 4, fixed"])
+    printed = capsys.readouterr().out
+    assert re.findall(r"^=== (.*) →", printed, re.MULTILINE) == ["random, s = 2", "top 4, fixed"]
+    rows = rows_of(printed)
     assert {name: row.split("|")[-4].strip() for name, row in rows.items()} == {
         "block 3": "5.0", "random, s = 2": "2.0", "top 4, fixed": "4.0",
     }  # fmt: skip
 
 
-def test_the_table_of_two_networks_uses_no_clean_label_and_goes_on_where_it_stopped(tmp_path, capsys):
+def test_the_table_of_two_networks_uses_no_clean_label_and_goes_on_where_it_stopped(tmp_path, capsys, in_this_process):
     rows = ["plain training, one network", "two networks, FaMUS (K = 4)"]
     flags = [
         "--table", "two-networks", "--dataset_name", "digits", "--backbone", "tiny", "--num_train", "300",
@@ -159,7 +154,7 @@ def of_seeds(*accuracies, best=None, estimate=0.4, true=0.4):
     ]  # fmt: skip
 
 
-def test_the_table_no_harm_goes_on_where_it_stopped_and_keeps_what_it_needs(tmp_path, capsys, jobs):
+def test_the_table_no_harm_goes_on_where_it_stopped_and_keeps_what_it_needs(tmp_path, capsys, in_this_process):
     cell, rows = "untrusted-pair-40", ["plain", "MW-Net", "oracle"]
     flags = [
         "--table", "no-harm", "--cells", cell, "--rows", *rows, "--seeds", "0", "1", "--dataset_name", "digits",
@@ -168,7 +163,6 @@ def test_the_table_no_harm_goes_on_where_it_stopped_and_keeps_what_it_needs(tmp_
         "--output_dir", str(tmp_path / "runs"), "--results_dir", str(tmp_path / "records"),
     ]  # fmt: skip
     script.main([*flags, "--jobs", "2"])
-    assert [job[-5:] for job in jobs] == [["--seeds", "0", "1", "--noise", cell]], "one process has all seeds of a cell"
     plain = [line for line in capsys.readouterr().out.splitlines() if "**plain**" in line][-1]
     assert plain.endswith("| – | 2 |")
     records = {row: json.loads((tmp_path / "records" / cell / f"{row.lower()}-0.json").read_text()) for row in rows}
@@ -178,7 +172,7 @@ def test_the_table_no_harm_goes_on_where_it_stopped_and_keeps_what_it_needs(tmp_
     (tmp_path / "records" / cell / "oracle-0.json").unlink()
     script.main(flags)
     again = capsys.readouterr().out
-    assert re.findall(r"^=== (.*) →", again, re.MULTILINE) == [f"{cell}, seed 0: oracle"] and plain in again
+    assert re.findall(r"^=== (.*) →", again, re.MULTILINE) == ["oracle"] and plain in again
 
 
 def test_a_row_that_lost_on_the_first_seed_needs_no_other():
@@ -196,7 +190,7 @@ def test_a_lost_row_is_left_out_of_further_seeds(tmp_path, capsys):
         ["--table", "no-harm", "--cells", "untrusted-pair-40", "--seeds", "1", "--rows", "MW-Net", "--results_dir",
          str(tmp_path)]
     )  # fmt: skip
-    assert "seed 1: MW-Net is left out, as it lost on seed 0" in capsys.readouterr().out
+    assert "MW-Net, seed 1 is left out, as it lost on seed 0" in capsys.readouterr().out
     assert not (folder / "mw-net-1.json").exists()
 
 
