@@ -141,6 +141,22 @@ def test_rows_of_two_networks_differ_in_the_method_alone():
     assert len(set(found.values())) == len(rows) == 5
 
 
+@pytest.mark.parametrize(
+    "flags, card",
+    [
+        (["speed"], "fashion-mnist-fast-modes"),
+        (["4", "--rows", "plain training"], "fashion-mnist-ablations"),
+        (["two-networks", "--rows", "DivideMix", "--seeds", "1", "2", "3"], "fashion-mnist-two-networks"),
+    ],
+)
+def test_commands_of_cards_print_their_figures_again_and_train_nothing(flags, card, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script, "train_missing", lambda jobs, *others: dict.fromkeys(jobs))
+    folders = ["--output_dir", str(tmp_path / "none"), "--results_dir", str(SCRIPT.parents[1] / "model_cards" / card)]
+    script.main(["--table", *flags, *folders])
+    rows = rows_of(capsys.readouterr().out)
+    assert len(rows) > 3 and all(row.endswith("| 3 |") for row in rows.values())
+
+
 # ---- The table no-harm ----
 
 
