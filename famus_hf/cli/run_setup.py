@@ -34,6 +34,7 @@ logger = logging.get_logger(__name__)
 
 NEW_WEIGHTS = ("missing_keys", "mismatched_keys")  # what a checkpoint lacks, or has in another shape: a head
 OF_BELIEFS = ("posterior", "soft")  # meta-learners to which other layers make no other method
+WHETHER = {"true": True, "false": False}  # values of flags
 SMALLEST = ("tiny", "small")  # backbones, than which none is faster
 METHOD_NAMES = {
     "mw-net": "MW-Net", "l2r": "L2R", "mlc": "MLC", "posterior": "posterior targets", "forward": "forward correction",
@@ -287,16 +288,19 @@ def baselines_of(
     best of the three is the honest baseline. Posterior targets are compared with the paper's MW-Net and FaMUS as well,
     MW-Net and its like with themselves on all layers. With two networks DivideMix comes between, and the others have no
     trusted examples. Plain training is then what the warm-up does with one network: its batches are as large as a
-    labelled and an unlabelled one together, so that its steps are as many.
+    labelled and an unlabelled one together, so that its steps are as many. Each run is the method of its name in
+    `METHODS`, under the settings of this one.
     """
 
     def variant(name: str, **changes: Any) -> FaMUSTrainingArguments:
+        of_method = METHODS[name].settings if name in METHODS else {}
+        changes |= {key: WHETHER.get(value, value) for key, value in of_method.items() if key != "two_networks"}
         folder = f"{args.output_dir}-{name}"
         return dataclasses.replace(args, output_dir=folder, push_to_hub=False, resume_from_checkpoint=None, **changes)
 
-    exact = {"layer_sampler": "all", "candidate_layers": "all", "sampler_block": None, "meta_budget": None,
+    exact = {"candidate_layers": "all", "sampler_block": None, "meta_budget": None,
              "preset": None, "virtual_scope": "all"}  # fmt: skip
-    without = {"meta_learner": "none", "train_on_trusted": False, "meta_budget": None, "preset": None,
+    without = {"train_on_trusted": False, "meta_budget": None, "preset": None,
                "pair_method": None, "noise_rate": None, "forget_ramp_epochs": None,
                **dict.fromkeys(DIAGNOSTICS, 0)}  # fmt: skip
     match = None if args.meta_learner in ("l2r", "l2b") else 0.0  # which have no such loss
@@ -310,16 +314,14 @@ def baselines_of(
     if divides:
         runs.append((model_args, variant("dividemix", **without)))
     elif has_trusted:
-        with_trusted = {**without, "train_on_trusted": True}
-        runs.append((one_network, variant("plain-trusted", **with_trusted)))
-        runs.append((one_network, variant("forward", **{**with_trusted, "meta_learner": "forward"})))
+        runs.append((one_network, variant("plain-trusted", **without)))
+        runs.append((one_network, variant("forward", **{**without, "train_on_trusted": True})))
     if args.meta_learner == "posterior":
-        paper = {**exact, "preset": "paper", "meta_learner": "mw-net", "train_on_trusted": False,
-                 "meta_batch_size": args.asked_meta_batch_size}  # fmt: skip
+        paper = {"preset": "paper", "train_on_trusted": False, "meta_batch_size": args.asked_meta_batch_size}
         runs.append((one_network, variant("mw-net", **{**all_layers, **paper})))
-        runs.append((one_network, variant("famus", **{**paper, "layer_sampler": "learned"})))
+        runs.append((one_network, variant("famus", **{**exact, **paper})))
     elif has_meta_step(args) and args.meta_learner not in OF_BELIEFS:
-        runs.append((model_args, variant(str(args.meta_learner), **all_layers)))
+        runs.append((model_args, variant(str(args.meta_learner), **all_layers, layer_sampler="all")))
     names = (method_name(model_args, args), own_name)
     return [pair for pair in runs if method_name(*pair) not in names]
 
