@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers.trainer_utils import has_length
 
 from famus_hf.core.autodiff.forward_pass import model_logits, split_inputs
+from famus_hf.core.last_hidden import last_hidden
 from famus_hf.core.parallel.processes import Processes
 from famus_hf.data.inputs.meta_batches import in_order
 from famus_hf.errors import DataError
@@ -29,6 +30,7 @@ class PerExample:
         probabilities: Shape (N, C), the network's prediction; None where it was not asked for.
         clean_labels: Shape (N,), or None where they are not known.
         index: Shape (N,), rows in the source, or None where they are not known.
+        features: Of the last hidden layer, shape (N, D); None where they were not asked for.
     """
 
     labels: np.ndarray
@@ -36,6 +38,7 @@ class PerExample:
     probabilities: np.ndarray | None
     clean_labels: np.ndarray | None
     index: np.ndarray | None
+    features: np.ndarray | None = None
 
     @property
     def correct(self) -> np.ndarray | None:
@@ -74,6 +77,7 @@ class ExampleEvaluator:
         loss: Callable[[Tensor, Tensor], Tensor],
         *,
         with_probabilities: bool = False,
+        with_features: bool = False,
         progress: str | None = None,
     ) -> PerExample:
         """Return what the network makes of a map-style data set.
@@ -83,6 +87,7 @@ class ExampleEvaluator:
             dataset: Not empty.
             loss: Logits (n, C), labels → (n,).
             with_probabilities: They take 4·N·C bytes on every process.
+            with_features: Likewise, 4·N·D bytes.
             progress: Words beside a progress bar; default: none.
 
         Raises:
@@ -92,7 +97,7 @@ class ExampleEvaluator:
             raise DataError("a data set that is empty, or a stream, can't be examined: give one whose size is known")
         columns: dict[str, list[np.ndarray]] = {}
         scale = self.logit_scale(network)
-        for logits, labels, inputs in self._passes(network, dataset, progress):
+        for logits, labels, inputs, features in self._passes(network, dataset, progress, with_features):
             given = inputs["labels"] if inputs["labels"].dim() == 1 else inputs["labels"].argmax(1)
             if given.min() < 0 or given.max() >= logits.shape[1]:
                 raise DataError(
@@ -102,6 +107,8 @@ class ExampleEvaluator:
             outputs = {"labels": given, "losses": loss(logits, labels).float()}
             if with_probabilities:
                 outputs["probabilities"] = (scale * logits).softmax(1)
+            if features is not None:
+                outputs["features"] = features
             outputs |= {name: inputs[name] for name in ("clean_label", "index") if name in inputs}
             for name, values in outputs.items():
                 columns.setdefault(name, []).append(values.cpu().numpy())
@@ -110,7 +117,12 @@ class ExampleEvaluator:
             for name, batches in columns.items()
         }
         return PerExample(
-            whole["labels"], whole["losses"], whole.get("probabilities"), whole.get("clean_label"), whole.get("index")
+            whole["labels"],
+            whole["losses"],
+            whole.get("probabilities"),
+            whole.get("clean_label"),
+            whole.get("index"),
+            whole.get("features"),
         )
 
     def logit_scale(self, network: nn.Module) -> float:
@@ -120,9 +132,12 @@ class ExampleEvaluator:
 
     @torch.no_grad()
     def _passes(
-        self, network: nn.Module, dataset: Any, progress: str | None
-    ) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
-        """Yield logits (n, C) and labels of this process's share, batch by batch, and the batch as it was loaded."""
+        self, network: nn.Module, dataset: Any, progress: str | None, with_features: bool
+    ) -> Iterator[tuple[Tensor, Tensor, dict[str, Any], Tensor | None]]:
+        """Yield logits (n, C) and labels of this process's share, batch by batch, the batch as it was loaded, features.
+
+        Features are None where they are not asked for.
+        """
         count, rank = self.processes.count, self.processes.rank
         was_training = network.training
         share = -(-len(dataset) // count)  # equal, as FSDP needs all processes in each of its passes
@@ -132,11 +147,11 @@ class ExampleEvaluator:
         is_shown = progress is not None and rank == 0 and not self.args.disable_tqdm
         network.eval()
         try:
-            with self.judged_weights():
+            with self.judged_weights(), last_hidden(network) if with_features else nullcontext() as features:
                 for inputs in tqdm(batches, desc=progress, disable=not is_shown, leave=False):
                     batch, labels, _ = split_inputs(self.prepare(inputs))
                     with self.autocast():
                         logits = model_logits(network, batch).float()
-                    yield logits, labels, inputs
+                    yield logits, labels, inputs, None if features is None else features()
         finally:
             network.train(was_training)

@@ -38,6 +38,7 @@ MANIFEST = "checkpoint_files.json"
 META_STATE = "meta_state.pt"
 BELIEFS = "beliefs.safetensors"  # what the network believed of each example before it learned from it
 RAW_WEIGHTS = "raw_weights.safetensors"  # beside averaged ones, the weights that a training goes on from
+EARLIER_WEIGHTS = "earlier_weights.safetensors"  # after the last epoch, which a meta-learner may go back to
 TRAINED_ON = "trained_on.json"  # which data, and by which settings
 LAST_CHECKPOINT = "last-checkpoint"  # on the Hub, as transformers calls it
 UNFINISHED = ".unfinished"  # a folder within the one that is written to; nothing in it is ever read

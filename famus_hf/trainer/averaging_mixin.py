@@ -18,6 +18,7 @@ from famus_hf.storage.run_folder import RAW_WEIGHTS
 from famus_hf.storage.saved_state import Check, check_state, is_tensor, stored_tensors
 from famus_hf.trainer.beliefs_mixin import BeliefsMixin
 from famus_hf.trainer.classifier_mixin import ClassifierMixin
+from famus_hf.trainer.features_mixin import FeaturesMixin
 
 RAW, AVERAGED, STEPS = "raw.", "averaged.", "steps"  # what the names in RAW_WEIGHTS begin with, and how many steps
 
@@ -32,7 +33,7 @@ class AfterOptimizerStep(TrainerCallback):
         self.act()
 
 
-class AveragingMixin(BeliefsMixin, ClassifierMixin):
+class AveragingMixin(FeaturesMixin, BeliefsMixin, ClassifierMixin):
     """Keeps an average of the network's weights where `ema_decay` asks for it.
 
     In training the network holds its own weights, and the average in each evaluation and save. At the end of the
@@ -106,9 +107,14 @@ class AveragingMixin(BeliefsMixin, ClassifierMixin):
 
     def close_epoch_of_beliefs(self, is_over: bool) -> None:
         """Look at the trusted examples with the network's own weights, by which it predicts training examples too."""
+        with self.own_weights():
+            super().close_epoch_of_beliefs(is_over)
+
+    @contextmanager
+    def own_weights(self) -> Iterator[None]:
         average, self.weight_average = self.weight_average, None
         try:
-            super().close_epoch_of_beliefs(is_over)
+            yield
         finally:
             self.weight_average = average
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import has_length
 
-from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS
-from famus_hf.core.losses import LDAMLoss
+from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS, logits_without_trace, split_inputs
+from famus_hf.core.losses import LDAMLoss, adjusted
+from famus_hf.core.meta_learners.base import MetaLearner
 from famus_hf.data.inputs.augmentation import (
     META_STREAM,
     MIX_STREAM,
@@ -20,7 +21,7 @@ from famus_hf.data.inputs.augmentation import (
     make_generator,
 )
 from famus_hf.data.inputs.meta_batches import MetaBatches
-from famus_hf.data.inputs.mixup import draw_mixture, mixed
+from famus_hf.data.inputs.mixup import draw_mixture, draw_shares, mixed
 from famus_hf.data.inputs.training_rows import HELD_OUT, TrainingRows
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
 from famus_hf.errors import DataError
@@ -63,18 +64,56 @@ class BatchesMixin(LearningMixin):
             self.processes.take_from_first(self.model.buffers())
         return self.augmented(self._prepare_inputs(inputs), TRAIN_STREAM, *self._place_of_batch())
 
-    def _mix(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return a training batch with its images mixed, as `mixture` tells from then on; without mixup as it is."""
+    @property
+    def mixup_alpha(self) -> float:
+        """α of mixup, as the settings name it, or else the meta-learner; 0: examples are not mixed."""
+        learner, asked = self.meta_learner, self.args.mixup_alpha
+        return float((0.0 if learner is None else learner.mixup_alpha) if asked is None else asked)
+
+    def _mix(self, batch: dict[str, Any], learner: MetaLearner | None = None) -> dict[str, Any]:
+        """Return a training batch with its images mixed, as `mixture` tells from then on; without mixup as it is.
+
+        Args:
+            batch: As it comes.
+            learner: May say who is mixed with whom; None: chance alone does.
+        """
         self.mixture, self._unmixed = None, None
-        if not self.args.mixup_alpha:
+        if not self.mixup_alpha:
             return batch
         images, labels = batch["pixel_values"], batch[self.label_name]
         if labels.min() < 0:
             raise DataError(f"a training batch holds the label {int(labels.min())}, which mixup_alpha can't mix")
-        generator = make_generator(self.args.seed, MIX_STREAM, *self._micro_batch, self.args.process_index)
-        partner, share = draw_mixture(len(images), self.args.mixup_alpha, generator)
-        self.mixture, self._unmixed = (partner.to(images.device), share.to(images.device)), batch
-        return {**batch, "pixel_values": mixed(images, self.mixture)}
+        self._unmixed = batch
+        if learner is not None and learner.mixes_by_losses:
+            partner, share = self._mixture_by_losses(learner, labels)
+            pixels = mixed(images, (partner, share), self.processes.gathered(images))
+            partner = partner - self.processes.rows_before(images)
+        else:
+            generator = make_generator(self.args.seed, MIX_STREAM, *self._micro_batch, self.args.process_index)
+            partner, share = draw_mixture(len(images), self.mixup_alpha, generator)
+            pixels = mixed(images, (partner, share))
+        self.mixture = (partner.to(images.device), share.to(images.device))
+        return {**batch, "pixel_values": pixels}
+
+    def _mixture_by_losses(self, learner: MetaLearner, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return partners among all processes' rows, and own shares, of this one's as a meta-learner says; both (n,).
+
+        labels: Of this process's rows, shape (n,) or (n, C).
+        """
+        with torch.no_grad():
+            losses = self.processes.gathered(self.base_loss(self._logits_of_unmixed(), labels))
+        generator = make_generator(self.args.seed, MIX_STREAM, *self._micro_batch)
+        shares = draw_shares(len(losses), self.mixup_alpha, generator)
+        partner, share = learner.mixture(losses, shares, generator)
+        return self.processes.own(partner), self.processes.own(share)
+
+    @torch.no_grad()
+    def _logits_of_unmixed(self) -> Tensor:
+        """Return logits of the present batch without mixup, adjusted where those of training are; shape (n, C)."""
+        assert self._unmixed is not None
+        with self.compute_loss_context_manager():
+            logits = logits_without_trace(self.model, split_inputs(self._unmixed)[0])
+        return adjusted(logits, self.logit_shift)
 
     def _weights_of(self, rows: Tensor | None) -> Tensor | None:
         """Return how much examples count, shape (n,), a trusted one 1; None where all count alike.

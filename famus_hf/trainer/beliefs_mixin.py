@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from famus_hf.core.autodiff.forward_pass import logits_of, logits_without_trace, preserve_rng_state, split_inputs
+from famus_hf.core.autodiff.forward_pass import logits_of, preserve_rng_state
 from famus_hf.core.autodiff.training_pass import TrainingPass
 from famus_hf.core.beliefs import HonestBeliefs
 from famus_hf.core.losses import adjusted, cross_entropy, mean_loss
@@ -37,7 +37,7 @@ class BeliefsMixin(BeliefsCheckpointsMixin):
         train, learner = self.train_dataset, self.meta_learner
         self.beliefs, self.logit_shift, self._observed_at = None, None, None
         self._needs_beliefs = preflight_rows.needs_beliefs(self.args, learner)
-        is_told_apart = isinstance(train, ModelInputs) and not self.args.mixup_alpha
+        is_told_apart = isinstance(train, ModelInputs) and not self.mixup_alpha
         self.keeps_beliefs = self._needs_beliefs or (self.args.label_report and is_told_apart)
         self.__dict__.pop("_trusted_in_training", None)  # of another seed, or another meta set
         if self.args.logit_adjustment:
@@ -103,10 +103,7 @@ class BeliefsMixin(BeliefsCheckpointsMixin):
         """
         scale = self.evaluate_examples.logit_scale(self.model)
         with torch.no_grad():
-            if self._unmixed is not None:
-                with self.compute_loss_context_manager():
-                    logits = logits_without_trace(self.model, split_inputs(self._unmixed)[0])
-            logits = adjusted(logits, self.logit_shift)
+            logits = adjusted(logits, self.logit_shift) if self._unmixed is None else self._logits_of_unmixed()
             probabilities = (scale * logits.float()).softmax(1)
             losses = self.base_loss(logits, labels.clamp(min=0)).float()
         if self.beliefs is None:
@@ -142,6 +139,8 @@ class BeliefsMixin(BeliefsCheckpointsMixin):
             train.sample_weights = train.gathered(self.batch_weights)
         if self._trusted_in_training:
             train.is_trusted = train.gathered(rows >= len(self.train_dataset))
+        if self.meta_learner is not None and self.meta_learner.needs_rows:
+            train.rows = train.gathered(rows)
         if self.keeps_beliefs:
             beliefs, losses = self.note_beliefs(rows, train.logits, train.labels)
             if self.meta_learner is not None and self.meta_learner.needs_beliefs:

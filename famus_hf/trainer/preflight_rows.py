@@ -11,10 +11,7 @@ from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS
 from famus_hf.core.losses import IGNORED, CrossEntropyLoss, LDAMLoss
 from famus_hf.core.meta_learners.base import MetaLearner
 from famus_hf.core.meta_learners.corrections import Correction
-from famus_hf.core.meta_learners.label_noise import LabelNoise
-from famus_hf.core.meta_learners.m_correction import MCorrection
 from famus_hf.core.meta_learners.posterior import PosteriorTargets
-from famus_hf.core.meta_learners.soft import SoftTargets
 from famus_hf.data.inputs.model_inputs import known_labels
 from famus_hf.data.inputs.training_rows import HELD_OUT, INSTEAD, LABELS, TrainingRows, columns_of
 from famus_hf.data.labels.pseudo_clean import PseudoCleanSet
@@ -39,7 +36,7 @@ def class_labels(train: Any) -> list[int]:
 
 def check_base_loss(base_loss: Any, learner: MetaLearner | None) -> None:
     """Raise SettingsError on a base loss that the targets or the likelihood of a meta-learner would pass over."""
-    if not isinstance(learner, (LabelNoise, SoftTargets, MCorrection)):
+    if learner is None or not learner.takes_probabilities:
         return
     name = type(learner).__name__
     if isinstance(base_loss, LDAMLoss):
@@ -124,6 +121,49 @@ def check_beliefs_of_mixed(args: FaMUSTrainingArguments, learner: MetaLearner | 
         raise SettingsError(
             f"mixup_alpha and {_who_believes(args, learner)} under FSDP would need a pass of the unmixed images within "
             "the step, which FSDP does not allow: leave one of them out, or start without FSDP"
+        )
+
+
+def check_mixture(args: FaMUSTrainingArguments, learner: MetaLearner | None, alpha: float, is_sharded: bool) -> None:
+    """Raise SettingsError where images are mixed that a meta-learner takes as they are, or not as it would mix them.
+
+    Args:
+        args: The settings.
+        learner: Ψ.
+        alpha: α of mixup; 0: nothing is mixed.
+        is_sharded: Whether FSDP shards the network.
+    """
+    if learner is None:
+        return
+    name = type(learner).__name__
+    if learner.needs_rows and alpha:
+        raise SettingsError(f"{name} asks for the class of each image, and mixup_alpha mixes them: leave it out")
+    if not learner.mixes_by_losses:
+        return
+    if not alpha:
+        raise SettingsError(f"{name} mixes images, and mixup_alpha={args.mixup_alpha} mixes none: raise it")
+    if args.sample_weight_column is not None:
+        raise SettingsError(f"sample_weight_column weighs single examples, which {name} mixes: leave it out")
+    if is_sharded:
+        raise SettingsError(
+            f"{name} under FSDP would need a pass of the unmixed images within the step, which FSDP does not allow: "
+            "start without FSDP, or choose meta_learner 'mentornet'"
+        )
+
+
+def check_features(train: Any, learner: MetaLearner | None, is_sharded: bool) -> None:
+    """Raise SettingsError on a meta-learner that looks back on epochs, where there are none, or weights are spread."""
+    if learner is None or not learner.observed_features:
+        return
+    name = type(learner).__name__
+    if isinstance(train, IterableDataset) or not (has_length(train) and hasattr(train, "__getitem__")):
+        raise SettingsError(
+            f"{name} looks at training examples after each epoch, and a stream tells of neither: load it without "
+            "streaming, or choose another meta_learner"
+        )
+    if is_sharded:
+        raise SettingsError(
+            f"{name} goes back to weights of an earlier epoch, which FSDP spreads over processes: start without FSDP"
         )
 
 

@@ -95,7 +95,9 @@ class SetUpMixin(BatchesMixin, ComparisonMixin, ClassifierMixin):
                 self._set_up_meta_learning()
             preflight_rows.check_logit_adjustment(args, self.model, train, self.base_loss)
             preflight_rows.check_beliefs_of_mixed(args, self.meta_learner, self.is_fsdp_enabled)
-            if args.mixup_alpha:
+            preflight_rows.check_mixture(args, self.meta_learner, self.mixup_alpha, self.is_fsdp_enabled)
+            preflight_rows.check_features(train, self.meta_learner, self.is_fsdp_enabled)
+            if self.mixup_alpha:
                 batch = self._first_batch(self.model, train, args.train_batch_size)
                 preflight_rows.check_mixup(args, train, batch, self.base_loss)
 

@@ -46,6 +46,7 @@ from famus_hf.trainer.batches_mixin import BatchesMixin
 from famus_hf.trainer.beliefs_mixin import BeliefsMixin
 from famus_hf.trainer.checkpointing import CheckpointingMixin
 from famus_hf.trainer.classifier_mixin import ClassifierMixin, without_label_smoothing
+from famus_hf.trainer.features_mixin import FeaturesMixin
 from famus_hf.trainer.hub_mixin import HubMixin
 from famus_hf.trainer.logs_mixin import LogsMixin
 from famus_hf.trainer.meta_set_schedule import MetaSetSchedule
@@ -62,6 +63,7 @@ class FaMUSTrainer(
     LogsMixin,
     RecordsMixin,
     AveragingMixin,
+    FeaturesMixin,
     BeliefsMixin,
     BatchesMixin,
     CheckpointingMixin,
@@ -201,16 +203,18 @@ class FaMUSTrainer(
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Take Virtual-Train (Eq. 3), Meta-Train (Eq. 4, 6–12), Actual-Train (Eq. 5) on a batch. Return its loss."""
         self.close_epoch_of_beliefs(is_over=False)
-        batch, rows = self._mix(self._training_batch(inputs)), inputs.get("row")
+        self.show_features()
+        batch, rows = self._training_batch(inputs), inputs.get("row")
         self.batch_weights = self._weights_of(rows)
         if self.stages is None or self.schedule.is_warmup(self.state):
             self._batch_rows = rows
-            return self._plain_step(model, batch, self.model, num_items_in_batch)
+            return self._plain_step(model, self._mix(batch), self.model, num_items_in_batch)
         self._follow_frozen(self.stages)
         self._refresh_meta_set()
         self.show_beliefs()
         self._begin_training_mode(model)
         learner = self.stages.meta.meta_learner
+        batch = self._mix(batch, learner)
         is_meta_step = learner.has_meta_step and not learner.waits and self.schedule.is_meta_step(self.state)
         clean_labels = inputs.get("clean_label")
         with self._guarded_step(model, self.stages) as step:
@@ -324,6 +328,7 @@ class FaMUSTrainer(
             chosen.forget()
         self.forget_earlier_training()
         self.begin_beliefs()
+        self.begin_features()
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         finally:

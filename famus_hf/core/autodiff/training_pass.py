@@ -80,6 +80,7 @@ class TrainingPass:
         label_losses: With mixup: ℓ of the examples themselves, shape (k·n,).
         elr_targets: Of the examples themselves in early-learning regularization, shape (k·n, C).
         sample_weights: How much each example counts, shape (k·n,), mean 1 over the data set; None: all alike.
+        rows: Of the examples in the training set, shape (k·n,), where the meta-learner needs them.
         unused: Parameters that no process's pass has used, known after `virtual_gradient`; theirs is zero.
     """
 
@@ -101,6 +102,7 @@ class TrainingPass:
     label_losses: Tensor | None = None
     elr_targets: Tensor | None = None
     sample_weights: Tensor | None = None
+    rows: Tensor | None = None
 
     @cached_property
     def all_logits(self) -> Tensor:
@@ -120,7 +122,7 @@ class TrainingPass:
         """Take what another pass of the same rows tells of its examples, beside inputs and labels."""
         self.beliefs, self.is_trusted, self.label_losses = other.beliefs, other.is_trusted, other.label_losses
         self.logit_shift, self.mixture, self.elr_targets = other.logit_shift, other.mixture, other.elr_targets
-        self.sample_weights = other.sample_weights
+        self.sample_weights, self.rows = other.sample_weights, other.rows
 
     def virtual_gradient(self, loss: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """Return g = ∇_w J(w, θ) of Eq. (3) over the global batch, by name. The graph is kept for Actual-Train.

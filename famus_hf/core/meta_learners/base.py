@@ -36,6 +36,8 @@ class LabelledBatch:
         elr_targets: Of the examples themselves in early-learning regularization, shape (n, C).
         sample_weights: How much each example counts, shape (n,); None: all alike. The gradient by a row of the logits
             of `of` has this factor already.
+        rows: Of the examples in the training set, shape (n,), where `MetaLearner.needs_rows`; those of trusted ones
+            come after the training examples'.
     """
 
     logits: Tensor
@@ -47,6 +49,7 @@ class LabelledBatch:
     label_losses: Tensor | None = None
     elr_targets: Tensor | None = None
     sample_weights: Tensor | None = None
+    rows: Tensor | None = None
 
     @classmethod
     def of(cls, training_pass: TrainingPass, per_example_loss: PerExampleLoss) -> "LabelledBatch":
@@ -55,6 +58,7 @@ class LabelledBatch:
         logits = with_row_weights(adjusted(train.all_logits, train.logit_shift), train.sample_weights)
         described = (
             train.beliefs, train.is_trusted, train.mixture, train.label_losses, train.elr_targets, train.sample_weights,
+            train.rows,
         )  # fmt: skip
         return cls(logits, train.all_labels, per_example_loss, *described)
 
@@ -103,10 +107,15 @@ class MetaLearner(Pretrained, nn.Module):
         only_ratios_count: Whether a positive factor of the gradient by θ changes nothing: then the learning rate of w,
             which is 0 at the start of a warm-up, is left out of it.
         needs_beliefs: Whether its training loss takes `LabelledBatch.beliefs`.
+        needs_rows: Whether it takes `LabelledBatch.rows`, too.
+        takes_probabilities: Whether its loss is of probabilities, and not of class indices and logits alone.
+        mixes_by_losses: Whether images are mixed as `mixture` says, after a pass of the batch as it is.
+        mixup_alpha: α of mixup where the user names none; 0: examples are not mixed.
         observes_trusted: Whether `observe_beliefs` gets predictions of trusted examples in place of beliefs of training
             examples.
         observes_each_epoch: Whether `observe_beliefs` is called in each epoch after the plain part, and not only before
             the first step after it, whatever `transition_counts` says.
+        observed_features: Training examples whose features `observe_features` is shown after each epoch.
         has_posteriors: Whether its targets are posteriors of the true class, which wrong labels hardly get past.
         has_meta_step: Whether θ learns from meta batches; where not, no meta set is needed.
         plain_share: Of a run, that is plain training before the first meta step where the user says nothing else.
@@ -124,8 +133,13 @@ class MetaLearner(Pretrained, nn.Module):
     has_virtual_step = True
     only_ratios_count = False
     needs_beliefs = False
+    needs_rows = False
+    takes_probabilities = False
+    mixes_by_losses = False
+    mixup_alpha = 0.0
     observes_trusted = False
     observes_each_epoch = False
+    observed_features = 0
     has_posteriors = False
     has_meta_step = True
     plain_share = 0.0
@@ -151,6 +165,41 @@ class MetaLearner(Pretrained, nn.Module):
             labels: Given ones, shape (N,).
             trusted: The same of the trusted examples that are trained on, too: shapes (m, C) and (m,); m may be 0.
         """
+
+    def observe_features(self, features: Tensor, progress: float, is_plain: bool) -> bool:
+        """Look at the last hidden features of `observed_features` training examples, after each epoch but the last.
+
+        Args:
+            features: Of other examples each time, in evaluation mode, shape (n, D).
+            progress: Share of the run that is done.
+            is_plain: Whether the epoch was one of the plain part.
+
+        Returns:
+            Whether the network is to go back to the weights after the epoch before.
+        """
+        return False
+
+    @property
+    def may_go_back(self) -> bool:
+        """Whether it may want that after the next epoch, for which the weights are then kept."""
+        return False
+
+    def notes(self) -> dict[str, float]:
+        """Return what is logged after `observe_features`."""
+        return {}
+
+    def mixture(self, losses: Tensor, shares: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the partner of each example in the batch and the example's own share, where `mixes_by_losses`.
+
+        Args:
+            losses: Of the examples themselves, before the step, shape (n,).
+            shares: max(λ, 1 − λ), λ of Beta(α, α), drawn for each, shape (n,).
+            generator: Of further draws, on the CPU.
+
+        Returns:
+            Both of shape (n,), on the CPU.
+        """
+        raise NotImplementedError
 
     def label_posteriors(self, beliefs: Tensor, labels: Tensor, losses: Tensor) -> Tensor | None:
         """Return how likely each class is of each example, shape (N, C), for reports; None where that is not learned.

@@ -125,6 +125,7 @@ class LabelNoise(MetaLearner):
     """
 
     needs_beliefs = True
+    takes_probabilities = True
     plain_share = 0.25
     plain_epochs = 2.0  # later beliefs are those of a network that has begun to learn labels by heart
     stays: Tensor

@@ -34,6 +34,7 @@ class MCorrection(MetaLearner):
 
     has_meta_step = False
     needs_beliefs = True
+    takes_probabilities = True
     observes_each_epoch = True
     plain_share = 0.35
     bounds: Tensor

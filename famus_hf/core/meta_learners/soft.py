@@ -31,6 +31,7 @@ class SoftTargets(MetaLearner):
     """
 
     needs_beliefs = True
+    takes_probabilities = True
     plain_share = 0.25
     groups: Tensor | None
 

@@ -13,13 +13,23 @@ def draw_mixture(count: int, alpha: float, generator: torch.Generator) -> tuple[
         alpha: α of Beta(α, α), of which every example draws its share.
         generator: On the CPU.
     """
-    partner = torch.randperm(count, generator=generator)
+    return torch.randperm(count, generator=generator), draw_shares(count, alpha, generator)
+
+
+def draw_shares(count: int, alpha: float, generator: torch.Generator) -> Tensor:
+    """Return max(λ, 1 − λ) of each example, λ of Beta(α, α), shape (n,). Arguments: see `draw_mixture`."""
     drawn = np.random.default_rng(generator.initial_seed()).beta(alpha, alpha, count)
-    return partner, torch.from_numpy(np.maximum(drawn, 1 - drawn)).float()
+    return torch.from_numpy(np.maximum(drawn, 1 - drawn)).float()
 
 
-def mixed(images: Tensor, mixture: tuple[Tensor, Tensor]) -> Tensor:
-    """Return share · image + (1 − share) · its partner. images: Shape (n, …)."""
+def mixed(images: Tensor, mixture: tuple[Tensor, Tensor], others: Tensor | None = None) -> Tensor:
+    """Return share · image + (1 − share) · its partner.
+
+    Args:
+        images: Shape (n, …).
+        mixture: Partners and own shares, both of shape (n,).
+        others: That partners are of, shape (N, …); None: the same images.
+    """
     partner, share = (values.to(images.device) for values in mixture)
     share = share.to(images).view(-1, *[1] * (images.dim() - 1))
-    return share * images + (1 - share) * images[partner]
+    return share * images + (1 - share) * (images if others is None else others)[partner]
