@@ -171,6 +171,11 @@ def check_arguments(args: Any) -> None:
             f"transition_counts='each-epoch' counts transitions anew, and transitions={args.transitions!r} gives them: "
             "leave one of the two out"
         )
+    for name, usual in (("transitions", None), ("transition_counts", "once")):
+        if args.meta_learner == "lccn" and getattr(args, name) != usual:
+            raise SettingsError(
+                f"lccn counts transitions once, and then draws them with its latent classes: leave {name} out"
+            )
     _check_pair_method(args)
     _check_virtual_step(args)
     _check_data_settings(args)

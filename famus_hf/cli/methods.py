@@ -70,6 +70,18 @@ METHODS = {
         "MentorNet", "large losses wait (Jiang et al., ICML 2018, without a learned mentor)",
         {"meta_learner": "mentornet"},
     ),
+    "mentormix": Method(
+        "MentorMix", "MentorNet says who is mixed with whom, and judges again (Jiang et al., ICML 2020)",
+        {"meta_learner": "mentormix"}, {"mixup_alpha": "8"},
+    ),
+    "d2l": Method(
+        "D2L", "own classes in the place of labels once features gain dimensions (Ma et al., ICML 2018)",
+        {"meta_learner": "d2l"},
+    ),
+    "lccn": Method(
+        "LCCN", "latent classes drawn by transitions of the whole data set (Yao et al., AAAI 2019)",
+        {"meta_learner": "lccn"},
+    ),
     "glc": Method(
         "GLC", "gold loss correction: transitions by trusted examples (Hendrycks et al., NeurIPS 2018)",
         {"meta_learner": "forward", "transitions": "trusted", "train_on_trusted": "true"},

@@ -39,7 +39,8 @@ SMALLEST = ("tiny", "small")  # backbones, than which none is faster
 METHOD_NAMES = {
     "mw-net": "MW-Net", "l2r": "L2R", "mlc": "MLC", "posterior": "posterior targets", "forward": "forward correction",
     "backward": "backward correction", "soft": "soft targets", "l2b": "L2B", "jamal": "class-balanced residual",
-    "m-correction": "M-correction", "mentornet": "MentorNet",
+    "m-correction": "M-correction", "mentornet": "MentorNet", "mentormix": "MentorMix", "d2l": "D2L",
+    "lccn": "LCCN",
 }  # fmt: skip
 
 

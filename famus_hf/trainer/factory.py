@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from famus_hf.core.autodiff.agreement import BackwardReference
@@ -43,7 +44,7 @@ from famus_hf.core.losses import (
 from famus_hf.core.meta_learners.base import MetaLearner, PerExampleLoss
 from famus_hf.core.meta_learners.jamal import ClassBalancedResidual
 from famus_hf.core.meta_learners.label_noise import SOURCES, LabelNoise
-from famus_hf.core.meta_learners.mentor_net import MentorNet
+from famus_hf.core.meta_learners.lccn import LCCN
 from famus_hf.core.meta_learners.mlc import MLC
 from famus_hf.core.meta_learners.mw_net import MWNet
 from famus_hf.core.meta_learners.posterior import PosteriorTargets
@@ -127,7 +128,11 @@ def make_meta_update(
             raise SettingsError(f"{name} was made for {made_for} classes, and the network has {num_labels}")
         layer_sampler = layer_sampler or _make_layer_sampler(args)
         counts, names = partial(class_counts, environment.train, num_labels), names_of_network(network)
-        meta_learner = meta_learner or make_meta_learner(args, num_labels, counts, names)
+        examples = len(environment.train) if has_length(environment.train) else 1  # of a stream, which is refused later
+        made_for = getattr(meta_learner, "num_examples", examples)
+        if isinstance(meta_learner, LCCN) and made_for != examples:
+            raise SettingsError(f"LCCN was made for {made_for} examples, and the training set has {examples}")
+        meta_learner = meta_learner or make_meta_learner(args, num_labels, counts, names, examples)
         check_meta_learner(args, meta_learner)
         derivative = _usable_derivative(network, environment) if meta_learner.has_meta_step else args.derivative
         meta = MetaUpdate(
@@ -283,6 +288,7 @@ def make_meta_learner(
     num_labels: int = 0,
     counts_for: Callable[[str], list[int]] | None = None,
     class_names: list[str] | None = None,
+    num_examples: int = 1,
 ) -> MetaLearner:
     """Return the meta-learner that `args.meta_learner` names, with its settings; one of your own with its defaults.
 
@@ -291,6 +297,7 @@ def make_meta_learner(
         num_labels: C, which some alone need.
         counts_for: What needs them → training examples of each class; some alone ask for them.
         class_names: C of them, for transitions of a file; None where nobody named the classes.
+        num_examples: Of the training set, for `LCCN`.
     """
     if counts_for is not None and args.meta_learner == "jamal":
         return ClassBalancedResidual(counts_for("meta_learner='jamal'"), args.class_balance_beta)
@@ -301,8 +308,10 @@ def make_meta_learner(
         return MLC(num_labels, args.mlc_form, args.mlc_keep_matrix, args.mlc_reduction)
     if args.meta_learner == "mw-net":
         return MWNet(weight_normalization=args.weight_normalization)
-    if args.meta_learner == "mentornet":
-        return MentorNet(args.mentor_quantile)
+    if args.meta_learner in ("mentornet", "mentormix") and args.mentor_quantile is not None:
+        return META_LEARNERS[args.meta_learner](args.mentor_quantile)
+    if args.meta_learner == "lccn":
+        return LCCN(num_labels, num_examples)
     if args.meta_learner in WITH_TRANSITIONS:
         return _make_label_noise(args, num_labels, class_names or list(map(str, range(num_labels))))
     return META_LEARNERS[str(args.meta_learner)]()

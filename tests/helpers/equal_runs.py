@@ -7,14 +7,16 @@ import torch
 
 from famus_hf import MLC, FaMUSTrainer, LearnedSampler, MWNet
 from famus_hf.core.meta_learners.corrections import ForwardCorrection
+from famus_hf.core.meta_learners.lccn import LCCN
 from famus_hf.core.meta_learners.m_correction import MCorrection
+from famus_hf.core.meta_learners.mentor_mix import MentorMix
 from famus_hf.core.meta_learners.mentor_net import MentorNet
 from famus_hf.core.meta_learners.posterior import PosteriorTargets
 from famus_hf.storage.diagnostic_tables import MEASURES
 from tests.helpers import pair_runs, two_network_runs
 from tests.helpers.datasets import texts
 from tests.helpers.models import build_audio_model, build_model, build_text_model, build_tokenizer
-from tests.helpers.trainers import Examples, learned, make_args
+from tests.helpers.trainers import Examples, learned, make_args, turning_d2l
 
 STEPS = 12  # more than two epochs of five
 GLOBAL_BATCH = 8
@@ -52,6 +54,9 @@ CASES = {
     "forward": {"meta_learner": "forward", "layer_sampler": "all", "plain_warmup_epochs": 1.4},
     "M-correction": {"meta_learner": "m-correction", "layer_sampler": "all", "plain_warmup_epochs": 1.4},
     "MentorNet": {"meta_learner": "mentornet", "layer_sampler": "all"},
+    "MentorMix": {"meta_learner": "mentormix", "layer_sampler": "all", "plain_warmup_epochs": 0},
+    "D2L": {"meta_learner": "d2l", "layer_sampler": "all", "plain_warmup_epochs": 1, "max_steps": 17},
+    "LCCN": {"meta_learner": "lccn", "layer_sampler": "all", "plain_warmup_epochs": 1.4, "max_steps": 17},
     "averaged weights": {"layer_sampler": "all", "ema_decay": 0.9},
     "weighted examples": {"layer_sampler": "all", "sample_weight_column": "w"},
     "weighted examples, accumulation": {
@@ -91,7 +96,8 @@ def make(folder, name, settings, processes):
     settings = dict(settings)
     learner = {
         "mlc": lambda: MLC(4), "l2r": lambda: None, "forward": lambda: ForwardCorrection(4),
-        "m-correction": MCorrection, "mentornet": lambda: MentorNet(0.6),
+        "m-correction": MCorrection, "mentornet": lambda: MentorNet(0.6), "mentormix": MentorMix, "d2l": turning_d2l,
+        "lccn": lambda: LCCN(4, 40),
         "posterior": lambda: PosteriorTargets(4, settings.get("posterior_form", "posterior")),
     }.get(settings.get("meta_learner"), lambda: MWNet(
         weight_normalization=settings.get("weight_normalization", "sum")))()  # fmt: skip
@@ -99,7 +105,7 @@ def make(folder, name, settings, processes):
     dtype = getattr(torch, settings.pop("dtype", "float32" if settings.get("bf16") else "float64"))
     sampler = LearnedSampler().to(dtype) if settings["layer_sampler"] == "learned" else None
     settings["meta_batch_size"] = settings.get("meta_batch_size", GLOBAL_BATCH) // processes
-    untaught = settings.get("meta_learner") in ("forward", "m-correction", "mentornet")
+    untaught = settings.get("meta_learner") in ("forward", "m-correction", "mentornet", "mentormix", "d2l", "lccn")
     without_meta = untaught or settings.get("meta_set") == "pseudo-clean"
     kind = {"bad": SomeBadExamples, "weighted": WeightedExamples}.get(name.partition(" ")[0], Examples)
     args = make_args(

@@ -4,6 +4,7 @@ import torch
 from transformers import default_data_collator
 
 from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, build_backbone
+from famus_hf.core.meta_learners.d2l import D2L
 from famus_hf.metrics import compute_accuracy
 from tests.helpers.datasets import IMAGE_CLASSES, pictures, texts
 from tests.helpers.models import CLASSES, build_batch, build_model, build_text_model, build_tokenizer
@@ -29,6 +30,13 @@ class Examples(torch.utils.data.Dataset):
         }
 
 
+def turning_d2l():
+    """A D2L to which any epoch stands out, so that it turns after the first that is not plain."""
+    learner = D2L()
+    learner._stands_out = lambda dimension: True
+    return learner
+
+
 def make_args(folder, **changes):
     settings = {
         "per_device_train_batch_size": 8, "max_steps": 6, "logging_steps": 2, "save_strategy": "no", "seed": 5,
@@ -41,6 +49,9 @@ def make_args(folder, **changes):
         "forward",
         "m-correction",
         "mentornet",
+        "mentormix",
+        "d2l",
+        "lccn",
     ):  # which have no parameters
         settings |= {"meta_learning_rate": 0.05, "meta_optim": "sgd"}
     return FaMUSTrainingArguments(str(folder), **{**settings, **changes})

@@ -25,7 +25,7 @@ def largest_difference(found, expected):
 def test_two_processes_learn_what_one_learns(both, tmp_path, name):
     expected = run(tmp_path, name, CASES[name], 1)
     assert largest_difference(both[0]["runs"][name], expected) < (1e-4 if name == "finite" else 1e-9)
-    assert expected.get("theta.is_counted", 1) == 1
+    assert expected.get("theta.is_counted", 1) == expected.get("theta.has_turned", 1) == 1
 
 
 @pytest.mark.parametrize("name", OTHERS)

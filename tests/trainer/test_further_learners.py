@@ -89,7 +89,7 @@ def test_gold_transitions_without_trusted_examples_are_refused(tmp_path, data):
         make(tmp_path, data, trusted=False, meta_learner="forward", transitions="trusted")
 
 
-@pytest.mark.parametrize("learner", ["soft", "posterior", "m-correction"])
+@pytest.mark.parametrize("learner", ["soft", "posterior", "m-correction", "d2l", "lccn"])
 def test_margins_beside_soft_targets_are_refused(tmp_path, data, learner):
     with pytest.raises(ValueError, match=r"margins for class indices, and \w+ learns from probabilities"):
         make(tmp_path, data, meta_learner=learner, base_loss="ldam")

@@ -38,14 +38,25 @@ class MentorNet(MetaLearner):
         return {"quantile": self.quantile, "decay": self.decay}
 
     def raw_weights(self, losses: Tensor) -> Tensor:
-        return (losses < self.threshold.to(losses)).to(losses)
+        return below(self.threshold, losses)
 
     def example_weights(self, losses: Tensor) -> Tensor:
-        return self.raw_weights(losses) / len(losses)
+        return below(self.threshold, losses) / len(losses)
 
     def training_loss(self, batch: LabelledBatch) -> Tensor:
         """Return J, a scalar, by a threshold that has seen this batch."""
-        found = batch.losses.detach().float().quantile(self.quantile)
-        is_first = self.threshold.isinf()
-        self.threshold.copy_(torch.where(is_first, found, self.decay * self.threshold + (1 - self.decay) * found))
-        return (self.example_weights(batch.losses.detach()) * batch.losses).sum()
+        losses = batch.losses.detach()
+        self.follow(self.threshold, losses)
+        return (self.example_weights(losses) * batch.losses).sum()
+
+    def follow(self, threshold: Tensor, losses: Tensor) -> None:
+        """Have a running quantile take in the losses of a batch, unless one is not finite. (), (n,)"""
+        found = losses.float().quantile(self.quantile)
+        if losses.isfinite().all():
+            is_first = threshold.isinf()
+            threshold.copy_(torch.where(is_first, found, self.decay * threshold + (1 - self.decay) * found))
+
+
+def below(threshold: Tensor, losses: Tensor) -> Tensor:
+    """Return 1 where a loss is below the threshold, else 0. (), (n,) → (n,)"""
+    return (losses < threshold.to(losses)).to(losses)

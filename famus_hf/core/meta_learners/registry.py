@@ -5,10 +5,13 @@ import torch
 
 from famus_hf.core.meta_learners.base import MetaLearner
 from famus_hf.core.meta_learners.corrections import BackwardCorrection, ForwardCorrection
+from famus_hf.core.meta_learners.d2l import D2L
 from famus_hf.core.meta_learners.jamal import ClassBalancedResidual
 from famus_hf.core.meta_learners.l2b import L2B
 from famus_hf.core.meta_learners.l2r import L2R
+from famus_hf.core.meta_learners.lccn import LCCN
 from famus_hf.core.meta_learners.m_correction import MCorrection
+from famus_hf.core.meta_learners.mentor_mix import MentorMix
 from famus_hf.core.meta_learners.mentor_net import MentorNet
 from famus_hf.core.meta_learners.mlc import MLC
 from famus_hf.core.meta_learners.mw_net import MWNet
@@ -27,6 +30,9 @@ META_LEARNERS: dict[str, type[MetaLearner]] = {
     "jamal": ClassBalancedResidual,
     "m-correction": MCorrection,
     "mentornet": MentorNet,
+    "mentormix": MentorMix,
+    "d2l": D2L,
+    "lccn": LCCN,
 }
 WITH_TRANSITIONS = ("posterior", *CORRECTIONS)
 
