@@ -29,9 +29,11 @@ from .data.labels.noise import corrupt_labels as corrupt_labels
 from .data.load import load_noisy_dataset as load_noisy_dataset
 from .hub.load import load_famus as load_famus
 from .models import build_backbone as build_backbone
+from .models.bilateral_branch import BilateralBranchForImageClassification as BilateralBranchForImageClassification
 from .models.two_networks import TwoNetworksForImageClassification as TwoNetworksForImageClassification
 from .models.wide_resnet import WideResNetConfig as WideResNetConfig
 from .models.wide_resnet import WideResNetForImageClassification as WideResNetForImageClassification
+from .trainer.bilateral_branch_trainer import BilateralBranchTrainer as BilateralBranchTrainer
 from .trainer.trainer import FaMUSTrainer as FaMUSTrainer
 from .training_args import FaMUSTrainingArguments as FaMUSTrainingArguments
 from .two_networks.pair_trainer import PairTrainer as PairTrainer

@@ -457,22 +457,41 @@ class FaMUSTrainingArguments(TrainingArguments):
         metadata={
             "help": "How two networks without a meta-learner choose the examples of a batch that they learn from: "
             "co-teaching (each those that the other one finds easiest), jocor (both those on which they agree with the "
-            "label and each other most), decoupling (both those on which they disagree). Default: not, they divide the "
-            "training set once an epoch."
+            "label and each other most), decoupling (both those on which they disagree), incv (co-teaching on what "
+            "cross-validation has selected before). Default: not, they divide the training set once an epoch."
         },
     )
     noise_rate: Annotated[float | None, AtLeast(0), Below(1)] = field(
         default=None,
         metadata={
             "help": "Share of wrong labels, which co-teaching and jocor leave out (authors: known). Default: estimated "
-            "by the networks' surest predictions after plain_warmup_epochs, at most one half."
+            "by the networks' surest predictions after plain_warmup_epochs, or by incv's cross-validation, at most "
+            "one half."
         },
     )
     forget_ramp_epochs: Annotated[float | None, AtLeast(0)] = field(
         default=None,
         metadata={
-            "help": "Epochs in which the share that co-teaching and jocor leave out rises from zero to noise_rate. "
-            "Default: 10 (authors), at most a fifth of the run."
+            "help": "Epochs in which the share that co-teaching, jocor and incv leave out rises from zero to its "
+            "value. Default: 10 (authors), at most a fifth of the run."
+        },
+    )
+    cross_validation_rounds: Annotated[int, Above(0)] = field(
+        default=4, metadata={"help": "Rounds of incv's cross-validation, in each of which both halves are judged."}
+    )
+    cross_validation_epochs: Annotated[float | None, Above(0)] = field(
+        default=None,
+        metadata={
+            "help": "Epochs for which a network learns from a half and what is selected, twice in each round of incv's "
+            "cross-validation; they come before num_train_epochs and count in the time of the run. Default: half of "
+            "num_train_epochs."
+        },
+    )
+    cross_validation_drop: Annotated[float, AtLeast(0), Below(1)] = field(
+        default=0.25,
+        metadata={
+            "help": "Of the examples that incv's cross-validation does not select in a half, those with the largest "
+            "losses take no further part: as many as this share of the selected ones."
         },
     )
     jocor_agreement: Annotated[float, AtLeast(0), Below(1)] = field(

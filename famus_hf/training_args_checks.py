@@ -242,13 +242,16 @@ def _check_pair_method(args: Any) -> None:
             f"pair_method={method!r} chooses examples without a meta-learner, and meta_learner is "
             f"{args.meta_learner!r}: leave one of them out"
         )
-    forgets = method is not None and PAIR_METHODS[method].forgets
-    for name in ("noise_rate", "forget_ramp_epochs"):
-        if getattr(args, name) is not None and not forgets:
-            able = ", ".join(known for known, kind in PAIR_METHODS.items() if kind.forgets)
+    needed = {
+        "noise_rate": ("forgets", "leaves examples out"),
+        "forget_ramp_epochs": ("forgets", "leaves examples out"),
+        "cross_validation_epochs": ("cross_validates", "selects by cross-validation"),
+    }
+    for name, (ability, words) in needed.items():
+        if getattr(args, name) is not None and not (method is not None and getattr(PAIR_METHODS[method], ability)):
+            able = ", ".join(known for known, kind in PAIR_METHODS.items() if getattr(kind, ability))
             raise SettingsError(
-                f"{name}={getattr(args, name)} does nothing without a pair_method that leaves examples out ({able}): "
-                "leave it out"
+                f"{name}={getattr(args, name)} does nothing without a pair_method that {words} ({able}): leave it out"
             )
 
 

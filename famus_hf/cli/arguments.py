@@ -77,11 +77,12 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "Two networks": (
         "two_networks", "clean_threshold", "calibrate_division", "unlabelled_share", "division_history",
         "sharpening_temperature", "unlabelled_weight", "ramp_up_epochs", "warmup_confidence_penalty",
-        "pair_method", "noise_rate", "forget_ramp_epochs", "jocor_agreement",
+        "pair_method", "noise_rate", "forget_ramp_epochs", "jocor_agreement", "cross_validation_rounds",
+        "cross_validation_epochs", "cross_validation_drop",
     ),
     "Base loss and class balance": (
         "base_loss", "focal_gamma", "gce_q", "sce_alpha", "sce_beta", "nce_alpha", "nce_beta", "class_balance_beta",
-        "ldam_max_margin", "ldam_scale", "ldam_reweight_from", "balanced_batches_per_epoch",
+        "ldam_max_margin", "ldam_scale", "ldam_reweight_from", "balanced_batches_per_epoch", "bilateral_branch",
     ),
     "Images, texts, recordings": (
         "augmentation", "augmentation_padding_mode", "image_size", "resize_size", "image_mean", "image_std",
@@ -104,7 +105,7 @@ OF_METHODS = {
         "The virtual step, and what a step costs", "Two networks", "Base loss and class balance",
     )
     for name in TOPICS[topic]
-} - {"meta_set", "sample_weight_column", *TRUSTED} | {"two_networks"}  # fmt: skip
+} - {"meta_set", "sample_weight_column", *TRUSTED} | {"two_networks", "bilateral_branch"}  # fmt: skip
 
 
 @dataclass
@@ -144,6 +145,14 @@ class ModelArguments:
             "divide the training set for each other: no clean label is needed. With --meta_learner none it is "
             "DivideMix. A batch is twice --per_device_train_batch_size, labelled and unlabelled examples together. "
             "With --pair_method they choose examples in every step instead, of batches as of one network."
+        },
+    )
+    bilateral_branch: bool = field(
+        default=False,
+        metadata={
+            "help": "Give the network a second last block and classifier, for long tails (BBN): one branch learns from "
+            "examples as they come, the other one, later more and more, from partners that are drawn the more often "
+            "the rarer their class is. A batch comes with as many partners. Without a meta-learner."
         },
     )
     network_choice: str = field(default="", init=False)  # why this backbone, where it is the default for the images
@@ -315,6 +324,8 @@ def _complete(model_args: ModelArguments, data_args: DataArguments, args: FaMUST
         raise SettingsError(
             f"--pair_method {args.pair_method} is for two networks: add --two_networks, or leave it out"
         )
+    if model_args.bilateral_branch and model_args.two_networks:
+        raise SettingsError("--bilateral_branch is for one network: leave out it or --two_networks")
     if (
         args.augmentation == "none"
         and data_args.dataset_name in CROPPED_DATASETS

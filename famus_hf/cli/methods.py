@@ -102,6 +102,10 @@ METHODS = {
         "balanced softmax", "logits adjusted by class sizes (Ren et al., NeurIPS 2020; Menon et al., ICLR 2021)",
         {**ALONE, "logit_adjustment": "1"},
     ),
+    "bbn": Method(
+        "BBN", "two branches, of which one sees the rarer classes more often (Zhou et al., CVPR 2020)",
+        {**ALONE, "bilateral_branch": "true"},
+    ),
     "l2r": Method(
         "L2R", "weights afresh in each step (Ren et al., ICML 2018)", {"meta_learner": "l2r", "layer_sampler": "all"},
     ),
@@ -153,6 +157,10 @@ METHODS = {
     "decoupling": Method(
         "Decoupling", "two networks learn where they disagree (Malach, Shalev-Shwartz, NIPS 2017)",
         {**PAIR, "pair_method": "decoupling"},
+    ),
+    "incv": Method(
+        "INCV", "Co-teaching on labels that networks predict without having seen them (Chen et al., ICML 2019)",
+        {**PAIR, "pair_method": "incv"},
     ),
     "dividemix": Method("DivideMix", "two networks divide the data for each other (Li et al., ICLR 2020)", PAIR),
     "famus-two-networks": Method(

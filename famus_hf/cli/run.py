@@ -21,7 +21,13 @@ from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging
 
-from famus_hf import FaMUSTrainer, FaMUSTrainingArguments, PairTrainer, TwoNetworkTrainer
+from famus_hf import (
+    BilateralBranchTrainer,
+    FaMUSTrainer,
+    FaMUSTrainingArguments,
+    PairTrainer,
+    TwoNetworkTrainer,
+)
 from famus_hf.cli.arguments import DataArguments, ModelArguments, parse_arguments, short_name
 from famus_hf.cli.measurements import StepTimer, peak_memory_mb, start_measuring_memory
 from famus_hf.cli.program import fail, started_as
@@ -187,7 +193,8 @@ class Run:
         """What all_results.json says of two networks; nothing of one."""
         trainer = self.trainer
         if isinstance(trainer, PairTrainer):
-            return {"estimated_noise_rate": trainer.noise_rate} if trainer.estimates_noise_rate else {}
+            estimated = {"estimated_noise_rate": trainer.noise_rate} if trainer.estimates_noise_rate else {}
+            return {**estimated, **trainer.selection_facts}
         if not isinstance(trainer, TwoNetworkTrainer):
             return {}
         return {
@@ -316,9 +323,9 @@ class Run:
 
 
 def trainer_class(model_args: ModelArguments, args: FaMUSTrainingArguments) -> type[FaMUSTrainer]:
-    """Return what trains one network, or two, as the settings ask for."""
+    """Return what trains one network, perhaps with two branches, or two networks, as the settings ask for."""
     if not model_args.two_networks:
-        return FaMUSTrainer
+        return BilateralBranchTrainer if model_args.bilateral_branch else FaMUSTrainer
     return TwoNetworkTrainer if args.pair_method is None else PairTrainer
 
 

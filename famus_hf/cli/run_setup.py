@@ -10,6 +10,7 @@ from transformers import AutoConfig, set_seed
 from transformers.utils import logging
 
 from famus_hf import (
+    BilateralBranchForImageClassification,
     FaMUSTrainer,
     FaMUSTrainingArguments,
     TwoNetworksForImageClassification,
@@ -115,6 +116,8 @@ def build_model(model_args: ModelArguments, data: Any, args: FaMUSTrainingArgume
         set_seed(seed)
         network, processor = build_network(model_args, classes, args.base_loss, modality)
         networks.append(network)
+    if model_args.bilateral_branch:
+        return BilateralBranchForImageClassification.of(networks[0]), processor
     if not model_args.two_networks:
         return networks[0], processor
     pairs = zip(*(network.parameters() for network in networks), strict=True)
@@ -302,13 +305,14 @@ def baselines_of(
     exact = {"candidate_layers": "all", "sampler_block": None, "meta_budget": None,
              "preset": None, "virtual_scope": "all"}  # fmt: skip
     without = {"train_on_trusted": False, "meta_budget": None, "preset": None,
-               "pair_method": None, "noise_rate": None, "forget_ramp_epochs": None,
+               "pair_method": None, "noise_rate": None, "forget_ramp_epochs": None, "cross_validation_epochs": None,
                **dict.fromkeys(DIAGNOSTICS, 0)}  # fmt: skip
     match = None if args.meta_learner in ("l2r", "l2b") else 0.0  # which have no such loss
     all_layers = {**exact, "sparsity_weight": 0.0, "gradient_match_weight": match}
     own_name = method_name(model_args, args)
     model_args = dataclasses.replace(model_args, method=None)  # the others are named by their settings
-    one_network, batch = dataclasses.replace(model_args, two_networks=False), args.per_device_train_batch_size
+    one_network = dataclasses.replace(model_args, two_networks=False, bilateral_branch=False)
+    batch = args.per_device_train_batch_size
     divides = takes_two_batches(model_args, args)
     plain = variant("plain", **without, per_device_train_batch_size=batch * (1 + divides))
     runs = [(one_network, plain)]
@@ -339,6 +343,8 @@ def method_name(model_args: ModelArguments, args: FaMUSTrainingArguments) -> str
     with_trusted = " + trusted" if args.train_on_trusted else ""
     if args.pair_method is not None:
         return METHODS[args.pair_method].title if args.pair_method in METHODS else args.pair_method
+    if model_args.bilateral_branch:
+        return "BBN"
     if args.meta_learner == "none":
         return "DivideMix" if model_args.two_networks else f"plain{with_trusted}"
     learner = METHOD_NAMES.get(str(args.meta_learner), str(args.meta_learner))

@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 
 from famus_hf.data.media.modalities import modality_of_config
 from famus_hf.errors import LoadError, first_few, reason_of
+from famus_hf.models.bilateral_branch import BilateralBranchConfig
 from famus_hf.models.timm_wrapper import TIMM_WRAPPER, check_timm, check_timm_config
 from famus_hf.models.two_networks import TwoNetworksConfig
 from famus_hf.storage.run_folder import ADAPTER_CONFIG, CONFIG
@@ -21,6 +22,10 @@ from famus_hf.storage.untrusted import Allowance, check_finite, check_inside, re
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+NESTED = {  # kinds of networks that are made of others → under which names their configuration has those
+    TwoNetworksConfig.model_type: ("network_a", "network_b"),
+    BilateralBranchConfig.model_type: ("network",),
+}
 MAX_NUMBER = 2**20  # of a whole number in a configuration: a vocabulary has fewer entries
 # What makes transformers fetch or run more than the folder holds.
 REFUSED_FILES = (ADAPTER_CONFIG,)
@@ -132,15 +137,13 @@ def _check_kind(source: str, whose: str, config: Mapping[str, Any]) -> None:
 
 
 def _networks_of(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the configurations of two networks within that of their ensemble; none where it is no ensemble's."""
-    if config["model_type"] != TwoNetworksConfig.model_type:
-        return {}
-    networks = {name: config.get(name) for name in ("network_a", "network_b")}
+    """Return the configurations of the networks that this one is made of; none where it is made of none."""
+    networks = {name: config.get(name) for name in NESTED.get(config["model_type"], ())}
     for name, network in networks.items():
         if not isinstance(network, dict):
-            raise LoadError(f"its {name} is a {type(network).__name__} and no object: two networks are needed")
-        if network.get("model_type") == TwoNetworksConfig.model_type:
-            raise LoadError(f"its {name} holds two networks itself: single ones are taken")
+            raise LoadError(f"its {name} is a {type(network).__name__} and no object: a network is needed")
+        if str(network.get("model_type")) in NESTED:
+            raise LoadError(f"its {name} is made of other networks itself: single ones are taken")
     return networks  # type: ignore[return-value]  # mypy does not see that each is a dict
 
 

@@ -7,16 +7,18 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
 
 from famus_hf.errors import SettingsError
+from famus_hf.models.bilateral_branch import BilateralBranchConfig, BilateralBranchForImageClassification
 from famus_hf.models.imagenet_weights import IMAGES, load_imagenet_weights, weights_file
 from famus_hf.models.timm_wrapper import TIMM_WRAPPER, check_timm
 from famus_hf.models.two_networks import NETWORKS, TwoNetworksConfig, TwoNetworksForImageClassification
 
-WITH_ENSEMBLE: dict[type[PretrainedConfig], type[PreTrainedModel]] = {
+OWN: dict[type[PretrainedConfig], type[PreTrainedModel]] = {
     **NETWORKS,
     TwoNetworksConfig: TwoNetworksForImageClassification,
+    BilateralBranchConfig: BilateralBranchForImageClassification,
 }
-OWN_CODE = tuple(f"{network.__module__.rpartition('.')[2]}.py" for network in WITH_ENSEMBLE.values())  # goes to the Hub
-for _config, _network in WITH_ENSEMBLE.items():
+OWN_CODE = tuple(f"{network.__module__.rpartition('.')[2]}.py" for network in OWN.values())  # goes to the Hub
+for _config, _network in OWN.items():
     AutoConfig.register(_config.model_type, _config)
     AutoModelForImageClassification.register(_config, _network)
 WITH_IMAGENET = "efficientnet-lite0"

@@ -37,11 +37,16 @@ class BeliefsMixin(BeliefsCheckpointsMixin):
         train, learner = self.train_dataset, self.meta_learner
         self.beliefs, self.logit_shift, self._observed_at = None, None, None
         self._needs_beliefs = preflight_rows.needs_beliefs(self.args, learner)
-        is_told_apart = isinstance(train, ModelInputs) and not self.mixup_alpha
+        is_told_apart = isinstance(train, ModelInputs) and not self.mixes_examples
         self.keeps_beliefs = self._needs_beliefs or (self.args.label_report and is_told_apart)
         self.__dict__.pop("_trusted_in_training", None)  # of another seed, or another meta set
         if self.args.logit_adjustment:
             self._set_prior(torch.tensor(preflight_rows.class_labels(train)).bincount())
+
+    @property
+    def mixes_examples(self) -> bool:
+        """Whether what the network makes of a training batch is not of single examples."""
+        return bool(self.mixup_alpha)
 
     def _set_prior(self, of_training: Tensor) -> None:
         """Take the shares of classes in all that is trained on, for logit adjustment: τ log π.

@@ -132,7 +132,11 @@ class CheckpointingMixin(ComparisonMixin, HubMixin, LearningMixin):
         if self._is_resumed and (self.state.global_step >= self.state.max_steps or self._has_stopped_early):
             self.control.should_training_stop = True
         else:
+            self.begin_epoch()
             super()._run_epoch(*arguments, **keywords)
+
+    def begin_epoch(self) -> None:
+        """Do what is due before the batches of an epoch are drawn. All processes call it."""
 
     @property
     def _has_stopped_early(self) -> bool:

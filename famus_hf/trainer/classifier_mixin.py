@@ -18,10 +18,10 @@ from transformers.utils import PushToHubMixin
 from famus_hf.core.autodiff.forward_pass import RECORD_COLUMNS, logits_of, named_outputs
 from famus_hf.core.losses import CrossEntropyLoss, adjusted, mean_loss
 from famus_hf.core.meta_learners.base import LabelledBatch, PerExampleLoss
-from famus_hf.data.inputs.class_balanced import ClassBalancedSampler
 from famus_hf.data.inputs.convert import as_model_inputs
 from famus_hf.data.inputs.model_inputs import known_labels
 from famus_hf.data.inputs.raw_data import DataForm
+from famus_hf.data.inputs.samplers import ClassBalancedSampler
 from famus_hf.data.inputs.training_rows import TrainingRows
 from famus_hf.storage.model_folder import adapted_network
 from famus_hf.trainer.learning_mixin import LearningMixin

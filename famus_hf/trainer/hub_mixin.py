@@ -111,7 +111,8 @@ class HubMixin(Base):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push after a save. A Hub that does not take it is no reason to stop training."""
-        if self.args.hub_strategy == "end":
+        is_untrained = self.state.global_step == 0 and self.args.hub_strategy != "checkpoint"
+        if self.args.hub_strategy == "end" or is_untrained:
             return
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():

@@ -309,7 +309,7 @@ def check_two_networks(args: FaMUSTrainingArguments, model: Any, train: Any, acc
         raise SettingsError(
             "two networks look at the whole training set, which a stream does not allow: load it without streaming"
         )
-    _refuse(
+    refuse(
         "two networks",
         {
             "FSDP": uses_fsdp(accelerator),
@@ -340,7 +340,7 @@ def check_division(args: FaMUSTrainingArguments, train: Any, collate: Any, base_
         raise SettingsError(
             f"meta_learner={args.meta_learner!r} does not go with two networks: choose mw-net, or none for DivideMix"
         )
-    _refuse(
+    refuse(
         "two networks",
         {
             "base_loss 'ldam'": isinstance(base_loss, LDAMLoss),
@@ -361,7 +361,7 @@ def check_pair(args: FaMUSTrainingArguments, given: Any, compute_loss_func: Any,
         compute_loss_func: Trainer's.
         accelerator: The run's.
     """
-    _refuse(
+    refuse(
         f"pair_method={args.pair_method!r}",
         {
             "a meta_learner object": given[0] is not None,
@@ -375,7 +375,25 @@ def check_pair(args: FaMUSTrainingArguments, given: Any, compute_loss_func: Any,
     )
 
 
-def _refuse(what: str, parts: Mapping[str, bool]) -> None:
+def check_cross_validation(args: FaMUSTrainingArguments, train: Any) -> None:
+    """Raise SettingsError on what does not go with a selection of examples by cross-validation."""
+    half, batch = len(train) // 2, args.train_batch_size * args.world_size
+    if half < batch:
+        raise SettingsError(
+            f"pair_method={args.pair_method!r} trains on halves of the training set, {half} examples, less than one "
+            f"batch of {batch} over all processes: lower per_device_train_batch_size"
+        )
+    refuse(
+        f"pair_method={args.pair_method!r}, which draws batches of what it selects",
+        {
+            f"balanced_batches_per_epoch={args.balanced_batches_per_epoch}": args.balanced_batches_per_epoch
+            is not None,
+            f"train_sampling_strategy={args.train_sampling_strategy!r}": args.train_sampling_strategy != "random",
+        },
+    )
+
+
+def refuse(what: str, parts: Mapping[str, bool]) -> None:
     """Raise SettingsError on the first part that is there and does not go with what there is."""
     for name, is_there in parts.items():
         if is_there:

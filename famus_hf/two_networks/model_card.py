@@ -1,5 +1,6 @@
 """What the model card says of a run of two networks that divide the training set for each other."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from famus_hf.core.pair_methods.base import PairMethod
@@ -74,7 +75,21 @@ def pair_settings_of(args: FaMUSTrainingArguments, method: PairMethod) -> dict[s
     rate, ramp = args.noise_rate, args.forget_ramp_epochs
     left_out = "as many as seem wrong" if rate is None else f"{100 * rate:g} %"
     after = "10 epochs, at most a fifth of the run" if ramp is None else f"{ramp:g} epochs"
-    return {"method": args.pair_method, "examples of a batch that are left out": f"{left_out}, reached after {after}"}
+    settings = {"examples of a batch that are left out": f"{left_out}, reached after {after}"}
+    if method.cross_validates:
+        epochs = args.cross_validation_epochs
+        learned = "half as many epochs as the run" if epochs is None else f"{epochs:g} epochs"
+        settings["cross-validation"] = f"{args.cross_validation_rounds} rounds, each half {learned}"
+    return {"method": args.pair_method, **settings}
+
+
+def describe_selection(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return what cross-validation has selected, by the words that the card uses. facts: `selection_facts`."""
+    if not facts:
+        return {}
+    precision, seconds = facts["selected_precision"], facts["cross_validation_seconds"]
+    right = "" if precision is None else f", {100 * precision:.1f} % of them with the right label"
+    return {"selected by cross-validation": f"{facts['selected_examples']} examples{right}, within {seconds:.0f} s"}
 
 
 def describe_estimate(

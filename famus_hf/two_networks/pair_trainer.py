@@ -9,22 +9,21 @@ from torch import Tensor, nn
 
 from famus_hf.core.autodiff.forward_pass import logits_of
 from famus_hf.core.losses import cross_entropy
-from famus_hf.core.pair_methods.base import EveryExample, PairBatch, PairMethod
+from famus_hf.core.pair_methods.base import EveryExample, PairBatch
 from famus_hf.errors import LoadError
 from famus_hf.storage.saved_state import check_state, is_number, optional
 from famus_hf.trainer import preflight
-from famus_hf.trainer.factory import make_pair_method
 from famus_hf.two_networks.co_divide import MOST_BY_ESTIMATE, noise_rate_by_anchors
-from famus_hf.two_networks.ensemble import EnsembleTrainer
-from famus_hf.two_networks.model_card import describe_estimate, describe_networks, pair_settings_of
+from famus_hf.two_networks.model_card import describe_estimate, describe_networks, describe_selection, pair_settings_of
+from famus_hf.two_networks.selection_mixin import SelectionMixin
 from famus_hf.two_networks.semi_supervised import ramped_up
 
-ESTIMATE = "noise_rate"  # in the meta state of a checkpoint
+ESTIMATE, SELECTION = "noise_rate", "selection"  # in the meta state of a checkpoint
 RAMP_EPOCHS, RAMP_SHARE = 10.0, 0.2  # in which the share that is left out rises: the authors', and most of a run
 
 
-class PairTrainer(EnsembleTrainer):
-    """Two networks that choose examples of each batch for each other: Co-teaching, JoCoR, Decoupling.
+class PairTrainer(SelectionMixin):
+    """Two networks that choose examples of each batch for each other: Co-teaching, JoCoR, Decoupling, INCV.
 
     `args.pair_method` says how. Both networks see the same batches, and learn with one optimizer; what is chosen is
     chosen over the batches of all processes.
@@ -35,12 +34,11 @@ class PairTrainer(EnsembleTrainer):
         meta_dataset: Trusted examples, which nothing is learned from: the label report is judged by them.
 
     Attributes:
-        estimate: The share of labels that are wrong by the networks' surest predictions after the warm-up; None before,
-            and where it is given or not needed.
+        estimate: The share of labels that are wrong by the networks' surest predictions after the warm-up, or by
+            cross-validation; None before, and where it is given or not needed.
     """
 
     takes_pair_method = True
-    estimate: float | None = None
     _logits: Sequence[Tensor] = ()  # of both networks for the present batch
     _clean_labels: Tensor | None = None  # of it, where they are known
 
@@ -52,21 +50,12 @@ class PairTrainer(EnsembleTrainer):
         preflight.check_pair(args, self._given, self.compute_loss_func, self.accelerator)
         super()._set_up_meta_learning()
         self._check_labels()
-        self.schedule.judges_by_losses = self.pair_method.has_warm_up or self.estimates_noise_rate
-
-    @property
-    def pair_method(self) -> PairMethod:
-        """Says what is learned from a batch."""
-        return make_pair_method(self.args)
-
-    @property
-    def estimates_noise_rate(self) -> bool:
-        """Whether the share of wrong labels is needed, and nobody gives it."""
-        return self.pair_method.forgets and self.args.noise_rate is None
-
-    def forget_earlier_training(self) -> None:
-        super().forget_earlier_training()
-        self.estimate = None
+        method = self.pair_method
+        if method.cross_validates:
+            preflight.check_cross_validation(args, self.train_dataset)
+        self.selection = self._new_selection()
+        estimates_later = self.estimates_noise_rate and not method.cross_validates
+        self.schedule.judges_by_losses = method.has_warm_up or estimates_later
 
     # ---- The training step ----
 
@@ -149,12 +138,15 @@ class PairTrainer(EnsembleTrainer):
     # ---- Checkpoints ----
 
     def _meta_state(self) -> dict[str, Any] | None:
-        return {ESTIMATE: self.estimate}
+        selected = {} if self.selection is None else {SELECTION: self.selection.state_dict()}
+        return {ESTIMATE: self.estimate, **selected}
 
     def _take_meta_state(self, state: dict[str, Any]) -> None:
         if ESTIMATE not in state:
             raise LoadError("it is of a run without pair_method: resume that with the trainer that it is of")
-        check_state("the state", state, {ESTIMATE: (optional(is_number(0, 1)), "a noise_rate that is not in [0, 1]")})
+        rate = {ESTIMATE: (optional(is_number(0, 1)), "a noise_rate that is not in [0, 1]")}
+        check_state("the state", state, rate, {SELECTION})
+        self._take_selection(state.get(SELECTION))
         self.estimate = state[ESTIMATE] if self.estimates_noise_rate else None
 
     # ---- Model card ----
@@ -169,7 +161,7 @@ class PairTrainer(EnsembleTrainer):
 
     def _settings_on_card(self) -> dict[str, Any]:
         settings = super()._settings_on_card()
-        own = pair_settings_of(self.args, self.pair_method)
+        own = pair_settings_of(self.args, self.pair_method) | describe_selection(self.selection_facts)
         return {**settings, "backbone": describe_networks(self.model), **own}
 
 

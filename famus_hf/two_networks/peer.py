@@ -24,9 +24,9 @@ from famus_hf.data.inputs.augmentation import (
     Augmentation,
     make_generator,
 )
-from famus_hf.data.inputs.class_balanced import ClassBalancedSampler
 from famus_hf.data.inputs.meta_batches import MetaBatches
 from famus_hf.data.inputs.model_inputs import known_labels
+from famus_hf.data.inputs.samplers import ClassBalancedSampler
 from famus_hf.storage.run_folder import NETWORKS_APART
 from famus_hf.training_args import FaMUSTrainingArguments
 from famus_hf.two_networks.co_divide import CoDivide, Part, collated

@@ -14,11 +14,18 @@ import torch
 from datasets import ClassLabel
 from PIL import Image
 
-from famus_hf import ForwardCorrection, TwoNetworksForImageClassification, load_famus, load_noisy_dataset
+from famus_hf import (
+    BilateralBranchForImageClassification,
+    ForwardCorrection,
+    TwoNetworksForImageClassification,
+    load_famus,
+    load_noisy_dataset,
+)
 from famus_hf.cli import arguments
 from famus_hf.cli import run as run_famus
 from famus_hf.cli import run_setup as set_up_run
 from famus_hf.data.labels.noise_file import read_noise_file
+from famus_hf.errors import SettingsError
 from famus_hf.reporting.tables import format_notes, format_table
 from tests.helpers.command_line import SMALL
 
@@ -438,6 +445,26 @@ def test_two_networks_that_choose_in_every_step_leave_an_estimate_and_a_label_re
     assert type(load_famus(tmp_path)[0]) is TwoNetworksForImageClassification
 
 
+def test_a_selection_by_cross_validation_is_told_of_in_results_and_card(tmp_path):
+    flags = ["--method", "incv", "--cross_validation_epochs", "2", "--cross_validation_rounds", "1"]
+    run_famus.main([*SMALL, *flags, "--output_dir", str(tmp_path), "--num_train_epochs", "1"])
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    assert results["method"] == "INCV" and results["global_step"] == 10
+    assert 0 < results["cross_validation_seconds"] < results["train_seconds"]
+    assert 0 < results["selected_examples"] < 400 and results["selected_precision"] > 1 - results["realised_noise_rate"]
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "predicted by networks that had not seen them" in card and "| cross-validation | 1 rounds, each ha" in card
+    assert f"| selected by cross-validation | {results['selected_examples']} examples, " in card
+
+
+def test_a_long_tail_is_learned_by_two_branches_of_one_network(tmp_path):
+    flags = ["--method", "bbn", "--noise", "0", "--imbalance_factor", "5", "--output_dir", str(tmp_path)]
+    run_famus.main([*SMALL, *flags])
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    assert results["method"] == "BBN" and results["meta_set"] is None and 0 <= results["eval_accuracy"] <= 1
+    assert type(load_famus(tmp_path)[0]) is BilateralBranchForImageClassification
+
+
 def test_the_end_of_a_comparison_says_what_an_epoch_takes_and_how_many_labels_are_wrong(pipeline_run):
     suffixes = ("-plain", "-dividemix", "-mw-net", "")
     files = [pipeline_run.with_name(f"run{suffix}") / "all_results.json" for suffix in suffixes]
@@ -518,6 +545,16 @@ def test_the_first_of_two_networks_starts_where_one_network_does():
     assert not torch.equal(alone.classifier.weight, both.model_b.classifier.weight)
 
 
+def test_two_branches_are_compared_with_one_network_of_one():
+    networks, _, args = arguments.parse_arguments([*SMALL, "--method", "bbn"])
+    runs = set_up_run.baselines_of(networks, args, has_trusted=True)
+    names = ["plain", "plain + trusted", "forward correction + trusted"]
+    assert [set_up_run.method_name(*pair) for pair in runs] == names
+    assert not any(own.bilateral_branch for own, _ in runs)
+    with pytest.raises(SettingsError, match="--bilateral_branch is for one network: leave out it or --two_networks"):
+        arguments.parse_arguments([*SMALL, "--bilateral_branch", "--two_networks"])
+
+
 def test_two_networks_are_compared_with_what_the_paper_compares_them_with():
     def runs_of(*flags):
         networks, _, args = arguments.parse_arguments([*SMALL, "--two_networks", *flags])
@@ -536,5 +573,7 @@ def test_two_networks_are_compared_with_what_the_paper_compares_them_with():
     pair = runs_of("--pair_method", "jocor", "--noise_rate", "0.4")
     assert [set_up_run.method_name(*run) for run in pair] == ["plain", "JoCoR"]
     assert [args.per_device_train_batch_size for _, args in pair] == [40, 40]
+    pair = runs_of("--pair_method", "incv", "--cross_validation_epochs", "3")
+    assert [set_up_run.method_name(*run) for run in pair] == ["plain", "INCV"]
     one_less = [set_up_run.method_name(*pair) for pair in runs_of("--layer_sampler", "all")]
     assert one_less == ["plain", "DivideMix", "two networks, MW-Net, all layers"]

@@ -13,7 +13,7 @@ from famus_hf.core.meta_learners.mentor_mix import MentorMix
 from famus_hf.core.meta_learners.mentor_net import MentorNet
 from famus_hf.core.meta_learners.posterior import PosteriorTargets
 from famus_hf.storage.diagnostic_tables import MEASURES
-from tests.helpers import pair_runs, two_network_runs
+from tests.helpers import bilateral_runs, pair_runs, two_network_runs
 from tests.helpers.datasets import texts
 from tests.helpers.models import build_audio_model, build_model, build_text_model, build_tokenizer
 from tests.helpers.trainers import Examples, learned, make_args, turning_d2l
@@ -209,9 +209,10 @@ def work(rank, folder):
     again = {name: resumed(folder / "resumed" / name, CASES[name], 2) for name in RESUMED}
     networks = {name: two_network_runs.run(folder / "networks" / name, name, 2) for name in two_network_runs.RUNS}
     pairs = {name: pair_runs.run(folder / "pairs" / name, name, 2) for name in pair_runs.RUNS}
+    branches = {name: bilateral_runs.run(folder / "branches" / name, name, 2) for name in bilateral_runs.RUNS}
     files = sorted(path.name for path in (folder / "resumed" / "FaMUS" / "whole" / "checkpoint-6").iterdir())
     return {
-        "runs": found, "networks": networks, "pairs": pairs, "resumed": again, "files": files,
+        "runs": found, "networks": networks, "pairs": pairs, "branches": branches, "resumed": again, "files": files,
         "report": reported(folder / "report", 2), "diagnosed": diagnosed(folder / "diagnosed", 2),
         "others": {name: run_other(folder / name, name, 2) for name in OTHERS},
     }  # fmt: skip

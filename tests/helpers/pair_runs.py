@@ -12,6 +12,12 @@ RUNS = {
     "co-teaching": {"pair_method": "co-teaching", "noise_rate": 0.3},
     "jocor": {"pair_method": "jocor", "noise_rate": 0.3, "jocor_agreement": 0.8},
     "decoupling": {"pair_method": "decoupling", "plain_warmup_epochs": 0.5},
+    "incv": {
+        "pair_method": "incv",
+        "cross_validation_rounds": 2,
+        "cross_validation_epochs": 2,
+        "cross_validation_drop": 0.3,
+    },
     "accumulation": {"pair_method": "jocor", "noise_rate": 0.3, "gradient_accumulation_steps": 2, "max_steps": 7},
 }
 
@@ -33,7 +39,12 @@ def make(folder, kind="called group norm", dtype=torch.float64, train=None, keyw
 def learned(trainer):
     """Everything that moves, by name."""
     estimate = torch.tensor(-1.0 if trainer.estimate is None else trainer.estimate, dtype=torch.float64)
-    return {"estimate": estimate, **{name: value.clone() for name, value in trainer.model.state_dict().items()}}
+    selected = torch.zeros(1) if trainer.selection is None else torch.from_numpy(trainer.selection.selected)
+    return {
+        "estimate": estimate,
+        "selected": selected,
+        **{name: value.clone() for name, value in trainer.model.state_dict().items()},
+    }
 
 
 def run(folder, name, processes):

@@ -94,7 +94,7 @@ OF_A_NETWORK = {  # of two; `network_a` is a ViT, and None leaves a key out
     ),
     "no type": ({"model_type": None}, "its network_a's model_type is 'None'"),
     "a list for a type": ({"model_type": ["vit"]}, "its network_a's model_type is "),
-    "two networks again": ({"model_type": "two_networks", "network_a": {}}, "its network_a holds two networks itself"),
+    "two networks again": ({"model_type": "two_networks", "network_a": {}}, "its network_a is made of other netw"),
     "a classifier of text": ({"model_type": "bert"}, "network_a has the model_type 'bert', of which there is no"),
     "quantized": ({"quantization_config": {"quant_method": "awq"}}, "network_a of config.json has a quantization_con"),
     "weights from elsewhere": (
@@ -131,7 +131,7 @@ def test_hostile_configurations_of_one_network_of_two_are_refused(tmp_path, kind
 
 
 OF_TWO = {
-    "no second network": ({"network_b": None}, "its network_b is a NoneType and no object: two networks are needed"),
+    "no second network": ({"network_b": None}, "its network_b is a NoneType and no object: a network is needed"),
     "a list for a network": ({"network_a": [1]}, "its network_a is a list and no object"),
     "a path for a network": ({"network_a": "../other"}, "its network_a is a str and no object"),
     "fewer classes": ({"id2label": {"0": "x"}}, "."),

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageClassification, ViTImageProcessorPil
 
-from famus_hf import MWNet, build_backbone, load_famus, meta_gradient
+from famus_hf import BilateralBranchForImageClassification, MWNet, build_backbone, load_famus, meta_gradient
 from famus_hf.models.cifar_resnet import CifarResNetConfig
 from famus_hf.models.efficientnet_lite import EfficientNetLiteConfig
 from famus_hf.models.preact_resnet import PreActResNetConfig
@@ -69,16 +69,19 @@ def test_backbones_load_where_famus_hf_is_not_installed(tmp_path):
         SMALL_BACKBONES[name](num_labels=3).save_pretrained(tmp_path / name)
         ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / name)
         Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    branches = BilateralBranchForImageClassification.of(SMALL_BACKBONES["cifar-resnet"](num_labels=3))
+    branches.save_pretrained(tmp_path / "branches")
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "branches")
     code = """
 import sys
 sys.modules["famus_hf"] = None  # as if it were not installed
 from PIL import Image
 from transformers import pipeline
-for name in ("preact-resnet", "cifar-resnet", "efficientnet-lite"):
+for name in ("preact-resnet", "cifar-resnet", "efficientnet-lite", "branches"):
     print(len(pipeline("image-classification", name, trust_remote_code=True, device="cpu")(Image.open("image.png"))))
 """
     done = clean_process.run([sys.executable, "-c", code], cwd=tmp_path)
-    assert done.stdout.split() == ["3", "3", "3"], done.stderr[-2000:]
+    assert done.stdout.split() == ["3", "3", "3", "3"], done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("name", SMALL_BACKBONES)

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from tests.helpers import pair_runs, two_network_runs
+from tests.helpers import bilateral_runs, pair_runs, two_network_runs
 from tests.helpers.equal_runs import CASES, OF_SHARES, OTHERS, RESUMED, diagnosed, reported, run, run_other, work
 from tests.helpers.spawned import run_in_two_processes
 
@@ -80,3 +80,10 @@ def test_a_pair_learns_and_estimates_in_two_processes_what_it_does_in_one(both, 
     expected = pair_runs.run(tmp_path, name, 1)
     assert largest_difference(both[0]["pairs"][name], expected) < 1e-9
     assert largest_difference(both[1]["pairs"][name], both[0]["pairs"][name]) == 0
+
+
+@pytest.mark.parametrize("name", bilateral_runs.RUNS)
+def test_two_branches_learn_in_two_processes_what_they_learn_in_one_partners_included(both, tmp_path, name):
+    expected = bilateral_runs.run(tmp_path, name, 1)
+    assert largest_difference(both[0]["branches"][name], expected) < 1e-9
+    assert largest_difference(both[1]["branches"][name], both[0]["branches"][name]) == 0

@@ -26,7 +26,7 @@ from accelerate.utils import is_compiled_module
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from famus_hf import FaMUSTrainer
+from famus_hf import BilateralBranchTrainer, FaMUSTrainer
 from famus_hf.data.inputs import meta_batches
 from famus_hf.two_networks.pair_trainer import PairTrainer
 from famus_hf.two_networks.trainer import TwoNetworkTrainer
@@ -498,7 +498,7 @@ def test_every_parameter_is_in_the_table_and_spelled_out(method):
     assert {parameter.name for parameter in theirs} == set(table)
     for test in filter(None, table.values()):
         assert_there(test)
-    for kind in (FaMUSTrainer, TwoNetworkTrainer, PairTrainer):
+    for kind in (FaMUSTrainer, TwoNetworkTrainer, PairTrainer, BilateralBranchTrainer):
         ours = [*inspect.signature(getattr(kind, method)).parameters.values()][1:]
         positional = [parameter for parameter in theirs if parameter.kind is not parameter.VAR_KEYWORD]
         assert [parameter.name for parameter in ours[: len(positional)]] == [each.name for each in positional]

@@ -41,11 +41,13 @@ class PairMethod(ABC):
         about: How it is done, after "While they were trained, ".
         forgets: Whether it leaves out `forget_rate` of a batch.
         has_warm_up: Whether the networks must have learned something from all examples before.
+        cross_validates: Whether they learn only from what cross-validation selects before.
     """
 
     about = "they chose examples for each other"
     forgets = False
     has_warm_up = False
+    cross_validates = False
 
     def losses(self, batch: PairBatch) -> Tensor:
         """Return ℓ, shape (k, n)."""

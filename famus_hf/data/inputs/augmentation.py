@@ -16,7 +16,7 @@ from famus_hf.errors import SettingsError
 from famus_hf.training_args_checks import AUGMENTATIONS, PADDING_MODES
 
 # First of the numbers that a run's generators are made from, beside its seed, so that no two uses share a stream.
-TRAIN_STREAM, META_STREAM, VIEW_STREAM, MIX_STREAM, REDRAWN_STREAM, SAMPLE_STREAM = range(6)
+TRAIN_STREAM, META_STREAM, VIEW_STREAM, MIX_STREAM, REDRAWN_STREAM, SAMPLE_STREAM, PARTNER_STREAM = range(7)
 TRIALS = 10  # boxes that "resized-crop" draws for an image before it falls back on a central one
 
 

@@ -9,6 +9,7 @@ import torch
 from famus_hf.data.inputs.model_inputs import known_labels
 
 LABELS = ("labels", "label", "label_ids")  # what transformers' collator takes for an example's label
+PARTNER = "partner_"  # what the names of a partner's columns begin with
 HELD_OUT = 5  # of as many trusted examples one is never trained on
 INSTEAD = ("index", "clean_label")  # of the training examples' columns, what a trusted one may lack
 
@@ -61,6 +62,39 @@ class TrainingRows(torch.utils.data.Dataset):
         """Those that can be told without reading the examples, else none."""
         train, trusted = known_labels(self.train), known_labels(self.trusted)
         return [*train, *(trusted[row] for row in self.chosen)] if train and (trusted or not self.chosen) else []
+
+
+class PartneredRows(torch.utils.data.Dataset):
+    """Pairs of training examples, by their rows: the first one, with image and label of the second beside its own.
+
+    Args:
+        train: Map-style, of examples as mappings, or objects whose attributes are the columns.
+    """
+
+    def __init__(self, train: Any):
+        self.train = train
+
+    def __len__(self) -> int:
+        return len(self.train)
+
+    @property
+    def labels(self) -> list[int]:
+        """Those of the examples, where they can be told without reading these, else none."""
+        return known_labels(self.train)
+
+    def __getitem__(self, pair: tuple[int, int]) -> dict[str, Any]:
+        return self.__getitems__([pair])[0]
+
+    def __getitems__(self, pairs: list[tuple[int, int]]) -> list[dict[str, Any]]:
+        examples, partners = (map(columns_of, _items(self.train, [pair[side] for pair in pairs])) for side in (0, 1))
+        return [
+            {**example, f"{PARTNER}pixel_values": partner["pixel_values"], f"{PARTNER}labels": _label_of(partner)}
+            for example, partner in zip(examples, partners, strict=True)
+        ]
+
+
+def _label_of(example: Mapping[str, Any]) -> Any:
+    return next(example[name] for name in LABELS if name in example)
 
 
 def columns_of(example: Any) -> Mapping[str, Any]:
