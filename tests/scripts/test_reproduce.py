@@ -142,7 +142,7 @@ def test_rows_of_two_networks_differ_in_the_method_alone():
 
 
 FAST_MODES = [
-    "speed", "--image_size=14", "--augmentation=none", "--learning_rate=0.2", "--lr_scheduler_type=cosine",
+    "speed", "--show", "--image_size=14", "--augmentation=none", "--learning_rate=0.2", "--lr_scheduler_type=cosine",
     "--weight_decay=0.0005", "--num_train_epochs=8", "--meta_lr_schedule=constant",
 ]  # fmt: skip
 ONE_SEED = ["MW-Net, all layers (L_c)", "top 4, meta batch n/4", "top 4, finite differences"]
