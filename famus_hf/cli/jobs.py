@@ -29,6 +29,10 @@ from famus_hf.storage.run_folder import NOISE_FILE, RESULTS
 FLAGS, LOG = "flags.json", "console.log"  # in the folder of each run; beside the folders
 QUIET = ("--disable_tqdm=true", "--report_to=none")
 REFRESHED = 5.0  # seconds after which the time left is said anew on a terminal, where it takes no line of its own
+# On Linux each is a fork of one process that has imported everything and done nothing yet, which saves 7 seconds a run.
+START = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+if sys.platform == "linux":
+    START.set_forkserver_preload(["famus_hf.cli.run"])
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
@@ -188,7 +192,7 @@ def _train_apart(job: Job, log: Path) -> None:
     Raises:
         ChildProcessError: It was killed. What else ends the run is raised as it is.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _write_to_log, (str(log),)) as process:
+    with ProcessPoolExecutor(1, START, _write_to_log, (str(log),)) as process:
         try:
             process.submit(job.train).result()
         except BrokenProcessPool:
