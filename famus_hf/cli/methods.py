@@ -8,6 +8,7 @@ from famus_hf.errors import SettingsError
 
 ALONE = {"meta_learner": "none", "train_on_trusted": "false"}  # plain training on the noisy examples
 PAIR = {"meta_learner": "none", "two_networks": "true"}
+MW_NET = {"meta_lr_schedule": "constant"}  # of both papers, where the meta-net is trained by Adam
 
 
 @dataclass(frozen=True)
@@ -123,11 +124,11 @@ METHODS = {
     ),
     "mw-net": Method(
         "MW-Net", "a learned weight by the loss, on all layers (Shu et al., NeurIPS 2019)",
-        {"meta_learner": "mw-net", "layer_sampler": "all"},
+        {"meta_learner": "mw-net", "layer_sampler": "all"}, MW_NET,
     ),
     "famus": Method(
         "FaMUS", "MW-Net through a few layers that a sampler picks (Xu et al., CVPR 2021)",
-        {"meta_learner": "mw-net", "layer_sampler": "learned"},
+        {"meta_learner": "mw-net", "layer_sampler": "learned"}, MW_NET,
     ),
     "famus-l2r": Method(
         "L2R + FaMUS", "L2R through the layers that FaMUS's sampler picks",
@@ -139,7 +140,7 @@ METHODS = {
     ),
     "famus-ldam": Method(
         "LDAM + FaMUS", "FaMUS on margins by class sizes",
-        {"meta_learner": "mw-net", "layer_sampler": "learned", "base_loss": "ldam"},
+        {"meta_learner": "mw-net", "layer_sampler": "learned", "base_loss": "ldam"}, MW_NET,
     ),
     "soft": Method("soft targets", "targets between label and belief", {"meta_learner": "soft"}, {"preset": "fast"}),
     "posterior": Method(
@@ -165,7 +166,7 @@ METHODS = {
     "dividemix": Method("DivideMix", "two networks divide the data for each other (Li et al., ICLR 2020)", PAIR),
     "famus-two-networks": Method(
         "two networks + FaMUS", "likewise, the examples weighed by FaMUS (Xu et al., CVPR 2021)",
-        {"meta_learner": "mw-net", "layer_sampler": "learned", "two_networks": "true"},
+        {"meta_learner": "mw-net", "layer_sampler": "learned", "two_networks": "true"}, MW_NET,
     ),
 }  # fmt: skip
 
