@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import statistics
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -192,19 +193,27 @@ def _train_apart(job: Job, log: Path) -> None:
     Raises:
         ChildProcessError: It was killed. What else ends the run is raised as it is.
     """
-    with ProcessPoolExecutor(1, START, _write_to_log, (str(log),)) as process:
+    with ProcessPoolExecutor(1, START, _begin, (str(log),)) as process:
         try:
             process.submit(job.train).result()
         except BrokenProcessPool:
             raise ChildProcessError("its process was killed, as happens where memory runs out") from None
 
 
-def _write_to_log(file: str) -> None:
-    """Have all that this process prints appended to a file."""
-    log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+def _begin(log: str) -> None:
+    """Have all that this process prints appended to a file, and the process end when the one that waits for it does."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-        os.dup2(log, stream.fileno())
+        os.dup2(file, stream.fileno())
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(other: multiprocessing.process.BaseProcess | None) -> None:
+    """Wait until another process has ended, then end this one: a run that is begun again must not be running still."""
+    if other is not None:
+        other.join()
+        os._exit(1)
 
 
 class TimeLeft:

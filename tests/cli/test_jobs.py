@@ -2,17 +2,20 @@
 
 import json
 import multiprocessing
+import signal
+import sys
 import time
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from threading import Event
-from types import SimpleNamespace
 
 import pytest
 
 from famus_hf.cli import jobs as module
 from famus_hf.cli.jobs import Job, TimeLeft, train_missing
 from famus_hf.errors import SettingsError
-from tests.helpers.jobs import killed, well
+from tests.helpers.jobs import killed, kills_what_started_it, well
 
 
 def job_of(folder, name, seed=0, **changes):
@@ -43,12 +46,31 @@ def test_a_run_of_another_command_counts_as_none(tmp_path):
 
 
 def test_a_run_whose_process_is_killed_does_not_end_the_others(tmp_path, monkeypatch):
-    fork = SimpleNamespace(get_context=lambda kind: multiprocessing.get_context("fork"))  # which takes no time
-    monkeypatch.setattr(module, "multiprocessing", fork)
+    monkeypatch.setattr(module, "START", multiprocessing.get_context("fork"))  # which takes no time
     jobs = [job_of(tmp_path, "a", trains=killed), job_of(tmp_path, "b", trains=well)]
     failed = train_missing(jobs, 1, tmp_path / "console.log")
     assert failed == {jobs[0]: "ChildProcessError: its process was killed, as happens where memory runs out"}
     assert [job.results() is None for job in jobs] == [True, False]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which processes there are")
+def test_a_run_ends_when_what_started_it_is_killed(tmp_path, monkeypatch):
+    fork, pids = multiprocessing.get_context("fork"), tmp_path / "pids"
+    monkeypatch.setattr(module, "START", fork)
+    job = job_of(tmp_path, "a", trains=partial(kills_what_started_it, pids))
+    comparison = fork.Process(target=train_missing, args=([job], 1, tmp_path / "console.log"))
+    comparison.start()
+    comparison.join(20)
+    assert comparison.exitcode == -signal.SIGKILL
+    run, deadline = int(pids.read_text()), time.monotonic() + 20
+    while Path(f"/proc/{run}").exists() and state_of(run) != "Z":
+        assert time.monotonic() < deadline, "it trains on, beside the run that is begun again"
+        time.sleep(0.01)
+
+
+def state_of(pid):
+    """R, S or Z: one that has ended is Z until somebody asks for its end."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
 
 
 def test_what_is_not_needed_any_more_is_not_trained(tmp_path, in_this_process):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
@@ -25,6 +26,13 @@ class InThisProcess(ThreadPoolExecutor):
 def killed(flags):
     """What a run does whose process the system kills."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kills_what_started_it(pids, flags):
+    """What a run does whose comparison the system kills; its own number is left in a file."""
+    pids.write_text(str(os.getpid()))
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
 
 
 def well(flags):
