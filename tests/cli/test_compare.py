@@ -102,6 +102,35 @@ def test_the_methods_of_a_recipe_go_with_its_settings(recipe):
         assert getattr(args, setting) == getattr(of_recipe, setting)
 
 
+STARTED = {  # a recipe of each table → what else a hundred digits ask for
+    "table1-mwnet-cifar10": ["--num_meta", "20"],
+    "table2-mlc-cifar10": ["--num_meta", "20", "--plain_warmup_epochs", "1"],
+    "table5-cifar10-sym40": ["--plain_warmup_epochs", "1"],
+    "table8-cifar10-ce": ["--num_meta", "20", "--imbalance_factor", "2"],
+}
+SLOW = {
+    "table1-l2r-cifar10": ["--num_meta", "20"],
+    "table6-webvision": ["--plain_warmup_epochs", "1"],
+    "table7-cnwl-40": ["--plain_warmup_epochs", "1", "--dataset_config_name", ""],
+    "table8-cifar10-ldam": ["--num_meta", "20", "--imbalance_factor", "2"],
+}
+
+
+@pytest.mark.parametrize(
+    "recipe, own", [*STARTED.items(), *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW.items())]
+)
+def test_a_recipe_trains_all_rows_of_its_table(recipe, own, tmp_path, in_this_process):
+    compare.main([
+        "--recipe", recipe, "--seeds", "0", "--output_dir", str(tmp_path), "--dataset_name", "digits", "--backbone",
+        "tiny", "--image_size", "8", "--use_cpu", "--max_train_samples", "160", "--max_eval_samples", "20",
+        "--per_device_train_batch_size", "40", "--max_steps", "-1", "--num_train_epochs", "2", "--lr_milestones", "1",
+        "--label_report", "false", *own,
+    ])  # fmt: skip
+    lines = list(csv.DictReader((tmp_path / "comparison.csv").open(encoding="utf-8")))
+    assert {line["method"] for line in lines} == set(methods_of_recipe(recipe))
+    assert all(float(line["train_seconds"]) > 0 and float(line["eval_accuracy"]) <= 1 for line in lines)
+
+
 def test_a_method_takes_the_place_of_a_recipes():
     recipe = ["--recipe", "table5-cifar10-sym40"]
     model_args, data_args, args = parse_arguments([*recipe, "--method", "plain"])
