@@ -27,7 +27,7 @@ from famus_hf.reporting.label_report import read_report
 from famus_hf.review.journal import Journal
 from famus_hf.review.page import Examples, Review, static_page
 from famus_hf.review.server import ReviewServer
-from famus_hf.review.suspects import check_report, suspects_of
+from famus_hf.review.suspects import check_report, count_suspects, suspects_of
 from famus_hf.storage.atomic import atomic_write
 from famus_hf.storage.run_folder import DECISIONS, REPORT_FILE, RESULTS
 from famus_hf.storage.untrusted import read_json
@@ -87,7 +87,8 @@ def review_of(options: argparse.Namespace) -> Review:
     suspects = suspects_of(report, options.most, options.random, options.seed)
     title = f"{options.run.resolve().name}: are these labels right?"
     names = occurring_names(splits["train"])
-    return Review(title, names, suspects, Examples(splits), fingerprint_of_splits(splits))
+    left_out = max(0, count_suspects(report) - options.most)
+    return Review(title, names, suspects, Examples(splits), fingerprint_of_splits(splits), left_out)
 
 
 def write_static(review: Review, journal: Journal, path: Path) -> None:
@@ -96,6 +97,12 @@ def write_static(review: Review, journal: Journal, path: Path) -> None:
     with atomic_write(path) as beside:
         beside.write_text(page, encoding="utf-8")
     print(f"{path} ({len(page) / 1e6:.1f} MB): open it in a browser, which keeps the decisions until you download them")
+    say_what_is_left_out(review)
+
+
+def say_what_is_left_out(review: Review) -> None:
+    if review.note:
+        print(review.note, flush=True)
 
 
 def serve(review: Review, journal: Journal, options: argparse.Namespace) -> None:
@@ -103,6 +110,7 @@ def serve(review: Review, journal: Journal, options: argparse.Namespace) -> None
     with ReviewServer(review, journal, options.host, options.port) as server:
         done = len(journal.read())
         print(f"{len(review.suspects)} labels to review, {done} decided: {server.address}", flush=True)
+        say_what_is_left_out(review)
         print(f"decisions are saved in {journal.path} as they are made; Ctrl-C ends this", flush=True)
         if not options.no_browser:
             webbrowser.open(server.address)

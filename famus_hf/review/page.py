@@ -58,6 +58,7 @@ class Review:
         suspects: In the order in which they are shown.
         examples: What is seen of them.
         data: Fingerprint of the data set.
+        left_out: How many further suspects, less probably wrong, are not shown.
     """
 
     title: str
@@ -65,6 +66,12 @@ class Review:
     suspects: Sequence[Suspect]
     examples: Examples
     data: str
+    left_out: int = 0
+
+    @property
+    def note(self) -> str:
+        """What to know of suspects that are not shown; empty where there are none."""
+        return f"{self.left_out} more suspects are not shown: --most says how many are" if self.left_out else ""
 
 
 def served_page(review: Review, decisions: Decisions, file: str, token: str) -> str:
@@ -108,6 +115,7 @@ def _page(review: Review, decisions: Decisions, media: Sequence[str | None], ser
     return rendered(
         FILES / "page_template.html",
         title=review.title,
+        note=review.note,
         policy=content_policy(),
         script=Markup(script),
         style=Markup(style),

@@ -70,6 +70,11 @@ def suspects_of(report: Dataset, most: int, at_random: int = 0, seed: int = 0) -
     return suspect + [Suspect(**{**vars(others[place]), "drawn": True}) for place in drawn]
 
 
+def count_suspects(report: Dataset) -> int:
+    """Return how many labels of a report are suspect."""
+    return sum(map(_is_suspect, examples_in(report)))
+
+
 def _is_suspect(row: Suspect) -> bool:
     chance = row.clean_probability
     return row.suggested_label not in ("", row.label) if chance is None else chance < 0.5

@@ -10,8 +10,10 @@ from scipy.io import wavfile
 from famus_hf.cli import main as command
 from famus_hf.data.labels.decisions import Decisions, write_decisions
 from famus_hf.data.load import load_splits
+from famus_hf.reporting.label_report import read_report
 from famus_hf.review.page import Examples, Review, static_page
-from famus_hf.review.suspects import Suspect
+from famus_hf.review.suspects import Suspect, examples_in
+from famus_hf.storage.run_folder import REPORT_FILE
 from tests.helpers.datasets import write_texts
 from tests.helpers.reviews import decisions_of, photos_and_run
 
@@ -44,6 +46,15 @@ def test_the_static_page_holds_examples_and_earlier_decisions_and_no_name_is_mar
     assert all(own["media"].startswith("data:image/png;base64,") for own in content["examples"])
     assert [own["drawn"] for own in content["examples"]][-2:] == [True, True]
     assert "default-src &#39;none&#39;; script-src &#39;sha256-" in text
+
+
+def test_a_page_and_the_console_say_how_many_suspects_are_left_out(case, tmp_path, capsys):
+    run, page = case[1], tmp_path / "page.html"
+    every = sum(own.clean_probability < 0.5 for own in examples_in(read_report(run / REPORT_FILE)))
+    for most, note in (("1", f"{every - 1} more suspects are not shown: --most says how many are"), ("100", None)):
+        command.main(["review", str(run), "--static", str(page), "--most", most])
+        for text in (page.read_text(), capsys.readouterr().out):
+            assert ("more suspects" in text) == (note is not None) and (note or "") in text
 
 
 @pytest.mark.parametrize("kind", ["text", "audio"])
