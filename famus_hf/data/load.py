@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 
+from famus_hf.data.labels.decisions import Decisions
 from famus_hf.data.labels.meta_set import check_no_overlap, class_balanced_holdout
 from famus_hf.data.labels.noise import check_noise
 from famus_hf.data.labels.noise_file import NoiseFile, read_noise_file
@@ -165,19 +166,46 @@ def load_noisy_dataset(
     if decisions is not None:
         trust_reviewed(division, decisions, train)
     train = _with_labels(train, division)
-    splits = {"train": train.select(division.train)}
-    if has_own_meta:
-        splits["meta"] = _own_meta_set(source["meta"], num_meta, len(train), seed, whole=has_trusted)
-        splits["train"] = splits["train"].select(rows_without_copies(splits["train"], splits["meta"]))
-    elif len(division.meta):
-        splits["meta"] = train.select(division.meta)
-        check_no_overlap(splits["train"]["index"][:], splits["meta"]["index"][:])
+    own_meta = source["meta"] if has_own_meta else None
+    splits = _train_and_meta(train, division, own_meta, num_meta, seed, whole=has_trusted)
+    return DatasetDict({**splits, **_evaluation_splits(source, known_clean, decisions, max_eval_samples)})
+
+
+def _train_and_meta(
+    train: Dataset, division: LabelSplit, own_meta: Dataset | None, num_meta: int | None, seed: int, *, whole: bool
+) -> dict[str, Dataset]:
+    """Return what is trained on, and the clean meta set where there is one.
+
+    Args:
+        train: The training split, with the labels that it has from here on.
+        division: Its rows.
+        own_meta: A meta set that is no part of it, whose copies in it are left out.
+        num_meta: Size of that.
+        seed: Of the draw where it has more examples.
+        whole: Whether all of them are taken where `num_meta` is None.
+    """
+    chosen = train.select(division.train)
+    if own_meta is not None:
+        meta = _own_meta_set(own_meta, num_meta, len(train), seed, whole=whole)
+        return {"train": chosen.select(rows_without_copies(chosen, meta)), "meta": meta}
+    if not len(division.meta):
+        return {"train": chosen}
+    meta = train.select(division.meta)
+    check_no_overlap(chosen["index"][:], meta["index"][:])
+    return {"train": chosen, "meta": meta}
+
+
+def _evaluation_splits(
+    source: DatasetDict, known_clean: bool, decisions: Decisions | None, most: int | None
+) -> dict[str, Dataset]:
+    """Return the splits to test on, so many examples at most, with the labels of a reviewer where somebody looked."""
+    splits = {}
     for split in [split for split in source if split not in ("train", "meta")]:
         dataset = _evaluation_split(_with_index(source[split]), known_clean)
         if decisions is not None and "clean_label" not in dataset.features:
             dataset = _with_column(dataset, "label", reviewed_labels(dataset, decisions.of_split(split)).tolist())
-        splits[split] = dataset.select(_subset_rows(len(dataset), max_eval_samples, "max_eval_samples"))
-    return DatasetDict(splits)
+        splits[split] = dataset.select(_subset_rows(len(dataset), most, "max_eval_samples"))
+    return splits
 
 
 def load_splits(with_test: bool = True, **source: str | None) -> DatasetDict:
