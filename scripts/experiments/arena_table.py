@@ -4,7 +4,7 @@
     python scripts/experiments/arena_table.py --results_dir model_cards/arena --show    # print it, and train nothing
 
 Each cell is one `famus-hf compare`, which goes on where it stopped; --methods and --cells train fewer. A file
-`<cell>.csv` of each cell goes to --results_dir. Other flags go to every run.
+`<cell>.csv` of each cell and a picture go to --results_dir. Other flags go to every run.
 """
 
 import argparse
@@ -22,6 +22,8 @@ from famus_hf.cli.methods import METHODS
 from famus_hf.cli.program import started_as
 from famus_hf.errors import SettingsError
 from famus_hf.reporting.comparison import Comparison, Row, holm
+from famus_hf.reporting.figures.comparison import Point, draw_accuracy_by_time
+from famus_hf.reporting.figures.style import save
 from famus_hf.reporting.tables import format_mean
 
 CELLS = {  # cell → what its labels and classes are
@@ -59,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = {cell: read(path) for cell in CELLS if (path := options.results_dir / f"{cell}.csv").is_file()}
         if not found:
             raise SettingsError(f"{str(options.results_dir)!r} has no figures of a cell: train without --show")
-        print(format_arena(found))
+        arena = Arena(found)
+        print(arena.as_markdown())
+        if arena.means and not options.show:
+            save(draw_accuracy_by_time(arena.points()), options.results_dir / "accuracy_by_time.png")
 
 
 def read(path: Path) -> Comparison:
@@ -72,45 +77,63 @@ def read(path: Path) -> Comparison:
     )
 
 
-def format_arena(found: dict[str, Comparison]) -> str:
-    """Return methods × cells; the method with the highest mean over the cells with wrong labels is first.
+class Arena:
+    """Methods × cells; the method with the highest mean over the cells with wrong labels is first.
 
-    Bold is the highest of a cell. p is of paired t tests, by Holm's procedure, of whether that mean differs from the
-    first one's; pairs are of the same cell and seed.
+    Args:
+        found: Cell → its comparison.
     """
-    rows = {cell: {row.method: row for row in comparison.rows} for cell, comparison in found.items()}
-    mixed = [cell for cell in rows if not cell.startswith("long-tail")]
-    means = {
-        name: statistics.fmean(rows[cell][name].last for cell in mixed)
-        for name in METHODS
-        if mixed and all(name in rows[cell] for cell in mixed)
-    }
-    others = {name for by_name in rows.values() for name in by_name} - set(means)
-    names = [*sorted(means, key=lambda name: -means[name]), *sorted(others)]
-    p_values = holm(
-        {
-            name: p
-            for name in names[1:]
-            if name in means and (p := p_of(names[0], name, [rows[c] for c in mixed])) is not None
+
+    def __init__(self, found: Mapping[str, Comparison]):
+        self.rows = {cell: {row.method: row for row in comparison.rows} for cell, comparison in found.items()}
+        self.highest = {cell: comparison.rows[0].method for cell, comparison in found.items()}
+        self.mixed = [by_name for cell, by_name in self.rows.items() if not cell.startswith("long-tail")]
+        names = dict.fromkeys(name for by_name in self.rows.values() for name in by_name)
+        self.means = {
+            name: statistics.fmean(by_name[name].last for by_name in self.mixed)
+            for name in names
+            if self.mixed and all(name in by_name for by_name in self.mixed)
         }
-    )
-    head = ["last, %", *found, "mean of wrong labels", "p", "seconds, plain = 1", "AP, %", "seeds"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for name in names:
-        own = {cell: by_name[name] for cell, by_name in rows.items() if name in by_name}
-        ratios = [own[cell].seconds / rows[cell]["plain"].seconds for cell in own if "plain" in rows[cell]]
+        self.names = sorted(names, key=lambda name: -self.means.get(name, 0.0))
+
+    def p_values(self) -> dict[str, float]:
+        """Return method → p of a paired t test against the first one's mean, over cells and seeds (Holm)."""
+        first, *others = [name for name in self.names if name in self.means]
+        found = {name: p_of(first, name, self.mixed) for name in others}
+        return holm({name: p for name, p in found.items() if p is not None})
+
+    def as_markdown(self) -> str:
+        """Return the table. Bold is the highest of a cell."""
+        head = ["last, %", *self.rows, "mean of wrong labels", "p", "seconds, plain = 1", "AP, %", "seeds"]
+        p_values = self.p_values() if len(self.means) > 1 else {}
+        lines = [head, ["---"] * len(head), *(self._cells(name, p_values.get(name)) for name in self.names)]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+    def _cells(self, name: str, p: float | None) -> list[str]:
+        own = {cell: by_name[name] for cell, by_name in self.rows.items() if name in by_name}
+        plain = {cell: by_name["plain"].seconds for cell, by_name in self.rows.items() if "plain" in by_name}
         precisions = [100 * value for row in own.values() for value in row.values("wrong_label_average_precision")]
-        cells = [
+        return [
             next(iter(own.values())).title,
-            *(last_of(own.get(cell), comparison.rows[0].method) for cell, comparison in found.items()),
-            f"{100 * means[name]:.1f}" if name in means else "–",
-            f"{p_values[name]:.3f}" if name in p_values else "–",
-            f"{statistics.fmean(ratios):.1f}" if ratios else "–",
-            f"{statistics.fmean(precisions):.1f}" if precisions else "–",
+            *(last_of(own.get(cell), self.highest[cell]) for cell in self.rows),
+            mean_of([100 * self.means[name]] if name in self.means else []),
+            "–" if p is None else f"{p:.3f}",
+            mean_of([row.seconds / plain[cell] for cell, row in own.items() if cell in plain]),
+            mean_of(precisions),
             "–".join(map(str, sorted({len(row.runs) for row in own.values()}))),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+
+    def points(self) -> list[Point]:
+        """Return title, mean seconds and mean accuracy over the cells with wrong labels."""
+        return [
+            (self.mixed[0][name].title, statistics.fmean(rows[name].seconds for rows in self.mixed), self.means[name])
+            for name in self.names
+            if name in self.means
+        ]
+
+
+def mean_of(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.1f}" if values else "–"
 
 
 def p_of(first: str, other: str, rows: Sequence[Mapping[str, Row]]) -> float | None:

@@ -18,7 +18,7 @@ from famus_hf.cli.run_setup import method_name
 from famus_hf.data.labels.noise_file import read_noise_file, write_noise_file
 from famus_hf.errors import SettingsError
 from famus_hf.reporting.comparison import Comparison, holm
-from famus_hf.reporting.figures.comparison import pareto_front
+from famus_hf.reporting.figures.comparison import draw_accuracy_by_time, pareto_front
 from tests.helpers.jobs import InThisProcess
 
 SMALL = [
@@ -314,3 +314,16 @@ def test_holm():
 def test_the_front_holds_what_nothing_beats_in_both():
     points = [("slow", 9.0, 0.95), ("bad", 5.0, 0.7), ("quick", 1.0, 0.8), ("same", 1.0, 0.79), ("middle", 4.0, 0.9)]
     assert [name for name, *_ in pareto_front(points)] == ["quick", "middle", "slow"]
+
+
+def test_more_methods_than_markers_are_numbers_and_one_far_below_stands_at_the_edge():
+    points = [(f"method {n}", 10.0 + n, 0.9 - n / 100) for n in range(1, 14)] + [("broken", 10.0, 0.1)]
+    figure = draw_accuracy_by_time(points)
+    axes = figure.axes[0]
+    shown = {text.get_text(): (*text.get_position(), text.get_fontweight()) for text in axes.texts}
+    assert list(shown) == [str(number) for number in range(1, 15)]
+    assert shown["1"] == (11.0, pytest.approx(89), "bold") and shown["2"] == (12.0, pytest.approx(88), "normal")
+    assert shown["14"][:2] == (10.0, pytest.approx(77)), "as low as the lowest of the others"
+    assert figure.legends[0].get_texts()[13].get_text() == "14  broken"
+    few = draw_accuracy_by_time(points[:3])
+    assert not few.axes[0].texts and len(few.legends[0].get_texts()) == 3

@@ -1,5 +1,6 @@
 """Accuracy of several methods against the time that they take."""
 
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = "osD^v<>PX*hp"
+FARTHEST = 10.0  # per cent at least, below the middle one; methods that end lower stand at the lower edge
+KEYS_BESIDE = 3  # columns of numbers and names
 Point = tuple[str, float, float]  # a method, its seconds and its accuracy
 
 
@@ -22,18 +25,49 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 
 def draw_accuracy_by_time(points: Sequence[Point]) -> "Figure":
-    """Draw a point for each method, and the front of those that no other one beats in both."""
+    """Draw a point for each method, and the front of those that no other one beats in both.
+
+    More methods than there are markers are numbers, in bold those of the front; those that end far below all others
+    stand at the lower edge, which would else be far away from them.
+    """
     figure, axes = new_plot("training time, s", "accuracy at the end, %")
-    front = pareto_front(points)
+    floor = _floor([100 * accuracy for *_, accuracy in points])
+    shown = [(name, seconds, max(floor, 100 * accuracy)) for name, seconds, accuracy in points]
+    front = pareto_front(shown)
     axes.plot(
-        [seconds for _, seconds, _ in front], [100 * accuracy for *_, accuracy in front], color="#AAAAAA",
+        [seconds for _, seconds, _ in front], [accuracy for *_, accuracy in front], color="#AAAAAA",
         linewidth=1, drawstyle="steps-post", zorder=1,
     )  # fmt: skip
-    marks = [
-        axes.scatter(
-            seconds, 100 * accuracy, color=COLOURS[place % len(COLOURS)], marker=MARKERS[place % len(MARKERS)], s=36
-        )
-        for place, (_, seconds, accuracy) in enumerate(points)
-    ]
-    legend_below(figure, marks, [name for name, *_ in points])
+    names = [name for name, *_ in shown]
+    if len(shown) <= len(MARKERS):
+        marks = [
+            axes.scatter(seconds, accuracy, color=COLOURS[place % len(COLOURS)], marker=MARKERS[place], s=36)
+            for place, (_, seconds, accuracy) in enumerate(shown)
+        ]
+        legend_below(figure, marks, names)
+        return figure
+    axes.scatter([seconds for _, seconds, _ in shown], [accuracy for *_, accuracy in shown], s=0)  # sets the limits
+    axes.set_xscale("log")
+    for of_ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        of_ticks("{x:g}")
+    for number, point in enumerate(shown, start=1):
+        is_front = point in front
+        axes.text(
+            point[1], point[2], str(number), ha="center", va="center", fontsize=8, clip_on=False,
+            color="black" if is_front else "#666666", fontweight="bold" if is_front else "normal",
+        )  # fmt: skip
+    (nothing,) = axes.plot([], [], linestyle="none")
+    labels = [f"{number}  {name}" for number, name in enumerate(names, start=1)]
+    figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(labels) // KEYS_BESIDE))
+    figure.legend(
+        [nothing] * len(labels), labels, loc="outside lower center", ncols=KEYS_BESIDE, frameon=False, fontsize=8,
+        handlelength=0, handletextpad=0,
+    )  # fmt: skip
     return figure
+
+
+def _floor(values: Sequence[float]) -> float:
+    """Return the lowest value that is not further below the middle one than thrice the highest is above it."""
+    middle, lowest = statistics.median(values), min(values)
+    least = middle - max(3 * (max(values) - middle), FARTHEST)
+    return min((value for value in values if value >= least), default=lowest)
