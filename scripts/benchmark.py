@@ -60,6 +60,7 @@ from famus_hf import (
     LearnedSampler,
     PosteriorTargets,
 )
+from famus_hf.cli.freed_memory import keep_freed_memory
 from famus_hf.cli.program import fail
 from famus_hf.core.meta_learners.label_noise import LabelNoise
 from famus_hf.models.wide_resnet import WideResNetConfig, WideResNetForImageClassification
@@ -195,6 +196,7 @@ def main() -> None:
     parser.add_argument("--input_pipeline", action="store_true", help="measure how fast batches come instead")
     parser.add_argument("--workers", type=int, default=0, help="processes that load data, with --input_pipeline")
     options = parser.parse_args()
+    keep_freed_memory()
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     print(f"WideResNet-{options.depth}-{options.width}, {options.norm} norm, batch {options.batch}, {device}, "

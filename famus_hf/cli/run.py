@@ -29,6 +29,7 @@ from famus_hf import (
     TwoNetworkTrainer,
 )
 from famus_hf.cli.arguments import DataArguments, ModelArguments, parse_arguments, short_name
+from famus_hf.cli.freed_memory import keep_freed_memory
 from famus_hf.cli.measurements import StepTimer, peak_memory_mb, start_measuring_memory
 from famus_hf.cli.program import fail, started_as
 from famus_hf.cli.results import (
@@ -353,6 +354,7 @@ def set_up(argv: list[str], chosen: Callable[[Any], Any] | None = None) -> tuple
     Raises:
         ValueError: One sentence on what is wrong with the flags, the data or the network; also OSError.
     """
+    keep_freed_memory()
     try:
         model_args, data_args, args = parse_arguments(argv)
         if args.log_level not in VERBOSE:
