@@ -27,7 +27,7 @@ from famus_hf.reporting.label_report import read_report
 from famus_hf.review.journal import Journal
 from famus_hf.review.page import Examples, Review, static_page
 from famus_hf.review.server import ReviewServer
-from famus_hf.review.suspects import check_report, count_suspects, suspects_of
+from famus_hf.review.suspects import check_report, suspects_and_left_out
 from famus_hf.storage.atomic import atomic_write
 from famus_hf.storage.run_folder import DECISIONS, REPORT_FILE, RESULTS
 from famus_hf.storage.untrusted import read_json
@@ -84,10 +84,9 @@ def review_of(options: argparse.Namespace) -> Review:
         raise SettingsError(f"{str(options.run)!r} has no {REPORT_FILE}: give the output folder of a run that left one")
     report, splits = read_report(options.run / REPORT_FILE), load_splits(**source_of_run(options))
     check_report(report, splits)
-    suspects = suspects_of(report, options.most, options.random, options.seed)
+    suspects, left_out = suspects_and_left_out(report, options.most, options.random, options.seed)
     title = f"{options.run.resolve().name}: are these labels right?"
     names = occurring_names(splits["train"])
-    left_out = max(0, count_suspects(report) - options.most)
     return Review(title, names, suspects, Examples(splits), fingerprint_of_splits(splits), left_out)
 
 

@@ -82,6 +82,13 @@ class Comparison:
         rows = [Row(name, found) for name, found in by_method.items()]
         return cls(sorted(rows, key=lambda row: -row.last))
 
+    @classmethod
+    def read(cls, table: Path) -> "Comparison":
+        """Return the comparison that a CSV file of `write` is of; its figures are strings."""
+        with table.open(newline="", encoding="utf-8") as file:
+            lines = [{name: value or None for name, value in line.items()} for line in csv.DictReader(file)]
+        return cls.of((str(line["method"]), {**line, "method": line["title"]}) for line in lines)
+
     # ---- Which one ends highest ----
 
     def p_values(self) -> dict[str, float]:
@@ -89,7 +96,8 @@ class Comparison:
 
         Pairs are of the same seed, that is of the same labels. A method is left out where fewer than two pairs differ.
         """
-        found = {row.method: p for row in self.rows[1:] if (p := _p_of_pairs(self.rows[0], row)) is not None}
+        first = self.rows[0]
+        found = {row.method: p for row in self.rows[1:] if (p := p_of_pairs(pairs_of(first, row))) is not None}
         return holm(found)
 
     def mean_ranks(self) -> dict[str, float]:
@@ -133,11 +141,11 @@ class Comparison:
                 format_mean(100 * value for value in row.values("eval_accuracy")),
                 format_mean(100 * value for value in row.values("best_eval_accuracy")),
                 f"{row.seconds:.0f}",
-                _shown([] if plain is None else [row.seconds / plain], "{:.2f}"),
-                _shown(row.values("peak_memory_mb"), "{:.0f}"),
-                _shown([100 * value for value in row.values("wrong_label_average_precision")], "{:.1f}"),
-                _shown([ranks[row.method]] if row.method in ranks else [], "{:.1f}"),
-                _shown([p_values[row.method]] if row.method in p_values else [], "{:.3f}"),
+                mean_as([] if plain is None else [row.seconds / plain], "{:.2f}"),
+                mean_as(row.values("peak_memory_mb"), "{:.0f}"),
+                mean_as([100 * value for value in row.values("wrong_label_average_precision")], "{:.1f}"),
+                mean_as([ranks[row.method]] if row.method in ranks else [], "{:.1f}"),
+                mean_as([p_values[row.method]] if row.method in p_values else [], "{:.3f}"),
                 str(len(row.runs)),
             ]
             for row in self.rows
@@ -193,13 +201,17 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def _p_of_pairs(first: Row, other: Row) -> float | None:
-    """Return the p of a paired t test over the seeds that both have; None where fewer than two differences differ."""
+def pairs_of(first: Row, other: Row) -> list[tuple[float, float]]:
+    """Return the accuracies at the end of both methods, of each seed that both have."""
     ours, theirs = first.by_seed(), other.by_seed()
-    seeds = sorted(set(ours) & set(theirs))
-    if len({ours[seed] - theirs[seed] for seed in seeds}) < 2:
+    return [(ours[seed], theirs[seed]) for seed in sorted(set(ours) & set(theirs))]
+
+
+def p_of_pairs(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Return the p of a paired t test; None where fewer than two differences differ."""
+    if len({ours - theirs for ours, theirs in pairs}) < 2:
         return None
-    p = float(ttest_rel([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]).pvalue)
+    p = float(ttest_rel(*zip(*pairs, strict=True)).pvalue)
     return p if math.isfinite(p) else None
 
 
@@ -208,5 +220,6 @@ def _place(value: float, values: Sequence[float]) -> float:
     return 1 + sum(other > value for other in values) + (values.count(value) - 1) / 2
 
 
-def _shown(values: list[float], form: str) -> str:
+def mean_as(values: Sequence[float], form: str) -> str:
+    """Return the mean in a form of `str.format`; a dash where there is nothing."""
     return form.format(statistics.fmean(values)) if values else "–"

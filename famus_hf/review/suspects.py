@@ -51,10 +51,15 @@ class Suspect:
 
 
 def suspects_of(report: Dataset, most: int, at_random: int = 0, seed: int = 0) -> list[Suspect]:
+    """Return what is reviewed, as `suspects_and_left_out` chooses it."""
+    return suspects_and_left_out(report, most, at_random, seed)[0]
+
+
+def suspects_and_left_out(report: Dataset, most: int, at_random: int, seed: int) -> tuple[list[Suspect], int]:
     """Return the examples whose labels are suspect, the most probably wrong first, and others drawn at random behind.
 
-    Suspect is a label that is more likely wrong than right; where the report could not tell that, each that is not the
-    suggested one.
+    Also how many further suspects there are. Suspect is a label that is more likely wrong than right; where the report
+    could not tell that, each that is not the suggested one.
 
     Args:
         report: Of a run, sorted.
@@ -63,16 +68,13 @@ def suspects_of(report: Dataset, most: int, at_random: int = 0, seed: int = 0) -
         seed: Of the draw.
     """
     rows = examples_in(report)
-    suspect = [row for row in rows if _is_suspect(row)][:most]
+    every = [row for row in rows if _is_suspect(row)]
+    suspect = every[:most]
     known = {row.key for row in suspect}
     others = [row for row in rows if row.key not in known]
     drawn = np.random.default_rng(seed).permutation(len(others))[:at_random]
-    return suspect + [Suspect(**{**vars(others[place]), "drawn": True}) for place in drawn]
-
-
-def count_suspects(report: Dataset) -> int:
-    """Return how many labels of a report are suspect."""
-    return sum(map(_is_suspect, examples_in(report)))
+    shown = suspect + [Suspect(**{**vars(others[place]), "drawn": True}) for place in drawn]
+    return shown, len(every) - len(suspect)
 
 
 def _is_suspect(row: Suspect) -> bool:

@@ -8,20 +8,17 @@ Each cell is one `famus-hf compare`, which goes on where it stopped; --methods a
 """
 
 import argparse
-import csv
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from scipy.stats import ttest_rel
 
 from famus_hf.cli import compare
 from famus_hf.cli.help_page import command_parser
 from famus_hf.cli.methods import METHODS
 from famus_hf.cli.program import started_as
 from famus_hf.errors import SettingsError
-from famus_hf.reporting.comparison import Comparison, Row, holm
+from famus_hf.reporting.comparison import Comparison, Row, holm, mean_as, p_of_pairs, pairs_of
 from famus_hf.reporting.figures.comparison import Point, draw_accuracy_by_time
 from famus_hf.reporting.figures.style import save
 from famus_hf.reporting.tables import format_mean
@@ -58,23 +55,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             ])  # fmt: skip
             options.results_dir.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / "comparison.csv", options.results_dir / f"{cell}.csv")
-        found = {cell: read(path) for cell in CELLS if (path := options.results_dir / f"{cell}.csv").is_file()}
+        found = {
+            cell: Comparison.read(path) for cell in CELLS if (path := options.results_dir / f"{cell}.csv").is_file()
+        }
         if not found:
             raise SettingsError(f"{str(options.results_dir)!r} has no figures of a cell: train without --show")
         arena = Arena(found)
         print(arena.as_markdown())
         if arena.means and not options.show:
             save(draw_accuracy_by_time(arena.points()), options.results_dir / "accuracy_by_time.png")
-
-
-def read(path: Path) -> Comparison:
-    """Return the comparison that a CSV file of `famus-hf compare` is of."""
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    return Comparison.of(
-        (line["method"], {**{name: value or None for name, value in line.items()}, "method": line["title"]})
-        for line in lines
-    )
 
 
 class Arena:
@@ -99,7 +88,8 @@ class Arena:
     def p_values(self) -> dict[str, float]:
         """Return method → p of a paired t test against the first one's mean, over cells and seeds (Holm)."""
         first, *others = [name for name in self.names if name in self.means]
-        found = {name: p_of(first, name, self.mixed) for name in others}
+        pairs = {name: [pair for own in self.mixed for pair in pairs_of(own[first], own[name])] for name in others}
+        found = {name: p_of_pairs(of_method) for name, of_method in pairs.items()}
         return holm({name: p for name, p in found.items() if p is not None})
 
     def as_markdown(self) -> str:
@@ -116,10 +106,10 @@ class Arena:
         return [
             next(iter(own.values())).title,
             *(last_of(own.get(cell), self.highest[cell]) for cell in self.rows),
-            mean_of([100 * self.means[name]] if name in self.means else []),
+            mean_as([100 * self.means[name]] if name in self.means else [], "{:.1f}"),
             "–" if p is None else f"{p:.3f}",
-            mean_of([row.seconds / plain[cell] for cell, row in own.items() if cell in plain]),
-            mean_of(precisions),
+            mean_as([row.seconds / plain[cell] for cell, row in own.items() if cell in plain], "{:.1f}"),
+            mean_as(precisions, "{:.1f}"),
             "–".join(map(str, sorted({len(row.runs) for row in own.values()}))),
         ]
 
@@ -130,22 +120,6 @@ class Arena:
             for name in self.names
             if name in self.means
         ]
-
-
-def mean_of(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.1f}" if values else "–"
-
-
-def p_of(first: str, other: str, rows: Sequence[Mapping[str, Row]]) -> float | None:
-    """Return the p of a paired t test over all cells' seeds; None where there are fewer than two pairs."""
-    pairs = [
-        (accuracy, theirs[seed])
-        for by_name in rows
-        for theirs in [by_name[other].by_seed()]
-        for seed, accuracy in by_name[first].by_seed().items()
-        if seed in theirs
-    ]
-    return float(ttest_rel(*zip(*pairs, strict=True)).pvalue) if len(pairs) > 1 else None
 
 
 def last_of(row: Row | None, highest: str) -> str:

@@ -321,9 +321,10 @@ def test_more_methods_than_markers_are_numbers_and_one_far_below_stands_at_the_e
     figure = draw_accuracy_by_time(points)
     axes = figure.axes[0]
     shown = {text.get_text(): (*text.get_position(), text.get_fontweight()) for text in axes.texts}
-    assert list(shown) == [str(number) for number in range(1, 15)]
+    assert list(shown) == [*(str(number) for number in range(1, 14)), "14↓"]
     assert shown["1"] == (11.0, pytest.approx(89), "bold") and shown["2"] == (12.0, pytest.approx(88), "normal")
-    assert shown["14"][:2] == (10.0, pytest.approx(77)), "as low as the lowest of the others"
+    assert shown["14↓"][:2] == (10.0, pytest.approx(77)), "as low as the lowest of the others"
     assert figure.legends[0].get_texts()[13].get_text() == "14  broken"
-    few = draw_accuracy_by_time(points[:3])
-    assert not few.axes[0].texts and len(few.legends[0].get_texts()) == 3
+    few = draw_accuracy_by_time([*points[:3], points[-1]])
+    assert not few.axes[0].texts and len(few.legends[0].get_texts()) == 4
+    assert few.axes[0].collections[-1].get_offsets().tolist() == [[10.0, pytest.approx(10)]], "where it is"

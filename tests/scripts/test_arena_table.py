@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 from experiments import arena_table
-from experiments.arena_table import Arena, read
+from experiments.arena_table import Arena
 from scipy.stats import ttest_rel
+
+from famus_hf.reporting.comparison import Comparison
 
 CARD = Path(arena_table.__file__).parents[2] / "model_cards" / "arena"
 
@@ -38,7 +40,7 @@ def test_means_ratios_and_paired_tests_are_of_cells_with_wrong_labels(tmp_path):
                 for seed, accuracy in enumerate(found):
                     seconds, precision = {"plain": (2, ""), "elr": (3, 0.5), "bbn": (8, "")}[method]
                     writer.writerow([method, method.upper(), seed, accuracy, accuracy, seconds, precision])
-    arena = Arena({cell: read(tmp_path / f"{cell}.csv") for cell in accuracies})
+    arena = Arena({cell: Comparison.read(tmp_path / f"{cell}.csv") for cell in accuracies})
     elr, plain, bbn = rows_of(arena.as_markdown()).values()
     p = ttest_rel([0.80, 0.81, 0.75, 0.76], [0.70, 0.72, 0.60, 0.65]).pvalue
     assert elr == ["ELR", "**80.5 ± 0.7**", "**75.5 ± 0.7**", "11.0 ± 1.4", "78.0", "–", "1.5", "50.0", "2"]
@@ -57,7 +59,7 @@ def test_it_trains_what_is_missing_and_leaves_files_and_a_picture(tmp_path, in_t
         "--output_dir", str(tmp_path / "runs"), "--results_dir", str(results),
     ])  # fmt: skip
     assert sorted(path.name for path in results.iterdir()) == ["accuracy_by_time.png", "pair-40.csv"]
-    assert {row.method for row in read(results / "pair-40.csv").rows} == {"plain", "gce"}
+    assert {row.method for row in Comparison.read(results / "pair-40.csv").rows} == {"plain", "gce"}
 
 
 def test_figures_that_are_not_there_are_named(tmp_path, capsys):

@@ -156,7 +156,9 @@ ONE_SEED = ["MW-Net, all layers (L_c)", "top 4, meta batch n/4", "top 4, finite 
         (["two-networks", "--rows", "DivideMix", "--seeds", "1", "2", "3"], "fashion-mnist-two-networks", []),
     ],
 )
-def test_commands_of_cards_print_their_figures_again(flags, card, one_seed, tmp_path, monkeypatch, capsys):
+def test_commands_of_cards_print_their_figures_again_and_train_nothing(
+    flags, card, one_seed, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(script, "train_missing", lambda jobs, *others: dict.fromkeys(jobs))
     folders = ["--output_dir", str(tmp_path / "none"), "--results_dir", str(SCRIPT.parents[1] / "model_cards" / card)]
     script.main(["--table", *flags, *folders])

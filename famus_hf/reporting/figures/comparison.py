@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from famus_hf.reporting.figures.style import COLOURS, legend_below, new_plot
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MARKERS = "osD^v<>PX*hp"
@@ -27,47 +28,61 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 def draw_accuracy_by_time(points: Sequence[Point]) -> "Figure":
     """Draw a point for each method, and the front of those that no other one beats in both.
 
-    More methods than there are markers are numbers, in bold those of the front; those that end far below all others
-    stand at the lower edge, which would else be far away from them.
+    More methods than there are markers are numbers, in bold those of the front. Of these, methods that end far below
+    all others stand at the lower edge with an arrow.
     """
     figure, axes = new_plot("training time, s", "accuracy at the end, %")
-    floor = _floor([100 * accuracy for *_, accuracy in points])
-    shown = [(name, seconds, max(floor, 100 * accuracy)) for name, seconds, accuracy in points]
+    shown = [(name, seconds, 100 * accuracy) for name, seconds, accuracy in points]
+    accuracies = [accuracy for *_, accuracy in shown]
+    has_markers = len(shown) <= len(MARKERS)
+    lowest = min(accuracies) if has_markers else _floor(accuracies)
     front = pareto_front(shown)
     axes.plot(
-        [seconds for _, seconds, _ in front], [accuracy for *_, accuracy in front], color="#AAAAAA",
+        [seconds for _, seconds, _ in front], [max(lowest, accuracy) for *_, accuracy in front], color="#AAAAAA",
         linewidth=1, drawstyle="steps-post", zorder=1,
     )  # fmt: skip
-    names = [name for name, *_ in shown]
-    if len(shown) <= len(MARKERS):
-        marks = [
-            axes.scatter(seconds, accuracy, color=COLOURS[place % len(COLOURS)], marker=MARKERS[place], s=36)
-            for place, (_, seconds, accuracy) in enumerate(shown)
-        ]
-        legend_below(figure, marks, names)
-        return figure
-    axes.scatter([seconds for _, seconds, _ in shown], [accuracy for *_, accuracy in shown], s=0)  # sets the limits
+    if has_markers:
+        _draw_markers(figure, axes, shown)
+    else:
+        _draw_numbers(figure, axes, shown, front, lowest)
+    return figure
+
+
+def _draw_markers(figure: "Figure", axes: "Axes", points: Sequence[Point]) -> None:
+    marks = [
+        axes.scatter(seconds, accuracy, color=COLOURS[place % len(COLOURS)], marker=MARKERS[place], s=36)
+        for place, (_, seconds, accuracy) in enumerate(points)
+    ]
+    legend_below(figure, marks, [name for name, *_ in points])
+
+
+def _draw_numbers(
+    figure: "Figure", axes: "Axes", points: Sequence[Point], front: Sequence[Point], lowest: float
+) -> None:
+    """Draw numbers, and below the panel whose they are; one that is lower than `lowest` stands there, with an arrow."""
+    axes.scatter([seconds for _, seconds, _ in points], [max(lowest, accuracy) for *_, accuracy in points], s=0)
     axes.set_xscale("log")
     for of_ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         of_ticks("{x:g}")
-    for number, point in enumerate(shown, start=1):
+    for number, point in enumerate(points, start=1):
+        _, seconds, accuracy = point
         is_front = point in front
         axes.text(
-            point[1], point[2], str(number), ha="center", va="center", fontsize=8, clip_on=False,
-            color="black" if is_front else "#666666", fontweight="bold" if is_front else "normal",
+            seconds, max(lowest, accuracy), f"{number}{'↓' if accuracy < lowest else ''}", ha="center", va="center",
+            fontsize=8, clip_on=False, color="black" if is_front else "#666666",
+            fontweight="bold" if is_front else "normal",
         )  # fmt: skip
     (nothing,) = axes.plot([], [], linestyle="none")
-    labels = [f"{number}  {name}" for number, name in enumerate(names, start=1)]
+    labels = [f"{number}  {name}" for number, (name, *_) in enumerate(points, start=1)]
     figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(labels) // KEYS_BESIDE))
     figure.legend(
         [nothing] * len(labels), labels, loc="outside lower center", ncols=KEYS_BESIDE, frameon=False, fontsize=8,
         handlelength=0, handletextpad=0,
     )  # fmt: skip
-    return figure
 
 
 def _floor(values: Sequence[float]) -> float:
     """Return the lowest value that is not further below the middle one than thrice the highest is above it."""
-    middle, lowest = statistics.median(values), min(values)
+    middle = statistics.median(values)
     least = middle - max(3 * (max(values) - middle), FARTHEST)
-    return min((value for value in values if value >= least), default=lowest)
+    return min(value for value in values if value >= least)
